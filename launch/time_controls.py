@@ -1,0 +1,47 @@
+"""What the order of the frames is worth to a trained model: the same test clips shuffled, and reversed in time.
+
+python launch/time_controls.py WORKDIR      # of the quickstart; writes WORKDIR/time_controls.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+import tubevit
+from tubevit.config import dataset_config
+from tubevit.data.augment import Augment
+from tubevit.data.moving_digits import DIRECTIONS
+from tubevit.training.evaluate import make_forward, predict_files
+from tubevit.training.experiment import open_eval
+from tubevit.zoo.checkpoint import parameters
+
+
+def main(workdir: str) -> None:
+    model = tubevit.load_model(workdir)
+    dataset = dataset_config(source="moving_digits", split="test", head="motion")
+    load = open_eval(model.config, "moving_digits", dataset)
+    forward, params, labels = make_forward(model, "motion"), parameters(model), load.source.labels
+    names = model.labels["motion"]
+    opposite = np.array([names.index(DIRECTIONS[(DIRECTIONS.index(name) + 4) % 8]) for name in names])
+
+    def predicted(order: str) -> np.ndarray:
+        ordered = dataclasses.replace(load, augment=Augment(frame_order=order))
+        return predict_files(forward, params, ordered, 50, threads=2).argmax(axis=1)
+
+    shuffled, backwards = predicted("shuffled"), predicted("reversed")
+    result = {
+        "clips": len(labels),
+        "shuffled_top1": float((shuffled == labels).mean()),
+        "reversed_to_opposite": float((backwards == opposite[labels]).mean()),
+    }
+    (pathlib.Path(workdir) / "time_controls.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

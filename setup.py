@@ -1,0 +1,43 @@
+"""Packaging. `pip install -e .` for development; extras: cuda, peers, dev."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "tubevit/__init__.py").read_text()).group(1)
+
+setup(
+    name="tubevit",
+    version=VERSION,
+    description="TubeViT in JAX: sparse video tubes for joint image and video learning",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The wheel carries the experiments inside the package; a checkout has them beside it.
+    packages=[*find_packages(include=["tubevit", "tubevit.*"]), "tubevit.experiments"],
+    package_dir={"tubevit.experiments": "experiments"},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.6",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "ml-collections>=1.1",
+        "grain>=0.2.18",
+        "clu>=0.0.12",
+        "tensorflow-datasets>=4.9.10",
+        "numpy>=2.0",
+        "av>=14",
+        "opencv-python-headless>=4.10",
+        "scikit-learn>=1.5",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "peers": ["torch"],
+        "dev": ["pytest>=8", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["tubevit=tubevit.cli:main"]},
+)

@@ -1,0 +1,64 @@
+"""Clips made at test time: frame i shows the number i as eight bars, black for 0 and white for 1."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+MILLISECOND = Fraction(1, 1000)
+
+
+def paint(index, height=48, width=64):
+    """(height, width, 3) uint8."""
+    bars = np.array([235 if index >> bit & 1 else 16 for bit in range(8)], np.uint8)
+    return np.broadcast_to(bars[np.arange(width) * 8 // width][:, None], (height, width, 3))
+
+
+def indices(clip):
+    """The numbers that the frames (T, H, W, 3) show."""
+    height, width = clip.shape[1:3]
+    middles = (np.arange(8) * 2 + 1) * width // 16
+    bits = clip[:, height // 4 : -(height // 4), middles].mean(axis=(1, 3)) > 128
+    return (bits << np.arange(8)).sum(axis=1).tolist()
+
+
+def write_clip(path, times, codec="libx264", pixels="yuv420p", size=(48, 64), unit=MILLISECOND, stream=None, **options):
+    """Encodes one frame for each presentation time, given in `unit`s.
+
+    Args:
+        stream: options of the encoder, e.g. {"g": "250"}.
+        options: of `av.open`, e.g. container_options={"live": "1"}.
+    """
+    with av.open(str(path), "w", **options) as container:
+        track = container.add_stream(codec, rate=25, options=stream or {})
+        track.height, track.width, track.pix_fmt = *size, pixels
+        track.codec_context.time_base = track.time_base = unit
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(paint(index, *size)), format="rgb24")
+            frame.pts, frame.time_base = time, unit
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return path
+
+
+def write_audio(path):
+    """A second of silence."""
+    with av.open(str(path), "w") as container:
+        track = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 8000, 0
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return path
+
+
+def set_rotation(path, quarters):
+    """Writes a display matrix into an mp4, as phones do: players turn the picture clockwise by quarters * 90 degrees."""
+    one, minus = 1 << 16, -(1 << 16)
+    a, b, c, d = {1: (0, one, minus, 0), 2: (minus, 0, 0, minus), 3: (0, minus, one, 0)}[quarters]
+    matrix = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    assert data[start : start + 4] == one.to_bytes(4, "big")  # the identity was there
+    data[start : start + 36] = matrix
+    path.write_bytes(data)

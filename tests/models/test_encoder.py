@@ -1,0 +1,178 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from tests.models.reference import assert_close, encode, read_parameters
+from tubevit.errors import UserError
+from tubevit.models.encoder import REMAT_POLICIES, Encoder, Mlp, attention, dropout
+
+DEPTH, WIDTH = 3, 12
+
+
+@pytest.fixture
+def encoder(randomised):
+    def build(**fields):
+        fields = dict(dropout=0.0, stochastic_depth=0.0, remat="none", scan=True, attention="einsum") | fields
+        return randomised(lambda: Encoder(WIDTH, DEPTH, 2, 20, dtype=jnp.float32, rngs=nnx.Rngs(0), **fields))
+
+    return build
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def value_and_gradients(module):
+    """With dropout: recomputation and the unrolled loop must draw the same masks."""
+
+    def loss(module, tokens):
+        return (module(tokens, jax.random.key(1)) * normal(*tokens.shape, seed=9)).sum()
+
+    # The lowest level halves the time to compile.
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options={"xla_backend_optimization_level": 0})
+    return jax.tree.leaves(run(module, normal(3, 7, WIDTH)))
+
+
+def test_scan_and_every_remat_policy_change_neither_value_nor_gradients(encoder):
+    fields = dict(dropout=0.3, stochastic_depth=0.3)
+    expected = value_and_gradients(encoder(**fields))
+    variants = [dict(scan=False), *(dict(remat=name) for name in REMAT_POLICIES)]
+    for variant in variants:
+        for a, b in zip(value_and_gradients(encoder(**fields, **variant)), expected, strict=True):
+            assert_close(a, b, 2e-6)
+
+
+def test_remat_policies_go_from_least_memory_to_most(encoder):
+    """The leaves of a vjp function are what the forward pass keeps for the backward pass."""
+
+    def kept(remat):
+        module = encoder(remat=remat)
+        saved = jax.eval_shape(lambda module, x: jax.vjp(lambda m, x: m(x), module, x)[1], module, normal(2, 9, WIDTH))
+        return sum(leaf.size for leaf in jax.tree.leaves(saved))
+
+    sizes = [kept(name) for name in (*REMAT_POLICIES, "none")]
+    assert sizes == sorted(set(sizes)), sizes
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])  # a variance of 1e-6 shows the epsilon of the first normalisation
+def test_equals_the_reference(encoder, scale):
+    module, tokens = encoder(), scale * normal(2, 7, WIDTH)
+    params = {f"encoder/{name}": value for name, value in read_parameters(module).items()}
+    assert_close(module(tokens), encode(params, np.asarray(tokens, np.float64)), 5e-6)
+
+
+def transparent(module):
+    """Makes each branch of layer l add 1 to a channel of its own, 2 l and 2 l + 1, so that masks can be read off."""
+    attend, mlp = module.blocks.attention.out, module.blocks.mlp.down
+    for layer, branch in ((attend, 0), (mlp, 1)):
+        layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+        layer.bias[...] = jnp.eye(2 * DEPTH, WIDTH)[branch::2]
+    module.norm = lambda x: x
+    return module
+
+
+def test_stochastic_depth_rises_from_0_to_its_rate(encoder):
+    module, rate, samples = transparent(encoder(stochastic_depth=0.6)), 0.6, 4000
+    tokens = jnp.zeros((samples, 2, WIDTH))
+    run = jax.jit(lambda key: module(tokens, key))
+    out = np.asarray(run(jax.random.key(0)))
+    np.testing.assert_array_equal(out[:, 0], out[:, 1])  # whole samples, not tokens
+    masks = out[:, 0, : 2 * DEPTH] > 0
+    keep = 1 - np.repeat(np.linspace(0, rate, DEPTH), 2)
+    np.testing.assert_allclose(out[:, 0, : 2 * DEPTH], masks / keep, rtol=1e-6, atol=0)  # the mean is preserved
+    assert masks[:, :2].all()
+    assert np.abs(masks.mean(axis=0) - keep).max() < 4 * 0.5 / samples**0.5
+    together = np.corrcoef(masks[:, 2:].T) - np.eye(2 * DEPTH - 2)
+    assert np.abs(together).max() < 4 / samples**0.5  # each layer and branch draws its own
+    np.testing.assert_array_equal(out, run(jax.random.key(0)))
+    assert (out != run(jax.random.key(1))).any()
+    np.testing.assert_array_equal(module(tokens)[..., : 2 * DEPTH], 1)  # off without a key
+
+
+def test_dropout_differs_by_layer_and_place_and_is_off_without_a_key(encoder):
+    module, rate, samples = transparent(encoder(dropout=0.25)), 0.25, 1000
+    tokens = jnp.zeros((samples, 2, WIDTH)).at[..., -1].set(1)
+    out = np.asarray(jax.jit(lambda key: module(tokens, key))(jax.random.key(0)))
+    # After attention, after the MLP, and in the last channel that of the tokens themselves.
+    out = out[..., [*range(2 * DEPTH), WIDTH - 1]].reshape(samples, -1)
+    masks = out > 0
+    np.testing.assert_allclose(out, masks / np.float32(1 - rate), rtol=1e-6, atol=0)
+    assert np.abs(masks.mean(axis=0) - 0.75).max() < 4 * (0.75 * 0.25 / samples) ** 0.5
+    assert np.abs(np.corrcoef(masks.T) - np.eye(masks.shape[1])).max() < 5 / samples**0.5
+    np.testing.assert_array_equal(module(tokens)[..., [*range(2 * DEPTH), WIDTH - 1]], 1)  # off without a key
+
+
+def test_dropout_inside_the_mlp(randomised):
+    mlp = randomised(lambda: Mlp(8, 8, jnp.float32, rngs=nnx.Rngs(0)))
+    mlp.down.kernel[...], mlp.down.bias[...] = jnp.eye(8), jnp.zeros(8)
+    x = normal(50, 4, 8)
+    ratio = np.asarray(jax.jit(lambda key: mlp(x, 0.5, key) / mlp(x))(jax.random.key(0)))
+    assert set(np.round(ratio, 5).ravel().tolist()) == {0.0, 2.0} and abs(ratio.mean() - 1) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropout_preserves_the_mean(dtype):
+    """Also where `1 - rate` is not a number of bfloat16: a mask drawn in it would keep 70.3 % here, not 70 %."""
+    ones = jnp.ones((1000, 1000), dtype)
+    kept = np.asarray(dropout(ones, 0.3, jax.random.key(0)), np.float32)
+    assert abs((kept > 0).mean() - 0.7) < 4 * 0.21**0.5 / 1000
+    assert abs(kept.max() * 0.7 - 1) <= float(jnp.finfo(dtype).eps)
+    assert dropout(ones, 0.3, None) is ones and dropout(ones, 0.0, jax.random.key(0)) is ones
+
+
+def scaled(implementation, dtype=jnp.float32):
+    """Output and gradients of attention on queries large enough for a peaked softmax."""
+    arguments = [jnp.asarray(s * normal(2, 37, 3, 8, seed=i), dtype) for i, s in enumerate((2, 2, 1))]
+    weights = jnp.asarray(normal(2, 37, 3, 8, seed=3), dtype)
+
+    @jax.jit
+    def run(*arguments):
+        out, pull = jax.vjp(lambda *x: attention(*x, implementation), *arguments)
+        return out, *pull(weights)
+
+    return run(*arguments)
+
+
+@pytest.mark.standard_promotion
+def test_einsum_attention_equals_that_of_jax():
+    for found, expected in zip(scaled("einsum"), scaled("xla"), strict=True):
+        assert_close(found, expected, 1e-6)
+
+
+@pytest.mark.standard_promotion
+def test_einsum_attention_in_bfloat16():
+    """bfloat16 keeps 8 bits: the output is off by one unit of the last place, much as that of JAX is."""
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    arguments = [jnp.asarray(normal(2, 37, 3, 8, seed=i), jnp.bfloat16) for i in range(3)]
+    run = jax.jit(attention, static_argnums=3)
+    expected = run(*(x.astype(jnp.float32) for x in arguments), "einsum")  # of the same rounded inputs
+    error = {name: np.abs(np.asarray(run(*arguments, name), np.float32) - expected).max() for name in ("einsum", "xla")}
+    assert error["einsum"] <= eps * np.abs(expected).max()
+    assert error["einsum"] <= 1.5 * error["xla"]
+    for found, expected in zip(scaled("einsum", jnp.bfloat16), scaled("einsum"), strict=True):
+        assert found.dtype == jnp.bfloat16
+        assert_close(found, expected, 8 * eps)
+
+
+def test_gradients_of_einsum_attention_by_finite_differences():
+    arguments = [normal(1, 5, 2, 4, seed=i) for i in range(3)]
+    run = jax.jit(lambda *x: attention(*x, "einsum"))
+    check_grads(run, arguments, order=1, modes=("fwd", "rev"), rtol=2e-3, eps=1e-2)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(remat="ful"), ["remat policy 'ful'", "'full'"]),
+        (dict(attention="einsun"), ["'einsun'", "'einsum'"]),
+        (dict(dropout=1.0), ["dropout", "below 1"]),
+        (dict(stochastic_depth=-0.1), ["stochastic_depth", "-0.1"]),
+    ],
+)
+def test_errors_name_the_choices(encoder, fields, words):
+    with pytest.raises(UserError) as error:
+        encoder(**fields)
+    assert not [word for word in words if word not in str(error.value)], str(error.value)

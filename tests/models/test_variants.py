@@ -1,0 +1,94 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tubevit.errors import UserError
+from tubevit.models import variants
+from tubevit.models.tubevit import Head
+from tubevit.models.variants import create_model, list_models, model_config
+from tubevit.tubes import PRESETS
+
+VOLUMES = {"8x8x8": 512, "16x4x4": 256, "4x12x12": 576, "1x16x16": 256}  # Table 12
+
+
+def parameters(width, depth, mlp_width, parts, classes):
+    """By hand: each tube's kernel and bias make width / part channels."""
+    tubes = sum((3 * volume + 1) * width // part for volume, part in zip(VOLUMES.values(), parts))
+    attention = 4 * width**2 + 4 * width
+    mlp = 2 * width * mlp_width + width + mlp_width
+    encoder = depth * (attention + mlp + 4 * width) + 2 * width
+    return tubes + encoder + width + classes * (width + 1)  # pooling has one vector
+
+
+@pytest.mark.parametrize(
+    "name, sizes, default, plain",
+    [
+        ("tubevit_b16", (768, 12, 3072), 88.2, 89.2),
+        ("tubevit_l16", (1024, 24, 4096), 306.5, 307.8),
+        ("tubevit_h16", (1280, 32, 5120), 634.9, 636.6),
+    ],
+)
+def test_parameter_counts(name, sizes, default, plain):
+    for tubes, parts, millions in (("paper", (2, 4, 1, 1), default), ("paper_no_s2d", (1, 1, 1, 1), plain)):
+        model = nnx.eval_shape(lambda tubes=tubes: create_model(name, tubes=tubes, num_classes=600))
+        count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+        assert count == parameters(*sizes, parts, 600)
+        assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_builds_with_every_preset_that_fits(name):
+    config = model_config(name)
+    shape = (config.frames, config.size, config.size)
+    fitting = {preset: tubes for preset, tubes in PRESETS.items() if tubes.fits(shape)}
+    assert len(fitting) >= 10
+    for preset, tubes in fitting.items():
+        model = nnx.eval_shape(lambda preset=preset: create_model(name, tubes=preset, num_classes=3))
+        kernels = [model.tokenizer.tubes[str(i)].kernel.shape for i in range(len(tubes.tubes))]
+        assert kernels == [(*tube.kernel, 3, config.width // tube.sub_windows) for tube in tubes.tubes]
+    clip = jax.ShapeDtypeStruct((2, *shape, 3), np.uint8)
+    assert jax.eval_shape(lambda clip: create_model(name, num_classes=3)(clip), clip).shape == (2, 3)
+    image = jax.ShapeDtypeStruct((2, *shape[1:], 3), np.uint8)
+    assert jax.eval_shape(lambda image: create_model(name)(image), image).shape == (2, config.width)
+
+
+def test_names():
+    assert list_models("tubevit_b16*") == ["tubevit_b16"]
+    assert {f"tubevit_{size}16" for size in ("ti", "s", "b", "l", "h")} < set(list_models())
+    assert {"tubevit_h14", "tubevit_nano8", "tubevit_ti8"} < set(list_models())
+    assert model_config("tubevit_h14").tubes.grid((32, 224, 224)) == ((2, 8, 8), (3, 8, 8), (2, 8, 8), (1, 16, 16))
+    assert model_config("tubevit_nano8").tubes.num_tokens((16, 64, 64)) == 176
+
+
+def test_heads():
+    assert model_config("tubevit_b16", num_classes=400).heads == (("default", Head(400, "video")),)
+    assert model_config("tubevit_b16", num_classes=9, tubes="image_2d").heads == (("default", Head(9, "any")),)
+    assert model_config("tubevit_b16").heads == model_config("tubevit_b16", num_classes=0).heads == ()
+    heads = {"k600": 600, "imagenet": (1000, "image"), "both": {"classes": 2, "labels": ["a", "b"]}, "x": Head(3)}
+    expected = (Head(600), Head(1000, "image"), Head(2, labels=("a", "b")), Head(3))
+    assert model_config("tubevit_b16", heads=heads).heads == tuple(zip(heads, expected))
+
+
+def test_fields_and_seed(monkeypatch):
+    monkeypatch.setattr(variants, "TubeViT", lambda config, rngs: (config, rngs.params.key[...]))
+    config, key = create_model("tubevit_nano8", seed=3, width=48, precision="bfloat16")
+    assert (config.width, config.precision, config.depth) == (48, "bfloat16", 3)
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(nnx.Rngs(3).params.key[...]))
+
+
+@pytest.mark.parametrize(
+    "name, fields, words",
+    [
+        ("tubevit_b61", {}, ["model 'tubevit_b61'", "'tubevit_b16'"]),
+        ("tubevit_b16", dict(num_clases=3), ["keyword 'num_clases'", "'num_classes'"]),
+        ("tubevit_b16", dict(precison="bfloat16"), ["'precison'", "'precision'"]),
+        ("tubevit_b16", dict(num_classes=3, heads={"a": 3}), ["num_classes= or heads="]),
+        ("tubevit_b16", dict(num_classes=-1), ["at least 1 class", "-1"]),
+        ("tubevit_b16", dict(heads={"a": "3"}), ["head 'a'", "'3'"]),
+    ],
+)
+def test_errors_name_the_closest(name, fields, words):
+    with pytest.raises(UserError) as error:
+        model_config(name, **fields)
+    assert not [word for word in words if word not in str(error.value)], str(error.value)

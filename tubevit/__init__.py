@@ -1,0 +1,34 @@
+"""TubeViT in JAX: sparse video tubes for joint image and video learning.
+
+Names are loaded on first use, so that `tubevit.tubes` needs NumPy only.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Tube": "tubes", "TubeSet": "tubes", "list_tubes": "tubes",
+    "UserError": "errors",
+    "Head": "models.tubevit", "ModelConfig": "models.tubevit", "TubeViT": "models.tubevit",
+    "create_model": "models.variants", "list_models": "models.variants",
+    "read_video": "data.video", "read_image": "data.video",
+    "load_model": "zoo.checkpoint", "save_model": "zoo.checkpoint",
+}  # fmt: skip
+_MODULES = ("cli", "config", "data", "errors", "models", "training", "tubes", "zoo")
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tubevit.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tubevit.{name}")
+    from tubevit.errors import closest
+
+    raise AttributeError(f"module 'tubevit' has no attribute {name!r}; {closest(name, __all__)}")
+
+
+def __dir__():
+    return sorted([*__all__, *_MODULES])

@@ -1,0 +1,5 @@
+"""The command line: one module a verb, each with `HELP`, `EXAMPLES`, `add_arguments(parser)` and `run(args)`."""
+
+from tubevit.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,113 @@
+"""`tubevit evaluate`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from tubevit.errors import UserError
+
+HELP = "evaluate a checkpoint on its configuration's data or on another source; writes eval.json"
+EXAMPLES = (
+    "tubevit evaluate --workdir runs/quickstart",
+    "tubevit evaluate --workdir runs/quickstart --step 400 --json",
+    "tubevit evaluate --checkpoint my_model --data clips.csv --head motion",
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", help="of a run; its last checkpoint is taken")
+    which.add_argument("--checkpoint", metavar="NAME", help="workdir, checkpoint folder or saved model")
+    parser.add_argument("--step", type=int, help="of the checkpoint in the workdir")
+    parser.add_argument("--config", metavar="FILE[:arg=value,...]", help="take data.eval from this experiment")
+    parser.add_argument("--data", metavar="SOURCE", help="evaluate this source instead of data.eval")
+    parser.add_argument("--split", help="of --data; default: test where there is one")
+    parser.add_argument("--head", help="of --data; may be left out where the model has one")
+    parser.add_argument("--batch-size", type=int, help="default: the configuration's, 16 with --data")
+    parser.add_argument("--out", help="default: eval.json in the workdir, or beside the saved model's parameters")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON")
+    parser.set_defaults(config_overrides={})
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit.config import load_config
+    from tubevit.training.evaluate import evaluation_record, make_forward
+    from tubevit.training.experiment import open_eval
+    from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata
+
+    if args.data and args.config:
+        raise UserError("pass --data or --config, not both")
+    if args.step is not None and args.checkpoint:
+        raise UserError("--step goes with --workdir")
+    checkpoint = find_checkpoint(args.workdir or args.checkpoint, args.step)
+    metadata = read_metadata(checkpoint)
+    model = load_model(checkpoint)
+    if args.config:
+        datasets = load_config(args.config, args.config_overrides).data.eval
+    elif args.data:
+        datasets = {"data": _dataset(args, model)}
+    else:
+        datasets = _stored_datasets(metadata, checkpoint)
+    threads = metadata.get("config", {}).get("loader", {}).get("threads", 2)
+    records = []
+    for name, dataset in datasets.items():
+        if args.batch_size:
+            dataset.batch_size = args.batch_size
+        load = open_eval(model.config, name, dataset)
+        record = evaluation_record(
+            make_forward(model, dataset.head), parameters(model), load, name=name, head=dataset.head,
+            batch_size=dataset.batch_size, threads=threads,
+        )  # fmt: skip
+        records.append(record | {"checkpoint": str(checkpoint), "step": metadata.get("step")})
+    out = pathlib.Path(args.out) if args.out else _default_out(args, checkpoint)
+    try:
+        out.write_text(json.dumps(records, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; name another file with --out") from error
+    print(json.dumps(records, indent=2) if args.json else "\n".join(map(_line, records)) + f"\nwritten to {out}")
+
+
+def _dataset(args, model):
+    from tubevit.config import dataset_config
+    from tubevit.data.sources import open_source
+
+    heads = dict(model.config.heads)
+    if args.head is None and len(heads) != 1:
+        raise UserError(f"the model has several heads: pass --head, one of {', '.join(heads)}")
+    head = args.head or next(iter(heads))
+    split = args.split
+    if split is None:
+        try:
+            open_source(args.data, "test", head)
+            split = "test"
+        except UserError:
+            split = "all"
+    return dataset_config(source=args.data, split=split, head=head, batch_size=args.batch_size or 16)
+
+
+def _stored_datasets(metadata: dict, checkpoint):
+    from tubevit.config import dataset_config
+
+    stored = metadata.get("config", {}).get("data", {}).get("eval", {})
+    if not stored:
+        raise UserError(f"{checkpoint} names no evaluation data: pass --data SOURCE or --config FILE")
+    return {name: dataset_config(**values) for name, values in stored.items()}
+
+
+def _default_out(args, checkpoint: pathlib.Path) -> pathlib.Path:
+    from tubevit.zoo.checkpoint import RUN_FOLDER
+
+    if args.workdir:
+        return pathlib.Path(args.workdir) / "eval.json"
+    return (checkpoint.parent.parent if checkpoint.parent.name == RUN_FOLDER else checkpoint) / "eval.json"
+
+
+def _line(record: dict) -> str:
+    scores = [f"{key} {100 * record[key]:.2f} %" for key in ("top1", "top5", "map") if record[key] is not None]
+    return (
+        f"{record['dataset']} ({record['head']}): {', '.join(scores)}, loss {record['loss']:.4f}; "
+        f"{record['clips_used']} of {record['clips_listed']} clips, views {record['views']}"
+    )

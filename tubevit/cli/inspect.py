@@ -1,0 +1,126 @@
+"""`tubevit inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+
+from tubevit.errors import UserError, unknown
+
+HELP = "compare models: tokens and pixels of each tube, parameters, FLOPs, activation memory"
+EXAMPLES = (
+    "tubevit inspect tubevit_b16 tubevit_l16 tubevit_h16",
+    "tubevit inspect tubevit_b16 --tubes core --frames 64 --num-classes 600 --json",
+    "tubevit inspect --config quickstart",
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints or saved models")
+    parser.add_argument("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
+    parser.add_argument("--tubes", help="preset or text, instead of the architecture's")
+    parser.add_argument("--padding", help="valid or same")
+    parser.add_argument("--frames", type=int, help="T of the clip")
+    parser.add_argument("--size", type=int, help="rows and columns of the clip")
+    parser.add_argument("--num-classes", type=int, help="of an architecture's head (default 600)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(config_overrides={})
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    if not args.names and not args.config:
+        raise UserError("name a model, or pass --config FILE")
+    changes = {key: getattr(args, key) for key in ("tubes", "padding", "frames", "size")}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    configs = [(name, _model(name, args, changes)) for name in args.names]
+    if args.config:
+        configs.append((args.config, _experiment_model(args, changes)))
+    rows = [describe(name, config) for name, config in configs]
+    print(json.dumps(rows, indent=2) if args.json else _table(rows))
+
+
+def _model(name: str, args, changes: dict):
+    from tubevit.models.variants import ARCHITECTURES, model_config
+    from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, read_metadata
+
+    if name in ARCHITECTURES:
+        return model_config(name, num_classes=600 if args.num_classes is None else args.num_classes, **changes)
+    if not os.path.exists(name):
+        raise unknown("model", name, ARCHITECTURES)
+    return dataclasses.replace(config_from_metadata(read_metadata(find_checkpoint(name))["model"]), **changes)
+
+
+def _experiment_model(args, changes: dict):
+    from tubevit.config import load_config
+    from tubevit.training.experiment import open_experiment
+
+    return dataclasses.replace(open_experiment(load_config(args.config, args.config_overrides)).model, **changes)
+
+
+def describe(name: str, config) -> dict:
+    """The figures of one model, for one view of its input; see the column names."""
+    from tubevit.models.flops import activation_bytes, count_flops, count_parameters
+    from tubevit.tubes import TubeSet
+
+    shape = (config.frames, config.size, config.size)
+    tubes = config.tubes
+    per_tube = [
+        {
+            "tube": str(tube),
+            "grid": list(tube.grid(shape, tubes.padding)),
+            "tokens": tube.num_tokens(shape, tubes.padding),
+            "pixels_read": TubeSet((tube,), tubes.padding).pixels_read(shape),
+        }
+        for tube in tubes.tubes
+    ]
+    head = next((n for n, h in config.heads if h.modality != "image"), None)
+    flops = count_flops(config, shape, head)
+    return {
+        "name": name,
+        "architecture": config.name,
+        "input": "x".join(map(str, shape)),
+        "tubes": per_tube,
+        "tokens": tubes.num_tokens(shape),
+        "pixels_read": tubes.pixels_read(shape),
+        "values_read": tubes.values_read(shape),
+        "clip_values": 3 * math.prod(shape),
+        "parameters": count_parameters(config),
+        "trainable_share": 1.0,
+        "flops": flops.total,
+        "macs": flops.macs,
+        "activation_bytes": activation_bytes(config, shape),
+    }
+
+
+def _table(rows: list[dict]) -> str:
+    lines, layouts = [], {}
+    for row in rows:  # models of the same tubes and input share a layout
+        layouts.setdefault((row["input"], str(row["tubes"])), []).append(row)
+    for group in layouts.values():
+        row = group[0]
+        lines.append(f"{', '.join(r['name'] for r in group)}: input {row['input']}, {row['tokens']} tokens")
+        lines.append(
+            f"  {'tube (kernel/stride+offset%space-to-depth)':44s} {'grid':>10s} {'tokens':>7s} {'pixels read':>12s}"
+        )
+        for tube in row["tubes"]:
+            grid = "x".join(map(str, tube["grid"]))
+            lines.append(f"  {tube['tube']:44s} {grid:>10s} {tube['tokens']:7d} {tube['pixels_read']:12.2%}")
+        lines.append(
+            f"  {'all':44s} {'':>10s} {row['tokens']:7d} {row['pixels_read']:12.2%}"
+            f"   ({row['values_read'] / 1e6:.2f} of {row['clip_values'] / 1e6:.2f} MB as uint8)"
+        )
+        lines.append("")
+    width = max(len(row["name"]) for row in rows) + 2
+    lines.append(
+        f"{'':{width}s}{'parameters':>14s}{'trainable':>11s}{'GFLOPs':>10s}{'GMACs':>10s}{'activations':>14s}   a view"
+    )
+    for row in rows:
+        lines.append(
+            f"{row['name']:{width}s}{row['parameters'] / 1e6:12.1f} M{row['trainable_share']:11.0%}"
+            f"{row['flops'] / 1e9:10.1f}{row['macs'] / 1e9:10.1f}{row['activation_bytes'] / 2**20:10.0f} MiB"
+        )
+    return "\n".join(lines)

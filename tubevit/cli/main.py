@@ -1,0 +1,112 @@
+"""Dispatches `tubevit VERB`; turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from tubevit.errors import UserError, closest
+
+VERBS = ("train", "evaluate", "predict", "inspect", "make-moving-digits")
+DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that name the closest flag."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _module(verb: str):
+    return importlib.import_module(f"tubevit.cli.{verb.replace('-', '_')}")
+
+
+def _usage() -> str:
+    lines = ["usage: tubevit VERB [flags]        tubevit VERB --help shows the flags and examples", ""]
+    lines += [f"  {verb:20s} {_module(verb).HELP}" for verb in VERBS]
+    return "\n".join(lines)
+
+
+def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
+    module = _module(verb)
+    parser = _Parser(
+        prog=f"tubevit {verb}",
+        description=module.HELP,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "config_overrides"):
+        rest = _take_overrides(rest, args.config_overrides)
+    if rest:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        flag = rest[0].split("=")[0]
+        raise UserError(f"tubevit {verb} has no argument {rest[0]!r}; {closest(flag, flags)}")
+    return args
+
+
+def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:
+    """Moves `--config.key=value` and `--config.key value` from `rest` to `overrides`."""
+    left, items = [], iter(rest)
+    for item in items:
+        if not item.startswith("--config."):
+            left.append(item)
+            continue
+        key, equals, value = item.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(items, None)
+            if value is None:
+                raise UserError(f"{item} needs a value: {item}=VALUE")
+        overrides[key] = value
+    return left
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a verb; returns 0 done, 1 failed while running, 2 bad input, 75 preempted after saving."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return DONE if arguments else BAD_INPUT
+    if arguments[0] == "--version":
+        import tubevit
+
+        print(tubevit.__version__)
+        return DONE
+    verb, debug = arguments[0], "--debug" in arguments
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}; {closest(verb, VERBS)}")
+        args = _parse(verb, arguments[1:])
+        _module(verb).run(args)
+        return DONE
+    except UserError as error:
+        return _report(error, BAD_INPUT, debug)
+    except KeyboardInterrupt:
+        return _report(RuntimeError("interrupted"), FAILED, False)
+    except BrokenPipeError:  # the reader of a pipe left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        from tubevit.training.loop import Preempted
+        from tubevit.training.workdir import RunError
+
+        if isinstance(error, Preempted):
+            return _report(error, PREEMPTED, False)
+        if isinstance(error, RunError | OSError):
+            return _report(error, FAILED, debug)
+        traceback.print_exc()  # a defect: show where
+        return FAILED
+
+
+def _report(error: BaseException, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print("tubevit: " + " ".join(str(error).split()), file=sys.stderr)
+    return code

@@ -1,0 +1,35 @@
+"""`tubevit make-moving-digits`."""
+
+from __future__ import annotations
+
+import sys
+
+HELP = "write the embedded data (moving and still handwritten digits) as files"
+EXAMPLES = (
+    "tubevit make-moving-digits data/moving_digits",
+    "tubevit make-moving-digits data/small --train-clips 200 --test-digits 20 --seed 1",
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    from tubevit.data.moving_digits import TEST_DIGITS, TRAIN_CLIPS
+
+    parser.add_argument("folder", metavar="DIR", help="gets videos/, images/ and three csv files")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed and versions give the same bytes")
+    parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help=f"default {TRAIN_CLIPS}")
+    parser.add_argument(
+        "--test-digits", type=int, default=TEST_DIGITS, help="two clips and an image each (default and most 450)"
+    )
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit.data.moving_digits import make_moving_digits
+
+    def progress(done: int, total: int) -> None:
+        if done % 500 < 2 or done == total:
+            print(f"\r{done}/{total} clips", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    counts = make_moving_digits(args.folder, args.seed, args.train_clips, args.test_digits, progress)
+    print(f"{args.folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))

@@ -1,0 +1,234 @@
+"""Experiment configurations: defaults, locking, command-line values, and the errors of all three."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from tubevit.errors import UserError, closest, unknown
+
+
+def default_config() -> ConfigDict:
+    """Every key of a configuration, locked; an experiment sets what differs.
+
+    Optimisation defaults are those of the paper's base model on Kinetics (Table 10). Durations are steps. None means
+    that the value follows from the architecture or is switched off.
+    """
+    config = ConfigDict(
+        {
+            "seed": 0,
+            # `name` is an architecture; the others replace fields of its ModelConfig.
+            "model": {
+                "name": "tubevit_b16", "tubes": placeholder(str), "padding": placeholder(str),
+                "width": placeholder(int), "depth": placeholder(int), "num_heads": placeholder(int),
+                "mlp_width": placeholder(int), "dropout": 0.0, "stochastic_depth": 0.0, "remat": "none",
+                "scan": True, "attention": "auto",
+            },
+            "input": {"frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int)},
+            "data": {"train": {}, "eval": {}},
+            "optimizer": {
+                "name": "adam", "learning_rate": 5e-5, "warmup_steps": 10_000, "weight_decay": 1e-3,
+                "clip_norm": placeholder(float), "b1": 0.9, "b2": 0.999,
+            },
+            "train": {"steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0},
+            "eval": {"every": 5_000},
+            "checkpoint": {"every": 1_000, "keep": 3},
+            "loader": {"threads": 4, "workers": 0},
+            "precision": "float32",
+            "log": {"every": 50},
+        }
+    )  # fmt: skip
+    config.lock()
+    config.data.train.unlock()
+    config.data.eval.unlock()
+    return config
+
+
+def dataset_config(**values) -> ConfigDict:
+    """One data set of `data.train` or `data.eval`, locked.
+
+    Args:
+        **values: of source, split, head, batch_size (global), loss_weight, augment (see `Augment`).
+
+    Raises:
+        UserError: an unknown key.
+    """
+    config = ConfigDict(
+        {
+            "source": "", "split": "train", "head": placeholder(str), "batch_size": 32, "loss_weight": 1.0,
+            "augment": {"random_crop": False, "scale": 1.0, "flip": False, "frame_order": "forward"},
+        }
+    )  # fmt: skip
+    config.lock()
+    _update(config, values, "data.*.*.")
+    return config
+
+
+def _update(config: ConfigDict, values: Mapping, prefix: str) -> None:
+    for key, value in values.items():
+        if key not in config:
+            raise unknown("key", prefix + key, [prefix + name for name in config])
+        if isinstance(config.get(key), ConfigDict) and isinstance(value, Mapping):
+            _update(config[key], value, f"{prefix}{key}.")
+        else:
+            _assign(config, key, value, prefix + key)
+
+
+def _assign(config: ConfigDict, key: str, value, path: str) -> None:
+    try:
+        config[key] = value
+    except (TypeError, ValueError) as error:
+        kind = config.get_type(key).__name__
+        raise UserError(f"{path} must be of type {kind}; found {value!r}") from error
+
+
+def set_key(config: ConfigDict, path: str, text: str) -> None:
+    """Sets `a.b.c` to a value written as text, read by the type of the value that is there; `none` unsets.
+
+    Raises:
+        UserError: an unknown key, or text that is not of the type.
+    """
+    known = flatten(config)
+    *parents, last = path.split(".")
+    for name in parents:
+        config = config.get(name) if isinstance(config, ConfigDict) else None
+    if not isinstance(config, ConfigDict) or last not in config:
+        raise unknown("key", path, known)
+    if isinstance(config.get(last), ConfigDict):
+        raise UserError(f"{path} is a group of keys: {', '.join(config[last])}; set one of them")
+    _assign(config, last, _parse(text, config.get_type(last), path), path)
+
+
+def _parse(text: str, kind: type, path: str):
+    if text.lower() == "none":
+        return None
+    if kind is bool:
+        if text.lower() in ("true", "false", "1", "0"):
+            return text.lower() in ("true", "1")
+        raise UserError(f"{path} must be true or false; found {text!r}")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise UserError(f"{path} must be of type {kind.__name__}; found {text!r}") from error
+
+
+def experiments_folder() -> pathlib.Path:
+    """Where the experiments lie: in the package of a wheel, beside it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """Loads an experiment.
+
+    Args:
+        spec: `FILE[:arg=value,...]`; a bare name is looked for in `experiments/`. The arguments are those of the
+            file's `get_config`, read by the types of their defaults.
+        overrides: {key: text}, e.g. {"train.steps": "10"}.
+
+    Returns:
+        The locked configuration.
+
+    Raises:
+        UserError: no such file, argument or key, or a value of another type.
+    """
+    name, _, arguments = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        folder = experiments_folder()
+        path = folder / f"{name.removesuffix('.py')}.py"
+        if not path.is_file():
+            raise unknown("config", name, [file.stem for file in folder.glob("*.py")])
+    module_spec = importlib.util.spec_from_file_location(f"tubevit_experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = module.get_config
+        config = get_config(**_arguments(get_config, arguments, str(path)))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        raise UserError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
+    config.lock()
+    for key, text in (overrides or {}).items():
+        set_key(config, key, text)
+    check_config(config)
+    return config
+
+
+def _arguments(function, text: str, path: str) -> dict:
+    parameters = inspect.signature(function).parameters
+    values = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals or name not in parameters:
+            raise UserError(f"unknown argument {item!r} of {path}; {closest(name, parameters)}")
+        values[name] = _parse(value, type(parameters[name].default), name)
+    return values
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks what types cannot: data sets, names and ranges.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not config.data.train:
+        raise UserError("data.train is empty: name at least one data set")
+    _check_set(config, default_config(), "")
+    for group in ("train", "eval"):
+        for name, dataset in config.data[group].items():
+            path = f"data.{group}.{name}"
+            if not name.isidentifier():
+                raise UserError(f"{path}: the name of a data set must be an identifier")
+            for key in set(dataset_config()) ^ set(dataset):
+                raise unknown("key", f"{path}.{key}", [f"{path}.{known}" for known in dataset_config()])
+            _check_set(dataset, dataset_config(), f"{path}.")
+            if not dataset.source:
+                raise UserError(f"{path}.source is not set")
+            _at_least(dataset.batch_size, 1, f"{path}.batch_size")
+    for key in ("train.steps", "eval.every", "checkpoint.every", "checkpoint.keep", "log.every", "loader.threads"):
+        group, name = key.split(".")
+        _at_least(config[group][name], 1, key)
+    for key in ("optimizer.warmup_steps", "optimizer.weight_decay", "train.mixup", "loader.workers"):
+        group, name = key.split(".")
+        _at_least(config[group][name], 0, key)
+    if not 0 <= config.train.label_smoothing < 1:
+        raise UserError(f"train.label_smoothing must be at least 0 and below 1; found {config.train.label_smoothing}")
+    if config.optimizer.name not in ("adam", "adamw"):
+        raise unknown("optimizer.name", config.optimizer.name, ("adam", "adamw"))
+
+
+def _check_set(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
+    values = flatten(config)
+    for key, default in flatten(defaults).items():
+        if default is not None and values[key] is None:
+            raise UserError(f"{prefix}{key} must be set; its default is {default!r}")
+
+
+def _at_least(value, smallest, key: str) -> None:
+    if value < smallest:
+        raise UserError(f"{key} must be at least {smallest}; found {value}")
+
+
+def model_fields(config: ConfigDict) -> dict:
+    """Keyword arguments for `create_model` from `model`, `input` and `precision`; what is None is left out."""
+    fields = {**config.model, **config.input, "precision": config.precision}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def flatten(config: Mapping | ConfigDict, prefix: str = "") -> dict:
+    """Nested keys as `a.b.c`."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,201 @@
+"""The embedded data: real handwritten digits (scikit-learn's 1,797) that move, as video files, and still ones.
+
+Digits move on straight lines over the torus from a uniform start, so that no single frame tells the direction. Every
+test clip comes with its exact reversal, so that no unordered set of frames does either.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import functools
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import av
+import cv2
+import numpy as np
+
+from tubevit.errors import UserError
+
+FRAMES, SIZE, FPS = 16, 64, 8
+# Rows grow downwards. Direction i + 4 (mod 8) is the time reversal of direction i.
+DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
+TEST_DIGITS = 450
+TRAIN_CLIPS = 6_000
+CSV_FILES = {"motion": "motion.csv", "digit_motion": "digit_motion.csv", "digit": "still_digits.csv"}
+_SPEED = (1.5, 3.0)  # pixels a frame
+_SPRITE = (20, 29)  # rows and columns of a moving digit
+
+
+def velocity(direction: int, speed: float) -> np.ndarray:
+    """(2,) rows and columns a frame."""
+    angle = direction * np.pi / 4
+    return speed * np.array([np.sin(angle), np.cos(angle)])
+
+
+@functools.cache
+def digit_instances() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: images (1797, 8, 8) float32 0..1 and labels (1797,)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return (digits.images / 16).astype(np.float32), digits.target
+
+
+def split_instances(seed: int) -> dict[str, np.ndarray]:
+    """Indices of the digits of `train` and `test`: disjoint, the classes equally frequent in both."""
+    from sklearn.model_selection import train_test_split
+
+    labels = digit_instances()[1]
+    train, test = train_test_split(np.arange(len(labels)), test_size=TEST_DIGITS, stratify=labels, random_state=seed)
+    return {"train": np.sort(train), "test": np.sort(test)}
+
+
+def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
+    """One digit on its way over a smooth background.
+
+    Args:
+        instance: index of the digit.
+        direction: 0..7, see `DIRECTIONS`.
+        rng: draws start, speed, size, colours and background, none of which depends on the direction.
+
+    Returns:
+        (16, 64, 64, 3) uint8, and the drawn start (row, column of the digit's centre) and velocity.
+    """
+    side = int(rng.integers(*_SPRITE))
+    start, speed = rng.uniform(0, SIZE, 2), rng.uniform(*_SPEED)
+    background = cv2.resize(
+        rng.uniform(0, 110, (4, 4, 3)).astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC
+    )
+    colour = rng.uniform(170, 255, 3).astype(np.float32)
+    canvas = np.zeros((SIZE, SIZE), np.float32)
+    sprite = cv2.resize(digit_instances()[0][instance], (side, side), interpolation=cv2.INTER_CUBIC)
+    corner = (SIZE - side) // 2
+    canvas[corner : corner + side, corner : corner + side] = np.clip(sprite, 0, 1)
+    step = velocity(direction, speed)
+    frames = []
+    for t in range(FRAMES):
+        row, column = start + t * step - SIZE / 2
+        shift = np.array([[1, 0, column % SIZE], [0, 1, row % SIZE]])
+        alpha = cv2.warpAffine(canvas, shift, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        frames.append(background + alpha[..., None] * (colour - background))
+    drawn = dict(row=start[0], column=start[1], velocity_row=step[0], velocity_column=step[1])
+    return np.clip(np.round(frames), 0, 255).astype(np.uint8), drawn
+
+
+def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = FPS) -> None:
+    """Writes (T, H, W, 3) uint8 as H.264; every frame is coded by itself, so that a reversed clip decodes reversed.
+
+    H and W must be even.
+    """
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        stream.options = {"qp": "26", "g": "1", "threads": "1", "preset": "veryfast"}
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def still_image(instance: int) -> np.ndarray:
+    """(64, 64, 3) uint8: the digit fills the frame."""
+    image = cv2.resize(digit_instances()[0][instance], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    return np.repeat(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _write_clips(folder: pathlib.Path, split: str, index: int, instance: int, direction: int, seed: int) -> list[dict]:
+    """One training clip, or a test clip and its reversal; returns their rows of the csv."""
+    rng = np.random.default_rng([seed, split == "test", index])
+    clip, drawn = render_clip(instance, direction, rng)
+    label = int(digit_instances()[1][instance])
+    rows = []
+    for name, frames, way in [("", clip, direction), ("_reversed", clip[::-1], (direction + 4) % 8)]:
+        if name and split == "train":
+            break
+        path = f"videos/{split}/{index:05d}{name}.mp4"
+        write_video(folder / path, frames)
+        if name:  # where the reversed clip starts and moves
+            drawn = {
+                key: (value + (FRAMES - 1) * drawn[f"velocity_{key}"]) % SIZE if key in ("row", "column") else -value
+                for key, value in drawn.items()
+            }
+        rows.append(
+            {"path": path, "split": split, "motion": DIRECTIONS[way], "digit": label, "instance": instance}
+            | {key: round(float(value), 4) for key, value in drawn.items()}
+        )
+    return rows
+
+
+def make_moving_digits(
+    folder: str | os.PathLike,
+    seed: int = 0,
+    train_clips: int = TRAIN_CLIPS,
+    test_digits: int = TEST_DIGITS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:
+    """Writes the embedded data; the same seed and versions give the same bytes.
+
+    Args:
+        folder: gets videos/, images/, motion.csv, digit_motion.csv and still_digits.csv.
+        seed: of the split of the digits and of everything drawn.
+        train_clips: number of training clips.
+        test_digits: how many held-out digits to use; each gives two clips and one image.
+        progress: called with clips done and in all.
+
+    Returns:
+        Numbers of train and test clips and images.
+
+    Raises:
+        UserError: the folder cannot be written, or holds something else.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "motion.csv").exists())):
+        raise UserError(f"{folder} is not an empty folder and holds no moving digits; name another one")
+    if not 1 <= test_digits <= TEST_DIGITS or train_clips < 1:
+        raise UserError(f"expected 1 to {TEST_DIGITS} test digits and at least 1 training clip")
+    splits = split_instances(seed)
+    rng = np.random.default_rng(seed)
+    test = rng.permutation(splits["test"])[:test_digits]
+    jobs = [("test", i, int(instance), i % 8) for i, instance in enumerate(test)]
+    jobs += [("train", i, int(rng.choice(splits["train"])), i % 8) for i in range(train_clips)]
+    try:
+        for kind in ("videos", "images"):
+            for split in splits:
+                shutil.rmtree(folder / kind / split, ignore_errors=True)
+                (folder / kind / split).mkdir(parents=True)
+        clips = []
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for rows in pool.map(lambda job: _write_clips(folder, *job, seed), jobs):
+                clips += rows
+                progress(len(clips), train_clips + 2 * test_digits)
+        stills = []
+        for split, instances in (("train", splits["train"]), ("test", np.sort(test))):
+            for instance in instances:
+                path = f"images/{split}/{instance:04d}.png"
+                cv2.imwrite(str(folder / path), still_image(instance)[..., ::-1])
+                stills.append({"path": path, "label": int(digit_instances()[1][instance]), "split": split})
+        _write_csv(folder / CSV_FILES["digit"], stills)
+        _write_csv(
+            folder / CSV_FILES["digit_motion"], [_labelled(row, f"{row['digit']}_{row['motion']}") for row in clips]
+        )
+        _write_csv(
+            folder / CSV_FILES["motion"], [_labelled(row, row["motion"]) for row in clips]
+        )  # last: marks the end
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    count = {f"{split}_clips": sum(row["split"] == split for row in clips) for split in splits}
+    return count | {f"{split}_images": sum(row["split"] == split for row in stills) for split in splits}
+
+
+def _labelled(row: dict, label: str) -> dict:
+    return {"path": row["path"], "label": label} | {key: value for key, value in row.items() if key != "path"}
+
+
+def _write_csv(path: pathlib.Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,35 @@
+"""`moving_digits` and `still_digits`: the embedded data, made in the cache on first use."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from tubevit.data.moving_digits import CSV_FILES, make_moving_digits
+from tubevit.data.sources.csv_file import open_csv
+from tubevit.data.sources.source import Source
+from tubevit.errors import unknown
+
+NAMES = ("moving_digits", "still_digits")
+
+
+def cache_folder() -> pathlib.Path:
+    """Where made and downloaded files go: $TUBEVIT_CACHE, by default ~/.cache/tubevit."""
+    return pathlib.Path(os.environ.get("TUBEVIT_CACHE") or pathlib.Path.home() / ".cache" / "tubevit")
+
+
+def open_embedded(name: str, split: str, head: str | None) -> Source:
+    """Opens the embedded data, in the cache; arguments are those of `open_source`.
+
+    Raises:
+        UserError: unknown split or head.
+    """
+    heads = ("digit",) if name == "still_digits" else ("motion", "digit_motion")
+    if head is not None and head not in heads:
+        raise unknown(f"head of {name}", head, heads)
+    folder = cache_folder() / "moving_digits"
+    if not (folder / CSV_FILES["motion"]).exists():
+        print(f"making the embedded data in {folder}", file=sys.stderr, flush=True)
+        make_moving_digits(folder)
+    return open_csv(str(folder / CSV_FILES[head or heads[0]]), split)

@@ -1,0 +1,95 @@
+"""What a source is, and the one function that opens it by its string."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+
+from tubevit.data.video import media_kind
+from tubevit.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Labelled files of one split.
+
+    Attributes:
+        name: the string that named the source.
+        paths: files that were found.
+        labels: (n,) int32 class indices, or (n, classes) float32 of 0 and 1 where a file may have several labels.
+        classes: names of the classes.
+        listed: number of files that the source lists, found or not.
+        positions: where each file is listed, for messages, e.g. `labels.csv line 7`.
+        notes: what the user should know of how it was read.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    listed: int
+    positions: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a file may have several labels."""
+        return self.labels.ndim == 2
+
+    @functools.cached_property
+    def modality(self) -> str:
+        """`video` or `image`, by the content of the first file."""
+        return media_kind(self.paths[0])
+
+    @property
+    def label_hash(self) -> str:
+        """Digest of the ordered class names: equal label maps have equal hashes."""
+        return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()[:16]
+
+    def with_classes(self, classes: tuple[str, ...]) -> Source:
+        """The same files, labelled by the indices of `classes` (a model's).
+
+        Raises:
+            UserError: a file has a label that is not among them.
+        """
+        if self.classes == classes:
+            return self
+        index = {name: i for i, name in enumerate(classes)}
+        if all(name.isdecimal() for name in self.classes) and not set(self.classes) & set(classes):
+            index = {str(i): i for i in range(len(classes))}  # integer labels are indices of any label set
+        used = self.labels.any(axis=0) if self.multi_label else np.isin(np.arange(len(self.classes)), self.labels)
+        for i, name in enumerate(self.classes):
+            if used[i] and name not in index:
+                having = self.labels[:, i] > 0 if self.multi_label else self.labels == i
+                where = self.positions[int(np.flatnonzero(having)[0])]
+                raise UserError(f"{where}: label out of range: {unknown('label', name, index)}")
+        columns = np.array([index.get(name, 0) for name in self.classes])
+        if self.multi_label:
+            labels = np.zeros((len(self.paths), len(classes)), np.float32)
+            labels[:, columns[used]] = self.labels[:, used]
+        else:
+            labels = columns[self.labels].astype(np.int32)
+        return dataclasses.replace(self, labels=labels, classes=classes)
+
+
+def open_source(name: str, split: str = "all", head: str | None = None) -> Source:
+    """Opens the source that a string names.
+
+    Args:
+        name: `FILE.csv`, or `moving_digits` or `still_digits` (made in the cache on first use).
+        split: name of a split, or `all`.
+        head: chooses between the label sets of `moving_digits`: `motion` (default) or `digit_motion`.
+
+    Raises:
+        UserError: no such source, split or head; a malformed file; none of the listed files exists.
+    """
+    from tubevit.data.sources import csv_file, embedded
+
+    if name in embedded.NAMES:
+        return embedded.open_embedded(name, split, head)
+    if name.endswith(".csv"):
+        return csv_file.open_csv(name, split)
+    raise unknown("source", name, ("FILE.csv", *embedded.NAMES))

@@ -1,0 +1,35 @@
+"""Errors that a user can mend: what was expected, what was found, the closest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input or configuration. The command line prints its one line and exits with code 2."""
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """Text that ends an error about an unknown `name`: the closest choices, or all when they are few.
+
+    Args:
+        name: what the user wrote.
+        choices: the valid names.
+
+    Returns:
+        For example `did you mean 'paper'?` or `valid: core, paper`; never empty.
+    """
+    choices = sorted(choices)
+    matches = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    if matches:
+        return "did you mean " + " or ".join(repr(match) for match in matches) + "?"
+    if not choices:
+        return "none is available"
+    shown = ", ".join(choices[:12])
+    return f"valid: {shown}" + (f", ... ({len(choices)} in all)" if len(choices) > 12 else "")
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the closest ones that do."""
+    return UserError(f"unknown {kind} {name!r}; {closest(name, choices)}")

@@ -1,0 +1,89 @@
+"""The architectures and how one is created by name (Table 11)."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+
+from flax import nnx
+
+from tubevit.errors import UserError, unknown
+from tubevit.models.tubevit import Head, ModelConfig, TubeViT
+from tubevit.tubes import as_tube_set
+
+_SIZES = {  # width, depth, heads, MLP width
+    "ti": (192, 12, 3, 768),
+    "s": (384, 12, 6, 1536),
+    "b": (768, 12, 12, 3072),
+    "l": (1024, 24, 16, 4096),
+    "h": (1280, 32, 16, 5120),
+}
+_PAPER = dict(tubes="paper", frames=32, size=224)
+_EMBEDDED = dict(tubes="small", frames=16, size=64)  # the embedded moving digits
+_H14_TUBES = "8x8x8/16x28x28%2x1x1_16x4x4/6x28x28+4x7x7%1x2x2_4x12x12/16x28x28+0x14x14_1x14x14/32x14x14"
+
+
+def _sizes(width: int, depth: int, num_heads: int, mlp_width: int) -> dict:
+    return dict(width=width, depth=depth, num_heads=num_heads, mlp_width=mlp_width)
+
+
+ARCHITECTURES: dict[str, dict] = {
+    **{f"tubevit_{size}16": _sizes(*sizes) | _PAPER for size, sizes in _SIZES.items()},
+    # The paper's layout around a patch of 14: strides of two patches, offsets of half and one patch.
+    "tubevit_h14": _sizes(*_SIZES["h"]) | _PAPER | dict(tubes=_H14_TUBES),
+    "tubevit_nano8": _sizes(96, 3, 3, 384) | _EMBEDDED,
+    "tubevit_ti8": _sizes(*_SIZES["ti"]) | _EMBEDDED,
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the architectures that match a shell pattern, e.g. `tubevit_b16*`."""
+    return sorted(fnmatch.filter(ARCHITECTURES, pattern))
+
+
+def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | None = None, **fields) -> ModelConfig:
+    """The configuration of an architecture; arguments are those of `create_model`."""
+    if name not in ARCHITECTURES:
+        raise unknown("model", name, ARCHITECTURES)
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"name"}
+    for field in fields:
+        if field not in known:
+            raise unknown("keyword", field, known | {"num_classes"})
+    if num_classes is not None and heads is not None:
+        raise UserError("pass num_classes= or heads=, not both")
+    values = {**ARCHITECTURES[name], **fields}
+    if heads is None:
+        # One anonymous head: it classifies videos unless all tubes are 2D.
+        flat = all(tube.is_2d for tube in as_tube_set(values["tubes"]).tubes)
+        heads = {"default": Head(num_classes, "any" if flat else "video")} if num_classes else {}
+    pairs = tuple((key, value if isinstance(value, Head) else _head(key, value)) for key, value in heads.items())
+    return ModelConfig(name=name, heads=pairs, **values)
+
+
+def _head(name: str, value) -> Head:
+    if isinstance(value, Mapping):
+        return Head(**value)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return Head(*value)
+    if isinstance(value, int):
+        return Head(value)
+    raise UserError(f"head {name!r} must be a number of classes, (classes, modality) or a Head; found {value!r}")
+
+
+def create_model(
+    name: str, *, num_classes: int | None = None, heads: Mapping | None = None, seed: int = 0, **fields
+) -> TubeViT:
+    """A randomly initialised model in evaluation mode.
+
+    Args:
+        name: architecture, one of `list_models()`.
+        num_classes: classes of one head named `default`; 0 or None gives pooled features.
+        heads: instead of it, several: {name: classes}, {name: (classes, "video" or "image")} or {name: Head}.
+        seed: of the initialisation.
+        **fields: any field of `ModelConfig`, e.g. tubes="core", frames=64, precision="bfloat16".
+
+    Raises:
+        UserError: unknown name or keyword, or a value that does not fit.
+    """
+    return TubeViT(model_config(name, num_classes=num_classes, heads=heads, **fields), rngs=nnx.Rngs(seed))

@@ -1,0 +1,37 @@
+"""Adam with coupled weight decay (the paper's, Table 10) or AdamW; linear warm-up, then cosine to 0."""
+
+from __future__ import annotations
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate by step: linear from 0 over `warmup_steps`, then a cosine that reaches 0 at `train.steps`."""
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, config.optimizer.learning_rate, warmup),
+            optax.cosine_decay_schedule(config.optimizer.learning_rate, max(steps - warmup, 1)),
+        ],
+        [warmup],
+    )
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of `config.optimizer`.
+
+    `adam` adds the decay to the gradient (L2, as the paper names it), `adamw` to the update. Kernels decay; biases
+    and the scales of normalisations do not.
+    """
+    settings = config.optimizer
+
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    decay = [optax.add_decayed_weights(settings.weight_decay, kernels)] if settings.weight_decay else []
+    adam = [optax.scale_by_adam(settings.b1, settings.b2)]
+    clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm is not None else []
+    middle = decay + adam if settings.name == "adam" else adam + decay
+    return optax.chain(*clip, *middle, optax.scale_by_learning_rate(learning_rate_schedule(config)))

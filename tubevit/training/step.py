@@ -1,0 +1,81 @@
+"""The training state and the one compiled step over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import clu.metrics
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from tubevit.models.tubevit import ModelConfig, TubeViT
+from tubevit.training.losses import classification_loss, mixup, targets
+from tubevit.zoo.checkpoint import parameters
+
+_MIXUP, _DROPOUT = 0, 1  # purposes that keys are folded for
+
+
+def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
+    """A new training state: {"step": int32 scalar, "params": nested dicts, "opt_state"}."""
+    params = parameters(TubeViT(model, rngs=nnx.Rngs(seed)))
+    return {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": optimizer.init(params)}
+
+
+def joint_loss(graph: nnx.GraphDef, params: dict, batch: Mapping, config: ConfigDict, key: jax.Array):
+    """Weighted sum of the losses of all data sets, each through its own head (paper appendix A).
+
+    Args:
+        graph: of the model.
+        params: nested dicts.
+        batch: {name: {"pixels", "label"}}, see `joint_batches`.
+        config: the experiment's.
+        key: of this step; a key for each data set, purpose and layer is folded from it.
+
+    Returns:
+        The loss, and {name: loss} of the data sets.
+    """
+    model: TubeViT = nnx.merge(graph, params)
+    heads = dict(model.config.heads)
+    total, losses = jnp.zeros((), jnp.float32), {}
+    for i, (name, sub_batch) in enumerate(sorted(batch.items())):
+        dataset = config.data.train[name]
+        head = heads[dataset.head]
+        dataset_key = jax.random.fold_in(key, i)
+        pixels = sub_batch["pixels"]
+        target = targets(sub_batch["label"], head.classes, config.train.label_smoothing, head.multi_label)
+        if config.train.mixup:
+            pixels, target = mixup(pixels, target, config.train.mixup, jax.random.fold_in(dataset_key, _MIXUP))
+        logits = model(pixels, head=dataset.head, key=jax.random.fold_in(dataset_key, _DROPOUT))
+        losses[name] = classification_loss(logits, target, head.multi_label).mean()
+        total += dataset.loss_weight * losses[name]
+    return total, losses
+
+
+def metrics_class(names) -> type[clu.metrics.Collection]:
+    """clu metrics of a step: the average of `loss`, of `<name>_loss` of each data set, and of `gradient_norm`."""
+    keys = ["loss", "gradient_norm", *(f"{name}_loss" for name in names)]
+    return clu.metrics.Collection.create(**{key: clu.metrics.Average.from_output(key) for key in keys})
+
+
+def make_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation, config: ConfigDict) -> Callable:
+    """The compiled step (state, batch) -> (state, clu metrics); the old state's memory is reused.
+
+    All randomness follows from `config.seed` and the state's step.
+    """
+    collection = metrics_class(config.data.train)
+
+    def step(state: dict, batch: Mapping):
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        gradient = jax.value_and_grad(joint_loss, argnums=1, has_aux=True)
+        (loss, losses), grads = gradient(graph, state["params"], batch, config, key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics = collection.single_from_model_output(
+            loss=loss, gradient_norm=optax.global_norm(grads), **{f"{name}_loss": losses[name] for name in losses}
+        )
+        return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
+
+    return jax.jit(step, donate_argnums=0)

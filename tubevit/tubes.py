@@ -1,0 +1,305 @@
+"""Geometry of sparse video tubes: grids, counts, centres, pixels read. NumPy only.
+
+A tube is a strided window over a clip (paper sections 3.2 and 3.4). Every triple here is ordered
+(t, y, x): frames, rows, columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from tubevit.errors import UserError, unknown
+
+Triple = tuple[int, int, int]
+PADDINGS = ("valid", "same")
+
+
+def _triple(value, name: str, smallest: int) -> Triple:
+    try:
+        triple = tuple(int(v) for v in value)
+        exact = all(v == w for v, w in zip(triple, value))
+    except (TypeError, ValueError):
+        triple, exact = (), False
+    if len(triple) != 3 or not exact or min(triple) < smallest:
+        raise UserError(f"{name} of a tube must be 3 integers (t, y, x) of at least {smallest}; found {value!r}")
+    return triple
+
+
+@dataclasses.dataclass(frozen=True)
+class Tube:
+    """One strided 3D window.
+
+    Attributes:
+        kernel: frames, rows and columns of one window.
+        stride: spacing of the tokens, in frames and pixels.
+        offset: where the first window starts; the clip before it is not read.
+        space_to_depth: how many sub-windows a token concatenates along each axis (paper section 3.4). They lie
+            `stride / space_to_depth` apart, each is projected to `1 / prod(space_to_depth)` of the width. The
+            number of tokens does not change; what lies beyond the clip reads 0 after normalisation.
+
+    Raises:
+        UserError: a triple is malformed, or a stride is not divisible by its space-to-depth factor.
+    """
+
+    kernel: Triple
+    stride: Triple
+    offset: Triple = (0, 0, 0)
+    space_to_depth: Triple = (1, 1, 1)
+
+    def __post_init__(self):
+        for name, smallest in (("kernel", 1), ("stride", 1), ("offset", 0), ("space_to_depth", 1)):
+            object.__setattr__(self, name, _triple(getattr(self, name), name, smallest))
+        for stride, factor, axis in zip(self.stride, self.space_to_depth, "tyx"):
+            if stride % factor:
+                raise UserError(
+                    f"tube {self}: the stride along {axis}, {stride}, must be divisible by "
+                    f"the space-to-depth factor {factor}"
+                )
+
+    @classmethod
+    def from_text(cls, text: str) -> Tube:
+        """Parses `KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH]`, e.g. `16x4x4/6x32x32+4x8x8%1x2x2`."""
+        triple = r"(\d+x\d+x\d+)"
+        match = re.fullmatch(rf"{triple}/{triple}(?:\+{triple})?(?:%{triple})?", text)
+        if not match:
+            raise UserError(
+                f"{text!r} is not a tube; expected KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH], each TxYxX, "
+                "such as 8x8x8/16x32x32%2x1x1"
+            )
+        names = ("kernel", "stride", "offset", "space_to_depth")
+        triples = {n: tuple(map(int, g.split("x"))) for n, g in zip(names, match.groups()) if g}
+        return cls(**triples)
+
+    def __str__(self) -> str:
+        text = f"{_text(self.kernel)}/{_text(self.stride)}"
+        if self.offset != (0, 0, 0):
+            text += f"+{_text(self.offset)}"
+        if self.space_to_depth != (1, 1, 1):
+            text += f"%{_text(self.space_to_depth)}"
+        return text
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether a window lies in one frame, so that the tube serves images as well (paper section 3.5)."""
+        return self.kernel[0] == 1
+
+    @property
+    def volume(self) -> int:
+        """Pixels of one window."""
+        return math.prod(self.kernel)
+
+    @property
+    def sub_windows(self) -> int:
+        """Windows that one token concatenates."""
+        return math.prod(self.space_to_depth)
+
+    def smallest_shape(self, padding: str = "valid") -> Triple:
+        """The smallest (T, H, W) that gives at least one token."""
+        extra = self.kernel if padding == "valid" else (1, 1, 1)
+        return tuple(o + e for o, e in zip(self.offset, extra))
+
+    def grid(self, shape: Triple, padding: str = "valid") -> Triple:
+        """Tokens along (t, y, x) in a clip of `shape` (T, H, W); 0 along an axis that is too small."""
+        counts = []
+        for size, kernel, stride, offset in zip(shape, self.kernel, self.stride, self.offset):
+            rest = size - offset
+            count = (rest - kernel) // stride + 1 if padding == "valid" else -(-rest // stride)
+            counts.append(max(count, 0))
+        return tuple(counts)
+
+    def num_tokens(self, shape: Triple, padding: str = "valid") -> int:
+        """Tokens in a clip of `shape` (T, H, W)."""
+        return math.prod(self.grid(shape, padding))
+
+    def origin(self, shape: Triple, padding: str = "valid") -> Triple:
+        """Frame, row and column where the first window starts: the offset less the left padding."""
+        if padding == "valid":
+            return self.offset
+        origin = []
+        for size, n, k, s, o in zip(shape, self.grid(shape, padding), self.kernel, self.stride, self.offset):
+            total = max((n - 1) * s + k - (size - o), 0)
+            origin.append(o - total // 2)
+        return tuple(origin)
+
+    def starts(self, shape: Triple, padding: str = "valid") -> tuple[np.ndarray, ...]:
+        """Where the windows start along each axis: three arrays (n, f), f sub-windows for each of n tokens."""
+        return tuple(
+            o + np.arange(n)[:, None] * s + np.arange(f)[None, :] * (s // f)
+            for o, n, s, f in zip(
+                self.origin(shape, padding), self.grid(shape, padding), self.stride, self.space_to_depth
+            )
+        )
+
+    def centres(self, shape: Triple, padding: str = "valid") -> np.ndarray:
+        """Centres of all that each token reads, in frames and pixels: (N, 3) float64, order (t, y, x).
+
+        A window that covers frames 0 to 7 has its centre at 3.5; tokens are in row-major order of the grid.
+        """
+        axes = [s.mean(axis=1) + (k - 1) / 2 for s, k in zip(self.starts(shape, padding), self.kernel)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+    def indices(self, shape: Triple, padding: str = "valid") -> tuple[np.ndarray, ...]:
+        """Frames, rows and columns that the windows cover: three arrays (n, f, k).
+
+        Below the offset and beyond the clip they are padding, which is not read.
+        """
+        return tuple(s[..., None] + np.arange(k) for s, k in zip(self.starts(shape, padding), self.kernel))
+
+
+def _text(triple: Triple) -> str:
+    return "x".join(map(str, triple))
+
+
+@dataclasses.dataclass(frozen=True)
+class TubeSet:
+    """Several tubes over one clip; their tokens follow one another in the order of the tubes.
+
+    Attributes:
+        tubes: at least one `Tube`.
+        padding: `valid` (windows stay inside the clip) or `same` (one token per started stride; centres are
+            moved by the left padding).
+    """
+
+    tubes: tuple[Tube, ...]
+    padding: str = "valid"
+
+    def __post_init__(self):
+        object.__setattr__(self, "tubes", tuple(self.tubes) if isinstance(self.tubes, tuple | list) else (self.tubes,))
+        if not self.tubes or not all(isinstance(tube, Tube) for tube in self.tubes):
+            raise UserError(f"a tube set holds at least one Tube; found {self.tubes!r}")
+        if self.padding not in PADDINGS:
+            raise unknown("padding", str(self.padding), PADDINGS)
+
+    @classmethod
+    def from_text(cls, text: str, padding: str = "valid") -> TubeSet:
+        """Parses tubes joined by `_`, e.g. `8x8x8/16x32x32%2x1x1_1x16x16/32x16x16`."""
+        return cls(tuple(Tube.from_text(part) for part in text.split("_")), padding)
+
+    def __str__(self) -> str:
+        return "_".join(map(str, self.tubes))
+
+    def grid(self, shape: Triple) -> tuple[Triple, ...]:
+        """Tokens along (t, y, x) of each tube in a clip of `shape` (T, H, W).
+
+        Raises:
+            UserError: the clip is too small for a tube.
+        """
+        shape = _triple(shape, "shape", 1)
+        grids = tuple(tube.grid(shape, self.padding) for tube in self.tubes)
+        for tube, grid in zip(self.tubes, grids):
+            if 0 in grid:
+                fitting = [name for name, tubes in PRESETS.items() if tubes.fits(shape)]
+                smallest = tuple(map(max, *(t.smallest_shape(self.padding) for t in (*self.tubes, self.tubes[0]))))
+                raise UserError(
+                    f"a clip of {_text(shape)} (T x H x W) is too small for tube {tube}, which needs at least "
+                    f"{_text(tube.smallest_shape(self.padding))} (all tubes together: {_text(smallest)}); "
+                    + (f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits")
+                )
+        return grids
+
+    def fits(self, shape: Triple) -> bool:
+        """Whether every tube has a token in a clip of `shape` (T, H, W)."""
+        return all(tube.num_tokens(shape, self.padding) for tube in self.tubes)
+
+    def num_tokens(self, shape: Triple) -> int:
+        """Tokens of all tubes in a clip of `shape` (T, H, W); raises UserError where a tube does not fit."""
+        return sum(math.prod(grid) for grid in self.grid(shape))
+
+    def centres(self, shape: Triple) -> np.ndarray:
+        """Centres of all tokens, (N, 3) float64: see `Tube.centres`."""
+        self.grid(shape)
+        return np.concatenate([tube.centres(shape, self.padding) for tube in self.tubes])
+
+    def for_images(self) -> TubeSet:
+        """The tubes that serve images: those of temporal size 1 (paper section 3.5).
+
+        Raises:
+            UserError: there is none.
+        """
+        flat = tuple(tube for tube in self.tubes if tube.is_2d)
+        if not flat:
+            raise UserError(
+                f"the tube set {self} takes no images: none of its tubes has temporal size 1; "
+                "add one such as 1x16x16/32x16x16"
+            )
+        return TubeSet(flat, self.padding)
+
+    def pixels_read(self, shape: Triple) -> float:
+        """Share of the clip's pixels that at least one tube reads, 0 to 1."""
+        self.grid(shape)
+        read = np.zeros(shape, bool)
+        for tube in self.tubes:
+            axes = []
+            for size, offset, index in zip(shape, tube.offset, tube.indices(shape, self.padding)):
+                inside = np.zeros(size, bool)
+                inside[index[(index >= offset) & (index < size)]] = True
+                axes.append(inside)
+            read |= axes[0][:, None, None] & axes[1][None, :, None] & axes[2][None, None, :]
+        return float(read.mean())
+
+    def values_read(self, shape: Triple) -> int:
+        """Numbers in the windows of all tubes, 3 a pixel; pixels that several windows read count each time."""
+        return sum(3 * tube.num_tokens(shape, self.padding) * tube.sub_windows * tube.volume for tube in self.tubes)
+
+
+# Table 12; space-to-depth as printed there ("2x temporal" and "4x spatial", paper.md section 8, rows 7 and 8).
+_PAPER = "8x8x8/16x32x32%2x1x1_16x4x4/6x32x32+4x8x8%1x2x2_4x12x12/16x32x32+0x16x16_1x16x16/32x16x16"
+# Vocabulary of Table 14.
+_KERNELS = dict(a="1x16x16", b="4x32x32", c="4x4x4", d="4x12x12", e="8x8x8", f="16x4x4", g="16x16x16", h="32x8x8")
+_STRIDES = dict(i="4x16x16", ii="8x8x8", iii="8x32x32", iv="16x16x16", v="32x32x32")
+_TABLE_14 = (
+    "a+iv b+v f+iv", "c+iv e+v g+iv", "a+iv e+v g+iv", "b+iv e+v g+iv",
+    "a+iv d+v e+iv h+v", "a+iv b+v c+iv h+v", "a+iv d+v e+iv f+v",
+)  # fmt: skip
+
+
+def _table_14(row: str) -> str:
+    pairs = (pair.split("+") for pair in row.split())
+    return "_".join(f"{_KERNELS[kernel]}/{_STRIDES[stride]}" for kernel, stride in pairs)
+
+
+PRESETS: dict[str, TubeSet] = {
+    name: TubeSet.from_text(text)
+    for name, text in {
+        "paper": _PAPER,
+        "paper_no_s2d": re.sub(r"%\d+x\d+x\d+", "", _PAPER),
+        "core": "1x16x16/16x16x16_8x8x8/16x16x16",  # section 3.4
+        "image_2d": "1x16x16/32x16x16",
+        "image_2d_stride16": "1x16x16/16x16x16",  # section 3.2
+        # Appendix B gives kernels only and says that the strides are unchanged: those of Table 12, tube by tube.
+        "charades": "16x16x16/16x32x32_32x8x8/6x32x32+4x8x8_4x32x32/16x32x32+0x16x16_1x16x16/32x16x16",
+        **{f"table14_{i}": _table_14(row) for i, row in enumerate(_TABLE_14, 1)},
+        "small": "4x4x4/8x16x16%2x1x1_8x2x2/3x16x16+2x4x4%1x2x2_2x6x6/8x16x16+0x8x8_1x8x8/16x8x8",
+        "dense_2x16x16": "2x16x16/2x16x16",
+        "dense_1x16x16": "1x16x16/1x16x16",
+    }.items()
+}
+
+
+def list_tubes() -> list[str]:
+    """Names of the tube presets, to be passed as `tubes=`."""
+    return sorted(PRESETS)
+
+
+def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None) -> TubeSet:
+    """A tube set from a preset's name, text, one tube or a set; `padding` replaces its own.
+
+    Raises:
+        UserError: neither a preset nor well-formed text.
+    """
+    if isinstance(tubes, Tube):
+        tubes = TubeSet((tubes,))
+    elif isinstance(tubes, str):
+        if tubes in PRESETS:
+            tubes = PRESETS[tubes]
+        elif "/" in tubes:
+            tubes = TubeSet.from_text(tubes)
+        else:
+            raise unknown("tube preset", tubes, PRESETS)
+    elif not isinstance(tubes, TubeSet):
+        raise UserError(f"tubes must be a preset's name, text or a TubeSet; found {tubes!r}")
+    return tubes if padding is None else dataclasses.replace(tubes, padding=padding)
