@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(*command: str, **environment: str) -> float:
+def run(*command: str) -> float:
     """Runs a command, ends with its exit code where it fails; returns seconds."""
     print("$ " + " ".join(command), flush=True)
     start = time.perf_counter()
-    code = subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode
+    code = subprocess.run(command, cwd=ROOT).returncode
     if code:
         sys.exit(code)
     return time.perf_counter() - start
@@ -35,23 +34,18 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/quickstart")
     args = parser.parse_args()
 
-    cache = os.environ.get("TUBEVIT_CACHE") or str(ROOT / "runs" / "cache")
-    data = pathlib.Path(cache) / "moving_digits"  # where the sources moving_digits and still_digits look
     tubevit = str(ROOT / ".venv/bin/tubevit")
     config = f"quickstart:seed={args.seed}" + (f",steps={args.steps}" if args.steps else "")
     seconds = {"installation": run("make", "--no-print-directory", "setup")}
-    seconds["data"] = 0.0 if (data / "motion.csv").exists() else run(tubevit, "make-moving-digits", str(data))
-    train = (tubevit, "train", "--config", config, "--workdir", args.workdir)
-    seconds["training"] = run(*train, TUBEVIT_CACHE=cache)
-    seconds["evaluation"] = run(tubevit, "evaluate", "--workdir", args.workdir, TUBEVIT_CACHE=cache)
-    controls = (str(ROOT / ".venv/bin/python"), "launch/time_controls.py", args.workdir)
-    seconds["time controls"] = run(*controls, TUBEVIT_CACHE=cache)
+    seconds["data"] = run(tubevit, "make-moving-digits")
+    seconds["training"] = run(tubevit, "train", "--config", config, "--workdir", args.workdir)
+    seconds["evaluation"] = run(tubevit, "evaluate", "--workdir", args.workdir)
+    seconds["time controls"] = run(str(ROOT / ".venv/bin/python"), "launch/time_controls.py", args.workdir)
 
     workdir = ROOT / args.workdir
     records = {record["dataset"]: record for record in json.loads((workdir / "eval.json").read_text())}
     motion, still = records["moving_digits"], records["still_digits"]
     control = json.loads((workdir / "time_controls.json").read_text())
-    example = next((data / "videos/test").glob("*.mp4"))
     print("\nsummary")
     for part, value in seconds.items():
         print(f"  {part:42s} {value:7.1f} s")
@@ -61,7 +55,7 @@ def main() -> None:
     print(f"  {'frames shuffled anew for each clip, top-1':42s} {control['shuffled_top1']:7.1%}")
     print(f"  {'reversed in time: opposite motion assigned':42s} {control['reversed_to_opposite']:7.1%}")
     print(f"  checkpoint: {motion['checkpoint']}")
-    print(f"  predict:    {tubevit} predict --checkpoint {args.workdir} {example}")
+    print(f"  predict:    {tubevit} predict --checkpoint {args.workdir} {control['example']}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Eight fake devices on the CPU for all tests; random modules and strict dtypes for those of the model."""
+"""Eight fake devices on the CPU for all tests; random modules and strict dtypes for those of the model; a tiny run."""
 
 import os
 
@@ -63,3 +63,55 @@ def tiny(randomised):
         return randomised(lambda: TubeViT(config, rngs=nnx.Rngs(0)), seed)
 
     return build
+
+
+TINY = {  # of experiments/quickstart.py; with all that is random switched on
+    "model.width": "24", "model.depth": "2", "model.num_heads": "2", "model.mlp_width": "32",
+    "model.dropout": "0.1", "model.stochastic_depth": "0.1", "train.mixup": "0.2", "train.label_smoothing": "0.1",
+    "input.size": "32", "model.tubes": "4x8x8/8x16x16_1x8x8/16x16x16",
+    "data.train.moving_digits.batch_size": "4", "data.train.still_digits.batch_size": "4",
+    "data.eval.moving_digits.batch_size": "5", "data.eval.still_digits.batch_size": "5",
+    "train.steps": "9", "optimizer.warmup_steps": "2", "checkpoint.every": "3", "checkpoint.keep": "2",
+    "eval.every": "6", "log.every": "1", "loader.threads": "1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def digits_cache(tmp_path_factory):
+    """The folder of the embedded data, 24 training clips and 4 test digits, where the sources look for it."""
+    from tubevit.data.moving_digits import make_moving_digits
+    from tubevit.data.sources.embedded import embedded_folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUBEVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        make_moving_digits(embedded_folder(), train_clips=24, test_digits=4)
+        yield embedded_folder()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(digits_cache):
+    """`tiny_config({"train.steps": "3"})`: the quickstart, tiny."""
+    from tubevit.config import load_config
+
+    return lambda changes=(): load_config("quickstart", TINY | dict(changes))
+
+
+@pytest.fixture(scope="session")
+def train_command(digits_cache):
+    """`train_command(workdir, **{"train.steps": 3})`: arguments of the command line that train the tiny quickstart."""
+
+    def arguments(workdir, **changes):
+        flags = [f"--config.{key}={value}" for key, value in (TINY | changes).items()]
+        return ["train", "--config", "quickstart", "--workdir", str(workdir), *flags]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train_command, tmp_path_factory):
+    """The workdir of a tiny run of 9 steps with checkpoints 6 and 9, trained once; not to be changed."""
+    from tubevit.cli import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(train_command(workdir)) == 0
+    return workdir

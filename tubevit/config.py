@@ -155,6 +155,8 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
         raise
     except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
         raise UserError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path} is not a configuration: get_config returned {config!r}")
     config.lock()
     for key, text in (overrides or {}).items():
         set_key(config, key, text)

@@ -1,3 +1,6 @@
+import fractions
+
+import av
 import cv2
 import numpy as np
 import pytest
@@ -14,9 +17,20 @@ CONTAINERS = {  # how each is written, and the unit of its times
     "long_gop.mp4": {"stream": {"g": "250", "bf": "3"}},
     "clip.mkv": {"codec": "mpeg4"},  # no stream duration, 0 frames
     "clip.webm": {"codec": "libvpx"},
+    "short_gop.mp4": {"stream": {"g": "12", "bf": "3"}},
+    "open_gop.mp4": {"stream": {"g": "12", "bf": "3", "flags": "-cgop", "x264-params": "open-gop=1"}},
     "clip.mov": {"codec": "mpeg4", "stream": {"g": "12", "bf": "2"}},
     "444.mp4": {"pixels": "yuv444p"},
 }
+
+
+def declared(path, first):
+    """Milliseconds that a file declares, which muxers get wrong where the rate varies: here by up to one frame."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        if stream.duration:
+            return float(1000 * stream.duration * stream.time_base)
+        return container.duration / 1000 - first  # Matroska declares its end
 
 
 def shown(times, start, fps, frames):
@@ -32,7 +46,7 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
 
     def get(name, times):
-        path = folder / f"{abs(hash(times))}_{name}"
+        path = folder / f"{hash(times)}_{name}"
         return path if path.exists() else write_clip(path, times, **CONTAINERS[name])
 
     return get
@@ -42,15 +56,14 @@ def clips(tmp_path_factory):
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_frames_are_those_of_the_timestamps(clips, name, times):
     path = clips(name, times)
-    length = times[-1] - times[0] + 40
+    length = declared(path, times[0])
+    assert abs(length - (times[-1] - times[0] + 40)) < (1 if times == CONSTANT else 400)
     for fps, frames in [(25, 16), (10, 16), (7.3, 9), (50, 30), (3, 5)]:
         for position in (0.0, 0.5, 1.0):
             clip = decode_clip(path, frames, fps, position)
             assert clip.shape == (frames, 48, 64, 3) and clip.dtype == np.uint8
-            # The containers that declare a duration of their own may add the last frame's, of up to 400 ms.
-            slack = (0,) if times == CONSTANT or position == 0 else range(-41, 361)
-            wanted = [shown(times, max(length + s - frames * 1000 / fps, 0) * position, fps, frames) for s in slack]
-            assert indices(clip) in wanted
+            start = max(length - frames * 1000 / fps, 0) * position
+            assert indices(clip) == shown(times, start, fps, frames)
 
 
 @pytest.mark.parametrize("first", [0, 7, 2_000])
@@ -112,9 +125,7 @@ def test_rotation_metadata(tmp_path, quarters):
 
 
 def test_animated_gif(tmp_path):
-    path = write_clip(
-        tmp_path / "a.gif", range(0, 80, 4), "gif", "rgb8", unit=1 / 100 and __import__("fractions").Fraction(1, 100)
-    )
+    path = write_clip(tmp_path / "a.gif", range(0, 80, 4), "gif", "rgb8", unit=fractions.Fraction(1, 100))
     assert media_kind(path) == "video"
     assert indices(decode_clip(path, 20, 25)) == list(range(20))
     assert indices(decode_clip(path, 5)) == [0, 4, 8, 12, 16]
@@ -161,10 +172,10 @@ def test_files_that_are_refused(tmp_path, whole, name, position):
 
 
 def test_a_damaged_tail_keeps_what_was_decoded(tmp_path, whole):
-    path = cut(whole / "clip.mkv", tmp_path / "tail.mkv", 0.9)
+    path = cut(whole / "clip.mkv", tmp_path / "tail.mkv", 0.75)
     shown_indices = indices(decode_clip(path, 100, 25, 0.0))
     last = shown_indices[-1]
-    assert 85 <= last <= 92
+    assert 85 <= last <= 95
     assert shown_indices == [*range(last), *[last] * (100 - last)]
 
 

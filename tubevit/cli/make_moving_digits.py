@@ -6,6 +6,7 @@ import sys
 
 HELP = "write the embedded data (moving and still handwritten digits) as files"
 EXAMPLES = (
+    "tubevit make-moving-digits        # in the cache, where the sources moving_digits and still_digits look",
     "tubevit make-moving-digits data/moving_digits",
     "tubevit make-moving-digits data/small --train-clips 200 --test-digits 20 --seed 1",
 )
@@ -15,7 +16,7 @@ def add_arguments(parser) -> None:
     """Adds the flags of the verb."""
     from tubevit.data.moving_digits import TEST_DIGITS, TRAIN_CLIPS
 
-    parser.add_argument("folder", metavar="DIR", help="gets videos/, images/ and three csv files")
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="gets videos/, images/ and three csv files")
     parser.add_argument("--seed", type=int, default=0, help="the same seed and versions give the same bytes")
     parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help=f"default {TRAIN_CLIPS}")
     parser.add_argument(
@@ -26,10 +27,15 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Runs the verb."""
     from tubevit.data.moving_digits import make_moving_digits
+    from tubevit.data.sources.embedded import embedded_folder
 
     def progress(done: int, total: int) -> None:
         if done % 500 < 2 or done == total:
             print(f"\r{done}/{total} clips", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    counts = make_moving_digits(args.folder, args.seed, args.train_clips, args.test_digits, progress)
-    print(f"{args.folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))
+    folder = args.folder or embedded_folder()
+    if args.folder is None and folder.exists():
+        print(f"{folder} is there already")
+        return
+    counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
+    print(f"{folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))

@@ -59,8 +59,6 @@ def run(args) -> None:
     for path in _files(args.files):
         kind = media_kind(path)
         pixels = read_image(path, model.config.size) if kind == "image" else read_video(path, **model.input)
-        if kind == "image":
-            pixels = pixels if model.config.tubes.for_images() else pixels
         names = [args.head] if args.head else [n for n, head in heads.items() if head.modality in (kind, "any")]
         if not names:
             raise UserError(f"{path} is a {kind}; no head of {args.checkpoint} takes one")

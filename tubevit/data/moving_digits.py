@@ -12,6 +12,7 @@ import functools
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable
 
 import av
@@ -21,6 +22,7 @@ import numpy as np
 from tubevit.errors import UserError
 
 FRAMES, SIZE, FPS = 16, 64, 8
+VERSION = 1  # of what is drawn and written: a cached copy of another version is not used
 # Rows grow downwards. Direction i + 4 (mod 8) is the time reversal of direction i.
 DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
 TEST_DIGITS = 450
@@ -151,43 +153,51 @@ def make_moving_digits(
     Raises:
         UserError: the folder cannot be written, or holds something else.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "motion.csv").exists())):
         raise UserError(f"{folder} is not an empty folder and holds no moving digits; name another one")
     if not 1 <= test_digits <= TEST_DIGITS or train_clips < 1:
         raise UserError(f"expected 1 to {TEST_DIGITS} test digits and at least 1 training clip")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Made beside it and moved when whole, so that a process that dies leaves nothing half.
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
+        ) as made:
+            counts = _make(pathlib.Path(made), seed, train_clips, test_digits, progress)
+            if folder.exists():
+                shutil.rmtree(folder)
+            pathlib.Path(made).rename(folder)
+            folder.chmod(0o755)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    return counts
+
+
+def _make(folder: pathlib.Path, seed: int, train_clips: int, test_digits: int, progress) -> dict[str, int]:
     splits = split_instances(seed)
     rng = np.random.default_rng(seed)
     test = rng.permutation(splits["test"])[:test_digits]
     jobs = [("test", i, int(instance), i % 8) for i, instance in enumerate(test)]
     jobs += [("train", i, int(rng.choice(splits["train"])), i % 8) for i in range(train_clips)]
-    try:
-        for kind in ("videos", "images"):
-            for split in splits:
-                shutil.rmtree(folder / kind / split, ignore_errors=True)
-                (folder / kind / split).mkdir(parents=True)
-        clips = []
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            for rows in pool.map(lambda job: _write_clips(folder, *job, seed), jobs):
-                clips += rows
-                progress(len(clips), train_clips + 2 * test_digits)
-        stills = []
-        for split, instances in (("train", splits["train"]), ("test", np.sort(test))):
-            for instance in instances:
-                path = f"images/{split}/{instance:04d}.png"
-                cv2.imwrite(str(folder / path), still_image(instance)[..., ::-1])
-                stills.append({"path": path, "label": int(digit_instances()[1][instance]), "split": split})
-        _write_csv(folder / CSV_FILES["digit"], stills)
-        _write_csv(
-            folder / CSV_FILES["digit_motion"], [_labelled(row, f"{row['digit']}_{row['motion']}") for row in clips]
-        )
-        _write_csv(
-            folder / CSV_FILES["motion"], [_labelled(row, row["motion"]) for row in clips]
-        )  # last: marks the end
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    count = {f"{split}_clips": sum(row["split"] == split for row in clips) for split in splits}
-    return count | {f"{split}_images": sum(row["split"] == split for row in stills) for split in splits}
+    for kind in ("videos", "images"):
+        for split in splits:
+            (folder / kind / split).mkdir(parents=True)
+    clips, stills = [], []
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for rows in pool.map(lambda job: _write_clips(folder, *job, seed), jobs):
+            clips += rows
+            progress(len(clips), train_clips + 2 * test_digits)
+    for split, instances in (("train", splits["train"]), ("test", np.sort(test))):
+        for instance in instances:
+            path = f"images/{split}/{instance:04d}.png"
+            cv2.imwrite(str(folder / path), still_image(instance)[..., ::-1])
+            stills.append({"path": path, "label": int(digit_instances()[1][instance]), "split": split})
+    _write_csv(folder / CSV_FILES["digit"], stills)
+    _write_csv(folder / CSV_FILES["digit_motion"], [_labelled(row, f"{row['digit']}_{row['motion']}") for row in clips])
+    _write_csv(folder / CSV_FILES["motion"], [_labelled(row, row["motion"]) for row in clips])
+    counts = {f"{split}_clips": sum(row["split"] == split for row in clips) for split in splits}
+    return counts | {f"{split}_images": sum(row["split"] == split for row in stills) for split in splits}
 
 
 def _labelled(row: dict, label: str) -> dict:

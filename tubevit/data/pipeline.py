@@ -7,6 +7,7 @@ import zlib
 
 import grain
 import numpy as np
+from absl import flags
 
 from tubevit.data.augment import Augment
 from tubevit.data.sources import Source
@@ -76,5 +77,7 @@ def iterate(batches: grain.MapDataset, threads: int, workers: int = 0):
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1) * 2)
     dataset = batches.to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own when it starts processes
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(dataset)

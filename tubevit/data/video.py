@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pathlib
 
@@ -67,18 +68,29 @@ def _declared_seconds(container, stream) -> float | None:
     """Duration as the file declares it; None where it does not (the stream's is often missing in webm)."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
+    if not container.duration:
+        return None
+    # Matroska declares when it ends, not how long it is.
+    first = (stream.start_time or 0) * stream.time_base if "matroska" in container.format.name else 0
+    return container.duration / av.time_base - float(first)
 
 
 def _timed_frames(container, stream, start: float):
     """Frames with their presentation times in seconds from the stream's beginning, from a key frame <= start on."""
     first = float((stream.start_time or 0) * stream.time_base)
-    if start > 0:
+    frames, head, back = container.decode(stream), [], 0.0
+    while start > 0:
+        target = max(start - back, 0.0)
         with contextlib.suppress(av.FFmpegError):  # not seekable: decode from the beginning
-            container.seek(int((start + first) / stream.time_base), stream=stream)
+            container.seek(int((target + first) / stream.time_base), stream=stream)
+        frames = container.decode(stream)
+        head = list(itertools.islice(frames, 1))
+        if target == 0 or (head and (head[0].pts is None or head[0].pts * stream.time_base - first <= start)):
+            break
+        back = 2 * back + 1  # seeking goes by decoding time: the key frame that it found is shown later
     step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     time = -step
-    for frame in container.decode(stream):
+    for frame in itertools.chain(head, frames):
         time = time + step if frame.pts is None else float(frame.pts * stream.time_base) - first
         yield time, frame
 

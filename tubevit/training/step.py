@@ -74,7 +74,7 @@ def make_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation, conf
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = collection.single_from_model_output(
-            loss=loss, gradient_norm=optax.global_norm(grads), **{f"{name}_loss": losses[name] for name in losses}
+            loss=loss, gradient_norm=optax.tree.norm(grads), **{f"{name}_loss": losses[name] for name in losses}
         )
         return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
 

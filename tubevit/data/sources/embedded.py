@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from tubevit.data.moving_digits import CSV_FILES, make_moving_digits
+from tubevit.data.moving_digits import CSV_FILES, VERSION, make_moving_digits
 from tubevit.data.sources.csv_file import open_csv
 from tubevit.data.sources.source import Source
 from tubevit.errors import unknown
@@ -19,6 +19,11 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("TUBEVIT_CACHE") or pathlib.Path.home() / ".cache" / "tubevit")
 
 
+def embedded_folder() -> pathlib.Path:
+    """Where the sources `moving_digits` and `still_digits` look for their files."""
+    return cache_folder() / f"moving_digits_v{VERSION}"
+
+
 def open_embedded(name: str, split: str, head: str | None) -> Source:
     """Opens the embedded data, in the cache; arguments are those of `open_source`.
 
@@ -28,8 +33,8 @@ def open_embedded(name: str, split: str, head: str | None) -> Source:
     heads = ("digit",) if name == "still_digits" else ("motion", "digit_motion")
     if head is not None and head not in heads:
         raise unknown(f"head of {name}", head, heads)
-    folder = cache_folder() / "moving_digits"
-    if not (folder / CSV_FILES["motion"]).exists():
+    folder = embedded_folder()
+    if not folder.exists():
         print(f"making the embedded data in {folder}", file=sys.stderr, flush=True)
         make_moving_digits(folder)
     return open_csv(str(folder / CSV_FILES[head or heads[0]]), split)

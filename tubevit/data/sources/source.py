@@ -1,4 +1,4 @@
-"""What a source is, and the one function that opens it by its string."""
+"""What a source is: labelled files of one split."""
 
 from __future__ import annotations
 
@@ -73,23 +73,3 @@ class Source:
         else:
             labels = columns[self.labels].astype(np.int32)
         return dataclasses.replace(self, labels=labels, classes=classes)
-
-
-def open_source(name: str, split: str = "all", head: str | None = None) -> Source:
-    """Opens the source that a string names.
-
-    Args:
-        name: `FILE.csv`, or `moving_digits` or `still_digits` (made in the cache on first use).
-        split: name of a split, or `all`.
-        head: chooses between the label sets of `moving_digits`: `motion` (default) or `digit_motion`.
-
-    Raises:
-        UserError: no such source, split or head; a malformed file; none of the listed files exists.
-    """
-    from tubevit.data.sources import csv_file, embedded
-
-    if name in embedded.NAMES:
-        return embedded.open_embedded(name, split, head)
-    if name.endswith(".csv"):
-        return csv_file.open_csv(name, split)
-    raise unknown("source", name, ("FILE.csv", *embedded.NAMES))

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+
+from tubevit.data.sources import open_source
+from tubevit.errors import UserError
+
+
+@pytest.fixture
+def write_csv(tmp_path):
+    """`write_csv(text)`: a csv beside the files a.png ... t.png; returns its path as text."""
+    for name in "abcdefghijklmnopqrst":
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / "files" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    def write(text, encoding="utf-8"):
+        (tmp_path / "labels.csv").write_text(text, encoding=encoding)
+        return str(tmp_path / "labels.csv")
+
+    return write
+
+
+def names(source):
+    return [path.rsplit("/", 1)[-1][0] for path in source.paths]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_labels_by_name(write_csv, tmp_path, encoding):
+    path = write_csv(
+        "label,note,path,split\nwalk,x,files/a.png,train\nrun,,files/b.png,train\n\nsit,y,files/c.png,val\n", encoding
+    )
+    train = open_source(path, "train")
+    assert train.paths == (str(tmp_path / "files/a.png"), str(tmp_path / "files/b.png"))
+    assert train.classes == ("run", "sit", "walk")  # of the whole file, sorted: the same for each split
+    assert train.labels.tolist() == [2, 0] and train.labels.dtype == np.int32
+    assert train.positions == (f"{path} line 2", f"{path} line 3")
+    assert train.notes == () and train.listed == 2 and not train.multi_label
+    assert train.modality == "image"
+    assert names(open_source(path, "val")) == ["c"]
+    assert open_source(path, "val").positions == (f"{path} line 5",)  # the empty line counts
+    assert names(open_source(path, "all")) == ["a", "b", "c"]
+
+
+def test_integer_labels_are_indices(write_csv):
+    source = open_source(write_csv("path,label,split\nfiles/a.png,10,x\nfiles/b.png,9,x\nfiles/c.png,02,x\n"), "x")
+    assert source.classes == tuple(map(str, range(11)))
+    assert source.labels.tolist() == [10, 9, 2]
+    mixed = open_source(write_csv("path,label,split\nfiles/a.png,10,x\nfiles/b.png,nine,x\n"), "x")
+    assert mixed.classes == ("10", "nine")
+
+
+def test_several_labels(write_csv):
+    source = open_source(
+        write_csv("path,label,split\nfiles/a.png,run|sit,x\nfiles/b.png,sit,x\nfiles/c.png,walk,y\n"), "x"
+    )
+    assert source.multi_label and source.labels.dtype == np.float32
+    assert source.labels.tolist() == [[1, 1, 0], [0, 1, 0]]
+    numbers = open_source(write_csv("path,label,split\nfiles/a.png,3|1,x\nfiles/b.png,01,x\n"), "x")
+    assert numbers.labels.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
+
+
+def test_without_split_80_20_by_hash(write_csv, tmp_path):
+    many = [f"files/{i}.png" for i in range(1000)]
+    for name in many:
+        (tmp_path / name).touch()
+    path = write_csv("path,label\n" + "".join(f"{name},x\n" for name in many))
+    train, test, everything = (open_source(path, split) for split in ("train", "test", "all"))
+    assert set(train.paths) | set(test.paths) == set(everything.paths) and len(everything.paths) == 1000
+    assert not set(train.paths) & set(test.paths)
+    assert 0.76 < len(train.paths) / 1000 < 0.84
+    assert any("80 %" in note and "20 %" in note for note in train.notes)
+    half = write_csv("path,label\n" + "".join(f"{name},x\n" for name in many[::-2]))
+    assert set(open_source(half, "test").paths) == set(test.paths) & {str(tmp_path / name) for name in many[::-2]}
+
+
+def test_missing_files_are_counted(write_csv):
+    source = open_source(write_csv("path,label,split\nfiles/a.png,x,s\nfiles/none.png,y,s\nfiles/b.png,z,s\n"), "s")
+    assert (source.listed, len(source.paths)) == (3, 2)
+    assert source.labels.tolist() == [0, 2] and source.classes == ("x", "y", "z")
+    assert any("2 of 3" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "line 1: expected the header path,label[,split]; found nothing"),
+        ("files/a.png,x\n", "line 1: expected the header"),
+        ("path;label\n", "line 1: expected the header"),
+        ("path,label\n", "lists no files"),
+        ("path,label\nfiles/a.png,x\nfiles/b.png\n", "line 3: expected 2 columns (path,label); found 1"),
+        ("path,label\nfiles/a.png,x,train\n", "line 2: expected 2 columns"),
+        ("path,label\nfiles/a.png,\n", "line 2: the label is empty"),
+        ("path,label\nfiles/a.png,x\nfiles/b.png,x||y\n", "line 3: the label is empty"),
+        ("path,label\n\n,x\n", "line 3: the path is empty"),
+        ("path,label,split\nfiles/a.png,x,\n", "line 2: the split is empty"),
+        ("path,label,split\nfiles/1.mp4,x,test\n", "none of the 1 listed files exists"),
+        ("path,label,split\nfiles/a.png,x,tests\n", "unknown split of"),
+        ("path,label,split\nfiles/a.png,x,tests\n", "did you mean 'tests'?"),
+        ('path,label\nfiles/a.png,"x\n', "cannot read"),
+    ],
+)
+def test_errors_of_a_csv(write_csv, text, expected):
+    path = write_csv(text)
+    with pytest.raises(UserError) as error:
+        open_source(path, "test")
+    assert expected in str(error.value) and path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_not_a_csv(tmp_path):
+    (tmp_path / "clip.csv").write_bytes(b"\x00\xff\xfe" * 99)
+    (tmp_path / "folder.csv").mkdir()
+    for name, expected in (("clip.csv", "cannot read"), ("folder.csv", "cannot read"), ("no.csv", "does not exist")):
+        with pytest.raises(UserError, match=expected):
+            open_source(str(tmp_path / name))
+    with pytest.raises(UserError, match="unknown source 'moving_digit'; did you mean 'moving_digits'"):
+        open_source("moving_digit")
+
+
+def test_labels_become_those_of_a_model(write_csv):
+    path = write_csv("path,label,split\nfiles/a.png,run,x\nfiles/b.png,walk,x\nfiles/c.png,fly,y\n")
+    source = open_source(path, "x")
+    mapped = source.with_classes(("walk", "sit", "run"))  # `fly` does not occur in this split
+    assert mapped.labels.tolist() == [2, 0] and mapped.classes == ("walk", "sit", "run")
+    assert mapped.paths == source.paths and mapped.labels.dtype == np.int32
+    assert source.with_classes(source.classes) is source
+    with pytest.raises(UserError, match=r"line 3: label out of range: unknown label 'walk'; did you mean 'walks'"):
+        source.with_classes(("run", "walks"))
+    several = open_source(write_csv("path,label,split\nfiles/a.png,run|walk,x\nfiles/b.png,walk,x\n"), "x")
+    assert several.with_classes(("walk", "sit", "run")).labels.tolist() == [[1, 0, 1], [1, 0, 0]]
+    with pytest.raises(UserError, match="line 2: label out of range"):
+        several.with_classes(("walk", "sit"))
+
+
+def test_integers_index_named_classes(write_csv):
+    path = write_csv("path,label,split\nfiles/a.png,2,x\nfiles/b.png,0,x\nfiles/c.png,2,x\n")
+    source = open_source(path, "x")
+    assert source.with_classes(("walk", "sit", "run")).labels.tolist() == [2, 0, 2]
+    assert source.with_classes(("0", "1", "2", "3")).labels.tolist() == [2, 0, 2]
+    assert source.with_classes(("2", "1", "0")).labels.tolist() == [0, 2, 0]  # here integers are the names
+    with pytest.raises(UserError, match="line 2: label out of range"):
+        source.with_classes(("walk", "sit"))
+
+
+def test_label_hash_follows_the_order(write_csv):
+    source = open_source(write_csv("path,label,split\nfiles/a.png,b,x\nfiles/b.png,a,x\n"), "x")
+    assert source.label_hash == source.with_classes(("a", "b")).label_hash
+    others = {source.with_classes(names).label_hash for names in (("b", "a"), ("a", "b", "c"), ("c", "a", "b"))}
+    assert len(others | {source.label_hash}) == 4
+
+
+@pytest.mark.parametrize(
+    "name, head, classes, clips",
+    [
+        ("moving_digits", None, 8, (24, 8)),
+        ("moving_digits", "motion", 8, (24, 8)),
+        ("moving_digits", "digit_motion", 80, (24, 8)),
+        ("still_digits", "digit", 10, (1347, 4)),
+    ],
+)
+def test_embedded_data(digits_cache, name, head, classes, clips):
+    train, test = (open_source(name, split, head) for split in ("train", "test"))
+    assert (len(train.paths), len(test.paths)) == clips
+    assert not train.multi_label and train.modality == ("image" if name == "still_digits" else "video")
+    # This small copy need not show each of the 80 classes.
+    assert len(train.classes) == classes or (classes == 80 and 20 < len(train.classes) <= 32)
+    assert train.classes == test.classes
+
+
+def test_unknown_head_of_the_embedded_data(digits_cache):
+    with pytest.raises(UserError, match="unknown head of moving_digits 'digit_motions'; did you mean 'digit_motion'"):
+        open_source("moving_digits", "train", "digit_motions")
+    with pytest.raises(UserError, match="unknown head of still_digits 'motion'"):
+        open_source("still_digits", "train", "motion")

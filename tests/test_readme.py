@@ -1,0 +1,120 @@
+"""The README, as a new user would follow it: its Python, its commands, its tables, its figure."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+import shutil
+
+import pytest
+
+import tubevit
+from tubevit.cli import main
+from tubevit.models.flops import count_parameters
+from tubevit.models.variants import ARCHITECTURES, model_config
+from tubevit.tubes import PRESETS
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def project(tiny_run, digits_cache, tmp_path, monkeypatch):
+    """A folder with what the README's lines name, tiny."""
+    shutil.copytree(tiny_run, tmp_path / "runs/quickstart")
+    shutil.copytree(tiny_run, tmp_path / "runs/mine")
+    shutil.copy(next((digits_cache / "videos/test").glob("*.mp4")), tmp_path / "clip.mp4")
+    shutil.copy(next((digits_cache / "images/test").glob("*.png")), tmp_path / "digit.png")
+    shutil.copy(tmp_path / "digit.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python(project, capsys):
+    code = re.search(r"```python\n(.+?)```", README, re.DOTALL).group(1)
+    names = {}
+    exec(code, names)
+    motion, digit = capsys.readouterr().out.split()
+    assert motion in names["model"].labels["motion"] and 0 <= int(digit) < 10
+    assert names["tokens"].shape[1] == len(names["centres"]) and (project / "my_model").is_dir()
+
+
+def test_commands(project, capsys, train_command):
+    commands = re.findall(r"^    tubevit (\S.+)$", README, re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"train", "evaluate", "predict", "inspect"}
+    for command in commands:
+        arguments = shlex.split(command)
+        if arguments[0] == "train":  # the same run, tiny: it resumes
+            assert set(arguments) - {"--config.train.steps=1200"} < set(train_command("runs/mine"))
+            arguments = train_command("runs/mine", **{"train.steps": 10})
+        assert main(arguments) == 0, command
+    assert "539 tokens" in capsys.readouterr().out
+
+
+def test_architectures_are_those_of_the_table():
+    rows = re.findall(
+        r"^\| `(tubevit_\w+)` \| (\d+) \| (\d+) \| (\d+) \|.+?\| (\d+) \| ([\d.]+) M \|$", README, re.MULTILINE
+    )
+    assert {row[0] for row in rows} == set(ARCHITECTURES)
+    for name, *sizes, parameters in rows:
+        config = model_config(name, num_classes=600)
+        tokens = config.tubes.num_tokens((config.frames, config.size, config.size))
+        assert list(map(int, sizes)) == [config.width, config.depth, config.num_heads, tokens]
+        assert float(parameters) == round(count_parameters(config) / 1e6, 1)
+
+
+def test_presets_are_those_of_the_table():
+    for name in PRESETS:
+        assert (
+            f"`{name}`" in README
+            or name in re.sub(r"`(table14_)1` ... `table14_7`", "table14_1 " * 7, README)
+            or (name.startswith("table14_") and "`table14_1` ... `table14_7`" in README)
+        )
+    example = re.search(r'^`tubes="(.+?)"`', README, re.MULTILINE).group(1)
+    assert tubevit.TubeSet.from_text(example).num_tokens((32, 224, 224)) == 98 + 196
+
+
+def test_figure_is_what_the_script_draws(tmp_path):
+    module = script("docs/figures/tubes.py")
+    drawn = ROOT / "docs/figures/tubes.svg"
+    module.__file__ = str(tmp_path / "tubes.py")
+    module.main("paper")
+    assert (tmp_path / "tubes.svg").read_text() == drawn.read_text()
+    assert drawn.read_text().count("<use ") == 2 * 98 + 4 * 147 + 98 + 196
+
+
+def test_quickstart_summary(tiny_run, tmp_path, monkeypatch, capsys):
+    quickstart = script("launch/quickstart.py")
+    shutil.copytree(tiny_run, tmp_path / "runs/quickstart")
+    called = []
+
+    def run(*command):
+        called.append(command)
+        if command[0].endswith("tubevit") and command[1] == "evaluate":
+            assert main([*command[1:3], str(tmp_path / command[3])]) == 0
+        if "launch/time_controls.py" in command:
+            script(command[1]).main(str(tmp_path / command[2]))
+        return 1.0
+
+    monkeypatch.setattr(quickstart, "run", run)
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["quickstart.py", "--seed", "3"])
+    quickstart.main()
+    out = capsys.readouterr().out
+    assert ["make", "make-moving-digits", "train", "evaluate"] == [
+        c[0] if c[0] == "make" else c[1] for c in called if "time_controls" not in c[1]
+    ]
+    assert "quickstart:seed=3" in called[2]
+    assert re.search(r"held-out motion, top-1, 8 clips +\d+\.\d%", out)
+    assert re.search(r"held-out still digits, top-1, 4 images +\d+\.\d%", out)
+    assert re.search(r"shuffled.+\d+\.\d%", out) and re.search(r"opposite motion assigned +\d+\.\d%", out)
+    predict = shlex.split(re.search(r"predict: +\S+ (predict .+)", out).group(1))
+    monkeypatch.chdir(tmp_path)
+    assert main(predict) == 0
