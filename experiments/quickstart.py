@@ -9,24 +9,25 @@ Expected (seeds 0, 1, 2): see the README.
 from tubevit.config import dataset_config, default_config
 
 
-def get_config(seed: int = 0, steps: int = 800):
+def get_config(seed: int = 0, steps: int = 900):
     config = default_config()
     config.seed = seed
     config.model.name = "tubevit_nano8"
     config.model.scan = False  # three blocks: unrolled they train faster on CPU
     config.input.fps = 8.0
     config.data.train.moving_digits = dataset_config(
-        source="moving_digits", head="motion", batch_size=32, augment={"random_crop": True, "scale": 1.15}
+        source="moving_digits", head="motion", batch_size=32, augment={"random_crop": True, "scale": 1.1}
     )
     config.data.train.still_digits = dataset_config(
         source="still_digits", head="digit", batch_size=32, augment={"random_crop": True, "scale": 1.3}
     )
     config.data.eval.moving_digits = dataset_config(source="moving_digits", split="test", head="motion", batch_size=50)
     config.data.eval.still_digits = dataset_config(source="still_digits", split="test", head="digit", batch_size=50)
-    config.optimizer.update(name="adam", learning_rate=2e-3, warmup_steps=100, weight_decay=0.0, clip_norm=1.0)
+    config.optimizer.update(name="adam", learning_rate=1.2e-3, warmup_steps=100, weight_decay=0.0, clip_norm=1.0)
+    config.optimizer.b2 = 0.98
     config.train.steps = steps
-    config.eval.every = 400
-    config.checkpoint.every = 200
+    config.eval.every = 450
+    config.checkpoint.every = 150
     config.loader.threads = 2
     config.log.every = 20
     return config

@@ -1,10 +1,18 @@
 """Eight fake devices on the CPU for all tests; random modules and strict dtypes for those of the model; a tiny run."""
 
+import atexit
 import os
+import pathlib
+import shutil
+import tempfile
 
-# Both are read when jax is first imported.
+# All are read when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+# What several runs compile alike is compiled once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tubevit-tests-")
+os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import numpy as np
 import pytest
@@ -65,15 +73,8 @@ def tiny(randomised):
     return build
 
 
-TINY = {  # of experiments/quickstart.py; with all that is random switched on
-    "model.width": "24", "model.depth": "2", "model.num_heads": "2", "model.mlp_width": "32",
-    "model.dropout": "0.1", "model.stochastic_depth": "0.1", "train.mixup": "0.2", "train.label_smoothing": "0.1",
-    "input.size": "32", "model.tubes": "4x8x8/8x16x16_1x8x8/16x16x16",
-    "data.train.moving_digits.batch_size": "4", "data.train.still_digits.batch_size": "4",
-    "data.eval.moving_digits.batch_size": "5", "data.eval.still_digits.batch_size": "5",
-    "train.steps": "9", "optimizer.warmup_steps": "2", "checkpoint.every": "3", "checkpoint.keep": "2",
-    "eval.every": "6", "log.every": "1", "loader.threads": "1",
-}  # fmt: skip
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
 
 @pytest.fixture(scope="session")
@@ -90,19 +91,19 @@ def digits_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config(digits_cache):
-    """`tiny_config({"train.steps": "3"})`: the quickstart, tiny."""
+    """`tiny_config({"train.steps": "3"})`: the experiment tests/tiny.py."""
     from tubevit.config import load_config
 
-    return lambda changes=(): load_config("quickstart", TINY | dict(changes))
+    return lambda changes=(): load_config(TINY, dict(changes))
 
 
 @pytest.fixture(scope="session")
 def train_command(digits_cache):
-    """`train_command(workdir, **{"train.steps": 3})`: arguments of the command line that train the tiny quickstart."""
+    """`train_command(workdir, **{"train.steps": 3})`: arguments of the command line that train tests/tiny.py."""
 
     def arguments(workdir, **changes):
-        flags = [f"--config.{key}={value}" for key, value in (TINY | changes).items()]
-        return ["train", "--config", "quickstart", "--workdir", str(workdir), *flags]
+        flags = [f"--config.{key}={value}" for key, value in changes.items()]
+        return ["train", "--config", TINY, "--workdir", str(workdir), *flags]
 
     return arguments
 

@@ -53,7 +53,7 @@ def write_audio(path):
 
 
 def set_rotation(path, quarters):
-    """Writes a display matrix into an mp4, as phones do: players turn the picture clockwise by quarters * 90 degrees."""
+    """Writes a display matrix into an mp4, as phones do: the picture is turned clockwise by 90 degrees * quarters."""
     one, minus = 1 << 16, -(1 << 16)
     a, b, c, d = {1: (0, one, minus, 0), 2: (minus, 0, 0, minus), 3: (0, minus, one, 0)}[quarters]
     matrix = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))

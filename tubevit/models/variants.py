@@ -10,7 +10,7 @@ from flax import nnx
 
 from tubevit.errors import UserError, unknown
 from tubevit.models.tubevit import Head, ModelConfig, TubeViT
-from tubevit.tubes import as_tube_set
+from tubevit.tubes import TubeSet, as_tube_set
 
 _SIZES = {  # width, depth, heads, MLP width
     "ti": (192, 12, 3, 768),
@@ -50,18 +50,28 @@ def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | 
     for field in fields:
         if field not in known:
             raise unknown("keyword", field, known | {"num_classes"})
+    values = {**ARCHITECTURES[name], **fields}
+    return ModelConfig(name=name, heads=as_heads(num_classes, heads, as_tube_set(values["tubes"])), **values)
+
+
+def as_heads(num_classes: int | None, heads: Mapping | None, tubes: TubeSet) -> tuple[tuple[str, Head], ...]:
+    """Pairs of name and `Head` from the arguments of `create_model`.
+
+    Raises:
+        UserError: both are given, or a head is malformed.
+    """
     if num_classes is not None and heads is not None:
         raise UserError("pass num_classes= or heads=, not both")
-    values = {**ARCHITECTURES[name], **fields}
     if heads is None:
         # One anonymous head: it classifies videos unless all tubes are 2D.
-        flat = all(tube.is_2d for tube in as_tube_set(values["tubes"]).tubes)
+        flat = all(tube.is_2d for tube in tubes.tubes)
         heads = {"default": Head(num_classes, "any" if flat else "video")} if num_classes else {}
-    pairs = tuple((key, value if isinstance(value, Head) else _head(key, value)) for key, value in heads.items())
-    return ModelConfig(name=name, heads=pairs, **values)
+    return tuple((name, _head(name, value)) for name, value in heads.items())
 
 
 def _head(name: str, value) -> Head:
+    if isinstance(value, Head):
+        return value
     if isinstance(value, Mapping):
         return Head(**value)
     if isinstance(value, tuple | list) and len(value) == 2:

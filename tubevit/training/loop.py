@@ -12,7 +12,7 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -114,7 +114,7 @@ def _restore_or_initialise(experiment: Experiment, optimizer, workdir) -> tuple[
     abstract = jax.eval_shape(make)
     checkpoint = folder / str(saved[-1])
     state = {
-        "step": jnp.asarray(saved[-1], jnp.int32),
+        "step": jax.device_put(np.int32(saved[-1]), jax.local_devices()[0]),  # as the others: the step compiles once
         "params": load_tree(checkpoint, "params", abstract["params"]),
         "opt_state": load_tree(checkpoint, "optimizer", abstract["opt_state"]),
     }

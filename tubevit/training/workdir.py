@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 
@@ -106,6 +107,11 @@ class MetricsWriter:
         self._tensorboard.close()
 
 
+def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that each of Orbax's threads logs: `Checkpoints` raises one error for all of them."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 class Checkpoints:
     """The checkpoints of a run: saved in the background, the last `keep` are kept."""
 
@@ -116,6 +122,7 @@ class Checkpoints:
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
+        logging.getLogger("absl").addFilter(_not_of_a_failed_save)
 
     def save(self, state: dict, metadata: dict, wait: bool = False) -> None:
         """Saves a training state; returns once it is copied, or when it is written if `wait`.

@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from tubevit.errors import UserError, unknown
 from tubevit.models.tubevit import Head, ModelConfig, TubeViT
-from tubevit.models.variants import model_config
+from tubevit.models.variants import as_heads
 from tubevit.tubes import TubeSet
 
 _METADATA_FILE = "_CHECKPOINT_METADATA"  # Orbax writes it last: without it a checkpoint is not whole
@@ -146,9 +146,7 @@ def load_model(
     stored = config_from_metadata(read_metadata(checkpoint)["model"])
     config = stored
     if num_classes is not None or heads is not None:
-        config = dataclasses.replace(
-            config, heads=model_config(stored.name, num_classes=num_classes, heads=heads).heads
-        )
+        config = dataclasses.replace(config, heads=as_heads(num_classes, heads, config.tubes))
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     for field in fields:
         if field not in known:
@@ -158,7 +156,8 @@ def load_model(
     expected = parameters(nnx.eval_shape(lambda: TubeViT(wanted, rngs=nnx.Rngs(0))))
     loaded = load_tree(checkpoint, "params", expected)
     if config.heads != stored.heads:
-        loaded["heads"] = parameters(TubeViT(config, rngs=nnx.Rngs(0))).get("heads", {})
+        # Compiled, so that nothing but the heads is made.
+        loaded["heads"] = jax.jit(lambda: parameters(TubeViT(config, rngs=nnx.Rngs(0))).get("heads", {}))()
     model = nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0)))
     return nnx.merge(nnx.graphdef(model), loaded)
 

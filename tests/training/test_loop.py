@@ -1,0 +1,163 @@
+import itertools
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import tubevit
+from tubevit.cli import main
+from tubevit.training import loop
+from tubevit.zoo.checkpoint import steps
+
+ROOT = pathlib.Path(tubevit.__file__).parent.parent
+# Ends itself by SIGKILL at a moment of the run.
+KILLED = """
+import os, pathlib, signal, sys, threading, time
+from tubevit.cli import main
+from tubevit.training import loop
+from tubevit.zoo.checkpoint import steps
+
+moment, at, *arguments = sys.argv[1:]
+workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+def while_saving():  # as soon as anything of the checkpoint can be seen
+    folder = workdir / "checkpoints"
+    while not folder.is_dir() or not any(name.startswith(at) for name in os.listdir(folder)):
+        time.sleep(0.0002)
+    die()
+
+iterate = loop.iterate
+def batches(dataset, *rest):
+    for step, batch in enumerate(iterate(dataset, *rest), start=1 + max(steps(workdir / "checkpoints"), default=0)):
+        if step == int(at):  # a checkpoint is whole, later steps are not in it, a line is half written
+            while not steps(workdir / "checkpoints"):
+                time.sleep(0.01)
+            with (workdir / "metrics.jsonl").open("a") as file:
+                file.write('{"step": ' + at + ', "train/lo')
+                file.flush()
+            die()
+        yield batch
+
+if moment == "saving":
+    threading.Thread(target=while_saving, daemon=True).start()
+else:
+    loop.iterate = batches
+sys.exit(main(arguments))
+"""
+
+
+def run(program, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        **options,
+    )
+
+
+def test_what_a_run_leaves(tiny_run, read_metrics):
+    assert steps(tiny_run / "checkpoints") == [6, 9]  # the last two
+    assert {path.name.split(".")[0] for path in tiny_run.iterdir()} == {"config", "metrics", "events", "checkpoints"}
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert config["heads"]["motion"]["classes"] == 8 and config["heads"]["digit"]["labels"] == [
+        str(i) for i in range(10)
+    ]
+    assert config["train"]["steps"] == 9 and config["data"]["train"]["moving_digits"]["head"] == "motion"
+    lines = read_metrics(tiny_run)
+    training, evaluation = ([line for line in lines if key in line] for key in ("train/loss", "eval/still_digits/loss"))
+    assert [line["step"] for line in training] == list(range(1, 10)) and [line["step"] for line in evaluation] == [6, 9]
+    assert set(training[0]) == {
+        "step", "train/loss", "train/moving_digits/loss", "train/still_digits/loss", "train/gradient_norm",
+        "train/learning_rate",
+    }  # fmt: skip
+    names = itertools.product(("moving_digits", "still_digits"), ("top1", "top5", "map", "loss"))
+    assert set(evaluation[0]) == {"step", *(f"eval/{name}/{metric}" for name, metric in names)}
+    times = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[3])
+    assert {"time/data", "time/step", "time/save"} <= set(times) and times["time/step"] > 0
+    peak = 2e-3
+    assert [line["train/learning_rate"] for line in training[:3]] == pytest.approx([0, peak / 2, peak])
+
+
+def test_the_same_seed_gives_the_same(tiny_run, train_command, read_metrics, read_arrays, tmp_path, capsys):
+    assert main(train_command(tmp_path / "again", **{"loader.threads": 2, "checkpoint.every": 9})) == 0
+    assert read_metrics(tmp_path / "again") == read_metrics(tiny_run)
+    assert read_arrays(tmp_path / "again", 9) == read_arrays(tiny_run, 9)
+    lines = capsys.readouterr().err.splitlines()
+    progress = r"step 4/9 \| loss \d+\.\d{4} \| [\d.]+ steps/s \| \d+ clips/s \| ETA \d+:\d\d:\d\d"
+    assert sum(bool(re.fullmatch(progress, line)) for line in lines) == 1
+
+
+def test_killed_at_any_moment_ends_the_same(tiny_run, train_command, read_metrics, read_arrays, tmp_path):
+    workdir = tmp_path / "killed"
+    # While the first checkpoint is saved; then in between; then while the second one is.
+    for moment, at, whole in (("saving", 3, []), ("between", 5, [3]), ("saving", 6, [3])):
+        result = run(["-c", KILLED], moment, at, *train_command(workdir))
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        assert steps(workdir / "checkpoints") == whole
+        if moment == "between":
+            assert (workdir / "metrics.jsonl").read_text().endswith('{"step": 5, "train/lo')
+    assert main(train_command(workdir)) == 0
+    assert read_arrays(workdir, 9) == read_arrays(tiny_run, 9)
+    assert read_metrics(workdir) == read_metrics(tiny_run)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["6", "9"]  # nothing half is left
+
+
+def test_sigterm_saves_and_resumes(tiny_run, train_command, read_metrics, read_arrays, tmp_path, monkeypatch, capsys):
+    iterate, made = loop.iterate, []
+
+    def batches(*arguments):
+        for step, batch in enumerate(iterate(*arguments), start=1):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "iterate", batches)
+        assert main(train_command(tmp_path)) == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tubevit: saved step 5") and str(tmp_path) in last
+    assert steps(tmp_path / "checkpoints") == [3, 5]
+
+    make_step = loop.make_step
+    monkeypatch.setattr(loop, "make_step", lambda *arguments: made.append(make_step(*arguments)) or made[0])
+    assert main(train_command(tmp_path, **{"loader.threads": 2})) == 0  # free to change
+    assert "resuming" in capsys.readouterr().err
+    assert made[0]._cache_size() == 1  # compiled once, also after restoring
+    assert read_arrays(tmp_path, 9) == read_arrays(tiny_run, 9)
+    assert read_metrics(tmp_path) == read_metrics(tiny_run)
+
+
+def test_a_finished_run_has_nothing_to_do(tiny_run, train_command, tmp_path, read_metrics, capsys):
+    workdir = shutil.copytree(tiny_run, tmp_path / "copy")
+    assert main(train_command(workdir)) == 0
+    assert "has reached step 9 of 9 already" in capsys.readouterr().err
+    assert read_metrics(workdir) == read_metrics(tiny_run)
+    assert steps(workdir / "checkpoints") == [6, 9]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_run, train_command, tmp_path):
+    """Files cannot grow beyond 20 kB, as if the disk were full."""
+    workdir = shutil.copytree(tiny_run, tmp_path / "copy")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    command = train_command(workdir, **{"train.steps": 12})
+    result = run(["-m", "tubevit"], *command, preexec_fn=limit)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("tubevit: saving a checkpoint") and "the last good checkpoint is step 9" in last
+    assert "Traceback" not in result.stderr
+    assert steps(workdir / "checkpoints")[-1] == 9
+    assert tubevit.load_model(workdir).config == tubevit.load_model(tiny_run).config
+    assert main(command) == 0  # with room again it goes on
+    assert steps(workdir / "checkpoints") == [9, 12]

@@ -1,0 +1,140 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tubevit.data.joint import joint_batches
+from tubevit.models.tubevit import TubeViT
+from tubevit.training.experiment import open_experiment
+from tubevit.training.optimizer import make_optimizer
+from tubevit.training.step import initial_state, joint_loss, make_step
+
+CALM = {"model.dropout": "0", "model.stochastic_depth": "0", "train.mixup": "0"}  # nothing random
+VIDEO, IMAGE = "moving_digits", "still_digits"
+
+
+class Setup:
+    """What a step needs, of the tiny experiment with changes."""
+
+    def __init__(self, config):
+        experiment = open_experiment(config)
+        self.config, self.model = experiment.config, experiment.model
+        self.optimizer = make_optimizer(self.config)
+        self.graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(self.model, rngs=nnx.Rngs(0))))
+        self.step = make_step(self.graph, self.optimizer, self.config)
+        loads = {name: (load, self.config.data.train[name].batch_size) for name, load in experiment.train.items()}
+        self.batches = joint_batches(loads, 0, range(5))
+
+        self.initial = jax.jit(lambda seed: initial_state(self.model, self.optimizer, jax.random.key(seed)))
+        self._gradient = jax.jit(jax.grad(self._loss))
+
+    def state(self, seed=0):
+        return self.initial(seed)
+
+    def _loss(self, params, batch, weights):
+        datasets = {
+            name: types.SimpleNamespace(head=dataset.head, loss_weight=weights[name])
+            for name, dataset in self.config.data.train.items()
+        }
+        config = types.SimpleNamespace(train=self.config.train, data=types.SimpleNamespace(train=datasets))
+        return joint_loss(self.graph, params, batch, config, jax.random.key(0))[0]
+
+    def gradient(self, params, video, image, batch=None):
+        """Gradients by name, for weights of the two losses."""
+        gradient = self._gradient(params, batch or self.batches[0], {VIDEO: video, IMAGE: image})
+        flat = jax.tree_util.tree_flatten_with_path(gradient)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat}
+
+
+@pytest.fixture(scope="module")
+def calm(tiny_config):
+    return Setup(tiny_config(CALM | {"optimizer.learning_rate": "5e-3", "train.steps": "100"}))
+
+
+@pytest.fixture(scope="module")
+def random(tiny_config):
+    return Setup(tiny_config())
+
+
+def test_compiles_once_donates_and_overfits(calm):
+    state, losses = calm.state(), []
+    before = jax.tree.leaves(state["params"])
+    for i in range(40):
+        state, metrics = calm.step(state, calm.batches[0])
+        losses.append({key: float(value) for key, value in metrics.compute().items()})
+        if i == 0:
+            assert all(leaf.is_deleted() for leaf in before)
+    assert calm.step._cache_size() == 1
+    assert int(state["step"]) == 40 and state["step"].dtype == jnp.int32
+    assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
+    for name in (VIDEO, IMAGE):
+        assert losses[-1][f"{name}_loss"] < losses[0][f"{name}_loss"]
+    for row in losses:
+        assert set(row) == {"loss", "gradient_norm", f"{VIDEO}_loss", f"{IMAGE}_loss"}
+        assert row["loss"] == pytest.approx(row[f"{VIDEO}_loss"] + row[f"{IMAGE}_loss"], rel=1e-6)
+        assert row["gradient_norm"] > 0
+
+
+def test_losses_are_those_of_the_logits(calm):
+    params, batch = calm.state()["params"], calm.batches[0]
+    total, losses = joint_loss(calm.graph, params, batch, calm.config, jax.random.key(0))
+    model = nnx.merge(calm.graph, params)
+    for name, head in ((VIDEO, "motion"), (IMAGE, "digit")):
+        logits = np.asarray(model(batch[name]["pixels"], head=head), np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        of_label = log_p[np.arange(4), batch[name]["label"]]
+        expected = -(0.9 * of_label + 0.1 * log_p.mean(axis=1)).mean()  # label smoothing 0.1
+        assert float(losses[name]) == pytest.approx(expected, rel=1e-5)
+    assert float(total) == pytest.approx(sum(map(float, losses.values())), rel=1e-6)
+
+
+def test_gradients_by_head_and_weight(calm):
+    params = calm.state()["params"]
+    both = calm.gradient(params, 1.0, 2.0)
+    video, image = calm.gradient(params, 1.0, 0.0), calm.gradient(params, 0.0, 1.0)
+    alone = calm.gradient(params, 1.0, 0.0, {VIDEO: calm.batches[0][VIDEO]})
+    for name in both:
+        scale = np.abs(both[name]).max() + 1e-3
+        np.testing.assert_allclose(both[name], video[name] + 2 * image[name], atol=1e-5 * scale)
+        np.testing.assert_allclose(video[name], alone[name], atol=1e-5 * scale)
+    for name in ("heads/digit/kernel", "heads/digit/bias"):
+        assert not video[name].any() and image[name].any()
+    for name in ("heads/motion/kernel", "heads/motion/bias", "tokenizer/tubes/0/kernel", "tokenizer/tubes/0/bias"):
+        assert video[name].any() and not image[name].any()  # images leave the 3D tube alone
+    for name in ("tokenizer/tubes/1/kernel", "encoder/blocks/mlp/up/kernel", "encoder/norm/scale"):
+        assert video[name].any() and image[name].any()
+
+
+@pytest.mark.parametrize("changes", [{}, CALM, {"model.scan": "true"}])
+def test_own_code_does_not_promote(tiny_config, changes):
+    setup = Setup(tiny_config(changes))
+    params = jax.eval_shape(setup.state)["params"]
+
+    def loss(params, batch):
+        return joint_loss(setup.graph, params, batch, setup.config, jax.random.key(0))
+
+    with jax.numpy_dtype_promotion("strict"):
+        (total, losses), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])
+    leaves = [total, *losses.values(), *jax.tree.leaves(grads)]
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_what_is_random_follows_from_the_step(random):
+    batch = random.batches[0]
+
+    def loss(step):
+        state = random.state() | {"step": jnp.asarray(step, jnp.int32)}
+        return float(random.step(state, batch)[1].compute()["loss"])
+
+    losses = [loss(step) for step in (0, 1, 2, 3)]
+    assert loss(3) == losses[3] and len(set(losses)) == 4
+
+
+def test_initial_parameters_follow_from_the_seed(calm):
+    one, two, again = (calm.state(seed) for seed in (0, 1, 0))
+    assert int(one["step"]) == 0
+    kernels = [state["params"]["encoder"]["blocks"]["mlp"]["up"]["kernel"] for state in (one, two, again)]
+    assert (kernels[0] != kernels[1]).any() and (kernels[0] == kernels[2]).all()

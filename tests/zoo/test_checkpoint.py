@@ -1,0 +1,186 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+import tubevit
+from tubevit.errors import UserError
+from tubevit.models.tubevit import Head
+from tubevit.zoo.checkpoint import (
+    config_from_metadata,
+    find_checkpoint,
+    load_tree,
+    model_metadata,
+    parameters,
+    read_metadata,
+    steps,
+)
+
+HEADS = {"motion": Head(3, "video", ("left", "right", "up")), "tags": Head(4, "any", (), True)}
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(p, simple=True, separator="/"): leaf
+        for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    # An architecture's name, so that new heads can be made for it.
+    built = tiny(HEADS, depth=2, dropout=0.1)
+    built.config = dataclasses.replace(built.config, name="tubevit_nano8")
+    return built
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "my_model"
+    tubevit.save_model(model, path)
+    return path
+
+
+def test_round_trip_is_exact(model, saved):
+    loaded = tubevit.load_model(saved)
+    assert loaded.config == model.config and loaded.labels == model.labels
+    ours, theirs = flat(parameters(model)), flat(parameters(loaded))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+        assert theirs[name].dtype == jnp.float32
+    clip = np.random.default_rng(0).integers(0, 256, (2, 16, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(model(clip, head="motion"), loaded(clip, head="motion"))
+
+
+def test_metadata_is_json_and_goes_back(model):
+    values = json.loads(json.dumps(model_metadata(model.config)))
+    assert config_from_metadata(values) == model.config
+    same = dataclasses.replace(model.config, tubes="small", padding="same", heads=())
+    assert config_from_metadata(json.loads(json.dumps(model_metadata(same)))) == same
+
+
+def test_readable_by_orbax_alone(saved):
+    """Nested dicts of arrays with the names of design.md."""
+    tree = ocp.load_checkpointables(saved)["params"]
+    names = {name: leaf.shape for name, leaf in flat(tree).items()}
+    assert names["encoder/blocks/mlp/up/kernel"] == (2, 24, 40)
+    assert names["encoder/blocks/mlp/down/kernel"] == (2, 40, 24)
+    assert names["encoder/norm/scale"] == (24,) and names["heads/motion/kernel"] == (24, 3)
+    assert names["tokenizer/tubes/3/kernel"] == (1, 8, 8, 3, 24)
+    assert set(tree) == {"tokenizer", "encoder", "pooling", "heads"}
+    assert type(tree["encoder"]["blocks"]["mlp"]) is dict
+
+
+@pytest.mark.parametrize("fields", [{"scan": False}, {"remat": "full"}, {"scan": False, "dropout": 0.5}])
+def test_names_do_not_depend_on_how_it_is_computed(tiny, model, fields):
+    try:
+        other = tiny(HEADS, depth=2, **fields)
+    except UserError as error:
+        pytest.fail(str(error))
+    shapes = [{name: leaf.shape for name, leaf in flat(parameters(m)).items()} for m in (model, other)]
+    assert shapes[0] == shapes[1]
+
+
+def test_fields_can_be_replaced(saved):
+    loaded = tubevit.load_model(saved, frames=32, dropout=0.0, scan=False)
+    assert (loaded.config.frames, loaded.config.dropout, loaded.input["frames"]) == (32, 0.0, 32)
+    with pytest.raises(UserError, match="unknown keyword 'frame'; did you mean 'frames'"):
+        tubevit.load_model(saved, frame=3)
+
+
+def test_new_head_rest_kept(model, saved):
+    loaded = tubevit.load_model(saved, num_classes=5)
+    assert [(name, head.classes) for name, head in loaded.config.heads] == [("default", 5)]
+    ours, theirs = flat(parameters(model)), flat(parameters(loaded))
+    assert theirs.pop("heads/default/kernel").shape == (24, 5) and theirs.pop("heads/default/bias").shape == (5,)
+    assert theirs.keys() == {name for name in ours if not name.startswith("heads/")}
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    pooled = tubevit.load_model(saved, num_classes=0)
+    assert pooled.config.heads == () and not any(name.startswith("heads") for name in flat(parameters(pooled)))
+    assert list(dict(tubevit.load_model(saved, heads={"a": 2, "b": (3, "image")}).config.heads)) == ["a", "b"]
+
+
+def problems(saved, change):
+    """The error of loading with an expectation that was changed."""
+    expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ocp.load_checkpointables(saved)["params"])
+    change(expected)
+    with pytest.raises(UserError) as error:
+        load_tree(saved, "params", expected)
+    return str(error.value)
+
+
+def test_comparison_is_strict_and_two_sided(saved):
+    def everything(tree):
+        tree["encoder"]["norm"]["shift"] = tree["encoder"]["norm"].pop("bias")
+        tree["heads"]["motion"]["kernel"] = jax.ShapeDtypeStruct((24, 7), jnp.float32)
+        tree["tokenizer"]["tubes"]["0"]["bias"] = jax.ShapeDtypeStruct((12,), jnp.bfloat16)
+        del tree["heads"]["tags"]
+
+    text = problems(saved, everything)
+    for part in (
+        "missing encoder/norm/shift", "unexpected encoder/norm/bias",
+        "heads/motion/kernel: expected ((24, 7), 'float32')",
+        "found ((24, 3), 'float32')", "tokenizer/tubes/0/bias: expected ((12,), 'bfloat16')",
+        "unexpected heads/tags/kernel", "unexpected heads/tags/bias",
+    ):  # fmt: skip
+        assert part in text
+    assert text.count(";") == 5  # six problems and no more
+    with pytest.raises(UserError, match="holds no 'optimizer'; it holds 'params'"):
+        load_tree(saved, "optimizer", {})
+
+
+def test_a_model_that_does_not_fit(saved):
+    with pytest.raises(UserError, match="does not fit the model in params: .*encoder/blocks/mlp/up/kernel"):
+        tubevit.load_model(saved, mlp_width=44)
+
+
+def test_runs_and_steps(tiny_run):
+    folder = tiny_run / "checkpoints"
+    assert steps(folder) == [6, 9] and steps(tiny_run / "none") == []
+    assert find_checkpoint(tiny_run) == find_checkpoint(folder) == find_checkpoint(folder / "9") == folder / "9"
+    assert find_checkpoint(tiny_run, 6) == folder / "6"
+    with pytest.raises(UserError, match=r"has no checkpoint of step 7; it has \[6, 9\]"):
+        find_checkpoint(tiny_run, 7)
+    metadata = read_metadata(find_checkpoint(tiny_run))
+    assert metadata["step"] == 9 and metadata["config"]["train"]["steps"] == 9
+    assert metadata["tubevit"] == tubevit.__version__
+    one, two = (flat(parameters(tubevit.load_model(tiny_run, step=step))) for step in (6, 9))
+    assert any((one[name] != two[name]).any() for name in one)
+    assert tubevit.load_model(tiny_run).labels["digit"] == tuple("0123456789")
+
+
+def test_an_unknown_name_gives_the_closest(saved, tiny_run):
+    with pytest.raises(UserError, match=f"unknown checkpoint '.*my_modle'; did you mean '{saved}'"):
+        tubevit.load_model(saved.parent / "my_modle")
+    with pytest.raises(UserError, match=f"did you mean '{tiny_run}'"):
+        tubevit.load_model(tiny_run.parent / "tinyy")
+    with pytest.raises(UserError, match="unknown checkpoint 'no/such/place'"):
+        tubevit.load_model("no/such/place")
+    with pytest.raises(UserError, match="holds no checkpoint; expected a workdir"):
+        tubevit.load_model(saved.parent)
+
+
+def test_a_checkpoint_of_something_else(tmp_path):
+    ocp.save_checkpointables(tmp_path / "other", {"params": {"a": jnp.zeros(3)}})
+    with pytest.raises(UserError, match="not of a TubeViT"):
+        tubevit.load_model(tmp_path / "other")
+
+
+def test_a_half_copied_checkpoint_is_not_taken(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "checkpoints" / "9" / "_CHECKPOINT_METADATA").unlink()
+    assert find_checkpoint(run) == run / "checkpoints" / "6"
+
+
+def test_existing_folders_are_not_overwritten(model, saved):
+    with pytest.raises(UserError, match=f"{saved} exists already"):
+        tubevit.save_model(model, saved)
+    assert nnx.state(tubevit.load_model(saved))
