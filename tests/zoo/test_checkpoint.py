@@ -34,10 +34,7 @@ def flat(tree):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    # An architecture's name, so that new heads can be made for it.
-    built = tiny(HEADS, depth=2, dropout=0.1)
-    built.config = dataclasses.replace(built.config, name="tubevit_nano8")
-    return built
+    return tiny(HEADS, depth=2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -81,5 +81,12 @@ def open_eval(model: ModelConfig, name: str, dataset: ConfigDict) -> Load:
 
 
 def load_for(model: ModelConfig, source, augment: ConfigDict) -> Load:
-    """How a model's input is loaded from a source."""
+    """How a model's input is loaded from a source.
+
+    Raises:
+        UserError: the input is too small for a tube, or the model takes no images.
+    """
+    image = source.modality == "image"
+    tubes = model.tubes.for_images() if image else model.tubes
+    tubes.grid((1 if image else model.frames, model.size, model.size))
     return Load(source, model.frames, model.fps, model.size, Augment(**augment))

@@ -56,10 +56,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, allow_change=()) -> di
     for note in experiment.notes:
         _say(note)
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
-    workdir = prepare_workdir(workdir, config, heads, allow_change)
-
     optimizer = make_optimizer(config)
     graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0))))
+    workdir = prepare_workdir(workdir, config, heads, allow_change)  # once the configuration is known to be good
+
     state, start = _restore_or_initialise(experiment, optimizer, workdir)
     step_function = make_step(graph, optimizer, config)
     evaluate = functools.partial(_evaluate, experiment, _forwards(experiment))

@@ -1,0 +1,102 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tubevit
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """A copy of the tiny run, to write eval.json into."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluate") / "run")
+
+
+def test_a_workdir(run, done, digits_cache):
+    records = json.loads(done(["evaluate", "--workdir", run, "--json"]))
+    assert records == json.loads((run / "eval.json").read_text())
+    motion, still = records
+    assert (motion["dataset"], motion["head"], motion["decoder"]) == ("moving_digits", "motion", "pyav")
+    assert (still["dataset"], still["head"], still["decoder"]) == ("still_digits", "digit", "opencv")
+    assert (motion["clips_listed"], motion["clips_found"], motion["clips_used"]) == (8, 8, 8)
+    for record in records:
+        assert set(record) >= {
+            "dataset", "head", "clips_listed", "clips_found", "clips_used", "views", "decoder", "crop", "label_hash",
+            "top1", "top5", "map", "checkpoint", "step",
+        }  # fmt: skip
+        assert record["step"] == 9 and record["checkpoint"] == str(run / "checkpoints" / "9")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for record in records:  # as at the end of training
+        for metric in ("top1", "top5", "loss"):
+            assert record[metric] == pytest.approx(last[f"eval/{record['dataset']}/{metric}"], rel=1e-6)
+
+
+def test_an_earlier_step_and_text(run, done):
+    text = done(["evaluate", "--workdir", run, "--step", 6])
+    assert "moving_digits (motion): top1 " in text and "8 of 8 clips, views 1x1" in text
+    assert f"written to {run}/eval.json" in text
+    assert {record["step"] for record in json.loads((run / "eval.json").read_text())} == {6}
+
+
+def test_another_source(run, done, digits_cache, tmp_path):
+    rows = (digits_cache / "motion.csv").read_text().splitlines()
+    test = [line.split(",") for line in rows[1:] if ",test," in line]
+    names = tubevit.load_model(run).labels["motion"]
+    by_name, by_index = tmp_path / "names.csv", tmp_path / "indices.csv"
+    by_name.write_text("path,label\n" + "".join(f"{digits_cache / row[0]},{row[1]}\n" for row in test))
+    by_index.write_text("path,label,split\n" + "".join(f"{digits_cache / r[0]},{names.index(r[1])},x\n" for r in test))
+    out = tmp_path / "out.json"
+    flags = ["--head", "motion", "--batch-size", 3, "--json", "--out", out]
+    (stored,) = json.loads(done(["evaluate", "--workdir", run, "--json"]))[:1]
+    for source, split in ((by_name, "all"), (by_index, "x")):
+        (record,) = json.loads(done(["evaluate", "--checkpoint", run, "--data", source, "--split", split, *flags]))
+        assert record["source"] == str(source) and record["dataset"] == "data" and record["clips_used"] == 8
+        assert record["label_hash"] == stored["label_hash"]
+        assert [record[key] for key in ("top1", "top5")] == [stored[key] for key in ("top1", "top5")]
+        assert np.isclose(record["loss"], stored["loss"], rtol=1e-5)
+        assert json.loads(out.read_text()) == [record]
+
+
+def test_a_saved_model(run, done, refused, tmp_path, digits_cache):
+    saved = tmp_path / "saved"
+    tubevit.save_model(tubevit.load_model(run), saved)
+    command = ["evaluate", "--checkpoint", saved]
+    refused(command, "names no evaluation data: pass --data SOURCE or --config FILE")
+    done([*command, "--data", "still_digits", "--head", "digit"])
+    (record,) = json.loads((saved / "eval.json").read_text())
+    assert record["clips_used"] == 4 and record["step"] is None
+    tubevit.load_model(saved)
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--data", "moving_digits"], ["pass --head, one of motion, digit"]),
+        (["--data", "moving_digits", "--head", "moton"], ["unknown head", "did you mean 'motion'"]),
+        (["--data", "none.csv", "--head", "motion"], ["csv file none.csv does not exist"]),
+        (["--data", "moving_digits", "--head", "motion", "--split", "tets"], ["unknown split", "'test'"]),
+        (["--data", "x.csv", "--config", "quickstart"], ["pass --data or --config, not both"]),
+        (["--config", "quickstrat"], ["did you mean 'quickstart'"]),
+        (["--step", "7"], ["has no checkpoint of step 7; it has [6, 9]"]),
+        (["--out", "/dev/null/x.json"], ["cannot write /dev/null/x.json"]),
+    ],
+)
+def test_errors(run, refused, flags, parts):
+    refused(["evaluate", "--workdir", run, *flags], *parts)
+
+
+def test_errors_of_names_and_labels(run, refused, tmp_path, digits_cache):
+    refused(["evaluate", "--checkpoint", run.parent / "runn"], "unknown checkpoint", f"did you mean '{run}'")
+    refused(["evaluate", "--workdir", tmp_path], f"{tmp_path} holds no checkpoint")
+    refused(["evaluate", "--checkpoint", run, "--step", 6], "--step goes with --workdir")
+    clip = next((digits_cache / "videos").rglob("*.mp4"))
+    for label in ("8", "sideways"):
+        (tmp_path / "clips.csv").write_text(f"path,label,split\n{clip},{label},test\n")
+        command = ["evaluate", "--workdir", run, "--data", tmp_path / "clips.csv", "--head", "motion"]
+        refused(command, "clips.csv line 2: label out of range", repr(label))
+    (tmp_path / "clips.csv").write_text("path,label\n")
+    refused(command, "clips.csv lists no files")
+    (tmp_path / "bad.mp4").write_bytes(b"damaged")
+    (tmp_path / "clips.csv").write_text("path,label,split\nbad.mp4,up,test\n")
+    refused(command, "bad.mp4", "as a video")

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+import tubevit
+from tubevit.config import experiments_folder
+
+
+def inspect(done, *arguments):
+    return json.loads(done(["inspect", "--json", *arguments]))
+
+
+def test_the_paper_sizes(done):
+    base, large, huge = inspect(done, "tubevit_b16", "tubevit_l16", "tubevit_h16")
+    assert [row["name"] for row in (base, large, huge)] == ["tubevit_b16", "tubevit_l16", "tubevit_h16"]
+    assert [round(row["parameters"] / 1e6, 1) for row in (base, large, huge)] == [88.2, 306.5, 634.9]
+    assert [row["tokens"] for row in (base, large, huge)] == [539] * 3 and base["input"] == "32x224x224"
+    assert [tube["tokens"] for tube in base["tubes"]] == [98, 147, 98, 196]
+    assert 0.17 < base["pixels_read"] < 0.18  # design.md: 17.5 % with space-to-depth
+    assert base["flops"] == pytest.approx(2 * base["macs"], rel=0.05) and base["flops"] < large["flops"] < huge["flops"]
+    assert base["activation_bytes"] > 0 and base["trainable_share"] == 1.0
+
+
+def test_changes(done):
+    (row,) = inspect(done, "tubevit_b16", "--tubes", "core", "--frames", 64, "--num-classes", 10)
+    (plain,) = inspect(done, "tubevit_b16", "--num-classes", 10)
+    assert row["input"] == "64x224x224" and len(row["tubes"]) != 0 and row["parameters"] != plain["parameters"]
+    assert inspect(done, "tubevit_b16", "--frames", 64)[0]["tokens"] == 1176
+    assert inspect(done, "tubevit_b16", "--padding", "same")[0]["tokens"] == 637
+    assert inspect(done, "tubevit_b16", "--size", 256)[0]["tokens"] == 704
+    (bare,) = inspect(done, "tubevit_b16", "--num-classes", 0)
+    assert plain["parameters"] - bare["parameters"] == 10 * 769
+
+
+def test_text(done):
+    text = done(["inspect", "tubevit_b16", "tubevit_nano8"])
+    assert "tubevit_b16: input 32x224x224, 539 tokens" in text and "tubevit_nano8: input 16x64x64, 176 tokens" in text
+    assert "88.2 M" in text and "GFLOPs" in text and "pixels read" in text
+    assert text.count("8x8x8/16x32x32%2x1x1") == 1
+
+
+def test_checkpoints_and_experiments(done, tiny_run, tmp_path):
+    saved = tmp_path / "saved"
+    tubevit.save_model(tubevit.load_model(tiny_run), saved)
+    run, copy = inspect(done, tiny_run, saved)
+    assert {key: run[key] for key in run if key != "name"} == {key: copy[key] for key in copy if key != "name"}
+    assert run["architecture"] == "tubevit_nano8" and run["input"] == "16x32x32"
+    for path in experiments_folder().glob("*.py"):
+        (row,) = inspect(done, "--config", path.stem)
+        assert row["name"] == path.stem and row["tokens"] > 0
+    (changed,) = inspect(done, "--config", "quickstart", "--config.model.depth=1")
+    (whole,) = inspect(done, "--config", "quickstart")
+    assert changed["parameters"] < whole["parameters"]
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ([], ["name a model, or pass --config FILE"]),
+        (["tubevit_b61"], ["unknown model 'tubevit_b61'; did you mean 'tubevit_b16'"]),
+        (["tubevit_b16", "--tubes", "papr"], ["papr", "did you mean 'paper'"]),
+        (["tubevit_b16", "--tubes", "8x8/1x1x1"], ["'8x8/1x1x1' is not a tube"]),
+        (["tubevit_b16", "--padding", "sam"], ["unknown padding 'sam'"]),
+        (["tubevit_b16", "--size", "2"], ["a clip of 32x2x2", "too small"]),
+        (["tubevit_b16", "--frames", "0"], ["frames must be a whole number of at least 1; found 0"]),
+        (["--config", "quickstrat"], ["did you mean 'quickstart'"]),
+        (["--config", "quickstart", "--config.model.nam=x"], ["did you mean 'model.name'"]),
+    ],
+)
+def test_errors(refused, arguments, parts):
+    refused(["inspect", *arguments], *parts)
+
+
+def test_a_folder_that_is_no_checkpoint(refused, tmp_path):
+    refused(["inspect", tmp_path], f"{tmp_path} holds no checkpoint")

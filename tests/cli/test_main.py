@@ -1,0 +1,109 @@
+import importlib
+import re
+
+import pytest
+
+from tubevit.cli import main
+from tubevit.cli.main import VERBS
+from tubevit.errors import UserError
+from tubevit.training.loop import Preempted
+from tubevit.training.workdir import RunError
+
+FLAGS = {
+    "train": {"--config", "--workdir", "--allow-change"},
+    "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json"},
+    "predict": {"--checkpoint", "--json"},
+    "inspect": {"--config", "--json"},
+    "make-moving-digits": {"--seed"},
+}
+
+
+def module(verb):
+    return importlib.import_module(f"tubevit.cli.{verb.replace('-', '_')}")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_flags_and_examples(verb, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text and f"  tubevit {verb} " in text
+    assert FLAGS[verb] <= set(re.findall(r"--[\w-]+", text))
+    for example in module(verb).EXAMPLES:
+        assert example in text and example.startswith(f"tubevit {verb}")
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text and module(verb).HELP in text for verb in VERBS)
+    assert set(FLAGS) <= set(VERBS)
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["trian"], ["unknown verb 'trian'; did you mean 'train'"]),
+        (["--json"], ["unknown verb '--json'"]),
+        (["predict", "--checkpoint", "x", "a.mp4", "--workdir=y"], ["tubevit predict has no argument '--workdir=y'"]),
+        (["train", "--config", "x", "--workdir", "y", "--json"], ["tubevit train has no argument '--json'"]),
+        (["evaluate", "--workdir", "y", "--top=3"], ["tubevit evaluate has no argument '--top=3'"]),
+        (["inspect", "tubevit_b16", "--frame=3"], ["no argument '--frame=3'; did you mean '--frames'"]),
+        (["inspect", "tubevit_b16", "--fra", "3"], ["no argument '--fra'"]),  # no abbreviations
+        (["predict", "--checkpoint", "x", "a.mp4", "--config.seed=1"], ["no argument '--config.seed=1'"]),
+        (["inspect", "tubevit_b16", "--frames", "many"], ["--frames: invalid int value: 'many'"]),
+        (["train", "--config", "quickstart"], ["required: --workdir (see tubevit train --help)"]),
+        (["evaluate"], ["one of the arguments --workdir --checkpoint is required"]),
+        (["evaluate", "--workdir", "a", "--checkpoint", "b"], ["not allowed with"]),
+        (["predict", "--checkpoint", "x"], ["FILE_OR_DIR"]),
+        (["train", "--config", "quickstart", "--workdir", "x", "--config.seed"], ["--config.seed needs a value"]),
+        (["train", "--config", "quickstart", "--workdir", "x", "more"], ["no argument 'more'"]),
+    ],
+)
+def test_bad_flags(refused, arguments, parts):
+    assert refused(arguments, *parts) == ""
+
+
+@pytest.mark.parametrize(
+    "error, code, text",
+    [
+        (UserError("bad\n  input"), 2, "tubevit: bad input\n"),
+        (RunError("saving failed"), 1, "tubevit: saving failed\n"),
+        (OSError(28, "No space left on device"), 1, "tubevit: [Errno 28] No space left on device\n"),
+        (Preempted("saved step 5"), 75, "tubevit: saved step 5\n"),
+        (KeyboardInterrupt(), 1, "tubevit: interrupted\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, text):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(module("inspect"), "run", fail)
+    assert main(["inspect", "x"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_tracebacks_of_defects_and_with_debug(monkeypatch, capsys):
+    def fail(args):
+        raise failure
+
+    monkeypatch.setattr(module("inspect"), "run", fail)
+    failure = ZeroDivisionError("a defect")
+    assert main(["inspect", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    failure = UserError("bad input")
+    assert main(["inspect", "x", "--debug"]) == 2
+    text = capsys.readouterr().err
+    assert "Traceback" in text and text.endswith("tubevit: bad input\n")
+
+
+def test_make_moving_digits(done, refused, tmp_path, digits_cache):
+    text = done(["make-moving-digits", tmp_path / "a", "--train-clips", 8, "--test-digits", 1, "--seed", 5])
+    assert "8 train clips, 2 test clips, 1347 train images, 1 test images" in text
+    assert len(list((tmp_path / "a" / "videos").rglob("*.mp4"))) == 10
+    (tmp_path / "file").write_text("")
+    refused(["make-moving-digits", tmp_path / "file"], f"{tmp_path}/file")
+    refused(["make-moving-digits", tmp_path / "file" / "x"], f"cannot write {tmp_path}/file/x")
+    refused(["make-moving-digits", tmp_path / "b", "--test-digits", 451], "expected 1 to 450 test digits")

@@ -1,0 +1,84 @@
+import json
+import shutil
+
+import pytest
+
+from tubevit.data.sources.embedded import embedded_folder
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"train.stpes": 1}, ["unknown key 'train.stpes'; did you mean 'train.steps'"]),
+        ({"train.steps": "many"}, ["train.steps must be of type int; found 'many'"]),
+        ({"model.name": "tubevit_nano"}, ["unknown model 'tubevit_nano'; did you mean", "'tubevit_nano8'"]),
+        ({"model.tubes": "papr"}, ["papr", "did you mean 'paper'"]),
+        ({"model.tubes": "4x8x8/8x16"}, ["8x16"]),
+        ({"model.width": 25}, ["width 25 must be divisible by num_heads 2"]),
+        ({"model.remat": "ful"}, ["'ful'; did you mean 'full'"]),
+        ({"precision": "float16"}, ["unknown precision 'float16'"]),
+        ({"input.size": 4}, ["a clip of 16x4x4", "too small for tube 4x8x8/8x16x16"]),
+        ({"data.train.moving_digits.source": "none.csv"}, ["csv file none.csv does not exist"]),
+        ({"data.train.moving_digits.source": "moving"}, ["unknown source 'moving'"]),
+        ({"data.train.moving_digits.split": "tran"}, ["unknown split", "did you mean 'train'"]),
+        ({"data.eval.moving_digits.head": "digit_motion"}, ["unknown head of data.eval.moving_digits"]),
+        ({"data.train.moving_digits.augment.scale": 0.5}, ["augment.scale must be at least 1; found 0.5"]),
+        ({"optimizer.name": "sgd"}, ["unknown optimizer.name 'sgd'"]),
+    ],
+)
+def test_bad_configuration(refused, train_command, tmp_path, changes, parts):
+    refused(train_command(tmp_path / "run", **changes), *parts)
+    assert not (tmp_path / "run").exists()  # the same command, mended, is not refused
+
+
+def test_bad_files(refused, train_command, tmp_path, digits_cache):
+    listing = tmp_path / "clips.csv"
+    clip = next((digits_cache / "videos").rglob("*.mp4"))
+    train = {"data.train.moving_digits.source": listing}
+    listing.write_text(f"path,label,split\n{clip},up,train\n{clip}\n")
+    refused(train_command(tmp_path / "a", **train), f"{listing} line 3: expected 3 columns")
+    listing.write_text("")
+    refused(train_command(tmp_path / "a", **train), f"{listing} line 1: expected the header path,label[,split]")
+    listing.write_text(f"path,label,split\n{clip},up,test\n{clip},sideways,test\n")
+    evaluation = {"data.eval.moving_digits.source": listing}
+    refused(train_command(tmp_path / "a", **evaluation), f"{listing} line 3: label out of range", "'sideways'")
+    listing.write_text(f"path,label,split\n{clip},3,test\n{clip},8,test\n")
+    refused(train_command(tmp_path / "a", **evaluation), f"{listing} line 3: label out of range", "'8'")
+
+
+def test_bad_names(refused, tmp_path, train_command):
+    command = train_command(tmp_path)
+    command[2] = "quickstrat"
+    refused(command, "unknown config 'quickstrat'; did you mean 'quickstart'")
+    command[2] = "quickstart:sed=1"
+    refused(command, "unknown argument 'sed=1'", "did you mean 'seed'")
+
+
+def test_a_clip_that_cannot_be_decoded(refused, train_command, tmp_path, monkeypatch):
+    """Found while training: the file is named."""
+    folder = tmp_path / "cache" / embedded_folder().name
+    shutil.copytree(embedded_folder(), folder)
+    for path in folder.rglob("videos/train/*.mp4"):
+        path.write_bytes(b"damaged")
+    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
+    refused(train_command(tmp_path / "run"), f"{folder}/videos/train/0", "as a video")
+
+
+def test_bad_workdirs(refused, train_command, tiny_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(train_command(tmp_path / "file" / "run"), f"cannot write workdir {tmp_path}/file/run")
+    before = (tiny_run / "metrics.jsonl").read_bytes(), (tiny_run / "config.json").read_bytes()
+    for key, there, now in (("optimizer.b1", 0.9, 0.5), ("seed", 0, 3)):
+        message = f"{key}: {there} there, {now} now", f"--allow-change {key}"
+        refused(train_command(tiny_run, **{key: now}), f"{tiny_run} holds a run of another configuration", *message)
+    assert before == ((tiny_run / "metrics.jsonl").read_bytes(), (tiny_run / "config.json").read_bytes())
+
+
+def test_allow_change_and_both_forms_of_values(done, train_command, tiny_run, tmp_path):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    command = train_command(workdir, **{"optimizer.b1": 0.5})
+    done([*command, "--allow-change", "optimizer.b1", "--config.train.steps", "10"])
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["optimizer"]["b1"] == 0.5 and config["train"]["steps"] == 10
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 10
