@@ -78,12 +78,12 @@ def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tupl
     corner = (SIZE - side) // 2
     canvas[corner : corner + side, corner : corner + side] = np.clip(sprite, 0, 1)
     step = velocity(direction, speed)
-    frames = []
+    alpha = np.empty((FRAMES, SIZE, SIZE, 1), np.float32)
     for t in range(FRAMES):
         row, column = start + t * step - SIZE / 2
         shift = np.array([[1, 0, column % SIZE], [0, 1, row % SIZE]])
-        alpha = cv2.warpAffine(canvas, shift, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        frames.append(background + alpha[..., None] * (colour - background))
+        cv2.warpAffine(canvas, shift, (SIZE, SIZE), alpha[t, ..., 0], cv2.INTER_LINEAR, cv2.BORDER_WRAP)
+    frames = background + alpha * (colour - background)
     drawn = dict(row=start[0], column=start[1], velocity_row=step[0], velocity_column=step[1])
     return np.clip(np.round(frames), 0, 255).astype(np.uint8), drawn
 
