@@ -12,6 +12,17 @@ from tubevit.zoo.checkpoint import steps
 HEADS = {"motion": {"classes": 8, "labels": ("a", "b")}}
 
 
+def pretend_checkpoint(workdir):
+    (workdir / "checkpoints/3").mkdir(parents=True)
+    (workdir / "checkpoints/3/_CHECKPOINT_METADATA").touch()
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_config, tmp_path):
+    prepare_workdir(tmp_path, tiny_config(), HEADS)
+    prepare_workdir(tmp_path, tiny_config({"seed": "1"}), HEADS)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -48,6 +59,7 @@ def test_what_may_differ(tiny_config, tmp_path, changes):
 )
 def test_what_is_refused(tiny_config, tmp_path, key, there, now):
     prepare_workdir(tmp_path, tiny_config(), HEADS)
+    pretend_checkpoint(tmp_path)
     before = (tmp_path / "config.json").read_text()
     other = tiny_config({key: now.strip("'")})
     with pytest.raises(UserError) as error:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from tubevit.config import model_fields
 from tubevit.data.augment import Augment
 from tubevit.data.pipeline import Load
-from tubevit.data.sources import open_source
+from tubevit.data.sources import default_head, open_source
 from tubevit.errors import UserError, unknown
 from tubevit.models.tubevit import Head, ModelConfig
 from tubevit.models.variants import model_config
@@ -47,8 +47,8 @@ def open_experiment(config: ConfigDict) -> Experiment:
     heads: dict[str, Head] = {}
     sources = {}
     for name, dataset in config.data.train.items():
+        dataset.head = dataset.head or default_head(dataset.source, name)
         source = open_source(dataset.source, dataset.split, dataset.head)
-        dataset.head = dataset.head or name
         head = Head(len(source.classes), source.modality, source.classes, source.multi_label)
         if heads.setdefault(dataset.head, head) != head:
             raise UserError(
@@ -59,7 +59,8 @@ def open_experiment(config: ConfigDict) -> Experiment:
     train = {name: load_for(model, source, config.data.train[name].augment) for name, source in sources.items()}
     evaluation = {}
     for name, dataset in config.data.eval.items():
-        dataset.head = dataset.head or (config.data.train[name].head if name in config.data.train else name)
+        if name in config.data.train:
+            dataset.head = dataset.head or config.data.train[name].head
         evaluation[name] = open_eval(model, name, dataset)
     return Experiment(config, model, train, evaluation)
 
@@ -71,6 +72,7 @@ def open_eval(model: ModelConfig, name: str, dataset: ConfigDict) -> Load:
         UserError: the model has no such head, or a label is not among its classes.
     """
     heads = dict(model.heads)
+    dataset.head = dataset.head or default_head(dataset.source, name)
     if dataset.head not in heads:
         raise unknown(f"head of data.eval.{name}", str(dataset.head), heads)
     head = heads[dataset.head]

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from tubevit.config import flatten
 from tubevit.errors import UserError
-from tubevit.zoo.checkpoint import RUN_FOLDER
+from tubevit.zoo.checkpoint import RUN_FOLDER, steps
 
 # Keys that cannot change the result of a run.
 _FREE = ("loader.", "log.", "checkpoint.", "eval.", "data.eval.", "train.steps")
@@ -23,7 +23,7 @@ class RunError(RuntimeError):
 
 
 def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> pathlib.Path:
-    """Creates the folder, or checks that it holds a run of the same configuration; writes config.json.
+    """Creates the folder, or checks that a run with checkpoints in it has the same configuration; writes config.json.
 
     Args:
         workdir: the folder.
@@ -39,7 +39,7 @@ def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict,
     content = config.to_dict() | {"heads": heads}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if path.exists() and steps(workdir / RUN_FOLDER):
             _compare(workdir, json.loads(path.read_text()), content, allow_change)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -147,8 +147,6 @@ class Checkpoints:
         self._checkpointer.wait()
 
     def _failure(self, error: Exception) -> RunError:
-        from tubevit.zoo.checkpoint import steps
-
         whole = steps(self.folder)
         last = f"the last good checkpoint is step {whole[-1]}" if whole else "there is no earlier checkpoint"
         reason = " ".join(str(error).split())[:300]

@@ -11,7 +11,8 @@ from tubevit.data.sources.csv_file import open_csv
 from tubevit.data.sources.source import Source
 from tubevit.errors import unknown
 
-NAMES = ("moving_digits", "still_digits")
+HEADS = {"moving_digits": ("motion", "digit_motion"), "still_digits": ("digit",)}  # the first is the default
+NAMES = tuple(HEADS)
 
 
 def cache_folder() -> pathlib.Path:
@@ -30,7 +31,7 @@ def open_embedded(name: str, split: str, head: str | None) -> Source:
     Raises:
         UserError: unknown split or head.
     """
-    heads = ("digit",) if name == "still_digits" else ("motion", "digit_motion")
+    heads = HEADS[name]
     if head is not None and head not in heads:
         raise unknown(f"head of {name}", head, heads)
     folder = embedded_folder()

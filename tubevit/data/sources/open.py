@@ -7,6 +7,16 @@ from tubevit.data.sources.source import Source
 from tubevit.errors import unknown
 
 
+def default_head(name: str, dataset: str) -> str:
+    """The head of a data set that names none: its label set's of embedded data, else the data set's own name.
+
+    Args:
+        name: of the source.
+        dataset: name of the data set in the configuration.
+    """
+    return embedded.HEADS[name][0] if name in embedded.HEADS else dataset
+
+
 def open_source(name: str, split: str = "all", head: str | None = None) -> Source:
     """Opens the source that a string names.
 
