@@ -36,6 +36,7 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_config, tmp_path):
 )
 def test_what_may_differ(tiny_config, tmp_path, changes):
     prepare_workdir(tmp_path, tiny_config(), HEADS)
+    pretend_checkpoint(tmp_path)
     assert prepare_workdir(tmp_path, tiny_config(changes), HEADS) == tmp_path
     stored = json.loads((tmp_path / "config.json").read_text())
     key, value = next(iter(changes.items()))
@@ -76,12 +77,14 @@ def test_what_is_refused(tiny_config, tmp_path, key, there, now):
 def test_other_labels_are_refused(tiny_config, tmp_path):
     """The same source may hold other files now; its classes are part of the run."""
     prepare_workdir(tmp_path, tiny_config(), HEADS)
+    pretend_checkpoint(tmp_path)
     with pytest.raises(UserError, match="heads.motion.labels"):
         prepare_workdir(tmp_path, tiny_config(), {"motion": {"classes": 8, "labels": ("b", "a")}})
 
 
 def test_many_differences_are_counted(tiny_config, tmp_path):
     prepare_workdir(tmp_path, tiny_config(), HEADS)
+    pretend_checkpoint(tmp_path)
     names = ("seed", "model.width", "model.depth", "model.num_heads", "model.mlp_width", "optimizer.warmup_steps")
     with pytest.raises(UserError, match="and 1 more"):
         prepare_workdir(tmp_path, tiny_config({name: "64" for name in names}), HEADS)
@@ -93,6 +96,7 @@ def test_workdirs_that_cannot_be_used(tiny_config, tmp_path):
         with pytest.raises(UserError, match=f"cannot write workdir {path}"):
             prepare_workdir(path, tiny_config(), HEADS)
     (tmp_path / "config.json").write_text('{"seed":')
+    pretend_checkpoint(tmp_path)
     with pytest.raises(UserError, match="config.json is not JSON"):
         prepare_workdir(tmp_path, tiny_config(), HEADS)
 
