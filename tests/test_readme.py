@@ -10,10 +10,12 @@ import pytest
 
 import tubevit
 from tubevit.cli import main
+from tubevit.config import load_config
 from tubevit.models.flops import count_parameters
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.tubes import PRESETS
 
+STEPS = "--config.train.steps=1200"
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -51,9 +53,11 @@ def test_commands(project, capsys, train_command):
     assert {command.split()[0] for command in commands} >= {"train", "evaluate", "predict", "inspect"}
     for command in commands:
         arguments = shlex.split(command)
-        if arguments[0] == "train":  # the same run, tiny: it resumes
-            assert set(arguments) - {"--config.train.steps=1200"} < set(train_command("runs/mine"))
-            arguments = train_command("runs/mine", **{"train.steps": 10})
+        if arguments[0] == "train":  # the same flags with the tiny experiment, whose run it resumes
+            tiny = train_command("runs/mine")
+            assert [flag for flag in arguments if flag.startswith("--")] == ["--config", "--workdir", STEPS]
+            assert load_config(arguments[2], {"train.steps": "1200"}).train.steps == 1200
+            arguments = [*tiny, STEPS.replace("1200", "10")]
         assert main(arguments) == 0, command
     assert "539 tokens" in capsys.readouterr().out
 
