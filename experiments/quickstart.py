@@ -27,7 +27,7 @@ def get_config(seed: int = 0, steps: int = 900):
     config.optimizer.b2 = 0.98
     config.train.steps = steps
     config.eval.every = 450
-    config.checkpoint.every = 150
+    config.checkpoint.every = 180  # a multiple of log.every: resumed runs log the same averages
     config.loader.threads = 2
     config.log.every = 20
     return config
