@@ -55,6 +55,7 @@ def test_usage(capsys):
         (["predict", "--checkpoint", "x", "a.mp4", "--config.seed=1"], ["no argument '--config.seed=1'"]),
         (["inspect", "tubevit_b16", "--frames", "many"], ["--frames: invalid int value: 'many'"]),
         (["train", "--config", "quickstart"], ["required: --workdir (see tubevit train --help)"]),
+        (["evaluate", "--workdir", "a", "--config.seed=1"], ["pass it with --config FILE"]),
         (["evaluate"], ["one of the arguments --workdir --checkpoint is required"]),
         (["evaluate", "--workdir", "a", "--checkpoint", "b"], ["not allowed with"]),
         (["predict", "--checkpoint", "x"], ["FILE_OR_DIR"]),

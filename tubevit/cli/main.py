@@ -45,6 +45,8 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "config_overrides"):
         rest = _take_overrides(rest, args.config_overrides)
+        if args.config_overrides and not args.config:
+            raise UserError("--config.KEY=VALUE changes an experiment: pass it with --config FILE")
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         flag = rest[0].split("=")[0]
