@@ -36,7 +36,7 @@ def main(workdir: str) -> None:
     shuffled, backwards = predicted("shuffled"), predicted("reversed")
     result = {
         "clips": len(labels),
-        "example": load.source.paths[0],
+        "example": load.source.keys[0],
         "shuffled_top1": float((shuffled == labels).mean()),
         "reversed_to_opposite": float((backwards == opposite[labels]).mean()),
     }

@@ -20,7 +20,7 @@ def write_csv(tmp_path):
 
 
 def names(source):
-    return [path.rsplit("/", 1)[-1][0] for path in source.paths]
+    return [path.rsplit("/", 1)[-1][0] for path in source.keys]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -29,7 +29,7 @@ def test_labels_by_name(write_csv, tmp_path, encoding):
         "label,note,path,split\nwalk,x,files/a.png,train\nrun,,files/b.png,train\n\nsit,y,files/c.png,val\n", encoding
     )
     train = open_source(path, "train")
-    assert train.paths == (str(tmp_path / "files/a.png"), str(tmp_path / "files/b.png"))
+    assert train.keys == (str(tmp_path / "files/a.png"), str(tmp_path / "files/b.png"))
     assert train.classes == ("run", "sit", "walk")  # of the whole file, sorted: the same for each split
     assert train.labels.tolist() == [2, 0] and train.labels.dtype == np.int32
     assert train.positions == (f"{path} line 2", f"{path} line 3")
@@ -64,17 +64,17 @@ def test_without_split_80_20_by_hash(write_csv, tmp_path):
         (tmp_path / name).touch()
     path = write_csv("path,label\n" + "".join(f"{name},x\n" for name in many))
     train, test, everything = (open_source(path, split) for split in ("train", "test", "all"))
-    assert set(train.paths) | set(test.paths) == set(everything.paths) and len(everything.paths) == 1000
-    assert not set(train.paths) & set(test.paths)
-    assert 0.76 < len(train.paths) / 1000 < 0.84
+    assert set(train.keys) | set(test.keys) == set(everything.keys) and len(everything.keys) == 1000
+    assert not set(train.keys) & set(test.keys)
+    assert 0.76 < len(train.keys) / 1000 < 0.84
     assert any("80 %" in note and "20 %" in note for note in train.notes)
     half = write_csv("path,label\n" + "".join(f"{name},x\n" for name in many[::-2]))
-    assert set(open_source(half, "test").paths) == set(test.paths) & {str(tmp_path / name) for name in many[::-2]}
+    assert set(open_source(half, "test").keys) == set(test.keys) & {str(tmp_path / name) for name in many[::-2]}
 
 
 def test_missing_files_are_counted(write_csv):
     source = open_source(write_csv("path,label,split\nfiles/a.png,x,s\nfiles/none.png,y,s\nfiles/b.png,z,s\n"), "s")
-    assert (source.listed, len(source.paths)) == (3, 2)
+    assert (source.listed, len(source)) == (3, 2)
     assert source.labels.tolist() == [0, 2] and source.classes == ("x", "y", "z")
     assert any("2 of 3" in note for note in source.notes)
 
@@ -120,7 +120,7 @@ def test_labels_become_those_of_a_model(write_csv):
     source = open_source(path, "x")
     mapped = source.with_classes(("walk", "sit", "run"))  # `fly` does not occur in this split
     assert mapped.labels.tolist() == [2, 0] and mapped.classes == ("walk", "sit", "run")
-    assert mapped.paths == source.paths and mapped.labels.dtype == np.int32
+    assert mapped.keys == source.keys and mapped.labels.dtype == np.int32
     assert source.with_classes(source.classes) is source
     with pytest.raises(UserError, match=r"line 3: label out of range: unknown label 'walk'; did you mean 'walks'"):
         source.with_classes(("run", "walks"))
@@ -158,7 +158,7 @@ def test_label_hash_follows_the_order(write_csv):
 )
 def test_embedded_data(digits_cache, name, head, classes, clips):
     train, test = (open_source(name, split, head) for split in ("train", "test"))
-    assert (len(train.paths), len(test.paths)) == clips
+    assert (len(train.keys), len(test.keys)) == clips
     assert not train.multi_label and train.modality == ("image" if name == "still_digits" else "video")
     # This small copy need not show each of the 80 classes.
     assert len(train.classes) == classes or (classes == 80 and 20 < len(train.classes) <= 32)

@@ -1,12 +1,14 @@
-"""Random crops in time and space, scale jitter, flips: one draw for all frames of a clip."""
+"""What is random about a clip: where and when it is cut out, flips, colours; one draw for all of its frames."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import av
 import numpy as np
 
-from tubevit.data.video import centre_crop, crop_resize
+from tubevit.data.warp import crop_map, flip_map, frame_size, sample, square_map
 from tubevit.errors import UserError, unknown
 
 FRAME_ORDERS = ("forward", "reversed", "shuffled")
@@ -16,15 +18,21 @@ FRAME_ORDERS = ("forward", "reversed", "shuffled")
 class Augment:
     """How a decoded clip becomes the model's input.
 
+    Crop, resize, flip and the geometric operations of RandAugment are one map that is sampled once; colours follow.
+
     Attributes:
         random_crop: crop at random in time and space; otherwise the middle, as in evaluation.
-        scale: the side of the crop is the short side of the frame divided by a factor drawn from 1 to this.
+        scale: the side of the square is the short side of the frame divided by a factor drawn from 1 to this.
+        area: instead, the crop is a rectangle of this share of the frame at least (random resized crop).
+        ratio: of such a rectangle, width over height is drawn from 1 / ratio to ratio.
         flip: mirror left and right half of the clips; only where the labels allow it.
         frame_order: `forward`, or `reversed` or `shuffled` (anew for each clip) to see what the order is worth.
     """
 
     random_crop: bool = False
     scale: float = 1.0
+    area: float = 1.0
+    ratio: float = 4 / 3
     flip: bool = False
     frame_order: str = "forward"
 
@@ -33,26 +41,50 @@ class Augment:
             raise unknown("frame_order", str(self.frame_order), FRAME_ORDERS)
         if self.scale < 1:
             raise UserError(f"augment.scale must be at least 1; found {self.scale}")
-        if self.scale > 1 and not self.random_crop:
-            raise UserError("augment.scale above 1 needs augment.random_crop")
+        if not 0 < self.area <= 1:
+            raise UserError(f"augment.area must be above 0 and at most 1; found {self.area}")
+        if self.ratio < 1:
+            raise UserError(f"augment.ratio must be at least 1; found {self.ratio}")
+        if (self.scale > 1 or self.area < 1) and not self.random_crop:
+            raise UserError(f"augment.{'scale above' if self.scale > 1 else 'area below'} 1 needs augment.random_crop")
+        if self.scale > 1 and self.area < 1:
+            raise UserError("augment.scale and augment.area are two ways to draw the crop: set one of them")
 
     def position(self, rng: np.random.Generator) -> float:
         """Where in the video the clip lies, 0 to 1."""
         return float(rng.uniform()) if self.random_crop else 0.5
 
-    def __call__(self, clip: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-        """(T, H, W, 3) uint8 -> (T, size, size, 3) uint8."""
-        if self.random_crop:
-            height, width = clip.shape[1:3]
-            side = min(height, width) / rng.uniform(1, self.scale)
-            box = (rng.uniform(0, height - side), rng.uniform(0, width - side), side)
-            clip = crop_resize(clip, box, size)
-        else:
-            clip = centre_crop(clip, size)
+    def __call__(self, frames: Sequence[av.VideoFrame | np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+        """T frames, see `warp.sample` -> (T, size, size, 3) uint8."""
+        matrix = self._crop(*frame_size(frames[0]), size, rng)
         if self.flip and rng.uniform() < 0.5:
-            clip = clip[:, :, ::-1]
+            matrix = matrix @ flip_map(size)
+        return self.reorder(sample(frames, matrix, size)[None], rng)[0]
+
+    def reorder(self, clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(B, T, H, W, 3) with the frames in the order of `frame_order`, the same for all."""
         if self.frame_order == "reversed":
-            clip = clip[::-1]
-        elif self.frame_order == "shuffled":
-            clip = clip[rng.permutation(len(clip))]
-        return np.ascontiguousarray(clip)
+            return clips[:, ::-1]
+        if self.frame_order == "shuffled":
+            return clips[:, rng.permutation(clips.shape[1])]
+        return clips
+
+    def _crop(self, height: int, width: int, size: int, rng: np.random.Generator) -> np.ndarray:
+        if not self.random_crop:
+            return square_map(height, width, size)
+        if self.area < 1:
+            rows, columns = _random_rectangle(height, width, self.area, self.ratio, rng)
+        else:
+            rows = columns = min(height, width) / rng.uniform(1, self.scale)
+        return crop_map(rng.uniform(0, height - rows), rng.uniform(0, width - columns), rows, columns, size)
+
+
+def _random_rectangle(height: int, width: int, area: float, ratio: float, rng) -> tuple[float, float]:
+    """Height and width of a rectangle that fits; the largest square after ten that do not."""
+    for _ in range(10):
+        pixels = height * width * rng.uniform(area, 1)
+        shape = np.exp(rng.uniform(-np.log(ratio), np.log(ratio)))
+        rows, columns = np.sqrt(pixels / shape), np.sqrt(pixels * shape)
+        if rows <= height and columns <= width:
+            return float(rows), float(columns)
+    return float(min(height, width)), float(min(height, width))

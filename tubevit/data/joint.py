@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-import grain
-
-from tubevit.data.pipeline import Load, dataset_seed, training_batches
+from tubevit.data.pipeline import ONE_HOST, Host, Load, dataset_seed, iterate, training_rows
 
 
-def joint_batches(loads: Mapping[str, tuple[Load, int]], seed: int, steps: range) -> grain.MapDataset:
-    """Zips data sets: an element is the joint batch of one step.
+def joint_batches(
+    loads: Mapping[str, tuple[Load, int]],
+    seed: int,
+    *,
+    first: int = 0,
+    host: Host = ONE_HOST,
+    threads: int = 1,
+    workers: int = 0,
+) -> Iterator[dict]:
+    """Endless joint batches, one for each step.
 
     Args:
-        loads: for each data set its loading and its batch size.
+        loads: for each data set its loading and its global batch size.
         seed: of the run.
-        steps: which steps, with a stride of 1; the batch of a step does not depend on the others.
+        first: step to begin with; its batch does not depend on the earlier ones.
+        host, threads, workers: see `iterate`; threads and workers are those of each data set.
 
     Returns:
-        A data set of {name: {"pixels", "label"}}; see `training_batches`.
+        An iterator of {name: {"pixels", "label", "broken"}}; see `training_rows`.
     """
-    # Each is endless, but of another length to Python: cut before zipping.
-    parts = [
-        training_batches(load, size, dataset_seed(seed, name))[steps.start : steps.stop]
+    parts = {
+        name: iterate(
+            training_rows(load, dataset_seed(seed, name)),
+            size,
+            first=first,
+            host=host,
+            threads=threads,
+            workers=workers,
+        )
         for name, (load, size) in loads.items()
-    ]
-    return grain.experimental.ZipMapDataset(parts).map(lambda batches: dict(zip(loads, batches)))
+    }
+    while True:
+        yield {name: next(part) for name, part in parts.items()}

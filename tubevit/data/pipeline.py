@@ -1,9 +1,10 @@
-"""From a source to batches, with Grain at MapDataset level: every batch follows from (seed, step) alone."""
+"""From a source to batches, with Grain: every row of every batch follows from the seed and its number alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -11,17 +12,22 @@ from absl import flags
 
 from tubevit.data.augment import Augment
 from tubevit.data.sources import Source
-from tubevit.data.video import decode_clip, decode_image
+from tubevit.data.video import DecodeError, decode_frames, decode_image
+from tubevit.data.views import Views, positions
+from tubevit.data.warp import frame_size, sample, square_map
+
+ATTEMPTS = 20  # files tried in place of a broken one
+ENDLESS = 2**48  # rows; Grain needs a number
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """Decodes and augments file `index` of a source.
+    """Decodes and augments the files of a source.
 
     Attributes:
         source: of videos or of images.
         frames, fps, size: of the clips; see `tubevit.read_video`.
-        augment: applied to the decoded clip.
+        augment: applied to the decoded clip in training; evaluation takes its order of frames only.
     """
 
     source: Source
@@ -30,15 +36,44 @@ class Load:
     size: int
     augment: Augment
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """`pixels` uint8 (T, size, size, 3), or (size, size, 3) of an image, and `label`."""
-        path = self.source.paths[index]
-        if self.source.modality == "image":
-            pixels = self.augment(decode_image(path)[None], self.size, rng)[0]
-        else:
-            clip = decode_clip(path, self.frames, self.fps, self.augment.position(rng))
-            pixels = self.augment(clip, self.size, rng)
-        return {"pixels": pixels, "label": self.source.labels[index]}
+    def decode(self, index: int, position: float) -> list:
+        """The frames of file `index` as `warp.sample` takes them, one of an image.
+
+        Raises:
+            DecodeError: the file is broken; the message names it.
+        """
+        try:
+            media = self.source.media(index)
+            if self.source.modality == "image":
+                return [decode_image(media)]
+            return decode_frames(media, self.frames, self.fps, position)
+        except DecodeError as error:
+            raise DecodeError(str(error).replace("the file", self.source.keys[index], 1)) from error
+
+    def augmented(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """(T, size, size, 3) uint8 of a video, (size, size, 3) of an image; raises `DecodeError`."""
+        return self._shaped(self.augment(self.decode(index, self.augment.position(rng)), self.size, rng))
+
+    def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator) -> np.ndarray:
+        """The spatial views of one temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) of an image."""
+        frames = self.decode(index, positions(views.temporal)[temporal])
+        shape = frame_size(frames[0])
+        clips = [sample(frames, square_map(*shape, self.size, place), self.size) for place in positions(views.spatial)]
+        return np.stack([self._shaped(clip) for clip in self.augment.reorder(np.stack(clips), rng)])
+
+    def _shaped(self, clip: np.ndarray) -> np.ndarray:
+        return clip[0] if self.source.modality == "image" else clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Which share of every batch this process loads: rows `index * B / count` to `(index + 1) * B / count`."""
+
+    index: int = 0
+    count: int = 1
+
+
+ONE_HOST = Host()
 
 
 def dataset_seed(seed: int, name: str) -> int:
@@ -46,38 +81,90 @@ def dataset_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def training_batches(load: Load, batch_size: int, seed: int) -> grain.MapDataset:
-    """Endless shuffled batches: element i is the batch of step i.
+def training_rows(load: Load, seed: int) -> grain.MapDataset:
+    """Endless shuffled rows: row i of the stream is row i % B of the batch of step i // B, for any batch size B.
+
+    A broken file is replaced by another that is drawn from the row's own random numbers.
 
     Returns:
-        A data set of {"pixels": (B, ...) uint8, "label": (B,) or (B, classes)}.
+        A data set of {"pixels" uint8, "label", "broken": int32 index of the file that was replaced, or -1}.
     """
-    files = grain.MapDataset.range(len(load.source.paths)).seed(seed)
-    return files.shuffle().repeat().random_map(load).batch(batch_size)
+
+    def row(index: int, rng: np.random.Generator) -> dict:
+        broken = -1
+        for attempt in range(ATTEMPTS):
+            try:
+                pixels = load.augmented(index, rng)
+                return {"pixels": pixels, "label": load.source.labels[index], "broken": np.int32(broken)}
+            except DecodeError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                broken = index if broken < 0 else broken
+                index = int(rng.integers(len(load.source)))
+
+    return grain.MapDataset.range(len(load.source)).seed(seed).shuffle().repeat().random_map(row)
 
 
-def evaluation_batches(load: Load, batch_size: int, seed: int) -> grain.MapDataset:
-    """Every file once, in order; the last batch is filled up with the last file, `mask` 0 there.
+def evaluation_rows(load: Load, views: Views, batch_size: int, seed: int) -> grain.MapDataset:
+    """Every temporal view of every file once, in order, filled up to whole batches with rows of `mask` 0.
 
     Returns:
-        A data set of {"pixels", "label", "mask": (B,) float32}.
+        A data set of {"pixels": the spatial views, see `Load.view`, "file": int32 index, "mask": float32, "broken":
+        int32 index of the file if it cannot be decoded, else -1}.
     """
-    count = len(load.source.paths)
+    count = len(load.source) * views.temporal
+    shape = (views.spatial, *(() if load.source.modality == "image" else (load.frames,)), load.size, load.size, 3)
+
+    def row(number: int, rng: np.random.Generator) -> dict:
+        index, temporal = divmod(number, views.temporal)
+        empty = {"pixels": np.zeros(shape, np.uint8), "mask": np.float32(0), "broken": np.int32(-1)}
+        if number >= count:
+            return empty | {"file": np.int32(0)}
+        try:
+            pixels = load.view(index, temporal, views, rng)
+        except DecodeError:
+            return empty | {"file": np.int32(index), "broken": np.int32(index)}
+        return empty | {"pixels": pixels, "file": np.int32(index), "mask": np.float32(1)}
+
     total = -(-count // batch_size) * batch_size
-
-    def masked(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return load(min(index, count - 1), rng) | {"mask": np.float32(index < count)}
-
-    return grain.MapDataset.range(total).seed(seed).random_map(masked).batch(batch_size)
+    return grain.MapDataset.range(total).seed(seed).random_map(row)
 
 
-def iterate(batches: grain.MapDataset, threads: int, workers: int = 0):
-    """An iterator that loads ahead in threads, or in worker processes; the batches do not depend on their number."""
-    # Grain's defaults count whole batches here: 500 of them would fill the memory.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1) * 2)
-    dataset = batches.to_iter_dataset(options)
+def iterate(
+    rows: grain.MapDataset,
+    batch_size: int,
+    *,
+    first: int = 0,
+    host: Host = ONE_HOST,
+    threads: int = 1,
+    workers: int = 0,
+) -> Iterator[dict]:
+    """Batches of this host's rows, loaded ahead in threads, or in worker processes.
+
+    The rows of the global batch do not depend on the number of hosts, threads or workers.
+
+    Args:
+        rows: of the global stream.
+        batch_size: of the global batch; a multiple of `host.count`.
+        first: batch to begin with.
+        host: of how many.
+        threads: that load rows, in each worker.
+        workers: processes; 0 loads in this one.
+    """
+    local = batch_size // host.count
+    total = (len(rows) if len(rows) < ENDLESS else ENDLESS) // batch_size * local
+
+    def own(number: int):
+        batch, row = divmod(number, local)
+        return rows[batch * batch_size + host.index * local + row]
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = grain.MapDataset.range(first * local, total).map(own).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its own when it starts processes
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(dataset)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * threads)
+        dataset = dataset.mp_prefetch(options)
+    # After the processes: a batch made inside one would depend on their number.
+    dataset = dataset.batch(local)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import pathlib
@@ -11,57 +12,68 @@ import av
 import cv2
 import numpy as np
 
+from tubevit.data.warp import centre_crop, frame_size, to_rgb
 from tubevit.errors import UserError
+
+# What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
+Media = str | os.PathLike | bytes | np.ndarray
 
 # Containers round presentation times (Matroska to 1 ms): a frame may be this much later than the time asked for.
 TIME_TOLERANCE = 1e-3
-# Stream-copied trims declare more than they hold (152 of 191 frames were there in one): less is a truncated file.
-MIN_COVERAGE = 0.75
+# A file that ends early (a damaged tail, a stream-copied trim: 152 of 191 declared frames were there in one) is used
+# from this share of the requested span on.
+MIN_COVERAGE = 0.5
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
-
-cv2.setNumThreads(0)  # parallelism comes from clips
 
 
 class DecodeError(UserError):
     """A file that cannot be read as a video or an image; the message names it and says why."""
 
 
-def media_kind(path: str | os.PathLike) -> str:
-    """`image` or `video`, by the first bytes of the file; an animated GIF is a video.
+def media_kind(media: Media) -> str:
+    """`image` or `video`, by the first bytes of the file or the rank of the pixels; an animated GIF is a video.
 
     Raises:
         DecodeError: the file is missing, empty or not readable.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise DecodeError(f"cannot read {path}: {error.strerror}") from error
+    if isinstance(media, np.ndarray):
+        return "image" if media.ndim == 3 else "video"
+    if isinstance(media, bytes):
+        head = media[:16]
+    else:
+        try:
+            with open(media, "rb") as file:
+                head = file.read(16)
+        except OSError as error:
+            raise DecodeError(f"cannot read {media}: {error.strerror}") from error
     if not head:
-        raise DecodeError(f"{path} is empty (0 bytes)")
+        raise DecodeError(f"{called(media)} is empty (0 bytes)")
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     return "image" if webp or head.startswith(_IMAGE_MAGIC) else "video"
 
 
-def _open(path: str | os.PathLike):
-    media_kind(path)  # clear errors for missing and empty files
+def called(media: Media) -> str:
+    """What messages call it."""
+    return str(media) if isinstance(media, str | os.PathLike) else "the file"
+
+
+def _open(media: Media):
+    media_kind(media)  # clear errors for missing and empty files
     try:
-        return av.open(os.fspath(path))
+        return av.open(io.BytesIO(media) if isinstance(media, bytes) else os.fspath(media))
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(f"cannot read {path} as a video: {_reason(error)}") from error
+        raise DecodeError(f"cannot read {called(media)} as a video: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8, upright."""
-    if frame.format.name == "yuv420p" and frame.width % 2 == 0 and frame.height % 2 == 0:
-        rgb = cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)  # faster than swscale
-    else:
-        rgb = frame.to_ndarray(format="rgb24")
-    return np.rot90(rgb, round(frame.rotation / 90)) if frame.rotation else rgb
+def _upright(frame: av.VideoFrame) -> av.VideoFrame | np.ndarray:
+    """The frame itself where `warp.sample` takes it, else (H, W, 3) RGB, turned as its metadata says."""
+    if frame.format.name == "yuv420p" and frame.width % 2 == 0 and frame.height % 2 == 0 and not frame.rotation:
+        return frame
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def _declared_seconds(container, stream) -> float | None:
@@ -95,42 +107,46 @@ def _timed_frames(container, stream, start: float):
         yield time, frame
 
 
-def decode_clip(
-    path: str | os.PathLike, frames: int | None = None, fps: float | None = None, position: float = 0.5
-) -> np.ndarray:
+def decode_frames(
+    media: Media, frames: int | None = None, fps: float | None = None, position: float = 0.5
+) -> list[av.VideoFrame | np.ndarray]:
     """Decodes a clip by timestamp: the frame for time t is the last one whose presentation time is <= t.
 
     Times past the end hold the last frame. Frame counts and frame rates that the file declares are not relied on.
 
     Args:
-        path: of the video.
+        media: path, encoded bytes or pixels (T, H, W, 3) of a video.
         frames: T; None takes every frame.
         fps: frames per second to sample at; None spreads T frames evenly over the whole video.
-        position: where in the video the clip lies if it is shorter, 0 (beginning) to 1 (end).
+        position: where in the video the clip lies if it is shorter, 0 (beginning) to 1 (end); without fps, where in
+            each of T equal parts its frame lies.
 
     Returns:
-        (T, H, W, 3) uint8.
+        T frames as `warp.sample` takes them: decoded yuv420p, or (H, W, 3) uint8 RGB.
 
     Raises:
-        DecodeError: no video in it, nothing decodable, or it ends long before what it declares.
+        DecodeError: no video in it, nothing decodable, or it ends before half of the clip.
     """
-    with _open(path) as container:
+    if isinstance(media, np.ndarray):
+        return _of_pixels(media, frames, position)
+    with _open(media) as container:
         if not container.streams.video:
-            raise DecodeError(f"{path} has no video stream")
+            raise DecodeError(f"{called(media)} has no video stream")
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         declared = _declared_seconds(container, stream)
         if frames is None or (fps is None and declared is None):
-            return _every_frame(path, container, stream, frames)
+            return _every_frame(called(media), container, stream, frames, position)
         if fps is None:
-            start, step = 0.0, declared / frames
+            step = declared / frames
+            start = step * min(position, 0.999)
         else:
             start, step = max((declared or 0.0) - frames / fps, 0.0) * position, 1 / fps
         times = start + step * np.arange(frames) + TIME_TOLERANCE
-        return _sample(path, container, stream, times, declared)
+        return _at_times(called(media), container, stream, times, declared)
 
 
-def _sample(path, container, stream, times: np.ndarray, declared: float | None) -> np.ndarray:
+def _at_times(name: str, container, stream, times: np.ndarray, declared: float | None) -> list:
     picked: list[av.VideoFrame] = []
     current, reached, error = None, 0.0, None
     try:
@@ -143,67 +159,77 @@ def _sample(path, container, stream, times: np.ndarray, declared: float | None) 
     except av.FFmpegError as caught:  # a damaged tail keeps what was decoded
         error = caught
     if current is None:
-        raise DecodeError(f"cannot decode {path}: {_reason(error) if error else 'it holds no frame'}")
+        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
     if len(picked) < len(times) and declared:
         wanted = min(float(times[-1]), declared) - times[0]
         if reached - times[0] + declared / max(stream.frames, len(times)) < MIN_COVERAGE * wanted:
             raise DecodeError(
-                f"{path} is truncated: it declares {declared:.2f} s, decoding ends at {reached:.2f} s"
+                f"{name} is truncated: it declares {declared:.2f} s, decoding ends at {reached:.2f} s"
                 + (f" ({_reason(error)})" if error else "")
             )
     picked += [current] * (len(times) - len(picked))
-    converted = {id(frame): None for frame in picked}
+    return _each_once(name, picked)
+
+
+def _each_once(name: str, picked: list[av.VideoFrame]) -> list:
+    upright, last = [], None
     for frame in picked:
-        if converted[id(frame)] is None:
-            converted[id(frame)] = _to_rgb(frame)
-    return np.stack([converted[id(frame)] for frame in picked])
+        upright.append(upright[-1] if frame is last else _upright(frame))
+        last = frame
+    if len({frame_size(frame) for frame in upright}) > 1:
+        raise DecodeError(f"{name} changes its size from frame to frame")
+    return upright
 
 
-def _every_frame(path, container, stream, frames: int | None) -> np.ndarray:
+def _every_frame(name: str, container, stream, frames: int | None, position: float) -> list:
+    decoded, error = [], None
     try:
-        clip = np.stack([_to_rgb(frame) for _, frame in _timed_frames(container, stream, 0.0)])
-    except (av.FFmpegError, ValueError) as error:
-        raise DecodeError(f"cannot decode {path}: {_reason(error)}") from error
-    return clip if frames is None else clip[np.arange(frames) * len(clip) // frames]
+        for _, frame in _timed_frames(container, stream, 0.0):
+            decoded.append(frame)
+    except av.FFmpegError as caught:
+        error = caught
+    if not decoded or error:
+        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
+    if frames is not None:
+        part = len(decoded) / frames
+        decoded = [decoded[int((i + min(position, 0.999)) * part)] for i in range(frames)]
+    return _each_once(name, decoded)
 
 
-def decode_image(path: str | os.PathLike) -> np.ndarray:
+def _of_pixels(clip: np.ndarray, frames: int | None, position: float) -> list[np.ndarray]:
+    """T frames of a decoded clip, whose rate is not known: consecutive ones."""
+    if frames is None:
+        return list(clip)
+    start = int(max(len(clip) - frames, 0) * position)
+    return [clip[min(start + i, len(clip) - 1)] for i in range(frames)]
+
+
+def decode_clip(media: Media, frames: int | None = None, fps: float | None = None, position: float = 0.5) -> np.ndarray:
+    """As `decode_frames`, converted: (T, H, W, 3) uint8."""
+    converted = []
+    for frame in (decoded := decode_frames(media, frames, fps, position)):
+        held = converted and frame is decoded[len(converted) - 1]
+        converted.append(converted[-1] if held else frame if isinstance(frame, np.ndarray) else to_rgb(frame))
+    return np.stack(converted)
+
+
+def decode_image(media: Media) -> np.ndarray:
     """(H, W, 3) uint8, upright (EXIF orientation is applied).
 
     Raises:
         DecodeError: not a readable image.
     """
-    media_kind(path)
-    image = cv2.imdecode(np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    media_kind(media)
+    if isinstance(media, np.ndarray):
+        return media
+    encoded = media if isinstance(media, bytes) else pathlib.Path(media).read_bytes()
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:  # declared sizes beyond its limits
+        raise DecodeError(f"cannot read {called(media)} as an image: {_reason(error)}") from error
     if image is None:
-        raise DecodeError(f"cannot read {path} as an image: it is damaged, or of a format that is not known")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def crop_resize(clip: np.ndarray, box: tuple[float, float, float], size: int) -> np.ndarray:
-    """Cuts the same square out of all frames and resizes it.
-
-    Args:
-        clip: (T, H, W, 3) uint8.
-        box: top, left and side of the square, in pixels.
-        size: rows and columns of the result.
-
-    Returns:
-        (T, size, size, 3) uint8.
-    """
-    top, left, side = (int(round(v)) for v in box)
-    clip = clip[:, top : top + side, left : left + side]
-    if clip.shape[1:3] == (size, size):
-        return np.ascontiguousarray(clip)
-    kind = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(frame, (size, size), interpolation=kind) for frame in clip])
-
-
-def centre_crop(clip: np.ndarray, size: int) -> np.ndarray:
-    """The largest centred square of every frame, resized: (T, H, W, 3) -> (T, size, size, 3)."""
-    height, width = clip.shape[1:3]
-    side = min(height, width)
-    return crop_resize(clip, ((height - side) // 2, (width - side) // 2, side), size)
+        raise DecodeError(f"cannot read {called(media)} as an image: it is damaged, or of a format that is not known")
+    return image
 
 
 def read_video(
@@ -223,8 +249,9 @@ def read_video(
     Raises:
         DecodeError: the file is missing, empty, truncated or not a video.
     """
-    clip = decode_clip(path, frames, fps)
-    return (clip if size is None else centre_crop(clip, size))[None]
+    if size is None:
+        return decode_clip(path, frames, fps)[None]
+    return centre_crop(decode_frames(path, frames, fps), size)[None]
 
 
 def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:

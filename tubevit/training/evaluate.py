@@ -85,7 +85,7 @@ def evaluation_record(
         "source": source.name,
         "head": head,
         "clips_listed": source.listed,
-        "clips_found": len(source.paths),
+        "clips_found": len(source),
         "clips_used": len(logits),
         "views": "1x1",
         "decoder": "opencv" if image else "pyav",

@@ -5,11 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tubevit.data.video import media_kind
+from tubevit import storage
+from tubevit.data.video import DecodeError, Media, media_kind
 from tubevit.errors import UserError, unknown
+
+
+def read_file(path: str) -> Media:
+    """What to decode of a file: a local one's path, or the bytes of one in a bucket.
+
+    Raises:
+        DecodeError: a file in a bucket does not exist.
+    """
+    if not storage.is_remote(path):
+        return path
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError as error:
+        raise DecodeError(f"cannot read {path}: there is no such file") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,21 +34,34 @@ class Source:
 
     Attributes:
         name: the string that named the source.
-        paths: files that were found.
+        keys: what each file that was found is called: its path, or its name among the records of shards or TFDS.
         labels: (n,) int32 class indices, or (n, classes) float32 of 0 and 1 where a file may have several labels.
         classes: names of the classes.
         listed: number of files that the source lists, found or not.
-        positions: where each file is listed, for messages, e.g. `labels.csv line 7`.
+        positions: where each file is listed, for messages, e.g. `labels.csv line 7`; empty: the keys say it.
         notes: what the user should know of how it was read.
+        read: `read(i)` is what to decode of file i; None: the keys are paths. Worker processes get a pickled copy.
     """
 
     name: str
-    paths: tuple[str, ...]
+    keys: Sequence[str]
     labels: np.ndarray
     classes: tuple[str, ...]
     listed: int
-    positions: tuple[str, ...]
+    positions: Sequence[str] = ()
     notes: tuple[str, ...] = ()
+    read: Callable[[int], Media] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def media(self, index: int) -> Media:
+        """What to decode of file `index`: a local path, encoded bytes, or pixels (H, W, 3) or (T, H, W, 3) uint8.
+
+        Raises:
+            DecodeError: the file is gone.
+        """
+        return read_file(self.keys[index]) if self.read is None else self.read(index)
 
     @property
     def multi_label(self) -> bool:
@@ -42,7 +71,7 @@ class Source:
     @functools.cached_property
     def modality(self) -> str:
         """`video` or `image`, by the content of the first file."""
-        return media_kind(self.paths[0])
+        return media_kind(self.media(0))
 
     @property
     def label_hash(self) -> str:
@@ -64,11 +93,11 @@ class Source:
         for i, name in enumerate(self.classes):
             if used[i] and name not in index:
                 having = self.labels[:, i] > 0 if self.multi_label else self.labels == i
-                where = self.positions[int(np.flatnonzero(having)[0])]
+                where = (self.positions or self.keys)[int(np.flatnonzero(having)[0])]
                 raise UserError(f"{where}: label out of range: {unknown('label', name, index)}")
         columns = np.array([index.get(name, 0) for name in self.classes])
         if self.multi_label:
-            labels = np.zeros((len(self.paths), len(classes)), np.float32)
+            labels = np.zeros((len(self), len(classes)), np.float32)
             labels[:, columns[used]] = self.labels[:, used]
         else:
             labels = columns[self.labels].astype(np.int32)
