@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.clips import indices, paint, set_rotation, write_audio, write_clip
 from tubevit import read_image, read_video
-from tubevit.data.video import DecodeError, centre_crop, crop_resize, decode_clip, media_kind
+from tubevit.data.video import DecodeError, decode_clip, decode_image, media_kind
 
 CONSTANT = tuple(range(0, 40 * 100, 40))  # 25 a second for 4 seconds
 # Gaps between 10 and 400 ms, as of screen recordings.
@@ -20,6 +20,8 @@ CONTAINERS = {  # how each is written, and the unit of its times
     "short_gop.mp4": {"stream": {"g": "12", "bf": "3"}},
     "open_gop.mp4": {"stream": {"g": "12", "bf": "3", "flags": "-cgop", "x264-params": "open-gop=1"}},
     "clip.mov": {"codec": "mpeg4", "stream": {"g": "12", "bf": "2"}},
+    "clip.ts": {},
+    "clip.flv": {"codec": "flv1"},
     "444.mp4": {"pixels": "yuv444p"},
 }
 
@@ -30,7 +32,7 @@ def declared(path, first):
         stream = container.streams.video[0]
         if stream.duration:
             return float(1000 * stream.duration * stream.time_base)
-        return container.duration / 1000 - first  # Matroska declares its end
+        return container.duration / 1000 - (first if path.suffix in (".mkv", ".webm") else 0)  # they declare the end
 
 
 def shown(times, start, fps, frames):
@@ -64,6 +66,15 @@ def test_frames_are_those_of_the_timestamps(clips, name, times):
             assert clip.shape == (frames, 48, 64, 3) and clip.dtype == np.uint8
             start = max(length - frames * 1000 / fps, 0) * position
             assert indices(clip) == shown(times, start, fps, frames)
+            np.testing.assert_array_equal(decode_clip(path.read_bytes(), frames, fps, position), clip)
+
+
+def test_avi(tmp_path):
+    """It stores no presentation times, only a rate."""
+    options = {"codec": "mpeg4", "stream": {"g": "12"}, "unit": fractions.Fraction(1, 25)}
+    path = write_clip(tmp_path / "clip.avi", range(100), **options)
+    for position, start in ((0.0, 0), (0.5, 42), (1.0, 84)):
+        assert indices(decode_clip(path, 16, 25, position)) == list(range(start, start + 16))
 
 
 @pytest.mark.parametrize("first", [0, 7, 2_000])
@@ -72,7 +83,7 @@ def test_times_count_from_the_first_frame(clips, name, first):
     path = clips(name, tuple(first + time for time in CONSTANT))
     assert indices(decode_clip(path, 16, 25, 0.0)) == list(range(16))
     assert indices(decode_clip(path, 16, 25, 1.0)) == list(range(84, 100))
-    assert indices(decode_clip(path, 10)) == list(range(0, 100, 10))  # spread evenly
+    assert indices(decode_clip(path, 10)) == list(range(5, 100, 10))  # the middle of each of ten parts
 
 
 def test_past_the_end_the_last_frame_is_held(clips):
@@ -83,25 +94,39 @@ def test_past_the_end_the_last_frame_is_held(clips):
 
 def test_without_a_frame_rate_frames_spread_over_the_whole(clips):
     path = clips("clip.mp4", CONSTANT)
-    assert indices(decode_clip(path, 4)) == [0, 25, 50, 75]
+    assert indices(decode_clip(path, 4)) == [12, 37, 62, 87]
+    assert indices(decode_clip(path, 4, position=0.0)) == [0, 25, 50, 75]
+    assert indices(decode_clip(path, 4, position=1.0)) == [24, 49, 74, 99]
     assert indices(decode_clip(path, 200)) == sorted([*range(100), *range(100)])
     assert indices(decode_clip(path)) == list(range(100))  # every frame
 
 
-def test_a_stream_that_declares_no_duration(tmp_path):
-    path = write_clip(tmp_path / "live.webm", CONSTANT, "libvpx", container_options={"live": "1"})
-    assert indices(decode_clip(path, 16, 25, 1.0)) == list(range(16))
-    assert indices(decode_clip(path, 4)) == [0, 25, 50, 75]
+@pytest.mark.parametrize("name", ["live.webm", "bare.h264"])
+def test_a_stream_that_declares_no_duration(tmp_path, name):
+    stored = {"codec": "libvpx", "container_options": {"live": "1"}} if name == "live.webm" else {"format": "h264"}
+    path = write_clip(tmp_path / name, CONSTANT, **stored)
+    for media in (path, path.read_bytes()):
+        assert indices(decode_clip(media, 4)) == [12, 37, 62, 87]
+        assert indices(decode_clip(media, 16, 25, 0.0)) == list(range(16))
+        assert indices(decode_clip(media, 16, 25, 1.0)) == list(range(84, 100))
 
 
 @pytest.mark.parametrize("size", [(47, 61), (48, 61), (90, 32), (16, 200)])
-@pytest.mark.parametrize("codec, pixels, suffix", [("ffv1", "bgr0", "mkv"), ("libx264", "yuv444p", "mp4")])
+@pytest.mark.parametrize(
+    "codec, pixels, suffix",
+    [
+        ("ffv1", "bgr0", "mkv"),
+        ("libx264", "yuv444p", "mp4"),
+        ("ffv1", "yuv420p", "mkv"),
+        ("ffv1", "yuv420p10le", "mkv"),
+    ],
+)
 def test_odd_and_oblong_frames(tmp_path, codec, pixels, suffix, size):
     path = write_clip(tmp_path / f"odd.{suffix}", CONSTANT[:20], codec, pixels, size)
     clip = read_video(path, 8, 25)
     assert clip.shape == (1, 8, *size, 3)
     assert indices(clip[0]) == list(range(6, 14))  # from the middle
-    if codec == "ffv1":  # lossless
+    if pixels == "bgr0":  # lossless
         np.testing.assert_array_equal(clip[0], [paint(i, *size) for i in range(6, 14)])
     assert read_video(path, 8, 25, size=30).shape == (1, 8, 30, 30, 3)
 
@@ -116,19 +141,81 @@ def test_colours_of_420_are_those_of_rgb(tmp_path):
     assert np.abs(clip.astype(int) - colours[:, None, None]).max() <= 4
 
 
+@pytest.mark.parametrize("codec, pixels", [("ffv1", "yuv420p10le"), ("ffv1", "yuv422p"), ("mjpeg", "yuvj420p")])
+def test_colours_of_other_formats(tmp_path, codec, pixels):
+    """More bits, more chroma and the full range of values: the colours are those of 8-bit 4:2:0."""
+    plain = decode_clip(write_clip(tmp_path / "plain.mkv", CONSTANT[:9], "ffv1"))
+    clip = decode_clip(write_clip(tmp_path / "other.mkv", CONSTANT[:9], codec, pixels))
+    assert np.abs(clip.astype(int) - plain)[:, :, 2::8].max() <= 3  # inside the bars
+    assert set(np.unique(clip[:, 4:-4, 4::8] // 8)) <= {1, 2, 29}  # 16 and 235, as painted
+
+
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_rotation_metadata(tmp_path, quarters):
     path = write_clip(tmp_path / "phone.mp4", CONSTANT[:8])
     stored = decode_clip(path)
     set_rotation(path, quarters)
     np.testing.assert_array_equal(decode_clip(path), np.rot90(stored, -quarters, axes=(1, 2)))
+    np.testing.assert_array_equal(decode_clip(path.read_bytes()), np.rot90(stored, -quarters, axes=(1, 2)))
+    assert read_video(path, 4, 25, size=32).shape == (1, 4, 32, 32, 3)
+
+
+def test_names_and_metadata_that_ffmpeg_stumbles_over(tmp_path, monkeypatch):
+    """A colon in a relative name is no protocol; a title that is not UTF-8 (old AVI files) is no reason to refuse."""
+    monkeypatch.chdir(tmp_path)
+    path = write_clip(tmp_path / "12:30%02d é.avi", CONSTANT[:20], "mpeg4")
+    content = path.read_bytes().replace(b"Lavf", b"L\xe4vf")
+    path.write_bytes(content)
+    for media in ("12:30%02d é.avi", content):
+        assert indices(decode_clip(media, 8, 25, 0.0)) == list(range(8))
+
+
+def test_a_change_of_size_is_refused_where_it_shows(tmp_path):
+    both = b"".join(
+        write_clip(tmp_path / f"{height}.h264", CONSTANT[:50], size=(height, 64), format="h264").read_bytes()
+        for height in (48, 64)
+    )
+    assert indices(decode_clip(both, 16, 25, 0.0)) == list(range(16))
+    with pytest.raises(DecodeError, match="the file changes its size"):
+        decode_clip(both)
+
+
+def test_a_cover_picture_is_not_a_video(tmp_path):
+    """Music files carry their cover as a video stream; a clip may carry its thumbnail as the first one."""
+    cover = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    path = write_clip(tmp_path / "clip.mp4", CONSTANT[:20])
+    plain = decode_clip(path)
+    with_cover = tmp_path / "cover.mp4"
+    attach(path, with_cover, cover)
+    np.testing.assert_array_equal(decode_clip(with_cover), plain)
+    attach(write_audio(tmp_path / "audio.wav"), tmp_path / "music.mp4", cover)
+    with pytest.raises(DecodeError, match="no video stream"):
+        decode_clip(tmp_path / "music.mp4")
+
+
+def attach(source, target, cover):
+    """Copies the streams of a file behind that of a picture."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        picture = new.add_stream("png", rate=1)
+        picture.width = picture.height = 8
+        picture.pix_fmt = "rgb24"
+        picture.disposition = av.stream.Disposition.attached_pic
+        copied = new.add_stream_from_template(old.streams[0])
+        packet = av.Packet(cover)
+        packet.stream, packet.pts, packet.dts = picture, 0, 0
+        new.mux(packet)
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = copied
+                new.mux(packet)
 
 
 def test_animated_gif(tmp_path):
     path = write_clip(tmp_path / "a.gif", range(0, 80, 4), "gif", "rgb8", unit=fractions.Fraction(1, 100))
     assert media_kind(path) == "video"
     assert indices(decode_clip(path, 20, 25)) == list(range(20))
-    assert indices(decode_clip(path, 5)) == [0, 4, 8, 12, 16]
+    assert indices(decode_clip(path, 5)) == [2, 6, 10, 14, 18]
+    np.testing.assert_array_equal(decode_clip(path.read_bytes(), 5), decode_clip(path, 5))
 
 
 def cut(source, target, share):
@@ -169,6 +256,9 @@ def test_files_that_are_refused(tmp_path, whole, name, position):
         with pytest.raises(DecodeError) as error:
             decode_clip(path, frames, fps, position)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
+        if path.is_file():
+            with pytest.raises(DecodeError, match=r"^(cannot \w+ )?the file "):
+                decode_clip(path.read_bytes(), frames, fps, position)
 
 
 def test_a_damaged_tail_keeps_what_was_decoded(tmp_path, whole):
@@ -177,6 +267,44 @@ def test_a_damaged_tail_keeps_what_was_decoded(tmp_path, whole):
     last = shown_indices[-1]
     assert 85 <= last <= 95
     assert shown_indices == [*range(last), *[last] * (100 - last)]
+
+
+@pytest.mark.parametrize("position", [0.0, 0.5])
+def test_half_of_the_requested_span_must_be_there(tmp_path, whole, position):
+    """Of 100 declared frames some are there: a clip is refused if they cover less than half of its span."""
+    path = cut(whole / "faststart.mp4", tmp_path / "cut.mp4", 0.7)
+    there = len(decode_clip(path))
+    assert 50 <= there <= 60
+    for frames in (20, 40, 70, 100, 200):
+        span = min(frames, 100)
+        start = (100 - span) * position
+        covered = min(there - start, span)
+        if covered >= span / 2:
+            shown_indices = indices(decode_clip(path, frames, 25, position))
+            assert shown_indices == np.clip(np.arange(frames) + int(start), 0, there - 1).tolist()
+        else:
+            with pytest.raises(DecodeError, match=f"truncated: of the {span / 25:.2f} s from {start / 25:.2f} s"):
+                decode_clip(path, frames, 25, position)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_shown_upright(tmp_path, orientation):
+    """The eight orientations of EXIF, as cameras write them into a JPEG."""
+    stored = np.zeros((32, 48, 3), np.uint8)
+    stored[:16, :16], stored[:16, 16:] = (255, 0, 0), (0, 255, 0)
+    tag = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation]) + b"\0\0\0\0\0\0"
+    jpeg = cv2.imencode(".jpg", stored[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    jpeg = jpeg[:2] + b"\xff\xe1" + (len(tag) + 8).to_bytes(2, "big") + b"Exif\0\0" + tag + jpeg[2:]
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    turned = stored.transpose(1, 0, 2) if orientation >= 5 else stored
+    flips = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[
+        orientation
+    ]
+    upright = turned[:: flips[0], :: flips[1]]
+    for media in (jpeg, tmp_path / "photo.jpg"):
+        image = decode_image(media)
+        assert image.shape == upright.shape
+        assert np.abs(image.astype(int) - upright)[4:-4:8, 4:-4:8].max() < 20
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "jpg", "webp"])
@@ -192,6 +320,7 @@ def test_images(tmp_path, suffix):
         np.testing.assert_array_equal(read[0], image)
     else:
         assert np.abs(read[0].astype(int) - image).mean() < 8
+    np.testing.assert_array_equal(decode_image(renamed.read_bytes()), read[0])
     assert read_image(renamed, size=32).shape == (1, 32, 32, 3)
 
 
@@ -202,17 +331,3 @@ def test_images_that_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(DecodeError, match="photo.png"):
         read_image(path)
-
-
-def test_crop_geometry():
-    rng = np.random.default_rng(0)
-    clip = rng.integers(0, 256, (3, 20, 30, 3), np.uint8)
-    np.testing.assert_array_equal(crop_resize(clip, (2.4, 3.6, 12), 12), clip[:, 2:14, 4:16])
-    np.testing.assert_array_equal(centre_crop(clip, 20), clip[:, :, 5:25])
-    np.testing.assert_array_equal(centre_crop(clip.transpose(0, 2, 1, 3), 20), clip.transpose(0, 2, 1, 3)[:, 5:25])
-    halved = clip[:, :, 5:25].reshape(3, 10, 2, 10, 2, 3).mean(axis=(2, 4))  # shrinking averages areas
-    assert np.abs(centre_crop(clip, 10) - halved).max() <= 0.5
-    ramp = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None] * 10, (1, 20, 20, 3))
-    grown = crop_resize(ramp, (5, 5, 10), 40)[0, :, 0, 0].astype(float)
-    inner = slice(2, -2)  # linear: pixel centres are kept
-    np.testing.assert_allclose(grown[inner], (5 + (np.arange(40)[inner] + 0.5) / 4 - 0.5) * 10, atol=1)

@@ -57,12 +57,23 @@ def called(media: Media) -> str:
     return str(media) if isinstance(media, str | os.PathLike) else "the file"
 
 
+@contextlib.contextmanager
 def _open(media: Media):
+    """The container and its video stream."""
     media_kind(media)  # clear errors for missing and empty files
+    # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+    file = io.BytesIO(media) if isinstance(media, bytes) else os.path.abspath(media)
     try:
-        return av.open(io.BytesIO(media) if isinstance(media, bytes) else os.fspath(media))
+        container = av.open(file, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"cannot read {called(media)} as a video: {_reason(error)}") from error
+    with container:
+        covers = av.stream.Disposition.attached_pic  # of music
+        stream = next((stream for stream in container.streams.video if not stream.disposition & covers), None)
+        if stream is None:
+            raise DecodeError(f"{called(media)} has no video stream")
+        stream.codec_context.thread_count = 1
+        yield container, stream
 
 
 def _reason(error: Exception) -> str:
@@ -76,6 +87,10 @@ def _upright(frame: av.VideoFrame) -> av.VideoFrame | np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
+def _frame_seconds(stream) -> float:
+    return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+
+
 def _declared_seconds(container, stream) -> float | None:
     """Duration as the file declares it; None where it does not (the stream's is often missing in webm)."""
     if stream.duration:
@@ -87,20 +102,34 @@ def _declared_seconds(container, stream) -> float | None:
     return container.duration / av.time_base - float(first)
 
 
+def _measured_seconds(media: Media) -> float:
+    """Duration by the time stamps of what is stored, for files that declare none: live recordings, bare streams."""
+    with _open(media) as (container, stream):
+        packets, times = 0, []
+        with contextlib.suppress(av.FFmpegError):
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                times += [] if packet.pts is None else [packet.pts]
+        extent = (
+            float((max(times) - min(times)) * stream.time_base) if times else (packets - 1) * _frame_seconds(stream)
+        )
+        return extent + _frame_seconds(stream)
+
+
 def _timed_frames(container, stream, start: float):
     """Frames with their presentation times in seconds from the stream's beginning, from a key frame <= start on."""
     first = float((stream.start_time or 0) * stream.time_base)
     frames, head, back = container.decode(stream), [], 0.0
-    while start > 0:
-        target = max(start - back, 0.0)
-        with contextlib.suppress(av.FFmpegError):  # not seekable: decode from the beginning
+    while start > 0 and stream.start_time is not None:  # without time stamps nothing can be found
+        target = start - back
+        with contextlib.suppress(av.FFmpegError, OverflowError):  # not seekable: decode from the beginning
             container.seek(int((target + first) / stream.time_base), stream=stream)
         frames = container.decode(stream)
         head = list(itertools.islice(frames, 1))
-        if target == 0 or (head and (head[0].pts is None or head[0].pts * stream.time_base - first <= start)):
+        if target < -1 or (head and (head[0].pts is None or head[0].pts * stream.time_base - first <= start)):
             break
         back = 2 * back + 1  # seeking goes by decoding time: the key frame that it found is shown later
-    step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    step = _frame_seconds(stream)
     time = -step
     for frame in itertools.chain(head, frames):
         time = time + step if frame.pts is None else float(frame.pts * stream.time_base) - first
@@ -129,46 +158,51 @@ def decode_frames(
     """
     if isinstance(media, np.ndarray):
         return _of_pixels(media, frames, position)
-    with _open(media) as container:
-        if not container.streams.video:
-            raise DecodeError(f"{called(media)} has no video stream")
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+    with _open(media) as (container, stream):
         declared = _declared_seconds(container, stream)
-        if frames is None or (fps is None and declared is None):
-            return _every_frame(called(media), container, stream, frames, position)
+        if frames is None:
+            return _every_frame(called(media), container, stream, declared)
+        seconds = declared or _measured_seconds(media)
         if fps is None:
-            step = declared / frames
-            start = step * min(position, 0.999)
+            step = seconds / frames
+            start = step * min(position, 0.99)
         else:
-            start, step = max((declared or 0.0) - frames / fps, 0.0) * position, 1 / fps
-        times = start + step * np.arange(frames) + TIME_TOLERANCE
-        return _at_times(called(media), container, stream, times, declared)
+            start, step = max(seconds - frames / fps, 0.0) * position, 1 / fps
+        return _at_times(called(media), container, stream, start + step * np.arange(frames), step, seconds)
 
 
-def _at_times(name: str, container, stream, times: np.ndarray, declared: float | None) -> list:
+def _at_times(name: str, container, stream, times: np.ndarray, step: float, seconds: float) -> list:
     picked: list[av.VideoFrame] = []
-    current, reached, error = None, 0.0, None
+    current, end, error = None, None, None
+    latest = times + TIME_TOLERANCE
     try:
         for time, frame in _timed_frames(container, stream, float(times[0])):
-            while current is not None and len(picked) < len(times) and times[len(picked)] < time:
+            while current is not None and len(picked) < len(times) and latest[len(picked)] < time:
                 picked.append(current)
             if len(picked) == len(times):
                 break
-            current, reached = frame, time
+            current, end = frame, time + _shown_seconds(frame, stream)
     except av.FFmpegError as caught:  # a damaged tail keeps what was decoded
         error = caught
-    if current is None:
-        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
-    if len(picked) < len(times) and declared:
-        wanted = min(float(times[-1]), declared) - times[0]
-        if reached - times[0] + declared / max(stream.frames, len(times)) < MIN_COVERAGE * wanted:
-            raise DecodeError(
-                f"{name} is truncated: it declares {declared:.2f} s, decoding ends at {reached:.2f} s"
-                + (f" ({_reason(error)})" if error else "")
-            )
-    picked += [current] * (len(times) - len(picked))
+    if len(picked) < len(times):
+        _check_coverage(name, float(times[0]), min(len(times) * step, seconds - times[0]), end, error)
+        picked += [current] * (len(times) - len(picked))
     return _each_once(name, picked)
+
+
+def _shown_seconds(frame: av.VideoFrame, stream) -> float:
+    return float(frame.duration * stream.time_base) if frame.duration else _frame_seconds(stream)
+
+
+def _check_coverage(name: str, start: float, span: float, end: float | None, error: Exception | None) -> None:
+    """Raises if decoding did not get half of the requested span far; `end`: of the last frame, None without any."""
+    if end is None:
+        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
+    if end - start < MIN_COVERAGE * span:
+        raise DecodeError(
+            f"{name} is truncated: of the {span:.2f} s from {start:.2f} s on, decoding ends at {end:.2f} s"
+            + (f" ({_reason(error)})" if error else "")
+        )
 
 
 def _each_once(name: str, picked: list[av.VideoFrame]) -> list:
@@ -181,18 +215,15 @@ def _each_once(name: str, picked: list[av.VideoFrame]) -> list:
     return upright
 
 
-def _every_frame(name: str, container, stream, frames: int | None, position: float) -> list:
-    decoded, error = [], None
+def _every_frame(name: str, container, stream, declared: float | None) -> list:
+    decoded, end, error = [], None, None
     try:
-        for _, frame in _timed_frames(container, stream, 0.0):
+        for time, frame in _timed_frames(container, stream, 0.0):
             decoded.append(frame)
+            end = time + _shown_seconds(frame, stream)
     except av.FFmpegError as caught:
         error = caught
-    if not decoded or error:
-        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
-    if frames is not None:
-        part = len(decoded) / frames
-        decoded = [decoded[int((i + min(position, 0.999)) * part)] for i in range(frames)]
+    _check_coverage(name, 0.0, declared or 0.0, end, error)
     return _each_once(name, decoded)
 
 
