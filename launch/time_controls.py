@@ -16,7 +16,7 @@ import tubevit
 from tubevit.config import dataset_config
 from tubevit.data.augment import Augment
 from tubevit.data.moving_digits import DIRECTIONS
-from tubevit.training.evaluate import make_forward, predict_files
+from tubevit.training.evaluate import make_forward, predict_source
 from tubevit.training.experiment import open_eval
 from tubevit.zoo.checkpoint import parameters
 
@@ -31,7 +31,7 @@ def main(workdir: str) -> None:
 
     def predicted(order: str) -> np.ndarray:
         ordered = dataclasses.replace(load, augment=Augment(frame_order=order))
-        return predict_files(forward, params, ordered, 50, threads=2).argmax(axis=1)
+        return predict_source(forward, params, ordered, 50, threads=2).probabilities.argmax(axis=1)
 
     shuffled, backwards = predicted("shuffled"), predicted("reversed")
     result = {

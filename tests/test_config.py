@@ -65,6 +65,7 @@ def test_contract(config):
         "data",
         "optimizer",
         "train",
+        "init",
         "eval",
         "checkpoint",
         "loader",
@@ -74,6 +75,7 @@ def test_contract(config):
     keys = {
         "model.name", "model.tubes", "input.frames", "input.fps", "input.size", "train.steps", "eval.every",
         "checkpoint.every", "checkpoint.keep", "loader.threads", "loader.workers", "log.every", "precision",
+        "eval.views", "init.checkpoint", "init.tubes", "init.skip",
     }  # fmt: skip
     data = ("source", "split", "head", "batch_size", "loss_weight", "augment.flip")
     keys |= {f"data.{group}.moving_digits.{key}" for group in ("train", "eval") for key in data}

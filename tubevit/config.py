@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import pathlib
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from tubevit.data.augment import Augment
+from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 
 
@@ -35,10 +38,12 @@ def default_config() -> ConfigDict:
                 "name": "adam", "learning_rate": 5e-5, "warmup_steps": 10_000, "weight_decay": 1e-3,
                 "clip_norm": placeholder(float), "b1": 0.9, "b2": 0.999,
             },
-            "train": {"steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0},
-            "eval": {"every": 5_000},
+            "train": {"steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
+            # Parameters to begin from, see `zoo.transfer.initialise`; several names to skip are joined by commas.
+            "init": {"checkpoint": placeholder(str), "skip": "", "tubes": "same"},
+            "eval": {"every": 5_000, "views": "1x1"},
             "checkpoint": {"every": 1_000, "keep": 3},
-            "loader": {"threads": 4, "workers": 0},
+            "loader": {"threads": 4, "workers": 0, "max_broken": 0.01},
             "precision": "float32",
             "log": {"every": 50},
         }
@@ -61,7 +66,7 @@ def dataset_config(**values) -> ConfigDict:
     config = ConfigDict(
         {
             "source": "", "split": "train", "head": placeholder(str), "batch_size": 32, "loss_weight": 1.0,
-            "augment": {"random_crop": False, "scale": 1.0, "flip": False, "frame_order": "forward"},
+            "augment": {field.name: field.default for field in dataclasses.fields(Augment)},
         }
     )  # fmt: skip
     config.lock()
@@ -198,11 +203,16 @@ def check_config(config: ConfigDict) -> None:
     for key in ("train.steps", "eval.every", "checkpoint.every", "checkpoint.keep", "log.every", "loader.threads"):
         group, name = key.split(".")
         _at_least(config[group][name], 1, key)
-    for key in ("optimizer.warmup_steps", "optimizer.weight_decay", "train.mixup", "loader.workers"):
+    for key in ("optimizer.warmup_steps", "optimizer.weight_decay", "train.mixup", "train.cutmix", "loader.workers"):
         group, name = key.split(".")
         _at_least(config[group][name], 0, key)
     if not 0 <= config.train.label_smoothing < 1:
         raise UserError(f"train.label_smoothing must be at least 0 and below 1; found {config.train.label_smoothing}")
+    if not 0 <= config.loader.max_broken <= 1:
+        raise UserError(f"loader.max_broken is a share, 0 to 1; found {config.loader.max_broken}")
+    Views.from_text(config.eval.views)
+    if config.init.tubes not in ("same", "inflate"):
+        raise unknown("init.tubes", config.init.tubes, ("same", "inflate"))
     if config.optimizer.name not in ("adam", "adamw"):
         raise unknown("optimizer.name", config.optimizer.name, ("adam", "adamw"))
 

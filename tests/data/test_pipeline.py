@@ -1,13 +1,19 @@
 import collections
+import dataclasses
+import itertools
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.data.clips import indices, write_clip
 from tubevit.data.augment import Augment
 from tubevit.data.joint import joint_batches
-from tubevit.data.pipeline import Load, dataset_seed, evaluation_batches, iterate, training_batches
+from tubevit.data.pipeline import Host, Load, dataset_seed, evaluation_rows, iterate, training_rows
 from tubevit.data.sources import open_source
+from tubevit.data.video import DecodeError, decode_clip
+from tubevit.data.views import ONE_VIEW, Views
+from tubevit.errors import UserError
 
 RANDOM = Augment(random_crop=True, scale=1.3)
 
@@ -40,11 +46,17 @@ def assert_same(one, two):
                 assert a[name][key].dtype == b[name][key].dtype
 
 
+def take(batches, count):
+    """The first batches of an iterator, which is closed."""
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
 @pytest.fixture(scope="module")
 def reference(loads):
-    """The batches of steps 0 to 5, made one by one."""
-    batches = joint_batches(loads, 0, range(6))
-    return [batches[i] for i in range(6)]
+    """The batches of steps 0 to 5."""
+    return take(joint_batches(loads, 0), 6)
 
 
 def test_one_sub_batch_of_each(reference):
@@ -54,29 +66,42 @@ def test_one_sub_batch_of_each(reference):
         assert batch["stills"]["pixels"].shape == (5, 32, 32, 3)
         assert batch["clips"]["label"].shape == (3,) and batch["stills"]["label"].shape == (5,)
         assert {batch[name]["pixels"].dtype for name in batch} == {np.dtype(np.uint8)}
+        assert (batch["clips"]["broken"] == -1).all() and batch["clips"]["broken"].shape == (3,)
     pixels = [batch["clips"]["pixels"].tobytes() for batch in reference]
     assert len(set(pixels)) == 6
 
 
-@pytest.mark.parametrize("threads, workers", [(0, 0), (1, 0), (2, 0), (4, 0), (1, 1)])
+@pytest.mark.parametrize("threads, workers", [(1, 0), (2, 0), (4, 0), (1, 1), (2, 3)])
 def test_batches_do_not_depend_on_threads_and_workers(loads, reference, threads, workers):
-    assert_same(list(iterate(joint_batches(loads, 0, range(6)), threads, workers)), reference)
+    assert_same(take(joint_batches(loads, 0, threads=threads, workers=workers), 6), reference)
 
 
-@pytest.mark.parametrize("start", [1, 4, 5, 6])
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_rows_of_every_batch(coloured, hosts, workers):
+    """12 files in batches of 8: an epoch ends within the second batch, and again after the third."""
+    rows = training_rows(coloured, 3)
+    whole = take(iterate(rows, 8), 5)
+    parts = [take(iterate(rows, 8, host=Host(i, hosts), workers=workers if i == 1 else 0), 5) for i in range(hosts)]
+    joined = [{key: np.concatenate([part[key] for part in of_step]) for key in whole[0]} for of_step in zip(*parts)]
+    assert_same([{"x": batch} for batch in joined], [{"x": batch} for batch in whole])
+    assert len({batch["label"].tobytes() for batch in whole}) == 5
+
+
+@pytest.mark.parametrize("start", [1, 4, 5])
 def test_batches_follow_from_the_step_alone(loads, reference, start):
-    assert_same(list(iterate(joint_batches(loads, 0, range(start, 6)), 2)), reference[start:])
+    assert_same(take(joint_batches(loads, 0, first=start, threads=2), 6 - start), reference[start:])
 
 
 def test_a_batch_follows_from_the_name_and_not_from_other_data_sets(loads, reference):
-    alone = joint_batches({"stills": loads["stills"]}, 0, range(6))
-    assert_same([alone[i] for i in range(6)], [{"stills": batch["stills"]} for batch in reference])
-    renamed = joint_batches({"photos": loads["stills"]}, 0, range(1))[0]
+    alone = take(joint_batches({"stills": loads["stills"]}, 0), 6)
+    assert_same(alone, [{"stills": batch["stills"]} for batch in reference])
+    (renamed,) = take(joint_batches({"photos": loads["stills"]}, 0), 1)
     assert (renamed["photos"]["pixels"] != reference[0]["stills"]["pixels"]).any()
 
 
 def test_seeds_differ(loads, reference):
-    other = joint_batches(loads, 1, range(1))[0]
+    (other,) = take(joint_batches(loads, 1), 1)
     for name in loads:
         assert (other[name]["pixels"] != reference[0][name]["pixels"]).any()
     seeds = {dataset_seed(seed, name) for seed in range(50) for name in loads}
@@ -85,16 +110,16 @@ def test_seeds_differ(loads, reference):
 
 def test_every_file_is_augmented_anew_in_every_epoch(loads):
     load, _ = loads["clips"]
-    batches = training_batches(load, 24, 0)
-    first, second = (batches[i]["pixels"] for i in range(2))
-    assert not {clip.tobytes() for clip in first} & {clip.tobytes() for clip in second}
+    rows = training_rows(load, 0)
+    first, second = ({rows[i]["pixels"].tobytes() for i in range(start, start + 24)} for start in (0, 24))
+    assert not first & second
 
 
 @pytest.mark.parametrize("size", [1, 5, 12])
 def test_epochs_cover_every_file_once(coloured, size):
-    batches = training_batches(coloured, size, 7)
-    stream = np.concatenate([batches[i]["label"] for i in range(36 // size + 1)])
-    pixels = np.concatenate([batches[i]["pixels"][:, 0, 0, 0] for i in range(36 // size + 1)])
+    batches = take(iterate(training_rows(coloured, 7), size), 36 // size + 1)
+    stream = np.concatenate([batch["label"] for batch in batches])
+    pixels = np.concatenate([batch["pixels"][:, 0, 0, 0] for batch in batches])
     np.testing.assert_array_equal(stream, pixels)  # labels go with their files
     epochs = stream[:36].reshape(3, 12)
     assert (np.sort(epochs, axis=1) == np.arange(12)).all()
@@ -103,22 +128,86 @@ def test_epochs_cover_every_file_once(coloured, size):
 
 @pytest.mark.parametrize("size", [1, 4, 5, 12, 20])
 def test_evaluation_takes_every_file_once_in_order(coloured, size):
-    batches = list(iterate(evaluation_batches(coloured, size, 0), 2))
-    assert all(batch["pixels"].shape == (size, 4, 4, 3) and batch["mask"].shape == (size,) for batch in batches)
-    mask = np.concatenate([batch["mask"] for batch in batches])
-    labels = np.concatenate([batch["label"] for batch in batches])
-    assert labels[mask > 0].tolist() == list(range(12)) and mask.sum() == 12 and mask.dtype == np.float32
-    assert len(mask) - 12 < size and (labels[mask == 0] == 11).all()
+    batches = list(iterate(evaluation_rows(coloured, ONE_VIEW, size, 0), size, threads=2))
+    assert all(batch["pixels"].shape == (size, 1, 4, 4, 3) and batch["mask"].shape == (size,) for batch in batches)
+    mask, files, pixels = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "file", "pixels"))
+    assert files[mask > 0].tolist() == pixels[mask > 0, 0, 0, 0, 0].tolist() == list(range(12))
+    assert mask.sum() == 12 and mask.dtype == np.float32 and len(mask) - 12 < size
+
+
+def test_views_of_a_file(digits_cache, tmp_path):
+    write_clip(tmp_path / "a.mp4", range(0, 4000, 40), size=(32, 96))
+    (tmp_path / "a.csv").write_text("path,label,split\na.mp4,0,test\n")
+    load = Load(open_source(str(tmp_path / "a.csv"), "test"), 10, 25.0, 32, Augment())
+    rows = evaluation_rows(load, Views(3, 3), 3, 0)
+    assert len(rows) == 3 and rows[0]["pixels"].shape == (3, 10, 32, 32, 3)
+    clip = decode_clip(load.source.media(0))
+    for row, start in zip(rows, (0, 45, 90)):  # beginning, middle, end
+        for view, left in zip(row["pixels"], (0, 32, 64)):
+            np.testing.assert_array_equal(view, clip[start : start + 10, :, left : left + 32])
+    assert indices(clip[45:46]) == [45]
+
+
+@pytest.fixture
+def partly_broken(coloured, tmp_path):
+    """The coloured images, of which 3 and 8 are broken."""
+    keys = list(coloured.source.keys)
+    for i in (3, 8):
+        keys[i] = str(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    return dataclasses.replace(coloured, source=dataclasses.replace(coloured.source, keys=tuple(keys)))
+
+
+def test_broken_files_are_replaced_alike_every_time(coloured, partly_broken):
+    whole, rows, again = (training_rows(load, 5) for load in (coloured, partly_broken, partly_broken))
+    replaced = collections.Counter()
+    for i in range(36):
+        row = rows[i]
+        if whole[i]["label"] in (3, 8):
+            assert row["broken"] == whole[i]["label"] != row["label"] == row["pixels"][0, 0, 0] and row["label"] != 3
+            replaced[int(row["broken"])] += 1
+        else:
+            assert row["broken"] == -1 and row["label"] == whole[i]["label"]
+        assert_same([{"x": row}], [{"x": again[i]}])
+    assert replaced == {3: 3, 8: 3}
+
+
+def test_broken_files_are_left_out_of_evaluation(partly_broken):
+    rows = list(evaluation_rows(partly_broken, ONE_VIEW, 5, 0))
+    assert [int(row["broken"]) for row in rows if row["broken"] >= 0] == [3, 8]
+    assert [int(row["file"]) for row in rows if row["mask"]] == [i for i in range(12) if i not in (3, 8)]
+    assert "3.png" in partly_broken.reason(3) and "could be decoded" in partly_broken.reason(4)
+
+
+def test_nothing_but_broken_files_is_an_error(coloured, tmp_path):
+    keys = tuple(str(tmp_path / f"{i}.png") for i in range(12))
+    load = dataclasses.replace(coloured, source=dataclasses.replace(coloured.source, keys=keys))
+    load.source.__dict__["modality"] = "image"  # told by the first file
+    with pytest.raises(DecodeError, match="cannot read"):
+        training_rows(load, 0)[0]
+
+
+def test_messages_name_what_has_no_path(coloured):
+    source = dataclasses.replace(coloured.source, keys=("shard 3, record 7",), read=lambda index: b"\xff\xd8\xff0")
+    with pytest.raises(DecodeError, match="cannot read shard 3, record 7 as an image"):
+        dataclasses.replace(coloured, source=source).decode(0, 0.5)
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x3", "x3", "4x3x1", "4×3", "-1x1"])
+def test_views_are_checked(text):
+    with pytest.raises(UserError, match="TEMPORALxSPATIAL, for example 4x3; found"):
+        Views.from_text(text)
+    assert str(Views.from_text("4x3")) == "4x3" and Views.from_text("10x1") == Views(10, 1)
 
 
 def test_the_position_in_time_is_drawn(digits_cache):
     """Clips half as long as the files begin anywhere in the first half."""
     source = open_source("moving_digits", "train")
     load = Load(source, 8, 8.0, 64, Augment(random_crop=True))
-    whole = Load(source, 16, 8.0, 64, Augment())(0, None)["pixels"]
+    whole = Load(source, 16, 8.0, 64, Augment()).augmented(0, None)
     starts = collections.Counter()
     for seed in range(60):
-        clip = load(0, np.random.default_rng(seed))["pixels"]
+        clip = load.augmented(0, np.random.default_rng(seed))
         matches = [start for start in range(9) if (whole[start : start + 8] == clip).all()]
         starts[matches[0]] += 1
     assert set(range(1, 8)) <= set(starts) <= set(range(9))

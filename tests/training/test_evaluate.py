@@ -1,66 +1,27 @@
+import dataclasses
+import pathlib
+
 import cv2
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, log_loss, top_k_accuracy_score
 
 from tubevit.config import dataset_config
+from tubevit.data.moving_digits import write_video
+from tubevit.data.pipeline import Host
+from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
 from tubevit.models.tubevit import Head
-from tubevit.training.evaluate import evaluation_record, make_forward, predict_files, score
+from tubevit.training.evaluate import (
+    Predictions,
+    evaluate_source,
+    evaluation_record,
+    make_forward,
+    predict_source,
+    write_class_tables,
+)
 from tubevit.training.experiment import open_eval, open_experiment
 from tubevit.zoo.checkpoint import parameters
-
-
-@pytest.mark.parametrize("classes", [6, 10, 80])
-def test_single_labels_against_scikit_learn(classes):
-    rng = np.random.default_rng(classes)
-    logits = rng.normal(0, 3, (200, classes)).astype(np.float32)
-    labels = rng.integers(0, classes, 200)
-    labels[:100] = logits[:100].argmax(axis=1)
-    result = score(logits, labels)
-    names = np.arange(classes)
-    shares = np.exp(logits.astype(np.float64))
-    assert result["top1"] == pytest.approx(top_k_accuracy_score(labels, logits, k=1, labels=names), abs=1e-12)
-    assert result["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=names), abs=1e-12)
-    assert result["loss"] == pytest.approx(
-        log_loss(labels, shares / shares.sum(1, keepdims=True), labels=names), rel=1e-9
-    )
-    assert result["map"] is None
-
-
-def test_ties_count_against_the_model():
-    assert score(np.zeros((4, 8)), np.arange(4)) == {
-        "top1": 0.0,
-        "top5": 0.0,
-        "map": None,
-        "loss": pytest.approx(np.log(8)),
-    }
-    logits = np.array([[1.0, 1.0, 0, 0, 0, 0], [2.0, 1.0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0, 0]])
-    assert (
-        score(logits, np.array([0, 0, 1])) == pytest.approx({"top1": 1 / 3, "top5": 2 / 3, "map": None}, abs=1) or True
-    )
-    result = score(logits, np.array([0, 0, 1]))
-    assert result["top1"] == pytest.approx(1 / 3) and result["top5"] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("classes, there", [(2, False), (5, False), (6, True)])
-def test_top5_needs_more_than_five_classes(classes, there):
-    result = score(np.eye(classes)[[0, 1]], np.array([0, 1]))
-    assert (result["top5"] is not None) == there and result["top1"] == 1.0
-
-
-def test_several_labels_against_scikit_learn():
-    rng = np.random.default_rng(0)
-    labels = (rng.uniform(size=(60, 7)) < 0.3).astype(np.float32)
-    labels[:, 3] = 0  # does not occur: left out of the mean
-    logits = (rng.normal(0, 2, (60, 7)) + labels).astype(np.float32)
-    result = score(logits, labels)
-    each = [average_precision_score(labels[:, i], logits[:, i]) for i in range(7) if i != 3]
-    assert result["map"] == pytest.approx(np.mean(each), abs=1e-12)
-    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    assert result["loss"] == pytest.approx(-np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p)), rel=1e-9)
-    assert result["top1"] is None and result["top5"] is None
 
 
 @pytest.fixture(scope="module")
@@ -81,35 +42,131 @@ def model(tiny):
     return tiny(heads, depth=1, tubes="1x8x8/16x8x8", size=16, frames=1)
 
 
+VIDEO_FPS = 25
+
+
+def flat(logits, axis=-1):
+    """Softmax in float64."""
+    shares = np.exp(np.asarray(logits, np.float64))
+    return shares / shares.sum(axis=axis, keepdims=True)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
-def test_logits_of_every_file_in_order(model, images, batch_size):
+def test_probabilities_of_every_file_in_order(model, images, batch_size):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
     forward = make_forward(model, "letters")
-    logits = predict_files(forward, parameters(model), load, batch_size, threads=2)
-    pixels = np.stack([load(i, None)["pixels"] for i in range(7)])
-    assert logits.shape == (7, 3)
-    np.testing.assert_allclose(logits, jax.jit(lambda x: model(x, head="letters"))(pixels), atol=1e-5)
-    assert forward._cache_size() == 1  # the last batch is filled up
+    predictions = predict_source(forward, parameters(model), load, batch_size, threads=2)
+    pixels = np.stack([load.view(i, 0, ONE_VIEW, None)[0] for i in range(7)])
+    logits = jax.jit(lambda x: model(x, head="letters"))(pixels)
+    np.testing.assert_allclose(predictions.probabilities, flat(logits), atol=1e-6)
+    assert predictions.used.all() and forward._cache_size() == 1  # the last batch is filled up
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """5 videos of 24 frames of 32x48, the fourth broken; returns the csv's path."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 4, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+        write_video(folder / f"{i}.mp4", pixels, VIDEO_FPS)
+    (folder / "3.mp4").write_bytes((folder / "2.mp4").read_bytes()[:400])
+    (folder / "list.csv").write_text("path,label,split\n" + "".join(f"{i}.mp4,{i % 2},test\n" for i in range(5)))
+    return str(folder / "list.csv")
+
+
+@pytest.fixture(scope="module")
+def video_model(tiny):
+    heads = {"parity": Head(2, "video", ("0", "1"))}
+    return tiny(heads, depth=1, tubes="2x8x8/2x16x16_1x16x16/4x16x16", size=32, frames=4, fps=8.0)
+
+
+@pytest.fixture(scope="module")
+def video_load(video_model, videos):
+    return open_eval(video_model.config, "x", dataset_config(source=videos, split="test", head="parity"))
+
+
+@pytest.fixture(scope="module")
+def many_views(video_model, video_load):
+    forward = make_forward(video_model, "parity")
+    return forward, predict_source(forward, parameters(video_model), video_load, 4, views=Views(2, 3))
+
+
+def test_views_are_averaged(video_model, videos, video_load, many_views):
+    """Against decoding the whole file and cutting the views out by hand."""
+    from tubevit import read_video
+
+    _, predictions = many_views
+    forward = jax.jit(lambda pixels: video_model(pixels, head="parity"))
+    for i in (0, 1, 2, 4):
+        clip = read_video(video_load.source.keys[i])[0]
+        length = len(clip) / VIDEO_FPS
+        views = []
+        for start in (0.0, length - 4 / 8):
+            frames = [min(int((start + k / 8 + 1e-3) * VIDEO_FPS), 23) for k in range(4)]
+            views += [clip[frames][:, :, left : left + 32] for left in (0, 8, 16)]
+        np.testing.assert_allclose(predictions.probabilities[i], flat(forward(np.stack(views))).mean(axis=0), atol=1e-6)
+    assert predictions.views == Views(2, 3)
+
+
+def test_broken_files_are_left_out_and_listed(video_load, many_views):
+    _, predictions = many_views
+    assert predictions.used.tolist() == [True, True, True, False, True]
+    record = evaluation_record(predictions, video_load, name="x", head="parity", seconds=1.0)
+    assert (record["clips_listed"], record["clips_found"], record["clips_used"]) == (5, 5, 4)
+    ((path, reason),) = [tuple(entry.values()) for entry in record["broken"]]
+    assert path == video_load.source.keys[3] and path in reason and "cannot" in reason
+    right = predictions.probabilities.argmax(axis=1) == np.arange(5) % 2
+    assert record["top1"] == np.mean(right[[0, 1, 2, 4]])
+    assert (record["views"], record["crop"], record["decoder"]) == ("2x3", "3 along the longer side", "pyav")
+    nothing = dataclasses.replace(predictions, used=np.zeros(5, bool))
+    with pytest.raises(UserError, match="none of the 5 files .* can be decoded"):
+        evaluation_record(nothing, video_load, name="x", head="parity", seconds=1.0)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_every_clip_once(video_model, video_load, many_views, hosts):
+    """10 views in batches of 4: uneven for 4 hosts."""
+    forward, whole = many_views
+    parts = [
+        predict_source(forward, parameters(video_model), video_load, 4, views=Views(2, 3), host=Host(i, hosts))
+        for i in range(hosts)
+    ]
+    np.testing.assert_allclose(sum(part.probabilities for part in parts), whole.probabilities, atol=1e-6)
+
+
+def test_images_have_one_temporal_view(model, images):
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
+    record, predictions = evaluate_source(
+        make_forward(model, "letters"), parameters(model), load, 3, name="photos", head="letters", views=Views(4, 3)
+    )
+    assert str(predictions.views) == record["views"] == "1x3"
 
 
 def test_record_has_the_keys_of_the_contract(model, images):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
-    record = evaluation_record(
-        make_forward(model, "letters"), parameters(model), load, name="photos", head="letters", batch_size=3, threads=1
-    )
+    forward = make_forward(model, "letters")
+    record, _ = evaluate_source(forward, parameters(model), load, 3, name="photos", head="letters")
     contract = "dataset head clips_listed clips_found clips_used views decoder crop label_hash top1 top5 map"
     assert set(contract.split()) <= set(record)
     assert (record["clips_listed"], record["clips_found"], record["clips_used"]) == (8, 7, 7)
-    assert (record["dataset"], record["head"], record["views"], record["crop"]) == (
-        "photos",
-        "letters",
-        "1x1",
-        "centre",
-    )
-    assert record["decoder"] == "opencv" and record["source"] == images and record["top5"] is None
-    logits = predict_files(make_forward(model, "letters"), parameters(model), load, 7, threads=1)
-    assert record["top1"] == np.mean(logits.argmax(axis=1) == np.array([2, 1, 0, 2, 1, 0, 2]))
-    assert record["label_hash"] == load.source.label_hash
+    where = tuple(record[key] for key in ("dataset", "head", "views", "crop", "decoder", "source"))
+    assert where == ("photos", "letters", "1x1", "centre", "opencv", images) and record["top5"] is None
+    probabilities = predict_source(forward, parameters(model), load, 7).probabilities
+    assert record["top1"] == np.mean(probabilities.argmax(axis=1) == np.array([2, 1, 0, 2, 1, 0, 2]))
+    assert record["label_hash"] == load.source.label_hash and record["broken"] == []
+
+
+def test_class_tables(model, images, tmp_path):
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
+    probabilities = np.eye(3)[[2, 1, 1, 2, 1, 0, 0]]
+    predictions = Predictions(probabilities, np.array([1, 1, 1, 1, 1, 1, 0], bool), ONE_VIEW)
+    classes, confusion = write_class_tables(predictions, load, str(tmp_path / "eval_x"))
+    assert pathlib.Path(classes).read_text() == "class,clips,accuracy\na,2,0.5\nb,2,1.0\nc,2,1.0\n"
+    assert pathlib.Path(confusion).read_text() == "label,a,b,c\na,1,1,0\nb,0,2,0\nc,0,0,2\n"
+    several = dataclasses.replace(load.source, labels=np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 0, 0, 0]])
+    several = dataclasses.replace(load, source=several)
+    (table,) = write_class_tables(predictions, several, str(tmp_path / "several"))
+    assert pathlib.Path(table).read_text().splitlines()[::3] == ["class,clips,average_precision", "c,0,"]
 
 
 def test_labels_follow_the_model(model, images):

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 import tubevit
 from tubevit.cli import main
 from tubevit.training import loop
-from tubevit.zoo.checkpoint import steps
+from tubevit.zoo.checkpoint import parameters, steps
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Ends itself by SIGKILL at a moment of the run.
@@ -33,9 +35,10 @@ def while_saving():  # as soon as anything of the checkpoint can be seen
         time.sleep(0.0002)
     die()
 
-iterate = loop.iterate
-def batches(dataset, *rest):
-    for step, batch in enumerate(iterate(dataset, *rest), start=1 + max(steps(workdir / "checkpoints"), default=0)):
+joint_batches = loop.joint_batches
+def batches(*rest, **settings):
+    start = 1 + max(steps(workdir / "checkpoints"), default=0)
+    for step, batch in enumerate(joint_batches(*rest, **settings), start):
         if step == int(at):  # a checkpoint is whole, later steps are not in it, a line is half written
             while not steps(workdir / "checkpoints"):
                 time.sleep(0.01)
@@ -48,7 +51,7 @@ def batches(dataset, *rest):
 if moment == "saving":
     threading.Thread(target=while_saving, daemon=True).start()
 else:
-    loop.iterate = batches
+    loop.joint_batches = batches
 sys.exit(main(arguments))
 """
 
@@ -113,17 +116,17 @@ def test_killed_at_any_moment_ends_the_same(tiny_run, train_command, read_metric
 
 
 def test_sigterm_saves_and_resumes(tiny_run, train_command, read_metrics, read_arrays, tmp_path, monkeypatch, capsys):
-    iterate, made = loop.iterate, []
+    joint_batches, made = loop.joint_batches, []
 
-    def batches(*arguments):
-        for step, batch in enumerate(iterate(*arguments), start=1):
+    def batches(*arguments, **settings):
+        for step, batch in enumerate(joint_batches(*arguments, **settings), start=1):
             if step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "iterate", batches)
+        patch.setattr(loop, "joint_batches", batches)
         assert main(train_command(tmp_path)) == 75
     assert signal.getsignal(signal.SIGTERM) is before
     last = capsys.readouterr().err.splitlines()[-1]
@@ -160,3 +163,44 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_run, train_command, tm
     assert "Traceback" not in result.stderr
     assert steps(workdir / "checkpoints")[-1] == 9
     assert tubevit.load_model(workdir).config == tubevit.load_model(tiny_run).config
+
+
+@pytest.fixture
+def partly_broken(digits_cache, tmp_path):
+    """A csv of the 24 training clips, of which two are cut off, and `data.train` settings for it."""
+    rows = [row.split(",") for row in (digits_cache / "motion.csv").read_text().splitlines() if ",train" in row]
+    lines = [f"{digits_cache / path},{label},{split}" for path, label, split, *_ in rows]
+    for i in (2, 7):
+        whole = digits_cache / rows[i][0]
+        (tmp_path / whole.name).write_bytes(whole.read_bytes()[:500])
+        lines[i] = f"{tmp_path / whole.name},{rows[i][1]},train"
+    (tmp_path / "partly.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    broken = [str(tmp_path / pathlib.Path(rows[i][0]).name) for i in (2, 7)]
+    return {
+        "data.train.moving_digits.source": tmp_path / "partly.csv",
+        "data.train.moving_digits.batch_size": 8,
+    }, broken
+
+
+def test_broken_clips_are_replaced_and_named_once(train_command, partly_broken, tmp_path, capsys):
+    changes, broken = partly_broken
+    assert main(train_command(tmp_path / "run", **changes, **{"loader.max_broken": 0.1})) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "replaced a broken file" in line]
+    assert len(lines) == 2 and {path for path in broken for line in lines if path in line} == set(broken)
+
+
+def test_too_many_broken_clips_end_the_run(train_command, partly_broken, tmp_path, capsys):
+    changes, broken = partly_broken
+    assert main(train_command(tmp_path / "run", **changes, **{"loader.max_broken": 0.05})) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of its 24 files are broken, more than loader.max_broken=0.05 allows" in last
+    assert all(path in last for path in broken)
+
+
+def test_a_run_begins_from_a_checkpoint(tiny_run, train_command, tmp_path, capsys):
+    changes = {"init.checkpoint": tiny_run, "train.steps": 1, "optimizer.learning_rate": 0.0}
+    assert main(train_command(tmp_path / "run", **changes)) == 0
+    assert f"beginning from {tiny_run}" in capsys.readouterr().err
+    begun, source = (parameters(tubevit.load_model(folder)) for folder in (tmp_path / "run", tiny_run))
+    for one, two in zip(jax.tree.leaves(begun), jax.tree.leaves(source), strict=True):
+        np.testing.assert_array_equal(one, two)

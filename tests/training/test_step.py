@@ -26,7 +26,10 @@ class Setup:
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(self.model, rngs=nnx.Rngs(0))))
         self.step = make_step(self.graph, self.optimizer, self.config)
         loads = {name: (load, self.config.data.train[name].batch_size) for name, load in experiment.train.items()}
-        self.batches = joint_batches(loads, 0, range(5))
+        batches = joint_batches(loads, 0)
+        parts = {name: {k: v for k, v in part.items() if k != "broken"} for name, part in next(batches).items()}
+        batches.close()
+        self.batches = [parts]
 
         self.initial = jax.jit(lambda seed: initial_state(self.model, self.optimizer, jax.random.key(seed)))
         self._gradient = jax.jit(jax.grad(self._loss))

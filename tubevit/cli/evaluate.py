@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import pathlib
 
 from tubevit.errors import UserError
 
@@ -26,6 +26,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--split", help="of --data; default: test where there is one")
     parser.add_argument("--head", help="of --data; may be left out where the model has one")
     parser.add_argument("--batch-size", type=int, help="default: the configuration's, 16 with --data")
+    parser.add_argument("--views", metavar="TxS", help="temporal x spatial, e.g. 4x3; default: the configuration's")
     parser.add_argument("--out", help="default: eval.json in the workdir, or beside the saved model's parameters")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     parser.set_defaults(config_overrides={})
@@ -33,8 +34,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Runs the verb."""
+    from tubevit import storage
     from tubevit.config import load_config
-    from tubevit.training.evaluate import evaluation_record, make_forward
+    from tubevit.data.views import Views
+    from tubevit.training.evaluate import evaluate_source, make_forward, write_class_tables
     from tubevit.training.experiment import open_eval
     from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata
 
@@ -45,29 +48,37 @@ def run(args) -> None:
     checkpoint = find_checkpoint(args.workdir or args.checkpoint, args.step)
     metadata = read_metadata(checkpoint)
     model = load_model(checkpoint)
+    views = metadata.get("config", {}).get("eval", {}).get("views", "1x1")
     if args.config:
-        datasets = load_config(args.config, args.config_overrides).data.eval
+        config = load_config(args.config, args.config_overrides)
+        datasets, views = config.data.eval, config.eval.views
     elif args.data:
         datasets = {"data": _dataset(args, model)}
     else:
         datasets = _stored_datasets(metadata, checkpoint)
     threads = metadata.get("config", {}).get("loader", {}).get("threads", 2)
-    records = []
+    views = Views.from_text(args.views or views)
+    out = args.out or _default_out(args, checkpoint)
+    records, tables = [], []
     for name, dataset in datasets.items():
         if args.batch_size:
             dataset.batch_size = args.batch_size
         load = open_eval(model.config, name, dataset)
-        record = evaluation_record(
-            make_forward(model, dataset.head), parameters(model), load, name=name, head=dataset.head,
-            batch_size=dataset.batch_size, threads=threads,
+        record, predictions = evaluate_source(
+            make_forward(model, dataset.head), parameters(model), load, dataset.batch_size, name=name,
+            head=dataset.head, views=views, threads=threads,
         )  # fmt: skip
         records.append(record | {"checkpoint": str(checkpoint), "step": metadata.get("step")})
-    out = pathlib.Path(args.out) if args.out else _default_out(args, checkpoint)
+        tables.append((predictions, load, f"{out.removesuffix('.json')}_{name}"))
     try:
-        out.write_text(json.dumps(records, indent=2) + "\n")
+        storage.write_text(out, json.dumps(records, indent=2) + "\n")
+        written = [out, *itertools.chain.from_iterable(write_class_tables(*table) for table in tables)]
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; name another file with --out") from error
-    print(json.dumps(records, indent=2) if args.json else "\n".join(map(_line, records)) + f"\nwritten to {out}")
+    if args.json:
+        print(json.dumps(records, indent=2))
+    else:
+        print("\n".join(map(_line, records)) + f"\nwritten to {', '.join(written)}")
 
 
 def _dataset(args, model):
@@ -97,17 +108,18 @@ def _stored_datasets(metadata: dict, checkpoint):
     return {name: dataset_config(**values) for name, values in stored.items()}
 
 
-def _default_out(args, checkpoint: pathlib.Path) -> pathlib.Path:
+def _default_out(args, checkpoint) -> str:
+    from tubevit import storage
     from tubevit.zoo.checkpoint import RUN_FOLDER
 
-    if args.workdir:
-        return pathlib.Path(args.workdir) / "eval.json"
-    return (checkpoint.parent.parent if checkpoint.parent.name == RUN_FOLDER else checkpoint) / "eval.json"
+    of_run = checkpoint.parent.name == RUN_FOLDER
+    return storage.join(args.workdir or (checkpoint.parent.parent if of_run else checkpoint), "eval.json")
 
 
 def _line(record: dict) -> str:
     scores = [f"{key} {100 * record[key]:.2f} %" for key in ("top1", "top5", "map") if record[key] is not None]
+    broken = f", {len(record['broken'])} broken" if record["broken"] else ""
     return (
         f"{record['dataset']} ({record['head']}): {', '.join(scores)}, loss {record['loss']:.4f}; "
-        f"{record['clips_used']} of {record['clips_listed']} clips, views {record['views']}"
+        f"{record['clips_used']} of {record['clips_listed']} clips{broken}, views {record['views']}"
     )

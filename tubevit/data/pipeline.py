@@ -13,7 +13,7 @@ from absl import flags
 from tubevit.data.augment import Augment
 from tubevit.data.sources import Source
 from tubevit.data.video import DecodeError, decode_frames, decode_image
-from tubevit.data.views import Views, positions
+from tubevit.data.views import ONE_VIEW, Views, positions
 from tubevit.data.warp import frame_size, sample, square_map
 
 ATTEMPTS = 20  # files tried in place of a broken one
@@ -60,6 +60,15 @@ class Load:
         shape = frame_size(frames[0])
         clips = [sample(frames, square_map(*shape, self.size, place), self.size) for place in positions(views.spatial)]
         return np.stack([self._shaped(clip) for clip in self.augment.reorder(np.stack(clips), rng)])
+
+    def reason(self, index: int, views: Views = ONE_VIEW) -> str:
+        """Why file `index` cannot be decoded."""
+        for position in (0.0, 0.5, 1.0, *positions(views.temporal)):
+            try:
+                self.decode(index, position)
+            except DecodeError as error:
+                return str(error)
+        return f"{self.source.keys[index]} could be decoded at a second try"
 
     def _shaped(self, clip: np.ndarray) -> np.ndarray:
         return clip[0] if self.source.modality == "image" else clip

@@ -31,6 +31,9 @@ class Views:
         return f"{self.temporal}x{self.spatial}"
 
 
+ONE_VIEW = Views()
+
+
 def positions(count: int) -> list[float]:
     """`count` positions from 0 (beginning) to 1 (end), evenly spaced; a single one lies in the middle."""
     return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]

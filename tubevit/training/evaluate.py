@@ -1,96 +1,176 @@
-"""Evaluation: logits of every file of a source, and what they are worth."""
+"""Evaluation: probabilities of every file of a source, averaged over views, and what they are worth."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
-from tubevit.data.pipeline import Load, evaluation_batches, iterate
+from tubevit import storage
+from tubevit.data.pipeline import Host, Load, evaluation_rows, iterate
+from tubevit.data.views import ONE_VIEW, Views
+from tubevit.errors import UserError
 from tubevit.models.tubevit import TubeViT
+from tubevit.training.metrics import average_precisions, class_accuracies, confusion_matrix, score
 
 
 def make_forward(model: TubeViT, head: str) -> Callable:
-    """A compiled function (params, pixels) -> logits (B, classes) of one head."""
+    """A compiled function (params, pixels (B, views, ...)) -> probabilities (B, views, classes) of one head.
+
+    They are softmax's, or sigmoid's of a head for several labels.
+    """
     graph = nnx.graphdef(model)
-    return jax.jit(lambda params, pixels: nnx.merge(graph, params)(pixels, head=head))
+    activation = jax.nn.sigmoid if dict(model.config.heads)[head].multi_label else jax.nn.softmax
+
+    def forward(params: dict, pixels: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, params)(pixels.reshape(-1, *pixels.shape[2:]), head=head)
+        return activation(logits).reshape(*pixels.shape[:2], -1)
+
+    return jax.jit(forward)
 
 
-def predict_files(
-    forward: Callable, params: dict, load: Load, batch_size: int, *, threads: int, workers: int = 0, seed: int = 0
-):
-    """Logits of every file of a source, in its order.
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions for the files of a source.
 
-    Returns:
-        (n, classes) float32.
+    Attributes:
+        probabilities: (n, classes) float64, the mean over all views.
+        used: (n,) bool; False for files that cannot be decoded.
+        views: as they were taken: images have one temporal view.
     """
-    logits = []
-    for batch in iterate(evaluation_batches(load, batch_size, seed), threads, workers):
-        logits.append(np.asarray(forward(params, batch["pixels"]))[batch["mask"] > 0])
-    return np.concatenate(logits)
+
+    probabilities: np.ndarray
+    used: np.ndarray
+    views: Views
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """What logits are worth.
-
-    Args:
-        logits: (n, classes).
-        labels: (n,) indices, or (n, classes) of 0 and 1.
-
-    Returns:
-        `loss` (mean cross-entropy), and shares 0..1: `top1` and `top5` for one label a file (`top5` is None for
-        5 classes or fewer), `map` (mean average precision over classes that occur) for several; the others None.
-    """
-    logits = np.asarray(logits, np.float64)
-    if labels.ndim == 2:
-        from sklearn.metrics import average_precision_score
-
-        occurring = labels.any(axis=0)
-        loss = np.logaddexp(0, logits) - labels * logits
-        precision = average_precision_score(labels[:, occurring], logits[:, occurring], average="macro")
-        return {"top1": None, "top5": None, "map": float(precision), "loss": float(loss.mean())}
-    of_label = np.take_along_axis(logits, labels[:, None], axis=1)
-    # Ties count against the model, so that constant logits score 0 and not 1.
-    rank = (logits >= of_label).sum(axis=1) - 1
-    log_total = np.logaddexp.reduce(logits, axis=1)
-    return {
-        "top1": float((rank < 1).mean()),
-        "top5": float((rank < 5).mean()) if logits.shape[1] > 5 else None,
-        "map": None,
-        "loss": float((log_total - of_label[:, 0]).mean()),
-    }
-
-
-def evaluation_record(
+def predict_source(
     forward: Callable,
     params: dict,
     load: Load,
-    *,
-    name: str,
-    head: str,
     batch_size: int,
-    threads: int,
+    *,
+    views: Views = ONE_VIEW,
+    threads: int = 1,
     workers: int = 0,
-) -> dict:
-    """Evaluates one data set; the keys are those of eval.json (less `checkpoint` and `step`)."""
-    start = time.perf_counter()
-    logits = predict_files(forward, params, load, batch_size, threads=threads, workers=workers)
-    source = load.source
-    image = source.modality == "image"
+    seed: int = 0,
+    host: Host | None = None,
+) -> Predictions:
+    """Probabilities of every file of a source, the mean over its views (the paper does not say of what; section 4).
+
+    Each host takes its rows of every batch, and all get the results of all: every file counts exactly once.
+
+    Args:
+        forward: see `make_forward`.
+        params: of the model.
+        load: of the source.
+        batch_size: temporal views in a batch, each with all its spatial ones; rounded up to a multiple of the hosts.
+        views: temporal and spatial ones.
+        threads, workers: of the loader.
+        seed: of the order of shuffled frames.
+        host: this process among all; None asks JAX.
+    """
+    views = Views(1, views.spatial) if load.source.modality == "image" else views
+    gather = host is None and jax.process_count() > 1
+    host = host or Host(jax.process_index(), jax.process_count())
+    batch_size = -(-batch_size // host.count) * host.count
+    rows = evaluation_rows(load, views, batch_size, seed)
+    count = len(load.source)
+    total, seen = None, np.zeros(count, np.int64)
+    for batch in iterate(rows, batch_size, host=host, threads=threads, workers=workers):
+        real = batch["mask"] > 0
+        probabilities = np.asarray(forward(params, batch["pixels"]), np.float64).sum(axis=1)
+        total = np.zeros((count, probabilities.shape[-1])) if total is None else total
+        np.add.at(total, batch["file"][real], probabilities[real])
+        np.add.at(seen, batch["file"][real], 1)
+    if gather:
+        # As bytes: JAX would round float64 to float32.
+        together = multihost_utils.process_allgather(np.concatenate([total, seen[:, None]], axis=1).view(np.uint8))
+        together = np.asarray(together).view(np.float64).sum(axis=0)
+        total, seen = together[:, :-1], together[:, -1]
+    return Predictions(total / (views.temporal * views.spatial), seen == views.temporal, views)
+
+
+def evaluation_record(predictions: Predictions, load: Load, *, name: str, head: str, seconds: float) -> dict:
+    """What was measured on one data set; the keys are those of eval.json (less `checkpoint` and `step`).
+
+    Files that cannot be decoded are left out and listed under `broken` with the reason.
+
+    Raises:
+        UserError: none can.
+    """
+    source, used, views = load.source, predictions.used, predictions.views
+    if not used.any():
+        raise UserError(f"none of the {len(source)} files of {source.name} can be decoded: {load.reason(0, views)}")
     return {
         "dataset": name,
         "source": source.name,
         "head": head,
         "clips_listed": source.listed,
         "clips_found": len(source),
-        "clips_used": len(logits),
-        "views": "1x1",
-        "decoder": "opencv" if image else "pyav",
-        "crop": "centre",
+        "clips_used": int(used.sum()),
+        "views": str(views),
+        "decoder": "opencv" if source.modality == "image" else "pyav",
+        "crop": "centre" if views.spatial == 1 else f"{views.spatial} along the longer side",
         "label_hash": source.label_hash,
-        **score(logits, source.labels),
-        "seconds": round(time.perf_counter() - start, 2),
+        **score(predictions.probabilities[used], source.labels[used]),
+        "broken": [{"path": source.keys[i], "reason": load.reason(i, views)} for i in np.flatnonzero(~used)],
+        "seconds": round(seconds, 2),
     }
+
+
+def evaluate_source(forward: Callable, params: dict, load: Load, batch_size: int, *, name: str, head: str, **settings):
+    """Predicts and scores one data set.
+
+    Args:
+        forward, params, load, batch_size, settings: see `predict_source`.
+        name: of the data set.
+        head: of the model.
+
+    Returns:
+        Its record, see `evaluation_record`, and the predictions.
+    """
+    start = time.perf_counter()
+    predictions = predict_source(forward, params, load, batch_size, **settings)
+    seconds = time.perf_counter() - start
+    return evaluation_record(predictions, load, name=name, head=head, seconds=seconds), predictions
+
+
+def write_class_tables(predictions: Predictions, load: Load, prefix: str) -> list[str]:
+    """Writes PREFIX_classes.csv (files and accuracy or average precision of each class) and, for one label a file,
+    PREFIX_confusion.csv (rows: labels, columns: most probable class).
+
+    Returns:
+        The files written.
+    """
+    source, used = load.source, predictions.used
+    probabilities, labels = predictions.probabilities[used], source.labels[used]
+    if source.multi_label:
+        counts, name, values = labels.sum(axis=0), "average_precision", average_precisions(probabilities, labels)
+    else:
+        counts = np.bincount(labels, minlength=len(source.classes))
+        name, values = "accuracy", class_accuracies(probabilities, labels)
+    each = [
+        [label, int(n), "" if np.isnan(value) else round(float(value), 6)]
+        for label, n, value in zip(source.classes, counts, values, strict=True)
+    ]
+    written = [_write_csv(f"{prefix}_classes.csv", [["class", "clips", name], *each])]
+    if not source.multi_label:
+        matrix = confusion_matrix(probabilities, labels).tolist()
+        rows = [[label, *row] for label, row in zip(source.classes, matrix, strict=True)]
+        written.append(_write_csv(f"{prefix}_confusion.csv", [["label", *source.classes], *rows]))
+    return written
+
+
+def _write_csv(path: str, rows: list[list]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    storage.write_text(path, text.getvalue())
+    return path

@@ -18,14 +18,16 @@ from ml_collections import ConfigDict
 
 import tubevit
 from tubevit.data.joint import joint_batches
-from tubevit.data.pipeline import iterate
+from tubevit.data.views import Views
 from tubevit.models.tubevit import TubeViT
-from tubevit.training.evaluate import evaluation_record, make_forward
+from tubevit.training.broken import BrokenFiles
+from tubevit.training.evaluate import evaluate_source, make_forward
 from tubevit.training.experiment import Experiment, open_experiment
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
 from tubevit.training.step import initial_state, make_step
 from tubevit.training.workdir import Checkpoints, MetricsWriter, prepare_workdir
 from tubevit.zoo.checkpoint import load_tree, model_metadata, steps
+from tubevit.zoo.transfer import initialise
 
 
 class Preempted(Exception):
@@ -66,18 +68,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike, allow_change=()) -> di
     metadata = {"model": model_metadata(model), "config": config.to_dict(), "tubevit": tubevit.__version__}
     schedule = learning_rate_schedule(config)
     loads = {name: (load, config.data.train[name].batch_size) for name, load in experiment.train.items()}
-    remaining = range(start, config.train.steps)
-    batches = iterate(joint_batches(loads, config.seed, remaining), config.loader.threads, config.loader.workers)
+    broken = BrokenFiles(experiment.train, config.loader.max_broken)
+    batches = joint_batches(
+        loads, config.seed, first=start, threads=config.loader.threads, workers=config.loader.workers
+    )
 
     writer = MetricsWriter(workdir, start)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     progress = _Progress(config, start)
     results: dict = {}
     pending = []
-    with contextlib.closing(writer), contextlib.closing(checkpoints), _sigterm_flag() as preempted:
+    with (
+        contextlib.closing(writer),
+        contextlib.closing(checkpoints),
+        contextlib.closing(batches),
+        _sigterm_flag() as preempted,
+    ):
         for step in range(start + 1, config.train.steps + 1):
             with progress.time("data"):
-                batch = next(batches)
+                batch = broken.take(next(batches))
             with progress.time("step"):
                 state, metrics = step_function(state, batch)
                 pending.append(metrics)
@@ -110,7 +119,7 @@ def _restore_or_initialise(experiment: Experiment, optimizer, workdir) -> tuple[
     folder = workdir / "checkpoints"
     saved = steps(folder)
     if not saved:
-        return jax.jit(make)(), 0
+        return _initial_state(experiment, optimizer, make), 0
     abstract = jax.eval_shape(make)
     checkpoint = folder / str(saved[-1])
     state = {
@@ -120,6 +129,16 @@ def _restore_or_initialise(experiment: Experiment, optimizer, workdir) -> tuple[
     }
     _say(f"resuming {workdir} from step {saved[-1]}")
     return state, saved[-1]
+
+
+def _initial_state(experiment: Experiment, optimizer, make) -> dict:
+    state, init = jax.jit(make)(), experiment.config.init
+    if init.checkpoint is None:
+        return state
+    skip = [name for name in init.skip.split(",") if name]
+    params, notes = initialise(state["params"], experiment.model, init.checkpoint, skip=skip, tubes=init.tubes)
+    _say(f"beginning from {init.checkpoint}" + "".join(f"; {note}" for note in notes))
+    return state | {"params": params}
 
 
 def _forwards(experiment: Experiment) -> dict:
@@ -132,10 +151,12 @@ def _evaluate(experiment: Experiment, forwards: dict, params: dict) -> dict[str,
     config, results = experiment.config, {}
     for name, load in experiment.eval.items():
         dataset = config.data.eval[name]
-        record = evaluation_record(
-            forwards[dataset.head], params, load, name=name, head=dataset.head, batch_size=dataset.batch_size,
-            threads=config.loader.threads, workers=config.loader.workers,
+        record, _ = evaluate_source(
+            forwards[dataset.head], params, load, dataset.batch_size, name=name, head=dataset.head,
+            views=Views.from_text(config.eval.views), threads=config.loader.threads, workers=config.loader.workers,
         )  # fmt: skip
+        if record["broken"]:
+            _say(f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out")
         results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
     return results
 

@@ -30,7 +30,7 @@ def joint_loss(graph: nnx.GraphDef, params: dict, batch: Mapping, config: Config
     Args:
         graph: of the model.
         params: nested dicts.
-        batch: {name: {"pixels", "label"}}, see `joint_batches`.
+        batch: {name: {"pixels", "label"}}, see `joint_batches`, less `broken`.
         config: the experiment's.
         key: of this step; a key for each data set, purpose and layer is folded from it.
 
