@@ -269,6 +269,22 @@ def test_a_damaged_tail_keeps_what_was_decoded(tmp_path, whole):
     assert shown_indices == [*range(last), *[last] * (100 - last)]
 
 
+def test_damage_in_the_middle_is_refused_where_it_shows(tmp_path):
+    """Only a tail may be missing: otherwise frames that are there would be left out."""
+    path = write_clip(tmp_path / "clip.mp4", CONSTANT, "mpeg4", stream={"g": "1"})
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(container.streams.video[0]) if packet.size]
+    content = bytearray(path.read_bytes())
+    content[starts[60] : starts[61]] = bytes(starts[61] - starts[60])
+    assert indices(decode_clip(bytes(content), 16, 25, 0.0)) == list(range(16))
+    assert indices(decode_clip(bytes(content), 16, 25, 1.0)) == list(range(84, 100))
+    for frames, fps in ((None, None), (90, 25), (16, None)):
+        with pytest.raises(DecodeError, match="the file is damaged at 2.40 s"):
+            decode_clip(bytes(content), frames, fps, 0.0)
+    content[starts[60] : starts[-1]] = bytes(starts[-1] - starts[60])
+    assert indices(decode_clip(bytes(content), 90, 25, 0.0)) == [*range(60), *[59] * 30]
+
+
 @pytest.mark.parametrize("position", [0.0, 0.5])
 def test_half_of_the_requested_span_must_be_there(tmp_path, whole, position):
     """Of 100 declared frames some are there: a clip is refused if they cover less than half of its span."""

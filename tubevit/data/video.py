@@ -23,6 +23,7 @@ TIME_TOLERANCE = 1e-3
 # A file that ends early (a damaged tail, a stream-copied trim: 152 of 191 declared frames were there in one) is used
 # from this share of the requested span on.
 MIN_COVERAGE = 0.5
+MAX_DELAY = 16  # frames that a decoder holds back to put them into order
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -72,6 +73,8 @@ def _open(media: Media):
         stream = next((stream for stream in container.streams.video if not stream.disposition & covers), None)
         if stream is None:
             raise DecodeError(f"{called(media)} has no video stream")
+        if stream.codec_context is None:
+            raise DecodeError(f"cannot read {called(media)} as a video: its codec is not known")
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -116,6 +119,18 @@ def _measured_seconds(media: Media) -> float:
         return extent + _frame_seconds(stream)
 
 
+def video_seconds(media: Media) -> float | None:
+    """How long a video is, as it declares or by its time stamps; None of pixels.
+
+    Raises:
+        DecodeError: no video in it.
+    """
+    if isinstance(media, np.ndarray):
+        return None
+    with _open(media) as (container, stream):
+        return _declared_seconds(container, stream) or _measured_seconds(media)
+
+
 def _timed_frames(container, stream, start: float):
     """Frames with their presentation times in seconds from the stream's beginning, from a key frame <= start on."""
     first = float((stream.start_time or 0) * stream.time_base)
@@ -154,7 +169,7 @@ def decode_frames(
         T frames as `warp.sample` takes them: decoded yuv420p, or (H, W, 3) uint8 RGB.
 
     Raises:
-        DecodeError: no video in it, nothing decodable, or it ends before half of the clip.
+        DecodeError: no video in it, nothing decodable, damaged inside the clip, or it ends before half of the clip.
     """
     if isinstance(media, np.ndarray):
         return _of_pixels(media, frames, position)
@@ -182,8 +197,9 @@ def _at_times(name: str, container, stream, times: np.ndarray, step: float, seco
             if len(picked) == len(times):
                 break
             current, end = frame, time + _shown_seconds(frame, stream)
-    except av.FFmpegError as caught:  # a damaged tail keeps what was decoded
+    except av.FFmpegError as caught:
         error = caught
+        _check_tail(name, container, stream, end, error)
     if len(picked) < len(times):
         _check_coverage(name, float(times[0]), min(len(times) * step, seconds - times[0]), end, error)
         picked += [current] * (len(times) - len(picked))
@@ -192,6 +208,19 @@ def _at_times(name: str, container, stream, times: np.ndarray, step: float, seco
 
 def _shown_seconds(frame: av.VideoFrame, stream) -> float:
     return float(frame.duration * stream.time_base) if frame.duration else _frame_seconds(stream)
+
+
+def _check_tail(name: str, container, stream, end: float | None, error: Exception) -> None:
+    """Raises if more can be decoded behind the error than decoders hold back: what was decoded until then is kept of
+    a damaged tail only.
+    """
+    more = 0
+    with contextlib.suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            with contextlib.suppress(av.FFmpegError):
+                more += len(packet.decode())
+            if more > MAX_DELAY:
+                raise DecodeError(f"{name} is damaged at {end or 0.0:.2f} s: {_reason(error)}") from error
 
 
 def _check_coverage(name: str, start: float, span: float, end: float | None, error: Exception | None) -> None:
@@ -223,6 +252,7 @@ def _every_frame(name: str, container, stream, declared: float | None) -> list:
             end = time + _shown_seconds(frame, stream)
     except av.FFmpegError as caught:
         error = caught
+        _check_tail(name, container, stream, end, error)
     _check_coverage(name, 0.0, declared or 0.0, end, error)
     return _each_once(name, decoded)
 
