@@ -6,14 +6,14 @@ matrix that takes a point of the output to the point of the source that is shown
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import av
 import cv2
 import numpy as np
 
 FILL = 128  # grey where a map leaves the source
-_FILL_YUV = (126, 128, 128)  # the same in BT.601 of limited range
+_TOLERANCE = 1e-6  # of a pixel, for rounding errors of products of maps
 
 cv2.setNumThreads(0)  # parallelism comes from clips
 
@@ -48,7 +48,9 @@ def frame_size(frame: av.VideoFrame | np.ndarray) -> tuple[int, int]:
 def sample(frames: Sequence[av.VideoFrame | np.ndarray], matrix: np.ndarray, size: int) -> np.ndarray:
     """Samples the same map from all frames, bilinearly; reductions by 2 and more first average whole blocks of pixels.
 
-    A map that only crops, resizes and flips inside the frame is rounded to whole pixels of the source.
+    A map that only crops, resizes and flips left to right inside the frame is rounded to whole pixels of the source
+    (whole blocks where it reduces): no edge of the rectangle moves by more than about a pixel of the output. Other maps
+    are exact; output pixels whose centres lie outside of the frame are `FILL`.
 
     Args:
         frames: T frames of one size, RGB (H, W, 3) uint8 or decoded yuv420p of even size: of those the planes are
@@ -59,16 +61,15 @@ def sample(frames: Sequence[av.VideoFrame | np.ndarray], matrix: np.ndarray, siz
     Returns:
         (T, size, size, 3) uint8.
     """
+    as_rgb = size % 2 or any(isinstance(frame, np.ndarray) for frame in frames)
+    sample_frame = (_rgb_sampler if as_rgb else _yuv_sampler)(frame_size(frames[0]), matrix, size)
     output = np.empty((len(frames), size, size, 3), np.uint8)
     for i, frame in enumerate(frames):
         if i and frame is frames[i - 1]:  # held
             output[i] = output[i - 1]
-        elif isinstance(frame, np.ndarray):
-            _sample_plane(frame, matrix, output[i], (FILL,) * 3)
-        elif size % 2 == 0:
-            _sample_yuv(frame, matrix, output[i])
         else:
-            _sample_plane(to_rgb(frame), matrix, output[i], (FILL,) * 3)
+            sample_frame(frame, output[i])
+    _fill_outside(output, frame_size(frames[0]), matrix)
     return output
 
 
@@ -82,65 +83,140 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)  # faster than swscale
 
 
-def _sample_yuv(frame: av.VideoFrame, matrix: np.ndarray, output: np.ndarray) -> None:
-    size, half = len(output), len(output) // 2
+def _yuv_sampler(shape: tuple[int, int], matrix: np.ndarray, size: int) -> Callable:
+    half = size // 2
+    factor = _reduction(matrix)
+    to_half = np.diag([0.5, 0.5, 1]) @ matrix @ np.diag([2.0, 2, 1])
+    box = _box(matrix, shape, size, 2 * factor, align=2)  # whole blocks of chroma
+    if box is None:
+        sample_luma = _warper(shape, matrix, size, factor)
+        sample_chroma = _warper((shape[0] // 2, shape[1] // 2), to_half, half, factor)
+    else:
+        sample_luma = _cropper(box, factor, matrix[0, 0] < 0)
+        sample_chroma = _cropper([edge // 2 for edge in box], factor, matrix[0, 0] < 0)
     planes = np.empty(size * size + 2 * half * half, np.uint8)  # I420
     luma, chroma = planes[: size * size].reshape(size, size), planes[size * size :].reshape(2, half, half)
-    box = _box(matrix, frame_size(frame), size, whole=2)
-    if box is not None:  # chroma has to show the same rectangle
-        matrix = crop_map(*box, size) @ (flip_map(size) if matrix[0, 0] < 0 else np.eye(3))
-    to_half = np.diag([0.5, 0.5, 1]) @ matrix @ np.diag([2.0, 2, 1])
-    _sample_plane(_plane(frame.planes[0]), matrix, luma, _FILL_YUV[0])
-    for i in (0, 1):
-        _sample_plane(_plane(frame.planes[i + 1]), to_half, chroma[i], _FILL_YUV[1])
-    cv2.cvtColor(planes.reshape(-1, size), cv2.COLOR_YUV2RGB_I420, dst=output)
+
+    def sample_frame(frame, output):
+        sample_luma(_plane(frame.planes[0]), luma)
+        for i in (0, 1):
+            sample_chroma(_plane(frame.planes[i + 1]), chroma[i])
+        cv2.cvtColor(planes.reshape(-1, size), cv2.COLOR_YUV2RGB_I420, dst=output)
+
+    return sample_frame
 
 
 def _plane(plane) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
-def _sample_plane(plane: np.ndarray, matrix: np.ndarray, output: np.ndarray, fill) -> None:
-    """Samples (H, W) or (H, W, 3) into an output of the same rank."""
-    factor = int(np.hypot(*matrix[:2, :2]).min() + 1e-6)  # of reduction, by the smaller of the two axes
-    height, width = plane.shape[:2]
-    if factor >= 2 and min(height, width) >= factor:
-        height, width = height // factor, width // factor
-        plane = plane[: height * factor, : width * factor]
-        plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA)
-        matrix = np.diag([1 / factor, 1 / factor, 1]) @ matrix
-    box = _box(matrix, (height, width), len(output))
+def _rgb_sampler(shape: tuple[int, int], matrix: np.ndarray, size: int) -> Callable:
+    factor = _reduction(matrix)
+    box = _box(matrix, shape, size, factor)
     if box is None:
-        centred = matrix[:2] + [[0, 0, matrix[0, :2].sum() / 2 - 0.5], [0, 0, matrix[1, :2].sum() / 2 - 0.5]]
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        sample_rgb = _warper(shape, matrix, size, factor)
+    else:
+        sample_rgb = _cropper(box, factor, matrix[0, 0] < 0)
+
+    def sample_frame(frame, output):
+        sample_rgb(frame if isinstance(frame, np.ndarray) else to_rgb(frame), output)
+
+    return sample_frame
+
+
+def _reduction(matrix: np.ndarray) -> int:
+    """By which whole factor pixels are averaged first: what the axis that is reduced less allows."""
+    return max(int(np.hypot(*matrix[:2, :2]).min() + _TOLERANCE), 1)
+
+
+def _box(matrix: np.ndarray, shape: tuple[int, int], size: int, whole: int, align: int = 1) -> list[int] | None:
+    """Top, left, height, width of what a map shows: heights and widths are multiples of `whole`, the others of `align`.
+
+    None if the map does more than crop, resize and flip left to right inside the frame.
+    """
+    if matrix[0, 1] or matrix[1, 0] or matrix[1, 1] <= 0 or min(shape) < whole:
+        return None
+    edges = np.sort(_corners(matrix, size)[:, ::3])  # (y, x), (first, last)
+    if (edges < -_TOLERANCE).any() or (edges[:, 1] > np.array(shape) + _TOLERANCE).any():
+        return None
+    starts, extents = [], []
+    for (first, last), available in zip(edges.tolist(), shape):
+        extent = min(max(round((last - first) / whole), 1), available // whole) * whole
+        start = round((first + last - extent) / 2 / align) * align
+        starts.append(min(max(start, 0), available - extent))
+        extents.append(extent)
+    return starts + extents
+
+
+def _cropper(box: Sequence[int], factor: int, flip: bool) -> Callable:
+    """A function (plane, output): cuts out, reduces, resizes."""
+    top, left, height, width = box
+
+    def crop(plane, output):
+        plane = _reduced(plane[top : top + height, left : left + width], factor)
+        cv2.resize(plane, output.shape[1::-1], dst=output)
+        if flip:
+            cv2.flip(output, 1, dst=output)
+
+    return crop
+
+
+def _warper(shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> Callable:
+    """A function (plane, output): any map; the outermost pixels continue for two blocks beyond the frame."""
+    (top, bottom), (left, right) = (  # what is read, whole blocks
+        _block_range(ends.min(), ends.max(), available, factor)
+        for ends, available in zip(_corners(matrix, size), shape)
+    )
+    margin = 2 * factor  # faster than to let OpenCV continue them
+    below, beside = margin + max(bottom - shape[0], 0), margin + max(right - shape[1], 0)
+    to_blocks = np.array([[1, 0, margin - left], [0, 1, margin - top], [0, 0, factor]]) / factor
+    inside = to_blocks @ matrix
+    inside[:2, 2] += inside[:2, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from centres of pixels
+
+    def warp(plane, output):
+        plane = cv2.copyMakeBorder(plane[top:bottom, left:right], margin, below, margin, beside, cv2.BORDER_REPLICATE)
         cv2.warpAffine(
-            plane,
-            centred,
+            _reduced(plane, factor),
+            inside[:2],
             output.shape[1::-1],
             dst=output,
-            flags=flags,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
-            borderValue=fill,
+            borderValue=(FILL,) * 3,
         )
+
+    return warp
+
+
+def _corners(matrix: np.ndarray, size: int) -> np.ndarray:
+    """(2, 4): y and x of the points of the source at the corners of the output."""
+    return (matrix @ [[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])[1::-1]
+
+
+def _block_range(low: float, high: float, available: int, factor: int) -> tuple[int, int]:
+    """First and last pixel of the blocks that interpolation reads; one at least, beginning inside the frame."""
+    first = min(max(int(np.floor(low)) - 2 * factor, 0), available - 1)
+    last = min(max(int(np.ceil(high)) + 2 * factor, first + 1), available)
+    return first, first + -(-(last - first) // factor) * factor
+
+
+def _fill_outside(output: np.ndarray, shape: tuple[int, int], matrix: np.ndarray) -> None:
+    """Makes pixels of (T, size, size, 3) grey that a map takes from outside of a frame of (height, width)."""
+    size, limits = output.shape[1], np.array(shape)[:, None] + _TOLERANCE
+    corners = _corners(matrix, size)
+    if ((corners >= -_TOLERANCE) & (corners <= limits)).all():
         return
-    top, left, rows, columns = box
-    cv2.resize(plane[top : top + rows, left : left + columns], output.shape[1::-1], dst=output)
-    if matrix[0, 0] < 0:
-        output[:] = output[:, ::-1].copy()
+    middles = np.arange(size) + 0.5
+    outside = np.zeros((size, size), bool)
+    for (along_x, along_y, start), limit in zip(matrix[1::-1], shape):
+        points = along_x * middles + along_y * middles[:, None] + start
+        outside |= (points < 0) | (points >= limit)
+    grey = np.full(output.shape[1:], FILL, np.uint8)
+    for frame in output:
+        cv2.copyTo(grey, outside.astype(np.uint8), frame)
 
 
-def _box(matrix: np.ndarray, shape: tuple[int, int], size: int, whole: int = 1) -> tuple[int, int, int, int] | None:
-    """Top, left, height, width of what a map shows, in multiples of `whole` pixels.
-
-    None if it does more than crop, resize and flip left to right inside the frame.
-    """
-    if matrix[0, 1] or matrix[1, 0] or matrix[1, 1] <= 0:
-        return None
-    (x0, y0, _), (x1, y1, _) = (matrix @ [0, 0, 1]), (matrix @ [size, size, 1])
-    edges = np.array([[y0, y1], sorted((x0, x1))]) / whole
-    if (edges < -1e-6).any() or (edges[:, 1] > np.array(shape) / whole + 1e-6).any():
-        return None
-    start = np.round(edges[:, 0]).astype(int) * whole
-    extent = np.maximum(np.round(edges[:, 1] - edges[:, 0]).astype(int), 1) * whole
-    start = np.minimum(start, np.array(shape) - extent)  # rounding both up would leave the frame
-    return (*start.tolist(), *extent.tolist())
+def _reduced(plane: np.ndarray, factor: int) -> np.ndarray:
+    if factor == 1:
+        return plane
+    return cv2.resize(plane, (plane.shape[1] // factor, plane.shape[0] // factor), interpolation=cv2.INTER_AREA)
