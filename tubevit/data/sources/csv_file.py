@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-import pathlib
+import posixpath
 
-import numpy as np
-
+from tubevit import storage
+from tubevit.data.sources.listing import Row, canonical_split, existing, labelled, read_table, read_text, split_by_hash
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
-
-TRAIN_SHARE = 0.8
+from tubevit.errors import UserError
 
 
 def open_csv(name: str, split: str) -> Source:
-    """Reads a csv of labelled files; further columns are ignored.
+    """Reads a csv of labelled files, local or in a bucket; further columns are ignored.
 
     Labels are names (sorted) or all integers (indices), several joined by `|`. Without a column `split`, 80 % of the
-    files are `train` and the others `test`, by a hash of the path.
+    files are `train` and the others `test`, by a hash of the path. `validation`, `validate` and `valid` mean `val`.
 
     Args:
         name: path of the csv.
@@ -28,74 +24,56 @@ def open_csv(name: str, split: str) -> Source:
     Raises:
         UserError: it is missing or malformed (the line is named), has no such split, or none of its files exists.
     """
-    rows, has_split = _read(name)
-    multi_label = any("|" in row["label"] for row in rows)
-    labels = [row["label"].split("|") if multi_label else [row["label"]] for row in rows]
+    cells, has_split = _read(name)
+    multi_label = any("|" in row["label"] for _, row in cells)
+    labels = [tuple(row["label"].split("|")) if multi_label else (row["label"],) for _, row in cells]
     names = {label for several in labels for label in several}
     if all(label.isdecimal() for label in names):
-        classes = tuple(str(i) for i in range(max(map(int, names)) + 1))
-        labels = [[str(int(label)) for label in several] for several in labels]
+        classes = [str(i) for i in range(max(map(int, names)) + 1)]
+        labels = [tuple(str(int(label)) for label in several) for several in labels]
     else:
-        classes = tuple(sorted(names))
-    index = {label: i for i, label in enumerate(classes)}
-
-    splits = [row["split"] if has_split else _split_by_hash(row["path"]) for row in rows]
-    if split != "all" and split not in splits:
-        raise unknown(f"split of {name}", split, {*splits, "all"})
-    chosen = [i for i in range(len(rows)) if split in (splits[i], "all")]
-    folder = pathlib.Path(name).parent
-    paths = {i: str(folder / rows[i]["path"]) for i in chosen}
-    found = [i for i in chosen if os.path.isfile(paths[i])]
-    if not found:
-        raise UserError(
-            f"{name}: none of the {len(chosen)} listed files exists; paths are relative to the csv, "
-            f"the first is {paths[chosen[0]]}"
+        classes = sorted(names)
+    paths = {row["path"]: _resolve(name, row["path"]) for _, row in cells}
+    rows = [
+        Row(
+            paths[row["path"]],
+            several,
+            canonical_split(row["split"]) if has_split else split_by_hash(row["path"]),
+            f"{name} line {line}",
         )
-    encoded = np.array([index[labels[i][0]] for i in found], np.int32)
-    if multi_label:
-        encoded = np.zeros((len(found), len(classes)), np.float32)
-        for row, i in enumerate(found):
-            encoded[row, [index[label] for label in labels[i]]] = 1
-    notes = []
-    if len(found) < len(chosen):
-        notes.append(f"{name}: {len(found)} of {len(chosen)} listed files were found")
-    if not has_split:
-        notes.append(f"{name} has no column split: 80 % of the files are train, 20 % test, by a hash of the path")
-    positions = tuple(f"{name} line {rows[i]['line']}" for i in found)
-    return Source(name, tuple(paths[i] for i in found), encoded, classes, len(chosen), positions, tuple(notes))
+        for (line, row), several in zip(cells, labels)
+    ]
+    split = canonical_split(split)
+    found = existing([row.clip for row in rows if split in (row.split, "all")])
+    notes = [f"{name} has no column split: 80 % of the files are train, 20 % test, by a hash of the path"]
+    return labelled(
+        name,
+        split,
+        rows,
+        classes,
+        lambda row: row.clip if row.clip in found else None,
+        lambda row: f"paths are relative to the csv, the first is {row.clip}",
+        multi_label=multi_label,
+        what="files",
+        notes=lambda: () if has_split else notes,
+    )
 
 
-def _read(name: str) -> tuple[list[dict], bool]:
+def _resolve(name: str, path: str) -> str:
+    if storage.is_remote(path) or not storage.is_remote(name):
+        return path if storage.is_remote(path) else storage.join(os.path.dirname(name), path)
+    scheme, _, inner = name.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(inner), path))}"
+
+
+def _read(name: str) -> tuple[list[tuple[int, dict]], bool]:
     try:
-        with open(name, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, None)
-            if header is None or not {"path", "label"} <= set(header):
-                found = "nothing" if header is None else ",".join(header)
-                raise UserError(f"{name} line 1: expected the header path,label[,split]; found {found}")
-            rows = []
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{name} line {reader.line_num}: expected {len(header)} columns ({','.join(header)}); "
-                        f"found {len(cells)}"
-                    )
-                row = dict(zip(header, cells)) | {"line": reader.line_num}
-                for column in ("path", "label", *(["split"] if "split" in header else [])):
-                    if not row[column] or (column == "label" and "" in row[column].split("|")):
-                        raise UserError(f"{name} line {reader.line_num}: the {column} is empty")
-                rows.append(row)
+        text = read_text(name)
     except FileNotFoundError as error:
         raise UserError(f"csv file {name} does not exist") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {name} as csv: {error}") from error
-    if not rows:
-        raise UserError(f"{name} lists no files: it has a header only")
-    return rows, "split" in header
-
-
-def _split_by_hash(path: str) -> str:
-    value = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
-    return "train" if value < TRAIN_SHARE * 2**64 else "test"
+    columns, rows = read_table(name, text, ("path", "label"), "path,label[,split]")
+    for line, row in rows:
+        for column in ("path", "label", *(["split"] if "split" in columns else [])):
+            if not row[column] or (column == "label" and "" in row[column].split("|")):
+                raise UserError(f"{name} line {line}: the {column} is empty")
+    return rows, "split" in columns

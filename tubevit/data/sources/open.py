@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from tubevit.data.sources import csv_file, embedded
+from tubevit import storage
+from tubevit.data.sources import charades, csv_file, embedded, folder, imagenet, kinetics, something, ucf_hmdb
 from tubevit.data.sources.source import Source
-from tubevit.errors import unknown
+from tubevit.errors import UserError, unknown
+
+_READERS = {
+    **{key: kinetics.open_kinetics for key in kinetics.CLASSES},
+    "ssv2": something.open_something,
+    "charades": charades.open_charades,
+    "ucf101": ucf_hmdb.open_ucf101,
+    "hmdb51": ucf_hmdb.open_hmdb51,
+    "imagenet": imagenet.open_imagenet,
+}
 
 
 def default_head(name: str, dataset: str) -> str:
@@ -20,8 +30,27 @@ def default_head(name: str, dataset: str) -> str:
 def open_source(name: str, split: str = "all", head: str | None = None) -> Source:
     """Opens the source that a string names.
 
+    | name | is |
+    |---|---|
+    | `FILE.csv` | a csv `path,label[,split]`, paths relative to it |
+    | `DIR` | DIR/train/class/clip, DIR/val/..., DIR/test/...; or DIR/class/clip |
+    | `k400:LIST@CLIPS_DIR`, `k600:`, `k700:` | Kinetics; LIST: an official csv or the folder of them |
+    | `ssv2:LIST@CLIPS_DIR` | Something-Something v2; LIST: the folder of the json files |
+    | `charades:LIST@CLIPS_DIR` | Charades, multi-label; LIST: the folder of Charades_v1_*.csv and _classes.txt |
+    | `ucf101:LIST@CLIPS_DIR` | UCF101; LIST: the folder of classInd.txt and trainlist01.txt; splits below |
+    | `hmdb51:LIST@CLIPS_DIR` | HMDB51; LIST: the folder of CLASS_test_split1.txt; splits below |
+    | `imagenet:DIR` | ImageNet-1k, DIR/train/n01440764/*.JPEG, DIR/val/... |
+    | `tfds:NAME` | a data set of tensorflow_datasets, without TensorFlow |
+    | `shards:DIR` | ArrayRecord shards as `shard-videos` writes them |
+    | `moving_digits`, `still_digits` | the embedded data, made in the cache on first use |
+
+    Files, folders, lists and clips may lie in a bucket (`gs://...`). Splits are called `train`, `val` and `test`
+    whatever the files call them, in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`, `train3`, `test3`; in
+    Charades `val` and `test` are the same. Without splits of its own a csv or folder is divided 80/20 into `train`
+    and `test` by a hash of the path, and says so. Listed clips that are not there are left out and counted.
+
     Args:
-        name: `FILE.csv`, or `moving_digits` or `still_digits` (made in the cache on first use).
+        name: of the source.
         split: name of a split, or `all`.
         head: chooses between the label sets of `moving_digits`: `motion` (default) or `digit_motion`.
 
@@ -30,6 +59,24 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
     """
     if name in embedded.NAMES:
         return embedded.open_embedded(name, split, head)
+    kind, colon, rest = name.partition(":")
+    if colon and not rest.startswith("//"):
+        if kind in _READERS:
+            return _READERS[kind](name, split)
+        if kind == "tfds":
+            from tubevit.data.sources.tfds_source import open_tfds
+
+            return open_tfds(name, split)
+        if kind == "shards":
+            from tubevit.data.sources.shards import open_shards
+
+            return open_shards(name, split)
+        if not storage.exists(name):
+            raise unknown("kind of source", kind, (*_READERS, "tfds", "shards"))
     if name.endswith(".csv"):
         return csv_file.open_csv(name, split)
-    raise unknown("source", name, ("FILE.csv", *embedded.NAMES))
+    if storage.is_folder(name):
+        return folder.open_folder(name, split)
+    if "/" in name:
+        raise UserError(f"source {name} does not exist: expected FILE.csv, a folder of class folders or KIND:...")
+    raise unknown("source", name, ("FILE.csv", "DIR", *(f"{kind}:..." for kind in _READERS), *embedded.NAMES))

@@ -1,0 +1,155 @@
+import fsspec
+import pytest
+
+from tubevit import storage
+from tubevit.data.sources import open_source
+from tubevit.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`folder(*files)`: a folder that holds these, empty; returns its path as text."""
+
+    def make(*files):
+        for file in files:
+            path = tmp_path / "set" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return str(tmp_path / "set")
+
+    return make
+
+
+def listing(source):
+    root = source.name.rstrip("/")
+    return [(key.removeprefix(f"{root}/"), source.classes[i]) for key, i in zip(source.keys, source.labels)]
+
+
+@pytest.mark.parametrize("val", ["val", "validation"])
+def test_folders_of_splits(folder, val):
+    name = folder(
+        "train/walk/b.mp4", "train/run/x/a.WEBM", f"{val}/walk/c.mp4", f"{val}/sit down/d.jpg", "test/run/e.gif"
+    )
+    train = open_source(name, "train")
+    assert train.classes == ("run", "sit down", "walk")  # of all splits
+    assert listing(train) == [("train/run/x/a.WEBM", "run"), ("train/walk/b.mp4", "walk")]
+    assert train.notes == () and train.listed == 2 and train.labels.dtype == "int32"
+    for split in ("val", "validation", "validate"):
+        assert listing(open_source(name + "/", split)) == [
+            (f"{val}/sit down/d.jpg", "sit down"),
+            (f"{val}/walk/c.mp4", "walk"),
+        ]
+    assert len(open_source(name, "all")) == 5
+    with pytest.raises(UserError, match="unknown split of .*set 'tests'; did you mean 'test'"):
+        open_source(name, "tests")
+
+
+def test_folders_of_classes(folder):
+    name = folder(*(f"{label}/{i}.mp4" for label in "ab" for i in range(200)))
+    train, test, everything = (open_source(name, split) for split in ("train", "test", "all"))
+    assert {*train.keys, *test.keys} == set(everything.keys) and len(everything) == len(train) + len(test) == 400
+    assert 0.74 < len(train) / 400 < 0.86
+    assert len(train.notes) == 1 and "80 %" in train.notes[0] and "20 %" in train.notes[0]
+    with pytest.raises(UserError, match="unknown split of .*set 'val'; "):
+        open_source(name, "val")
+
+
+def test_the_division_does_not_depend_on_where_the_folder_lies(folder, tmp_path):
+    name = folder(*(f"a/{i}.mp4" for i in range(50)))
+    before = [path for path, _ in listing(open_source(name, "test"))]
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert before and [path for path, _ in listing(open_source(str(tmp_path / "moved"), "test"))] == before
+
+
+def test_a_class_may_be_called_train(folder):
+    source = open_source(folder("train/a.mp4", "bus/b.mp4"), "all")
+    assert listing(source) == [("bus/b.mp4", "bus"), ("train/a.mp4", "train")]
+
+
+def test_integer_classes_are_in_order_of_value(folder):
+    assert open_source(folder("10/a.mp4", "9/b.mp4", "2/c.mp4"), "all").classes == ("2", "9", "10")
+    assert open_source(folder("x/d.mp4"), "all").classes == ("10", "2", "9", "x")
+
+
+def test_other_files_are_left_out(folder):
+    name = folder("train/a/x.mp4", "train/a/x.json", "a/y.mp4", "top.mp4", "train/z.mp4")
+    folder("train/a/._x.mp4", "train/.cache/x.mp4", "__MACOSX/train/a/x.mp4")  # what systems leave is not worth a word
+    source = open_source(name, "all")
+    assert listing(source) == [("train/a/x.mp4", "a")]
+    assert any("left out 4 files" in note and "a/y.mp4" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    "files, found",
+    [(["readme.txt"], "found no videos or images"), (["a.mp4", "b.jpg"], "found 2 videos and images, none of them in")],
+)
+def test_no_class_folders(folder, files, found):
+    with pytest.raises(UserError, match=f"expected DIR/class/clip or DIR/train/class/clip .*; {found}"):
+        open_source(folder(*files), "train")
+
+
+def test_in_a_bucket():
+    bucket = fsspec.filesystem("memory")
+    for name in ("train/walk/a.mp4", "train/run/b.mp4", "val/run/c.mp4"):
+        bucket.pipe(f"/folders/{name}", b"\xff\xd8\xff" + name.encode())
+    source = open_source("memory://folders", "train")
+    assert source.keys == ("memory://folders/train/run/b.mp4", "memory://folders/train/walk/a.mp4")
+    assert source.labels.tolist() == [0, 1] and source.media(0).endswith(b"train/run/b.mp4")
+    assert source.modality == "image"  # by content
+
+
+def test_csv_in_a_bucket_needs_one_listing(monkeypatch):
+    bucket = fsspec.filesystem("memory")
+    for name in ("clips/a.mp4", "clips/deep/b.mp4", "lists/x/c.mp4"):
+        bucket.pipe(f"/csv/{name}", b"x")
+    rows = ["../../clips/a.mp4,run", "../../clips/deep/b.mp4,walk", "../../clips/c.mp4,run", "c.mp4,sit"]
+    bucket.pipe("/csv/lists/x/all.csv", ("path,label\n" + "\n".join(rows)).encode())
+    listings, real = [], storage.list_files
+    monkeypatch.setattr(storage, "list_files", lambda path: listings.append(path) or real(path))
+    monkeypatch.setattr(storage, "exists", None)
+    source = open_source("memory://csv/lists/x/all.csv", "all")
+    assert listings == ["memory://csv"]
+    assert source.keys == ("memory://csv/clips/a.mp4", "memory://csv/clips/deep/b.mp4", "memory://csv/lists/x/c.mp4")
+    assert source.labels.tolist() == [0, 2, 1] and source.listed == 4
+    assert any("3 of 4 listed files" in note for note in source.notes)
+
+
+def test_a_local_csv_may_list_files_of_buckets(tmp_path):
+    fsspec.filesystem("memory").pipe("/other/a.png", b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "b.png").touch()
+    (tmp_path / "x.csv").write_text(
+        "path,label,split\nmemory://other/a.png,a,s\nb.png,b,s\nmemory://other/no.png,b,s\n"
+    )
+    assert open_source(str(tmp_path / "x.csv"), "s").keys == ("memory://other/a.png", str(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize("asked", ["val", "valid", "validation"])
+def test_csv_splits_have_one_name(tmp_path, asked):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "x.csv").write_text("path,label,split\na.png,a,validate\n")
+    assert len(open_source(str(tmp_path / "x.csv"), asked)) == 1
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("k40:a@b", "unknown kind of source 'k40'; did you mean 'k400'"),
+        ("tdfs:mnist", "did you mean 'tfds'"),
+        ("folder/none", "source folder/none does not exist: expected FILE.csv, a folder"),
+        ("memory://none/a", "source memory://none/a does not exist"),
+        ("memory://none/a.csv", "csv file memory://none/a.csv does not exist"),
+        ("k400:list.csv", r"expected k400:LIST@CLIPS_DIR"),
+        ("ssv2:a@b@c", r"expected ssv2:LIST@CLIPS_DIR"),
+        ("hmdb51:@b", r"expected hmdb51:LIST@CLIPS_DIR"),
+        ("k400:none.csv@clips", "none.csv does not exist; expected a csv label,youtube_id"),
+        ("ssv2:none@clips", "folder none does not exist; expected the folder of train.json"),
+        ("charades:none@clips", "folder none does not exist; expected the folder of Charades_v1_train.csv"),
+        ("ucf101:none@clips", "folder none does not exist; expected the folder of classInd.txt"),
+        ("hmdb51:none@clips", "folder none does not exist; expected the folder of CLASS_test_split1.txt"),
+        ("imagenet:none", "expected none/train and none/val"),
+    ],
+)
+def test_no_such_source(name, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        open_source(name, "train")
+    assert "\n" not in str(error.value)

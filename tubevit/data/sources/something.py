@@ -1,0 +1,108 @@
+"""Something-Something v2: json lists and a label map, over a folder of webm files."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+from tubevit.data.sources.listing import (
+    Clips,
+    Row,
+    canonical_split,
+    class_count_note,
+    labelled,
+    list_and_clips,
+    read_official,
+    require_folder,
+)
+from tubevit.data.sources.source import Source
+from tubevit.errors import UserError, unknown
+
+CLASSES = 174
+_PREFIX = "something-something-v2-"
+_FILES = {"train": "train.json", "val": "validation.json"}
+_ANSWERS = "test-answers.csv"
+
+
+def open_something(name: str, split: str) -> Source:
+    """Reads the official lists of Something-Something v2; the label map gives the order of the classes.
+
+    Args:
+        name: `ssv2:LIST@CLIPS_DIR`; LIST is the folder of the json files, something-something-v2-train.json,
+            -validation.json and -labels.json or, as named later, train.json, validation.json and labels.json.
+        split: `train`, `val`, `test` (labelled by test-answers.csv, which the later release has), or `all` of those
+            that are there.
+
+    Raises:
+        UserError: a file is missing or malformed, no such split, or none of the clips exists.
+    """
+    _, source, folder = list_and_clips(name)
+    split = canonical_split(split)
+    if split not in (*_FILES, "test", "all"):
+        raise unknown(f"split of {name}", split, (*_FILES, "test", "all"))
+    require_folder(source, "the folder of train.json, validation.json and labels.json")
+    path, label_map = _read_json(source, "labels.json", dict)
+    try:
+        classes = [_plain(label) for label in sorted(label_map, key=lambda label: int(label_map[label]))]
+        indices = sorted(int(index) for index in label_map.values())
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{path}: expected {{"template": "index"}}; found {error}') from error
+    if indices != list(range(len(classes))) or len(set(classes)) < len(classes):
+        raise UserError(f"{path}: expected different templates with the indices 0 to {len(classes) - 1}, each once")
+    rows = []
+    for part, file in _FILES.items():
+        if split in (part, "all"):
+            rows += _listed(source, file, part)
+    if split == "test":
+        rows = _answers(source)
+    elif split == "all":
+        try:
+            rows += _answers(source)
+        except UserError:
+            pass  # the older release has none
+    clips = Clips(folder)
+    return labelled(
+        name,
+        split,
+        rows,
+        classes,
+        lambda row: clips.find(row.clip),
+        lambda row: f"expected e.g. {row.clip}.webm in {folder} or folders below",
+        notes=lambda: class_count_note(name, classes, CLASSES),
+    )
+
+
+def _plain(template: str) -> str:
+    """A template without the brackets around [something]: the label map has none."""
+    return template.replace("[", "").replace("]", "").strip()
+
+
+def _read_json(folder: str, file: str, kind: type):
+    path, text = read_official(folder, _PREFIX + file, file)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"cannot read {path} as json: {error}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path}: expected a json {'object' if kind is dict else 'array'}")
+    return path, content
+
+
+def _listed(folder: str, file: str, split: str) -> list[Row]:
+    path, content = _read_json(folder, file, list)
+    rows = []
+    for i, entry in enumerate(content):
+        if not isinstance(entry, dict) or not {"id", "template"} <= set(entry):
+            raise UserError(f"{path} entry {i}: expected an object with id and template")
+        rows.append(Row(str(entry["id"]), (_plain(entry["template"]),), split))
+    return rows
+
+
+def _answers(folder: str) -> list[Row]:
+    path, text = read_official(folder, _ANSWERS, _PREFIX + _ANSWERS)
+    rows = []
+    for line, cells in enumerate(csv.reader(text.splitlines(), delimiter=";"), 1):
+        if len(cells) != 2:
+            raise UserError(f"{path} line {line}: expected id;label")
+        rows.append(Row(cells[0], (_plain(cells[1]),), "test"))
+    return rows
