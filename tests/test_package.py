@@ -10,8 +10,8 @@ import tubevit
 
 ROOT = pathlib.Path(tubevit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# Each may import from its own layer and from those before it. `config` knows of no model or data.
-LAYERS = [["errors"], ["tubes", "config"], ["data", "models"], ["zoo"], ["training"], ["cli"]]
+# Each may import from its own layer and from those before it.
+LAYERS = [["errors"], ["tubes", "storage"], ["data", "models"], ["config"], ["zoo"], ["recipes", "training"], ["cli"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -1,0 +1,19 @@
+"""ImageNet-1k alone: the image-only reference of section 4.1, and the first stage of two rows of Table 5.
+
+    tubevit train --config imagenet:images=imagenet:DIR --workdir runs/imagenet_b16
+    tubevit train --config imagenet:model=tubevit_l16,images=imagenet:DIR --workdir runs/imagenet_l16
+
+Hardware: meant for a TPU host or pod slice.
+Time: 300,000 steps of 256 images (60 epochs); not measured, we have not run it.
+Expected: 78.1 % top-1 (B, image only; 81.4 % when trained jointly with Kinetics-600) is the paper's. It gives no
+hyper-parameters for this run: those of Kinetics in Table 10 are taken, and one view.
+"""
+
+from tubevit.recipes import add_images, paper_config
+
+
+def get_config(model: str = "tubevit_b16", images: str = "imagenet:data/imagenet"):
+    config = paper_config("k600", model)
+    add_images(config, images)
+    config.eval.views = "1x1"
+    return config

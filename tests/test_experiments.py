@@ -1,0 +1,99 @@
+"""Every experiment: its resolved form is a text in tests/golden, so that any change shows in review.
+
+`UPDATE_GOLDEN=1 pytest tests/test_experiments.py` writes the texts anew.
+"""
+
+import ast
+import json
+import os
+import pathlib
+import re
+
+import pytest
+
+from tubevit.config import experiments_folder, flatten, load_config, model_fields
+from tubevit.errors import UserError
+from tubevit.models.flops import count_parameters
+from tubevit.models.variants import model_config
+from tubevit.recipes import TABLE_10, paper_config
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+ROWS = ("kinetics", "two_stage", "joint", "patches_2d", "inflated_3d")
+SPECS = [
+    "quickstart", "k400", "k600", "k600:model=tubevit_l16", "k700", "ssv2", "charades", "imagenet",
+    *(f"table5:row={row}" for row in ROWS),
+]  # fmt: skip
+
+
+def resolved(spec):
+    """Every key that is set, and what the model comes to."""
+    config = load_config(spec)
+    model = model_config(**model_fields(config), num_classes=600)
+    shape = (model.frames, model.size, model.size)
+    values = {key: value for key, value in flatten(config).items() if value is not None}
+    values |= {"= tokens of a clip": model.tubes.num_tokens(shape), "= tubes": str(model.tubes)}
+    values["= parameters with 600 classes"] = count_parameters(model)
+    return "".join(f"{key}: {json.dumps(values[key])}\n" for key in sorted(values))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_resolved_form(spec):
+    path = GOLDEN / f"{re.sub('[:,=]', '_', spec)}.txt"
+    text = resolved(spec)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_every_experiment_and_golden_text_is_covered():
+    experiments = {path.stem for path in experiments_folder().glob("*.py")}
+    assert {spec.partition(":")[0] for spec in SPECS} | {"finetune"} == experiments
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == {re.sub("[:,=]", "_", spec) for spec in SPECS}
+
+
+@pytest.mark.parametrize("path", sorted(experiments_folder().glob("*.py")), ids=lambda path: path.stem)
+def test_headers(path):
+    """Command, hardware, time and expected number; each command names an experiment and arguments that exist."""
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    commands = re.findall(r"^    (tubevit train .+)$", header, re.MULTILINE)
+    assert commands and "Hardware: " in header and "Expected: " in header
+    assert "Time: " in header or path.stem == "quickstart"  # it says minutes beside its hardware
+    for command in commands:
+        spec = re.search(r"--config (\S+)", command).group(1)
+        name, _, arguments = spec.partition(":")
+        assert name == path.stem and "--workdir " in command
+        known = re.findall(r"(\w+): \w+ = ", path.read_text())
+        assert {item.split("=")[0] for item in arguments.split(",") if item} <= set(known)
+
+
+def test_arguments_reach_the_data():
+    config = load_config("k600:model=tubevit_l16,videos=k600:a/b.csv@gs://clips/k600,images=tfds:imagenet2012")
+    assert config.data.train.k600.source == config.data.eval.k600.source == "k600:a/b.csv@gs://clips/k600"
+    assert config.data.train.imagenet.source == "tfds:imagenet2012" and config.model.name == "tubevit_l16"
+    assert config.data.eval.k600.split == "val" and config.eval.views == "4x3"
+    with pytest.raises(UserError, match="unknown row of Table 5 'jointly'; did you mean 'joint'"):
+        load_config("table5:row=jointly")
+
+
+def test_table_10():
+    """The columns as printed, each figure once more by hand."""
+    printed = {  # batch size, learning rate, mixup, dropout, label smoothing, frames, fps
+        "k400": (256, 5e-5, 0, 0, 0, 64, 15),
+        "k600": (256, 5e-5, 0, 0, 0, 64, 15),
+        "k700": (256, 5e-5, 0, 0, 0, 64, 15),
+        "charades": (64, 1e-3, 0, 0.2, 0.1, 128, 6),
+        "ssv2": (256, 2e-5, 0.3, 0.3, 0.3, 32, 24),
+    }
+    assert set(printed) == set(TABLE_10)
+    for column, row in printed.items():
+        config = paper_config(column, "tubevit_b16")
+        found = (config.optimizer.learning_rate, config.train.mixup, config.model.dropout, config.train.label_smoothing)
+        assert (TABLE_10[column]["batch_size"], *found, config.input.frames, config.input.fps) == row
+        assert (config.optimizer.name, config.optimizer.warmup_steps, config.train.steps) == ("adam", 10_000, 300_000)
+        assert config.optimizer.weight_decay == 1e-3
+    for name in ("tubevit_l16", "tubevit_h16"):
+        assert paper_config("k400", name).optimizer.learning_rate == 1e-5
+        assert paper_config("ssv2", name).optimizer.learning_rate == 2e-5
+        assert paper_config("k400", name).optimizer.weight_decay == 1e-5
+    with pytest.raises(UserError, match="unknown column of Table 10 'k500'; did you mean"):
+        paper_config("k500", "tubevit_b16")
