@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tubevit.data.augment import FRAME_ORDERS, Augment
-from tubevit.data.video import centre_crop
+from tubevit.data.warp import centre_crop
 from tubevit.errors import UserError
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import av
 import numpy as np
 
+from tubevit.data import colour, randaugment
 from tubevit.data.warp import crop_map, flip_map, frame_size, sample, square_map
 from tubevit.errors import UserError, unknown
 
@@ -18,7 +19,8 @@ FRAME_ORDERS = ("forward", "reversed", "shuffled")
 class Augment:
     """How a decoded clip becomes the model's input.
 
-    Crop, resize, flip and the geometric operations of RandAugment are one map that is sampled once; colours follow.
+    Crop, resize, flip and the geometric operations of RandAugment are one map that is sampled once; then follow its
+    colour operations, colour jitter and erasing. All is drawn once for all frames.
 
     Attributes:
         random_crop: crop at random in time and space; otherwise the middle, as in evaluation.
@@ -26,6 +28,11 @@ class Augment:
         area: instead, the crop is a rectangle of this share of the frame at least (random resized crop).
         ratio: of such a rectangle, width over height is drawn from 1 / ratio to ratio.
         flip: mirror left and right half of the clips; only where the labels allow it.
+        rand_layers: operations of RandAugment that are drawn for each clip; the paper's is 2.
+        rand_magnitude: their strength, 0 to 10; the paper's is 10.
+        colour_jitter: brightness, contrast and saturation are scaled, in random order, by factors drawn from
+            1 - this to 1 + this.
+        erasing: probability that a rectangle of 2 to 33 % of the frame becomes noise.
         frame_order: `forward`, or `reversed` or `shuffled` (anew for each clip) to see what the order is worth.
     """
 
@@ -34,6 +41,10 @@ class Augment:
     area: float = 1.0
     ratio: float = 4 / 3
     flip: bool = False
+    rand_layers: int = 0
+    rand_magnitude: float = 10.0
+    colour_jitter: float = 0.0
+    erasing: float = 0.0
     frame_order: str = "forward"
 
     def __post_init__(self):
@@ -41,6 +52,11 @@ class Augment:
             raise unknown("frame_order", str(self.frame_order), FRAME_ORDERS)
         if self.scale < 1:
             raise UserError(f"augment.scale must be at least 1; found {self.scale}")
+        if self.rand_layers < 0:
+            raise UserError(f"augment.rand_layers must be at least 0; found {self.rand_layers}")
+        for name, most in (("rand_magnitude", randaugment.STRONGEST), ("colour_jitter", 1), ("erasing", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"augment.{name} must be 0 to {most:g}; found {getattr(self, name)}")
         if not 0 < self.area <= 1:
             raise UserError(f"augment.area must be above 0 and at most 1; found {self.area}")
         if self.ratio < 1:
@@ -59,7 +75,14 @@ class Augment:
         matrix = self._crop(*frame_size(frames[0]), size, rng)
         if self.flip and rng.uniform() < 0.5:
             matrix = matrix @ flip_map(size)
-        return self.reorder(sample(frames, matrix, size)[None], rng)[0]
+        drawn = randaugment.draw(self.rand_layers, self.rand_magnitude, rng)
+        clip = sample(frames, matrix @ randaugment.geometric_map(drawn, size), size)
+        randaugment.recolour(clip, drawn)
+        if self.colour_jitter:
+            colour.jitter(clip, self.colour_jitter, rng)
+        if self.erasing and rng.uniform() < self.erasing:
+            colour.erase(clip, rng)
+        return self.reorder(clip[None], rng)[0]
 
     def reorder(self, clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(B, T, H, W, 3) with the frames in the order of `frame_order`, the same for all."""

@@ -1,0 +1,102 @@
+"""RandAugment (Cubuk et al. 2019) for clips: one draw for all frames.
+
+Geometric operations become part of the map that is sampled once (`tubevit.data.warp`), so they come before the colour
+operations whatever the order of the draw, and show more of the frame where the crop leaves some.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tubevit.data import colour
+
+STRONGEST = 10.0  # magnitude; the paper's scale is 0 to 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One of the fourteen.
+
+    Attributes:
+        weakest, strongest: the values at magnitudes 0 (nothing changes) and 10, linear between.
+        signed: the change is made in either direction.
+        colour: (clip, value) changes a clip in place.
+        geometry: (value, size) -> (3, 3), from a point of the output to the point shown there.
+    """
+
+    weakest: float = 0.0
+    strongest: float = 0.0
+    signed: bool = False
+    colour: Callable | None = None
+    geometry: Callable | None = None
+
+    def value(self, magnitude: float, sign: int) -> float:
+        """What the operation is called with; `sign` is 1 or -1."""
+        change = (self.strongest - self.weakest) * magnitude / STRONGEST
+        return self.weakest + (sign * change if self.signed else change)
+
+
+def _affine(a: float, b: float, c: float, d: float, e: float, f: float) -> np.ndarray:
+    return np.array([[a, b, c], [d, e, f], [0, 0, 1.0]])
+
+
+def rotation_map(degrees: float, size: int) -> np.ndarray:
+    """Counter-clockwise about the centre of an output (size, size)."""
+    cos, sin, half = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), size / 2
+    return _affine(cos, -sin, half - half * cos + half * sin, sin, cos, half - half * sin - half * cos)
+
+
+def _enhance(change: Callable) -> Operation:
+    return Operation(1.0, 1.9, True, change)  # 0.1 to 1.9
+
+
+# The operations are RandAugment's, the ranges AutoAugment's (Cubuk et al. 2018, table of operations in the appendix),
+# where translations go up to 150 pixels of 331. Solarize (threshold 256 to 0) and posterize (8 to 4 bits) grow into the
+# direction in which an image changes more. Shears keep the upper left corner, as AutoAugment's calls of Pillow do.
+OPERATIONS = {
+    "identity": Operation(),
+    "autocontrast": Operation(colour=lambda clip, value: colour.autocontrast(clip)),
+    "equalize": Operation(colour=lambda clip, value: colour.equalize(clip)),
+    "rotate": Operation(0, 30, True, geometry=rotation_map),
+    "solarize": Operation(256, 0, colour=colour.solarize),
+    "color": _enhance(colour.saturation),
+    "posterize": Operation(8, 4, colour=lambda clip, value: colour.posterize(clip, round(value))),
+    "contrast": _enhance(colour.contrast),
+    "brightness": _enhance(colour.brightness),
+    "sharpness": _enhance(colour.sharpness),
+    "shear_x": Operation(0, 0.3, True, geometry=lambda value, size: _affine(1, value, 0, 0, 1, 0)),
+    "shear_y": Operation(0, 0.3, True, geometry=lambda value, size: _affine(1, 0, 0, value, 1, 0)),
+    "translate_x": Operation(0, 150 / 331, True, geometry=lambda value, size: _affine(1, 0, value * size, 0, 1, 0)),
+    "translate_y": Operation(0, 150 / 331, True, geometry=lambda value, size: _affine(1, 0, 0, 0, 1, value * size)),
+}
+
+Drawn = Sequence[tuple[str, float]]  # names and values, in order
+
+
+def draw(layers: int, magnitude: float, rng: np.random.Generator) -> Drawn:
+    """`layers` operations with replacement, each with its value; `magnitude` is 0 to 10."""
+    names = list(OPERATIONS)
+    drawn = []
+    for _ in range(layers):
+        name = names[rng.integers(len(names))]
+        drawn.append((name, OPERATIONS[name].value(magnitude, 1 if rng.integers(2) else -1)))
+    return drawn
+
+
+def geometric_map(drawn: Drawn, size: int) -> np.ndarray:
+    """(3, 3): the geometric operations, from the output (size, size) to the picture that they are applied to."""
+    matrix = np.eye(3)
+    for name, value in drawn:
+        if geometry := OPERATIONS[name].geometry:
+            matrix = matrix @ geometry(value, size)  # of the last one's output
+    return matrix
+
+
+def recolour(clip: np.ndarray, drawn: Drawn) -> None:
+    """Changes (T, H, W, 3) uint8 in place by the colour operations, in order."""
+    for name, value in drawn:
+        if change := OPERATIONS[name].colour:
+            change(clip, value)
