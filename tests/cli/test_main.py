@@ -15,6 +15,7 @@ FLAGS = {
     "predict": {"--checkpoint", "--json"},
     "inspect": {"--config", "--json"},
     "make-moving-digits": {"--seed"},
+    "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--json"},
 }
 
 

@@ -1,0 +1,84 @@
+"""`tubevit shard-videos`."""
+
+from __future__ import annotations
+
+import json
+
+HELP = "write a source as ArrayRecord shards of encoded videos or images, on disk or to a bucket"
+EXAMPLES = (
+    "tubevit shard-videos clips.csv shards/clips",
+    "tubevit shard-videos k400:train.csv@clips gs://bucket/k400 --split train --short-side 256 --processes 16",
+    "tubevit shard-videos tfds:imagenet2012 shards/imagenet --split train,val --shards 128",
+)
+SPLITS = ("train", "val", "test")
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
+    parser.add_argument(
+        "out", metavar="OUT", help="folder, local or gs://; an interrupted command goes on where it was"
+    )
+    parser.add_argument("--split", help="splits, joined by commas; default: each of train, val and test that there is")
+    parser.add_argument("--shards", type=int, help="of each split; default: about 1 GiB each, a multiple of 8")
+    parser.add_argument("--processes", type=int, default=1, help="default 1")
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        help="encode again as H.264 (images: JPEG) of this many pixels; default: keep the bytes",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit.data.shard_writer import write_shards
+    from tubevit.errors import UserError
+
+    for flag, value, least in (("--processes", args.processes, 1), ("--short-side", args.short_side, 16)):
+        if value is not None and value < least:
+            raise UserError(f"{flag}: expected at least {least}; found {value}")
+    sources = _open(args.source, args.split)
+    summary = {}
+    for split, source in sources.items():
+        summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
+        if not args.json:
+            print(_line(args.out, split, summary[split]))
+    if args.json:
+        print(json.dumps(summary))
+
+
+def _open(name: str, wanted: str | None) -> dict:
+    """The splits to write, all opened before the first is written."""
+    from tubevit.data.sources import open_source
+    from tubevit.errors import UserError
+
+    if wanted is not None:
+        return {split: open_source(name, split) for split in wanted.split(",")}
+    everything = open_source(name, "all")
+    found = {}
+    for split in SPLITS:
+        try:
+            found[split] = open_source(name, split)
+        except UserError as error:
+            if not str(error).startswith("unknown split"):
+                raise
+    count = sum(len(source) for source in found.values())
+    if count < len(everything):
+        raise UserError(
+            f"{name} has {len(everything)} files, {count} of them in {', '.join(found) or 'none'} of "
+            f"{', '.join(SPLITS)}: name its splits with --split"
+        )
+    return found
+
+
+def _line(out: str, split: str, summary: dict) -> str:
+    """One split's summary."""
+    done = summary["written"] - summary["kept"]
+    line = (
+        f"{out}: {split}: {summary['written']} files written, {summary['rejected']} rejected, "
+        f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB"
+    )
+    if summary["kept"]:
+        line += f"; {summary['kept']} were there already"
+    return line + f"; {summary['seconds']:.1f} s, {done / max(summary['seconds'], 1e-3):.1f} files/s"

@@ -1,0 +1,314 @@
+"""Writes shards: checks every file, in several processes; an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
+
+from tubevit import storage
+from tubevit.data import shards as form
+from tubevit.data.recode import checked
+from tubevit.data.sources import Source
+from tubevit.data.video import DecodeError
+from tubevit.errors import UserError
+
+SHARD_BYTES = 2**30
+HOSTS = 8  # the default number of shards is a multiple of it
+SAMPLE = 64  # files whose sizes stand for all
+# A record each: any of them is read alone. Videos and images do not get smaller by compression.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The shards of one split.
+
+    Attributes:
+        source: what they hold.
+        split: its name.
+        folder: where they go, local or in a bucket.
+        work: local folder of those that are not finished.
+        count: how many.
+        short_side: see `recode.checked`.
+    """
+
+    source: Source
+    split: str
+    folder: str
+    work: str
+    count: int
+    short_side: int | None
+
+    def part(self, number: int) -> str:
+        """Path of what the writing of shard `number` found."""
+        return storage.join(self.folder, f"{form.PARTS}/{form.shard_name(self.split, number, self.count)}.json")
+
+    def order(self) -> list[int]:
+        """All files, shuffled: by a digest, because random generators change between versions."""
+        keys = self.source.keys
+        return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{i} {keys[i]}".encode()).digest())
+
+
+def default_shards(source: Source) -> int:
+    """About 1 GiB each, as the sizes of 64 files tell; a multiple of 8, at most one for each file."""
+    sample = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
+    size = np.mean([_size(source, int(i)) for i in sample]) * len(source)
+    return min(len(source), HOSTS * math.ceil(max(size, 1) / SHARD_BYTES / HOSTS))
+
+
+def _size(source: Source, index: int) -> int:
+    try:
+        media = source.media(index)
+        if isinstance(media, np.ndarray):
+            return media.nbytes
+        return len(media) if isinstance(media, bytes) else os.path.getsize(media)
+    except (DecodeError, OSError):
+        return 0
+
+
+def write_shards(
+    source: Source,
+    split: str,
+    folder: str,
+    shards: int | None = None,
+    short_side: int | None = None,
+    processes: int = 1,
+) -> dict:
+    """Writes the shards of one split; those of others that are in the folder stay.
+
+    Shard k holds the files k, k + N, ... of a shuffled order. Files that do not decode wholly are left out and listed
+    in rejected.csv. Finished shards are kept, damaged ones written again, when the same call is made again.
+
+    Args:
+        source: of the split.
+        split: its name.
+        folder: local or in a bucket; one process at a time may write to it.
+        shards: how many; None: as `default_shards`.
+        short_side: in pixels; None keeps the bytes as they are.
+        processes: how many work; 1 is this one.
+
+    Returns:
+        {"written", "rejected", "kept": how many of the written were in finished shards, "shards", "bytes", "seconds"}.
+
+    Raises:
+        UserError: the folder was begun with other settings, files or classes; no file can be decoded.
+    """
+    began = time.monotonic()
+    settings = _settings(source, split, folder, shards, short_side)
+    others = _others(source, split, folder)
+    with contextlib.ExitStack() as stack:
+        work = storage.join(folder, form.PARTS)
+        if storage.is_remote(folder):  # shards are uploaded when they are finished
+            work = stack.enter_context(tempfile.TemporaryDirectory())
+        job = Job(source, split, folder, work, settings["shards"], short_side)
+        finished = {number: part for number in range(job.count) if (part := _finished(job, number)) is not None}
+        kept = sum(len(part["records"]) for part in finished.values())
+        todo = [number for number in range(job.count) if number not in finished]
+        done = sum(len(part["records"]) + len(part["rejected"]) for part in finished.values())
+        with tqdm(total=len(source), initial=done, unit=" files", desc=split, file=sys.stderr) as bar:
+            for number, part in (_in_processes if processes > 1 else _here)(job, todo, processes, bar.update):
+                finished[number] = part
+    parts = [finished[number] for number in range(job.count)]
+    index = _finish(job, parts, settings, others)
+    return {
+        "written": index.records,
+        "rejected": index.rejected,
+        "kept": kept,
+        "shards": job.count,
+        "bytes": sum(shard.bytes for shard in index.shards),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _settings(source: Source, split: str, folder: str, shards: int | None, short_side: int | None) -> dict:
+    """What the shards are made with, compared with what those of an earlier call were."""
+    if shards is not None and not 1 <= shards <= len(source):
+        raise UserError(f"{split}: expected 1 to {len(source)} shards, a file in each at least; found {shards}")
+    listing = hashlib.sha256("\n".join(source.keys).encode() + source.labels.tobytes()).hexdigest()[:16]
+    settings = {
+        "source": source.name,
+        "files": len(source),
+        "classes": source.label_hash,
+        "listing": listing,
+        "short_side": short_side,
+        "shards": shards,
+    }
+    path = storage.join(folder, f"{form.PARTS}/{form.file_name(split)}.json")
+    try:
+        earlier = json.loads(storage.read_bytes(path))
+    except FileNotFoundError:
+        settings["shards"] = shards or default_shards(source)
+        storage.write_text(path, json.dumps(settings))
+        return settings
+    settings["shards"] = shards or earlier["shards"]
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            raise UserError(
+                f"{folder}: {split} was begun with {name} {earlier.get(name)}, now it is {value}; "
+                f"go on with the same, or write to another folder"
+            )
+    return settings
+
+
+def _others(source: Source, split: str, folder: str) -> dict[str, form.SplitIndex]:
+    """The other splits in the folder."""
+    if not storage.exists(storage.join(folder, form.INDEX)):
+        return {}
+    index = form.read_index(folder)
+    others = {name: value for name, value in index.splits.items() if name != split}
+    if others and (index.label_hash, index.multi_label) != (source.label_hash, source.multi_label):
+        raise UserError(
+            f"{folder} holds {', '.join(others)} with {len(index.classes)} classes (label_hash {index.label_hash}); "
+            f"{split} of {source.name} has {len(source.classes)} (label_hash {source.label_hash})"
+        )
+    return others
+
+
+def _finished(job: Job, number: int) -> dict | None:
+    """What the writing of a shard found, if it is finished and readable."""
+    try:
+        part = json.loads(storage.read_bytes(job.part(number)))
+        shard = storage.join(job.folder, form.shard_name(job.split, number, job.count))
+        form.check_shard(shard, len(part["records"]))
+    except (FileNotFoundError, UserError):
+        return None
+    return part
+
+
+def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], None]) -> dict:
+    """Writes shard `number`; calls `progress` after each file.
+
+    Returns:
+        {"records": [[key, label], ...], "rejected": [[key, label, reason], ...], "bytes": of the media}.
+    """
+    name = form.shard_name(job.split, number, job.count)
+    os.makedirs(job.work, exist_ok=True)
+    local = storage.join(job.work, f"{name}.partial")
+    part = {"records": [], "rejected": [], "bytes": 0}
+    pathlib.Path(local).unlink(missing_ok=True)
+    writer = ArrayRecordWriter(local, WRITER_OPTIONS)
+    for index in order[number :: job.count]:
+        key, label = job.source.keys[index], job.source.labels[index]
+        label = np.flatnonzero(label).tolist() if job.source.multi_label else [int(label)]
+        try:
+            media = checked(job.source.media(index), job.short_side)
+        except DecodeError as error:
+            part["rejected"].append([key, label, str(error)])
+        else:
+            writer.write(form.pack(key, label, media))
+            part["records"].append([key, label])
+            part["bytes"] += len(media)
+        progress()
+    writer.close()
+    form.check_shard(local, len(part["records"]))
+    # The part first: a shard under its own name is a finished one.
+    storage.write_text(job.part(number), json.dumps(part))
+    target = storage.join(job.folder, name)
+    if storage.is_remote(target):
+        storage.upload(local, target)
+        os.unlink(local)
+    else:
+        os.replace(local, target)
+    return part
+
+
+def _here(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
+    order = job.order()
+    for number in todo:
+        yield number, write_shard(job, number, order, lambda: advance(1))
+
+
+def _in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
+    context = multiprocessing.get_context("spawn")
+    counter, stop = context.Value("q", 0), context.Event()
+    shown = 0
+    processes = min(processes, len(todo)) or 1
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _start, (job, counter, stop)) as pool:
+        numbers = {pool.submit(_in_worker, number): number for number in todo}
+        waiting = set(numbers)
+        try:
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, timeout=0.2)
+                advance(counter.value - shown)
+                shown = counter.value
+                for future in done:
+                    yield numbers[future], future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise ChildProcessError("a process died (out of memory?); the same command goes on where it was") from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+_WORKER: dict = {}
+
+
+def _start(job: Job, counter, stop) -> None:
+    """Prepares a worker process."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:  # a killed parent leaves no process behind that writes
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _WORKER.update(job=job, order=job.order(), counter=counter, stop=stop)
+
+
+def _in_worker(number: int) -> dict:
+    def progress() -> None:
+        with _WORKER["counter"].get_lock():
+            _WORKER["counter"].value += 1
+        if _WORKER["stop"].is_set():
+            raise InterruptedError("stopped")
+
+    return write_shard(_WORKER["job"], number, _WORKER["order"], progress)
+
+
+def _finish(job: Job, parts: list[dict], settings: dict, others: dict[str, form.SplitIndex]) -> form.SplitIndex:
+    """Writes rejected.csv, the csv of the records and, last, the index."""
+    source = job.source
+    rejected = [
+        (key, "|".join(source.classes[i] for i in label), reason, job.split)
+        for part in parts
+        for key, label, reason in part["rejected"]
+    ]
+    path = storage.join(job.folder, form.REJECTED)
+    earlier = storage.read_bytes(path).decode() if storage.exists(path) else ""
+    rejected += [tuple(row) for row in list(csv.reader(io.StringIO(earlier, newline="")))[1:] if row[3] in others]
+    storage.write_text(path, form.to_csv(("path", "label", "reason", "split"), sorted(rejected)))
+    if not any(part["records"] for part in parts):
+        raise UserError(f"none of the {len(source)} files of {job.split} of {source.name} can be decoded; see {path}")
+
+    records = [(key, form.join_label(label)) for part in parts for key, label in part["records"]]
+    text = form.to_csv(("key", "label"), records)
+    storage.write_text(storage.join(job.folder, form.records_name(job.split)), text)
+    shards = [
+        form.Shard(form.shard_name(job.split, number, job.count), len(part["records"]), part["bytes"])
+        for number, part in enumerate(parts)
+    ]
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    count = sum(len(part["rejected"]) for part in parts)
+    split = form.SplitIndex(tuple(shards), source.listed, count, digest, settings)
+    splits = dict(sorted((others | {job.split: split}).items()))
+    index = form.Index(source.classes, source.label_hash, source.multi_label, splits)
+    storage.write_text(storage.join(job.folder, form.INDEX), index.to_json())
+    return split
