@@ -134,9 +134,7 @@ def test_without_the_column_split_the_name_of_the_file_tells_it(kinetics):
     header, row = "label,youtube_id,time_start,time_end\n", "run,ttttttttttt,0,10\n"
     name = kinetics({"kinetics_600_validation.csv": header + row}, "ttttttttttt.mp4")
     assert len(open_source(name, "val")) == 1
-    with pytest.raises(
-        UserError, match="list.csv line 1: expected a column split, or a file name that ends with train"
-    ):
+    with pytest.raises(UserError, match="list.csv line 2: expected a column split of train, .*; found list"):
         open_source(kinetics({"list.csv": header + row}), "val")
 
 

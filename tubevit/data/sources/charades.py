@@ -43,7 +43,7 @@ def open_charades(name: str, split: str) -> Source:
         if split not in (part, "all"):
             continue
         path, text = read_official(source, file)
-        for line, cells in read_table(path, text, ("id", "actions"), "id,...,actions")[1]:
+        for line, cells in read_table(path, text, ("id", "actions"), "id,...,actions"):
             found = [action.split()[0] for action in cells["actions"].split(";") if action.strip()]
             for code in found:
                 if code not in codes:

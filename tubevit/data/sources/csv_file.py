@@ -71,9 +71,10 @@ def _read(name: str) -> tuple[list[tuple[int, dict]], bool]:
         text = read_text(name)
     except FileNotFoundError as error:
         raise UserError(f"csv file {name} does not exist") from error
-    columns, rows = read_table(name, text, ("path", "label"), "path,label[,split]")
+    rows = list(read_table(name, text, ("path", "label"), "path,label[,split]"))
+    has_split = "split" in rows[0][1]
     for line, row in rows:
-        for column in ("path", "label", *(["split"] if "split" in columns else [])):
+        for column in ("path", "label", *(["split"] if has_split else [])):
             if not row[column] or (column == "label" and "" in row[column].split("|")):
                 raise UserError(f"{name} line {line}: the {column} is empty")
-    return rows, "split" in columns
+    return rows, has_split

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
+from collections.abc import Iterator
 
 from tubevit import storage
 from tubevit.data.sources.listing import (
@@ -42,7 +43,7 @@ def open_kinetics(name: str, split: str) -> Source:
     """
     key, source, folder = list_and_clips(name)
     split = canonical_split(split)
-    listed = list(dict.fromkeys(row for path, table in _tables(source) for row in _rows(path, *table)))
+    listed = list(dict.fromkeys(row for path, text in _lists(source) for row in _rows(path, text)))
     if split != "all" and all(row.split != split for row in listed):
         raise unknown(f"split of {name}", split, {*(row.split for row in listed), "all"})
     rows = [row for row in listed if row.labels]
@@ -88,8 +89,8 @@ def open_kinetics(name: str, split: str) -> Source:
     )
 
 
-def _tables(source: str):
-    """(path, (columns, rows)) of the csv files that have the columns of a list."""
+def _lists(source: str) -> list[tuple[str, str]]:
+    """Path and text of the csv files of a list."""
     expected = f"a csv {_HEADER} or the folder that holds the official csv files"
     if storage.is_folder(source):
         names = [file for file in file_names(source, expected) if file.lower().endswith(".csv")]
@@ -103,21 +104,21 @@ def _tables(source: str):
         texts = [(path, text) for path, text in texts if "youtube_id" in text.partition("\n")[0]]
     if not texts:
         raise UserError(f"{source} holds no list of Kinetics; expected {expected}")
-    required = ("youtube_id", "time_start", "time_end")
-    return [(path, read_table(path, text, required, _HEADER)) for path, text in texts]
+    return texts
 
 
-def _rows(path: str, columns: list[str], table: list[tuple[int, dict]]):
+def _rows(path: str, text: str) -> Iterator[Row]:
     of_file = canonical_split(re.split(r"[/_.-]", path.removesuffix(".csv"))[-1])
-    if "split" not in columns and of_file not in ("train", "val", "test"):
-        raise UserError(f"{path} line 1: expected a column split, or a file name that ends with train, val or test")
-    for line, cells in table:
+    for line, cells in read_table(path, text, ("youtube_id", "time_start", "time_end"), _HEADER):
+        split = canonical_split(cells.get("split") or of_file)
+        if split not in ("train", "val", "test"):
+            expected = "a column split of train, val or test, or a name of the file that ends with one"
+            raise UserError(f"{path} line {line}: expected {expected}; found {split}")
         try:
-            start, end = (int(float(cells[column])) for column in ("time_start", "time_end"))
+            start, end = int(float(cells["time_start"])), int(float(cells["time_end"]))
         except ValueError as error:
             raise UserError(f"{path} line {line}: expected times in seconds; found {error}") from error
         label = cells.get("label", "").strip()
-        split = canonical_split(cells["split"]) if cells.get("split") else of_file
         yield Row(f"{cells['youtube_id']}_{start:06d}_{end:06d}", (label,) if label else (), split)
 
 

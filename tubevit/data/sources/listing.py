@@ -10,7 +10,7 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,8 +114,8 @@ def read_official(folder: str, *names: str) -> tuple[str, str]:
     raise UserError(f"{folder}: expected the official list {' or '.join(names)} in this folder, found none")
 
 
-def read_table(path: str, text: str, required: Iterable[str], header: str) -> tuple[list[str], list[tuple[int, dict]]]:
-    """Columns and rows, (line, {column: cell}), of a csv with a header; empty lines are skipped.
+def read_table(path: str, text: str, required: Iterable[str], header: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows, (line, {column: cell}), of a csv with a header; empty lines are skipped.
 
     Args:
         path: for messages.
@@ -132,18 +132,18 @@ def read_table(path: str, text: str, required: Iterable[str], header: str) -> tu
         if columns is None or not set(required) <= set(columns):
             found = "nothing" if columns is None else ",".join(columns)
             raise UserError(f"{path} line 1: expected the header {header}; found {found}")
-        rows = []
+        empty = True
         for cells in reader:
             if cells and len(cells) != len(columns):
                 expected = f"expected {len(columns)} columns ({','.join(columns)})"
                 raise UserError(f"{path} line {reader.line_num}: {expected}; found {len(cells)}")
             if cells:
-                rows.append((reader.line_num, dict(zip(columns, cells))))
+                empty = False
+                yield reader.line_num, dict(zip(columns, cells))
     except csv.Error as error:
         raise UserError(f"cannot read {path} as csv: {error}") from error
-    if not rows:
+    if empty:
         raise UserError(f"{path} lists no files: it has a header only")
-    return columns, rows
 
 
 def existing(paths: Sequence[str]) -> set[str]:
