@@ -117,6 +117,8 @@ def test_copies_and_repeated_rows_count_once(kinetics):
     name = kinetics(lists, "abseiling/twotwotwo_2.mp4", "air_drumming/twotwotwo_2.mp4")
     source = open_source(name, "train")
     assert found(source) == {"air_drumming/twotwotwo_2.mp4": "air drumming"} and source.listed == 3
+    same = [f"{folder}/-a_b-c_d-e1.{kind}" for folder in ("part2", "part1") for kind in ("mp4", "mkv")]
+    assert "part1/-a_b-c_d-e1.mkv" in found(open_source(kinetics({}, *same), "train"))  # the first
 
 
 def test_held_out_lists(kinetics):

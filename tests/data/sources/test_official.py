@@ -66,6 +66,15 @@ def test_something_something(files, prefix):
         open_source(name, "tset")
 
 
+def test_the_label_map_is_ordered_by_number(files):
+    label_map = {f"Label {i:02d} of something": str((i * 7) % 174) for i in range(174)}
+    lists = {"labels.json": json.dumps(label_map), "train.json": '[{"id": 1, "template": "Label 05 of [something]"}]'}
+    root = files(lists, "clips/1.webm")
+    source = open_source(f"ssv2:{root}@{root}/clips", "train")
+    assert source.notes == () and source.labels.tolist() == [35]
+    assert all(source.classes[int(index)] == label for label, index in label_map.items())
+
+
 @pytest.mark.parametrize(
     "file, content, expected",
     [
@@ -184,7 +193,9 @@ def test_hmdb51(files):
     assert train.classes == ("brush_hair", "wave")
     assert found(train) == {"a b.avi": "wave", "e.avi": "brush_hair"}
     assert found(test) == {"c#(1).avi": "wave", "d.avi": "brush_hair"}
-    assert f"{root}/clips/brush_hair/d.avi" in test.keys  # not the one of the same name in another class
+    # Not the one of the same name in the other class.
+    assert f"{root}/clips/brush_hair/d.avi" in test.keys
+    assert f"{root}/clips/wave/d.avi" in open_source(name, "test3").keys
     assert len(open_source(name, "all")) == 4  # without the unused clip
     assert found(open_source(name, "test3")) == {"d.avi": "wave", "e.avi": "brush_hair"}
     with pytest.raises(UserError, match="expected the official lists CLASS_test_split2.txt"):
