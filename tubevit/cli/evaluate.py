@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--step", type=int, help="of the checkpoint in the workdir")
     parser.add_argument("--config", metavar="FILE[:arg=value,...]", help="take data.eval from this experiment")
     parser.add_argument("--data", metavar="SOURCE", help="evaluate this source instead of data.eval")
-    parser.add_argument("--split", help="of --data; default: test where there is one")
+    parser.add_argument("--split", help="of --data; default: val, else test, else all")
     parser.add_argument("--head", help="of --data; may be left out where the model has one")
     parser.add_argument("--batch-size", type=int, help="default: the configuration's, 16 with --data")
     parser.add_argument("--views", metavar="TxS", help="temporal x spatial, e.g. 4x3; default: the configuration's")
@@ -83,20 +83,25 @@ def run(args) -> None:
 
 def _dataset(args, model):
     from tubevit.config import dataset_config
-    from tubevit.data.sources import open_source
 
     heads = dict(model.config.heads)
     if args.head is None and len(heads) != 1:
         raise UserError(f"the model has several heads: pass --head, one of {', '.join(heads)}")
     head = args.head or next(iter(heads))
-    split = args.split
-    if split is None:
-        try:
-            open_source(args.data, "test", head)
-            split = "test"
-        except UserError:
-            split = "all"
+    split = args.split or _held_out(args.data, head)
     return dataset_config(source=args.data, split=split, head=head, batch_size=args.batch_size or 16)
+
+
+def _held_out(data: str, head: str) -> str:
+    from tubevit.data.sources import open_source
+
+    for split in ("val", "test"):
+        try:
+            open_source(data, split, head)
+        except UserError:
+            continue
+        return split
+    return "all"
 
 
 def _stored_datasets(metadata: dict, checkpoint):
