@@ -1,8 +1,12 @@
+import dataclasses
+
+import cv2
 import numpy as np
 import pytest
 
+from tubevit.data import colour, randaugment
 from tubevit.data.augment import FRAME_ORDERS, Augment
-from tubevit.data.warp import centre_crop
+from tubevit.data.warp import centre_crop, sample, square_map
 from tubevit.errors import UserError
 
 
@@ -79,6 +83,79 @@ def test_frame_orders(clip):
     assert len(orders) > 25 and all(sorted(order) == list(range(6)) for order in orders)
 
 
+ALL = Augment(random_crop=True, area=0.3, flip=True, rand_layers=3, rand_magnitude=9.0, colour_jitter=0.4, erasing=0.5)
+
+
+@pytest.fixture
+def still():
+    """(5, 47, 61, 3): five times the same frame."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.repeat(cv2.resize(coarse, (61, 47))[None], 5, axis=0)
+
+
+def test_one_draw_for_all_frames(still):
+    """A still clip stays still; the seed decides, and not the number of frames (save for the counts of equalize)."""
+    without = dataclasses.replace(ALL, rand_layers=0)
+    seen = set()
+    for seed in range(60):
+        out = ALL(still, 33, rng(seed))
+        assert out.shape == (5, 33, 33, 3) and out.dtype == np.uint8 and out.flags.c_contiguous
+        np.testing.assert_array_equal(out, np.broadcast_to(out[:1], out.shape))
+        np.testing.assert_array_equal(without(still, 33, rng(seed))[:1], without(still[:1], 33, rng(seed)))
+        np.testing.assert_array_equal(out, ALL(still, 33, rng(seed)))
+        seen.add(out.tobytes())
+    assert len(seen) == 60
+
+
+def test_the_clip_itself_is_left_alone(still):
+    before = still.copy()
+    ALL(still, 47, rng(3))
+    Augment(rand_layers=4)(still[:, :, :47], 47, rng(3))  # a map that changes nothing
+    np.testing.assert_array_equal(still, before)
+
+
+def test_order_of_the_stages(still):
+    """Geometry, RandAugment's colours, jitter, erasing, each as its own module does it."""
+    for seed in range(20):
+        augment = Augment(rand_layers=2, rand_magnitude=7.0, colour_jitter=0.3, erasing=1.0)
+        random = rng(seed)
+        drawn = randaugment.draw(2, 7.0, random)
+        expected = sample(still, square_map(47, 61, 40) @ randaugment.geometric_map(drawn, 40), 40)
+        randaugment.recolour(expected, drawn)
+        colour.jitter(expected, 0.3, random)
+        random.uniform()
+        colour.erase(expected, random)
+        np.testing.assert_array_equal(augment(still, 40, rng(seed)), expected)
+
+
+def test_erasing_has_its_probability(clip):
+    plain = centre_crop(clip, 32)
+    erased = [(Augment(erasing=0.25)(clip, 32, rng(seed)) != plain).any() for seed in range(400)]
+    assert 70 < sum(erased) < 130
+
+
+def test_random_resized_crops():
+    """Positions are read from the pixels: share of the frame, shape, and that all of it is reached."""
+    row, column = np.meshgrid(np.arange(200), np.arange(250), indexing="ij")
+    clip = np.stack([row, column, row * 0], axis=-1)[None].astype(np.uint8)
+    shares, ratios, corners = [], [], []
+    for seed in range(300):
+        out = Augment(random_crop=True, area=0.2, ratio=1.5)(clip, 64, rng(seed))[0, ..., :2].astype(float)
+        rows, columns = (out[..., axis].max() - out[..., axis].min() + 1 for axis in (0, 1))
+        shares.append(rows * columns / 50_000), ratios.append(columns / rows)
+        corners.append(out[0, 0]), corners.append(out[-1, -1])
+    assert 0.17 < min(shares) < 0.25 and 0.9 < max(shares) <= 1
+    assert 0.64 < min(ratios) < 0.75 and 1.4 < max(ratios) < 1.56
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+    assert (low < 4).all() and (high > (195, 245)).all()
+
+
+def test_fields_are_plain_values():
+    """They are keys of the configuration, read by the types of their defaults."""
+    for field in dataclasses.fields(Augment):
+        assert type(field.default) in (bool, int, float, str)
+
+
 def test_positions_cover_the_video():
     positions = [Augment(random_crop=True).position(rng(seed)) for seed in range(200)]
     assert 0 <= min(positions) < 0.05 and 0.95 < max(positions) < 1
@@ -89,6 +166,15 @@ def test_positions_cover_the_video():
     [
         ({"scale": 0.9, "random_crop": True}, "augment.scale must be at least 1; found 0.9"),
         ({"scale": 1.2}, "needs augment.random_crop"),
+        ({"area": 0.0, "random_crop": True}, "augment.area must be above 0 and at most 1; found 0.0"),
+        ({"area": 0.5}, "augment.area below 1 needs augment.random_crop"),
+        ({"area": 0.5, "scale": 1.2, "random_crop": True}, "set one of them"),
+        ({"ratio": 0.5}, "augment.ratio must be at least 1; found 0.5"),
+        ({"rand_layers": -1}, "augment.rand_layers must be at least 0; found -1"),
+        ({"rand_magnitude": 10.5}, "augment.rand_magnitude must be 0 to 10; found 10.5"),
+        ({"rand_magnitude": float("nan")}, "augment.rand_magnitude must be 0 to 10; found nan"),
+        ({"colour_jitter": 1.5}, "augment.colour_jitter must be 0 to 1; found 1.5"),
+        ({"erasing": -0.1}, "augment.erasing must be 0 to 1; found -0.1"),
         ({"frame_order": "reverse"}, "unknown frame_order 'reverse'; did you mean 'reversed'"),
         ({"frame_order": None}, f"valid: {', '.join(FRAME_ORDERS)}"),
     ],

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tubevit.training.losses import classification_loss, mixup, targets
+from tubevit.training import losses
+from tubevit.training.losses import classification_loss, cutmix, mix, mixup, targets
 
 
 def log_softmax(x):
@@ -17,6 +18,7 @@ def logits():
 
 
 BLEND = jax.jit(mixup)
+CUT = jax.jit(cutmix)
 LABELS = np.array([0, 4, 2, 2, 1, 3], np.int32)
 
 
@@ -94,3 +96,97 @@ def test_mixup_follows_the_key():
     pixels, target = jnp.zeros((6, 3, 4, 6), jnp.uint8), jnp.eye(6)
     first, again, other = (BLEND(pixels, target, 0.4, jax.random.key(seed))[1] for seed in (1, 1, 2))
     assert (first == again).all() and (first != other).any()
+
+
+def test_cutmix_equals_the_definition():
+    """One rectangle per sample, for all frames, of one other sample; targets weighted by pixels, exactly."""
+    plain = np.broadcast_to(np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1, 1), (12, 3, 8, 13, 3))
+    changed = 0
+    for seed in range(8):
+        with jax.numpy_dtype_promotion("strict"):
+            pixels, target = map(np.asarray, CUT(jnp.asarray(plain), jnp.eye(12), 1.0, jax.random.key(seed)))
+        assert pixels.dtype == np.uint8 and target.dtype == np.float32
+        expected, weights, others = plain.copy(), np.zeros((12, 12)), []
+        for i in range(12):
+            foreign = (pixels[i] != i).any(axis=(0, 3))
+            if foreign.any():
+                rows, columns = np.flatnonzero(foreign.any(axis=1)), np.flatnonzero(foreign.any(axis=0))
+                others.append(int(pixels[i, 0, rows[0], columns[0], 0]))
+                expected[i, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = others[-1]
+            weights[i] = np.bincount(pixels[i].ravel(), minlength=12) / pixels[i].size
+        np.testing.assert_array_equal(pixels, expected)
+        np.testing.assert_allclose(target, weights, atol=1e-7)
+        assert len(set(others)) == len(others)  # a permutation: nobody is taken twice
+        changed += len(others)
+    assert changed > 50
+
+
+@pytest.fixture(scope="module")
+def many():
+    """`many(alpha)`: of 2000 samples, which pixels CutMix replaced, (2000, 30, 45) bool, and with what weight."""
+    plain = jnp.arange(2000.0)[:, None, None, None] * jnp.ones((1, 30, 45, 1))
+    labels = jnp.arange(2000.0)[:, None]
+
+    def cut(alpha):
+        pixels, target = CUT(plain, labels, alpha, jax.random.key(0))
+        replaced = np.asarray(pixels != plain)[..., 0]
+        met = replaced.any(axis=(1, 2))
+        other = np.asarray(pixels).sum(axis=(1, 2, 3)) / 1350  # mean label of the pixels
+        np.testing.assert_allclose(target[:, 0], other, rtol=1e-4)
+        return replaced[met]
+
+    return cut
+
+
+def test_cutmix_boxes_have_the_drawn_area(many):
+    """Beta(1e5, 1e5) is 1/2: boxes have sides of sqrt(1/2) of the frame's, less what lies outside."""
+    replaced = many(1e5)
+    assert len(replaced) > 1980
+    for inside, size in ((replaced.any(axis=2), 30), (replaced.any(axis=1), 45)):
+        lengths = inside.sum(axis=1)
+        middles = [np.flatnonzero(line).mean() for line in inside]
+        side = size * np.sqrt(0.5)
+        assert abs(lengths.max() - side) <= 1 and abs(lengths.min() - side / 2) <= 1
+        # Uniform centres: on average an eighth of the squared side is lost at either edge.
+        assert abs(lengths.mean() - (side - side**2 / (4 * size))) < 0.02 * size
+        assert abs(np.mean(middles) - (size - 1) / 2) < 0.02 * size
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_cutmix_shares_follow_beta(many, alpha):
+    """Against a simulation of the paper's algorithm in NumPy: mean and spread of the shares."""
+    shares = many(alpha).mean(axis=(1, 2))
+    rng = np.random.default_rng(0)
+    side = np.sqrt(1 - rng.beta(alpha, alpha, 200_000))
+    spans = []
+    for _ in range(2):
+        centre = rng.uniform(size=200_000)
+        spans.append(np.minimum(centre + side / 2, 1) - np.maximum(centre - side / 2, 0))
+    expected = spans[0] * spans[1]
+    expected = expected[expected > 0.5 / 1350]
+    assert abs(shares.mean() - expected.mean()) < 0.02
+    assert abs(shares.std() - expected.std()) < 0.02
+
+
+def test_mix_takes_one_of_the_two(monkeypatch):
+    pixels, target = jnp.full((6, 2, 9, 8, 3), 255, jnp.uint8), jnp.eye(6)
+    for alphas, dtype in (((0.0, 0.0), jnp.uint8), ((0.4, 0.0), jnp.float32), ((0.0, 1.0), jnp.uint8)):
+        with jax.numpy_dtype_promotion("strict"):
+            shapes = jax.eval_shape(lambda key: mix(pixels, target, *alphas, key), jax.random.key(0))
+        assert (shapes[0].shape, shapes[0].dtype) == (pixels.shape, dtype) and shapes[1].dtype == jnp.float32
+    with jax.numpy_dtype_promotion("strict"):
+        shapes = jax.eval_shape(lambda key: mix(pixels, target, 0.4, 1.0, key), jax.random.key(0))
+    assert (shapes[0].shape, shapes[0].dtype) == (pixels.shape, jnp.float32)
+
+    # Which one is taken, by stand-ins that compile at once: they return the alpha that they were given.
+    monkeypatch.setattr(losses, "mixup", lambda pixels, target, alpha, key: (pixels / 255.0, target * alpha))
+    monkeypatch.setattr(losses, "cutmix", lambda pixels, target, alpha, key: (pixels, target * alpha))
+    both = jax.jit(lambda key: mix(pixels, target, 0.25, 0.5, key))
+    taken = []
+    for seed in range(60):
+        mixed, labels = both(jax.random.key(seed))
+        taken.append(float(labels[0, 0]))
+        assert (mixed == 1).all()  # in the range of normalised pixels either way
+    assert set(taken) == {0.25, 0.5} and 20 <= taken.count(0.25) <= 40
+    for alphas, expected in (((0.0, 0.0), 1), ((0.25, 0.0), 0.25), ((0.0, 0.5), 0.5)):
+        assert mix(pixels, target, *alphas, jax.random.key(0))[1][0, 0] == expected

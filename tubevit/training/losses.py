@@ -1,4 +1,4 @@
-"""Losses and mixup."""
+"""Losses, mixup and CutMix."""
 
 from __future__ import annotations
 
@@ -49,3 +49,58 @@ def mixup(pixels: jax.Array, target: jax.Array, alpha: float, key: jax.Array) ->
         return weight * x + (1 - weight) * x[order]
 
     return blend(pixels), blend(target)
+
+
+def cutmix(pixels: jax.Array, target: jax.Array, alpha: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Puts a rectangle of another sample of the batch into each, the same in all frames (Yun et al. 2019, section 3.1).
+
+    The share that is kept is drawn from Beta(alpha, alpha) for each sample. The rectangle has the shape of the frame
+    and its centre anywhere in it; what lies outside is lost, and targets are weighted by the pixels that are kept.
+
+    Args:
+        pixels: (B, ..., H, W, 3) of any dtype.
+        target: (B, classes) float32.
+
+    Returns:
+        Pixels of the same dtype, and target.
+    """
+    share_key, order_key, centre_key = jax.random.split(key, 3)
+    count, (height, width) = len(pixels), pixels.shape[-3:-1]
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (count,), jnp.float32))  # of the frame's
+    order = jax.random.permutation(order_key, count)
+    centre = jax.random.uniform(centre_key, (2, count), jnp.float32)
+    inside_y, inside_x = _interval(centre[0], side, height), _interval(centre[1], side, width)
+    inside = inside_y[:, :, None] & inside_x[:, None, :]
+    cut = (inside_y.sum(axis=1) * inside_x.sum(axis=1)).astype(jnp.float32)[:, None] / jnp.float32(height * width)
+    inside = inside.reshape(count, *(1,) * (pixels.ndim - 4), height, width, 1)
+    return jnp.where(inside, pixels[order], pixels), (1 - cut) * target + cut * target[order]
+
+
+def _interval(centre: jax.Array, length: jax.Array, size: int) -> jax.Array:
+    """(B, size) bool: the pixels whose middles lie in an interval of each sample; shares of the size."""
+    middles = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
+    return jnp.abs(middles - centre[:, None]) < length[:, None] / 2
+
+
+def mix(
+    pixels: jax.Array, target: jax.Array, mixup_alpha: float, cutmix_alpha: float, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mixup or CutMix, whichever has an alpha above 0; with both, each batch takes one of them at random.
+
+    Args:
+        pixels: (B, ..., H, W, 3), uint8 0..255 or float -1..1.
+        target: (B, classes) float32.
+
+    Returns:
+        Pixels, as they were or as float32 -1..1, and target.
+    """
+    if not cutmix_alpha:
+        return mixup(pixels, target, mixup_alpha, key) if mixup_alpha else (pixels, target)
+    if not mixup_alpha:
+        return cutmix(pixels, target, cutmix_alpha, key)
+    choice_key, key = jax.random.split(key)
+    return jax.lax.cond(
+        jax.random.bernoulli(choice_key),
+        lambda: mixup(pixels, target, mixup_alpha, key),
+        lambda: cutmix(normalise(pixels, jnp.float32), target, cutmix_alpha, key),
+    )
