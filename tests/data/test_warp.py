@@ -168,6 +168,16 @@ def test_reductions_average_all_pixels(name, factor):
     assert contrast <= 1 + (200 / block if block % 2 else 0)  # odd blocks hold a stripe more of one kind
 
 
+@pytest.mark.parametrize("height, size", [(133, 30), (133, 44), (131, 60), (135, 17)])
+def test_reductions_keep_the_last_pixels_in_place(height, size):
+    """Where the frame is no multiple of the block; a ramp, all of it, upside down."""
+    image = np.broadcast_to((np.arange(height) * 1.9).astype(np.uint8)[:, None, None], (height, height, 3))
+    matrix = affine(1, 0, 0, 0, -1, height) @ crop_map(0, 0, height, height, size)
+    inner = slice(2, -2)  # the reference does not average blocks, which shows at the rim
+    errors = sample([image], matrix, size)[0, inner] - reference(image, matrix, size)[inner]
+    assert np.abs(errors + 0.25).max() <= 1.25
+
+
 YUV_MAPS = {
     "centre": lambda h, w, size: square_map(h, w, size),
     "left": lambda h, w, size: square_map(h, w, size, 0.0),
