@@ -12,23 +12,6 @@ EXAMPLES = (
     "tubevit predict --checkpoint runs/quickstart clip.mp4",
     "tubevit predict --checkpoint my_model --top 3 --json folder_of_clips/ photo.jpg",
 )
-SUFFIXES = {
-    ".avi",
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webm",
-    ".webp",
-}
 
 
 def add_arguments(parser) -> None:
@@ -68,11 +51,14 @@ def run(args) -> None:
 
 
 def _files(names: list[str]) -> list[pathlib.Path]:
+    from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
     files = []
     for name in names:
         path = pathlib.Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            known = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known)
             if not inside:
                 raise UserError(f"{path} holds no video or image")
             files += inside
