@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test test-extras lint clean
 
 setup: $(READY)
 
@@ -20,7 +20,12 @@ quickstart:
 
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore=tests/extras
+
+# What needs more than the core: peers in torch. They are installed on the first call.
+test-extras: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers]'
+	$(BIN)/python -m pytest -q tests/extras
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Packaging. `pip install -e .` for development; extras: cuda, peers, dev."""
+"""Packaging. `pip install -e .` for development; extras: cuda, tpu, gcs, peers, dev."""
 
 import pathlib
 import re
@@ -37,8 +37,10 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],
-        "peers": ["torch"],
-        "dev": ["pytest>=8", "ruff>=0.6"],
+        "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
+        "gcs": ["gcsfs>=2024.2"],
+        "peers": ["torch", "torchvision", "timm"],
+        "dev": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "pillow>=10", "gcsfs>=2024.2"],
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli:main"]},
 )

@@ -13,7 +13,7 @@ def torchvision_names(which):
     """A list of torchvision's metadata; its file alone, which needs neither torch nor compiled operators."""
     package = importlib.util.find_spec("torchvision")
     if package is None:
-        pytest.skip("torchvision is not installed")
+        pytest.fail("torchvision is not installed: make test-extras installs it")
     path = pathlib.Path(package.submodule_search_locations[0]) / "models" / "_meta.py"
     spec = importlib.util.spec_from_file_location("torchvision_meta", path)
     module = importlib.util.module_from_spec(spec)
@@ -39,7 +39,7 @@ def test_kinetics_400(tmp_path):
 def test_imagenet(tmp_path):
     names = torchvision_names("_IMAGENET_CATEGORIES")
     if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
+        pytest.fail("timm is not installed: make test-extras installs it")
     info = pathlib.Path(importlib.util.find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
     wnids = (info / "imagenet_synsets.txt").read_text().split()
     lemmas = dict(line.split("\t") for line in (info / "imagenet_synset_to_lemma.txt").read_text().splitlines())
