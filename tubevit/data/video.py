@@ -133,21 +133,22 @@ def video_seconds(media: Media) -> float | None:
 
 def _timed_frames(container, stream, start: float):
     """Frames with their presentation times in seconds from the stream's beginning, from a key frame <= start on."""
-    first = float((stream.start_time or 0) * stream.time_base)
+    unit = float(stream.time_base)  # as a fraction it would cost 10 % of decoding
+    first = (stream.start_time or 0) * unit
     frames, head, back = container.decode(stream), [], 0.0
     while start > 0 and stream.start_time is not None:  # without time stamps nothing can be found
         target = start - back
         with contextlib.suppress(av.FFmpegError, OverflowError):  # not seekable: decode from the beginning
-            container.seek(int((target + first) / stream.time_base), stream=stream)
+            container.seek(int((target + first) / unit), stream=stream)
         frames = container.decode(stream)
         head = list(itertools.islice(frames, 1))
-        if target < -1 or (head and (head[0].pts is None or head[0].pts * stream.time_base - first <= start)):
+        if target < -1 or (head and (head[0].pts is None or head[0].pts * unit - first <= start)):
             break
         back = 2 * back + 1  # seeking goes by decoding time: the key frame that it found is shown later
     step = _frame_seconds(stream)
     time = -step
     for frame in itertools.chain(head, frames):
-        time = time + step if frame.pts is None else float(frame.pts * stream.time_base) - first
+        time = time + step if frame.pts is None else frame.pts * unit - first
         yield time, frame
 
 
@@ -188,7 +189,7 @@ def decode_frames(
 
 def _at_times(name: str, container, stream, times: np.ndarray, step: float, seconds: float) -> list:
     picked: list[av.VideoFrame] = []
-    current, end, error = None, None, None
+    current, shown, error = None, 0.0, None
     latest = times + TIME_TOLERANCE
     try:
         for time, frame in _timed_frames(container, stream, float(times[0])):
@@ -196,37 +197,36 @@ def _at_times(name: str, container, stream, times: np.ndarray, step: float, seco
                 picked.append(current)
             if len(picked) == len(times):
                 break
-            current, end = frame, time + _shown_seconds(frame, stream)
+            current, shown = frame, time
     except av.FFmpegError as caught:
         error = caught
-        _check_tail(name, container, stream, end, error)
     if len(picked) < len(times):
+        end = _end(name, container, stream, current, shown, error)
         _check_coverage(name, float(times[0]), min(len(times) * step, seconds - times[0]), end, error)
         picked += [current] * (len(times) - len(picked))
     return _each_once(name, picked)
 
 
-def _shown_seconds(frame: av.VideoFrame, stream) -> float:
-    return float(frame.duration * stream.time_base) if frame.duration else _frame_seconds(stream)
+def _end(name: str, container, stream, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
+    """When the last frame, shown from `time` on, ends.
 
-
-def _check_tail(name: str, container, stream, end: float | None, error: Exception) -> None:
-    """Raises if more can be decoded behind the error than decoders hold back: what was decoded until then is kept of
-    a damaged tail only.
+    Raises if there is none, or if more can be decoded behind the error than decoders hold back: only a damaged tail
+    is left out.
     """
+    if last is None:
+        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
+    end = time + (float(last.duration * stream.time_base) if last.duration else _frame_seconds(stream))
     more = 0
     with contextlib.suppress(av.FFmpegError):
-        for packet in container.demux(stream):
+        for packet in container.demux(stream) if error else ():
             with contextlib.suppress(av.FFmpegError):
                 more += len(packet.decode())
             if more > MAX_DELAY:
-                raise DecodeError(f"{name} is damaged at {end or 0.0:.2f} s: {_reason(error)}") from error
+                raise DecodeError(f"{name} is damaged at {end:.2f} s: {_reason(error)}") from error
+    return end
 
 
-def _check_coverage(name: str, start: float, span: float, end: float | None, error: Exception | None) -> None:
-    """Raises if decoding did not get half of the requested span far; `end`: of the last frame, None without any."""
-    if end is None:
-        raise DecodeError(f"cannot decode {name}: {_reason(error) if error else 'it holds no frame'}")
+def _check_coverage(name: str, start: float, span: float, end: float, error: Exception | None) -> None:
     if end - start < MIN_COVERAGE * span:
         raise DecodeError(
             f"{name} is truncated: of the {span:.2f} s from {start:.2f} s on, decoding ends at {end:.2f} s"
@@ -245,16 +245,14 @@ def _each_once(name: str, picked: list[av.VideoFrame]) -> list:
 
 
 def _every_frame(name: str, container, stream, declared: float | None) -> list:
-    decoded, end, error = [], None, None
+    decoded, error = [], None
     try:
-        for time, frame in _timed_frames(container, stream, 0.0):
-            decoded.append(frame)
-            end = time + _shown_seconds(frame, stream)
-    except av.FFmpegError as caught:
+        decoded.extend(_timed_frames(container, stream, 0.0))
+    except av.FFmpegError as caught:  # what came before it is in the list
         error = caught
-        _check_tail(name, container, stream, end, error)
-    _check_coverage(name, 0.0, declared or 0.0, end, error)
-    return _each_once(name, decoded)
+    time, last = decoded[-1] if decoded else (0.0, None)
+    _check_coverage(name, 0.0, declared or 0.0, _end(name, container, stream, last, time, error), error)
+    return _each_once(name, [frame for _, frame in decoded])
 
 
 def _of_pixels(clip: np.ndarray, frames: int | None, position: float) -> list[np.ndarray]:
