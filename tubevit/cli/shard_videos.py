@@ -25,7 +25,8 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--short-side",
         type=int,
-        help="encode again as H.264 (images: JPEG) of this many pixels; default: keep the bytes",
+        metavar="PIXELS",
+        help="encode larger ones again, as H.264 (images: JPEG); default: keep all bytes",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import av
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 
 from tubevit.data.video import MIN_COVERAGE, DecodeError, Media, decode_image, media_kind
 
-CRF = 20  # quality of H.264, lower is better
+CRF = 23  # quality of H.264, lower is better
 PRESET = "veryfast"
 KEY_FRAMES = 30  # frames from one key frame to the next: at 250, clips decode at half the speed
 JPEG_QUALITY = 95
@@ -23,8 +24,8 @@ def checked(media: Media, short_side: int | None = None) -> bytes:
 
     Args:
         media: path, encoded bytes, or the pixels of an image (kept without loss, as PNG).
-        short_side: in pixels; None keeps the bytes as they are. Videos are encoded as H.264 (even sizes, upright,
-            without sound, the same presentation times; never enlarged), larger images as JPEG.
+        short_side: in pixels; larger videos are encoded as H.264 (even sizes, upright, without sound, the same
+            presentation times), larger images as JPEG. Others, and with None all, keep their bytes.
 
     Raises:
         DecodeError: missing, empty, damaged anywhere, without video, ends before half of the declared duration, or
@@ -38,9 +39,11 @@ def checked(media: Media, short_side: int | None = None) -> bytes:
     encoded = media if isinstance(media, bytes) else pathlib.Path(media).read_bytes()
     if kind == "image":
         return _checked_image(encoded, short_side)
-    if short_side is not None:
-        return _encode_again(encoded, short_side)
-    for _ in _frames(encoded):
+    frames = _frames(encoded)
+    _, _, frame = first = next(frames)
+    if short_side is not None and min(frame.width, frame.height) > short_side:
+        return _encode_again(itertools.chain([first], frames), short_side)
+    for _ in frames:
         pass
     return encoded
 
@@ -86,11 +89,11 @@ def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, 
         raise DecodeError(f"it cannot be decoded: {error.strerror or error}") from error
 
 
-def _encode_again(encoded: bytes, short_side: int) -> bytes:
-    """The video as H.264 in mp4, its short side at most `short_side` pixels."""
+def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
+    """What `_frames` gives as H.264 in mp4; no B-frames: with them and gaps the declared duration is off."""
     buffer, track, last = io.BytesIO(), None, None
     with av.open(buffer, "w", format="mp4") as container:
-        for stream, time, frame in _frames(encoded):
+        for stream, time, frame in frames:
             if last is not None and time <= last:  # encoders take rising times only
                 continue
             last, duration = time, frame.duration
@@ -105,7 +108,7 @@ def _encode_again(encoded: bytes, short_side: int) -> bytes:
                 track.pix_fmt = "yuv420p"
                 track.codec_context.time_base = track.time_base = stream.time_base
                 track.codec_context.thread_count = 1
-            small = frame.reformat(track.width, track.height, "yuv420p", interpolation="AREA")
+            small = frame.reformat(track.width, track.height, "yuv420p", interpolation="AREA", threads=1)
             small.pts, small.time_base, small.duration = time, stream.time_base, duration
             small.pict_type = av.video.frame.PictureType.NONE  # not that of the file: the encoder would follow it
             container.mux(track.encode(small))
@@ -115,5 +118,5 @@ def _encode_again(encoded: bytes, short_side: int) -> bytes:
 
 def _even(width: int, height: int, short_side: int) -> tuple[int, int]:
     """(width, height) with the given short side, both even: H.264 with half-size colours has no odd sizes."""
-    scale = min(1.0, short_side / min(width, height))
-    return max(2, 2 * int(width * scale / 2 + 0.49)), max(2, 2 * int(height * scale / 2 + 0.49))
+    scale = short_side / min(width, height)
+    return 2 * round(width * scale / 2), 2 * round(height * scale / 2)
