@@ -35,8 +35,10 @@ def test_softmax_with_smoothing(logits, smoothing):
 
 def test_several_labels(logits):
     labels = np.random.default_rng(1).integers(0, 2, (6, 5)).astype(np.float32)
+    np.testing.assert_array_equal(targets(jnp.asarray(labels), 5, 0.0, True), labels)
     target = targets(jnp.asarray(labels), 5, 0.3, True)
-    np.testing.assert_array_equal(target, labels)  # not smoothed
+    labels = 0.7 * labels + 0.3 / 5
+    np.testing.assert_allclose(target, labels, atol=1e-7)
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean(axis=1)
     np.testing.assert_allclose(classification_loss(jnp.asarray(logits), target, True), expected, rtol=2e-5)

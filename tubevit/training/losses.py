@@ -14,11 +14,9 @@ def targets(labels: jax.Array, classes: int, label_smoothing: float, multi_label
 
     Args:
         labels: (B,) integers, or (B, classes) of 0 and 1 for several labels a sample.
-        label_smoothing: share of the probability that is spread over all classes; not for several labels.
+        label_smoothing: share of each target that is spread over all classes.
     """
-    if multi_label:
-        return labels.astype(jnp.float32)
-    one_hot = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    one_hot = labels.astype(jnp.float32) if multi_label else jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     return optax.smooth_labels(one_hot, label_smoothing) if label_smoothing else one_hot
 
 

@@ -12,10 +12,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tubevit.models.tubevit import ModelConfig, TubeViT
-from tubevit.training.losses import classification_loss, mixup, targets
+from tubevit.training.losses import classification_loss, mix, targets
 from tubevit.zoo.checkpoint import parameters
 
-_MIXUP, _DROPOUT = 0, 1  # purposes that keys are folded for
+_MIX, _DROPOUT = 0, 1  # purposes that keys are folded for
 
 
 def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
@@ -46,8 +46,8 @@ def joint_loss(graph: nnx.GraphDef, params: dict, batch: Mapping, config: Config
         dataset_key = jax.random.fold_in(key, i)
         pixels = sub_batch["pixels"]
         target = targets(sub_batch["label"], head.classes, config.train.label_smoothing, head.multi_label)
-        if config.train.mixup:
-            pixels, target = mixup(pixels, target, config.train.mixup, jax.random.fold_in(dataset_key, _MIXUP))
+        mix_key = jax.random.fold_in(dataset_key, _MIX)
+        pixels, target = mix(pixels, target, config.train.mixup, config.train.cutmix, mix_key)
         logits = model(pixels, head=dataset.head, key=jax.random.fold_in(dataset_key, _DROPOUT))
         losses[name] = classification_loss(logits, target, head.multi_label).mean()
         total += dataset.loss_weight * losses[name]
