@@ -153,3 +153,11 @@ def test_no_such_source(name, expected):
     with pytest.raises(UserError, match=expected) as error:
         open_source(name, "train")
     assert "\n" not in str(error.value)
+
+
+def test_folders_that_are_links(tmp_path):
+    (tmp_path / "elsewhere/a").mkdir(parents=True)
+    (tmp_path / "elsewhere/a/x.mp4").touch()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train").symlink_to("../elsewhere")
+    assert open_source(str(tmp_path / "set"), "train").keys == (str(tmp_path / "set/train/a/x.mp4"),)

@@ -84,7 +84,7 @@ def file_names(folder: str, expected: str) -> list[str]:
         UserError: there is no such folder; it says what was expected.
     """
     require_folder(folder, expected)
-    return [name for name in storage.list_files(folder) if "/" not in name]
+    return storage.names(folder)
 
 
 def read_text(path: str) -> str:
