@@ -16,6 +16,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from tests import gcs
 from tests.data.clips import indices, set_rotation, write_audio, write_clip
@@ -86,7 +87,7 @@ def test_same_source(clips, made, split):
     for i in np.random.default_rng(0).permutation(len(source)):
         assert source.media(i) == pathlib.Path(source.keys[i]).read_bytes()
     assert [note for note in source.notes if f"{len(good)} of {original.listed}" in note] or split == "val"
-    assert list(source.keys) != [original.keys[i] for i in good]  # shuffled
+    assert list(source.keys) != [original.keys[i] for i in good] or split == "val"  # shuffled
 
 
 def test_index_and_rejected(clips, made):
@@ -220,15 +221,16 @@ def test_damage_is_found_on_opening(made, tmp_path):
     whole = shard.read_bytes()
     for end in (0, 1000, 2**16, len(whole) - 2**16, len(whole) - 1):
         shard.write_bytes(whole[:end])
-        with pytest.raises(UserError, match=f"shard {shard} cannot be read.*; expected [567] records"):
+        with pytest.raises(UserError, match=f"shard {shard} cannot be read.*; expected [2-7] records"):
             open_shards(name, "train")
     shard.unlink()
     with pytest.raises(UserError, match=f"shard {shard} is missing; expected"):
         open_shards(name, "all")
     open_shards(name, "val")
-    other = (out / "val-00000-of-00002.array_record").read_bytes()
-    shard.write_bytes(other)
-    with pytest.raises(UserError, match=f"shard {shard} holds 2 records; expected"):
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    writer.write(b"one")
+    writer.close()
+    with pytest.raises(UserError, match=f"shard {shard} holds 1 records; expected"):
         open_shards(name, "train")
 
 

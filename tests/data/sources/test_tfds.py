@@ -186,6 +186,13 @@ def test_without_label(tmp_path):
         open_tfds(f"tfds:masks@{tmp_path}", "x")
 
 
+def test_unpublished_labels(tmp_path):
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": IMAGENET["label"]})
+    write(tmp_path, "mine", "1.0.0", features, {"test": [{"image": png(i), "label": i - 1} for i in range(2)]})
+    with pytest.raises(UserError, match="1 records of test have no label; choose another split"):
+        open_tfds(f"tfds:mine@{tmp_path}", "test")
+
+
 def test_damaged_files(imagenet, tmp_path):
     shutil.copytree(imagenet, tmp_path / "copy")
     (file,) = (tmp_path / "copy").rglob("*validation.array_record*")

@@ -130,6 +130,8 @@ def open_tfds(name: str, split: str) -> Source:
     several = not isinstance(info.features[label], tfds.features.ClassLabel)
     classes = tuple((info.features[label].feature if several else info.features[label]).names)
     labels = _labels(builder, keys, raw, label, len(classes) if several else None)
+    if (labels < 0).any():  # test sets whose labels were never published
+        raise UserError(f"{name}: {int((labels < 0).sum())} records of {split} have no label; choose another split")
     return Source(name, keys, labels, classes, len(keys), read=read)
 
 
