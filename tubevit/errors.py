@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input or configuration. The command line prints its one line and exits with code 2."""
 
 
+class RunError(RuntimeError):
+    """A run failed for a reason outside of the program; the command line prints its one line, exit code 1."""
+
+
 def closest(name: str, choices: Iterable[str]) -> str:
     """Text that ends an error about an unknown `name`: the closest choices, or all when they are few.
 

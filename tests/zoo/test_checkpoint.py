@@ -10,6 +10,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import tubevit
+from tubevit.data.labels import label_hash
 from tubevit.errors import UserError
 from tubevit.models.tubevit import Head
 from tubevit.zoo.checkpoint import (
@@ -182,3 +183,25 @@ def test_existing_folders_are_not_overwritten(model, saved):
     with pytest.raises(UserError, match=f"{saved} exists already"):
         tubevit.save_model(model, saved)
     assert nnx.state(tubevit.load_model(saved))
+
+
+def test_labels_are_checked_against_their_hash(model):
+    """A list that was sorted or edited by hand would give every class another name."""
+    values = json.loads(json.dumps(model_metadata(model.config)))
+    assert values["heads"]["motion"]["label_hash"] == label_hash(("left", "right", "up"))
+    assert "label_hash" not in values["heads"]["tags"]  # its labels are not known
+    values["heads"]["motion"]["labels"] = ["left", "up", "right"]
+    with pytest.raises(UserError, match="labels of head 'motion' were changed: expected those of label_hash .*, found"):
+        config_from_metadata(values)
+    del values["heads"]["motion"]["label_hash"]  # older checkpoints have none
+    assert dict(config_from_metadata(values).heads)["motion"].labels == ("left", "up", "right")
+
+
+def test_changed_labels_are_not_loaded(saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    file = copy / "_CHECKPOINT_METADATA"
+    text = file.read_text()
+    file.write_text(text.replace('"right", "up"', '"up", "right"'))
+    assert file.read_text() != text
+    with pytest.raises(UserError, match="labels of head 'motion' were changed"):
+        tubevit.load_model(copy)

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.jsonl, TensorBoard events, checkpoints."""
+"""The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
+import time
 
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from tubevit import storage
 from tubevit.config import flatten
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
 from tubevit.zoo.checkpoint import RUN_FOLDER, steps
 
 # Keys that cannot change the result of a run.
 _FREE = ("loader.", "log.", "checkpoint.", "eval.", "data.eval.", "train.steps")
 
 
-class RunError(RuntimeError):
-    """A run failed for a reason outside of the program; the command line prints its one line, exit code 1."""
+# Seconds between two uploads of what is appended to: a bucket knows whole files only.
+_UPLOAD_EVERY = 30.0
 
 
-def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> pathlib.Path:
+def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> pathlib.PurePath:
     """Creates the folder, or checks that a run with checkpoints in it has the same configuration; writes config.json.
 
     Args:
-        workdir: the folder.
+        workdir: the folder; on disk or `gs://`.
         config: resolved.
         heads: {name: Head as a dict}.
         allow_change: keys that may differ from the earlier run beyond those that cannot change the result.
 
     Raises:
         UserError: it cannot be written, or holds a run of another configuration.
+        StorageError: the bucket is out of reach or refuses.
     """
-    workdir = pathlib.Path(workdir).absolute()
-    path = workdir / "config.json"
+    workdir = storage.as_path(workdir)
+    path = storage.join(workdir, "config.json")
     content = config.to_dict() | {"heads": heads}
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists() and steps(workdir / RUN_FOLDER):
-            _compare(workdir, json.loads(path.read_text()), content, allow_change)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
+        if storage.exists(path) and steps(workdir / RUN_FOLDER):
+            _compare(workdir, json.loads(storage.read_bytes(path)), content, allow_change)
+        storage.write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write workdir {workdir}: {error.strerror}") from error
+        raise UserError(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}; name a new workdir") from error
     return workdir
 
 
-def _compare(workdir: pathlib.Path, old: dict, new: dict, allow_change) -> None:
+def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> None:
     old, new = flatten(old), flatten(json.loads(json.dumps(new)))
     differing = [
         key
@@ -73,26 +74,34 @@ def _compare(workdir: pathlib.Path, old: dict, new: dict, allow_change) -> None:
 class MetricsWriter:
     """Writes metrics.jsonl, a JSON object a line, and TensorBoard events.
 
+    Those of a bucket are kept in a temporary folder and uploaded whole, at most every half minute, by `sync` and
+    at the end.
+
     Args:
-        workdir: of the run.
+        workdir: of the run; on disk or `gs://`.
         step: of the restored checkpoint; lines of later steps are cut off.
+
+    Raises:
+        StorageError: the bucket is out of reach or refuses; so do `write`, `sync` and `close`.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: str | os.PathLike, step: int):
         from tensorboardX import SummaryWriter
 
-        self._path = workdir / "metrics.jsonl"
+        self._workdir, self._uploaded = workdir, time.monotonic()
+        self._temporary = tempfile.TemporaryDirectory(prefix="tubevit-") if storage.is_remote(workdir) else None
+        self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
+        self._path = self._folder / "metrics.jsonl"
+        before = storage.join(workdir, "metrics.jsonl")
         kept = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+        for line in storage.read_bytes(before).decode().splitlines() if storage.exists(before) else []:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError, TypeError):
                 break  # the process died while it wrote this line
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self._path)
-        self._tensorboard = SummaryWriter(str(workdir), purge_step=step + 1)
+        storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
+        self._tensorboard = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float | None]) -> None:
         """Appends one line; metrics that are None are left out of TensorBoard."""
@@ -101,10 +110,25 @@ class MetricsWriter:
         for name, value in metrics.items():
             if value is not None:
                 self._tensorboard.add_scalar(name, value, step)
+        if time.monotonic() - self._uploaded > _UPLOAD_EVERY:
+            self.sync()
+
+    def sync(self) -> None:
+        """Brings a bucket up to date: to be called before a checkpoint, which a resumed run goes on from."""
+        if self._temporary:
+            self._tensorboard.flush()
+            for name in storage.names(self._folder):
+                storage.upload(self._folder / name, storage.join(self._workdir, name))
+            self._uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Flushes the events."""
+        """Flushes the events and brings a bucket up to date."""
         self._tensorboard.close()
+        if self._temporary:
+            try:
+                self.sync()
+            finally:
+                self._temporary.cleanup()
 
 
 def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
@@ -113,16 +137,28 @@ def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints of a run: saved in the background, the last `keep` are kept."""
+    """The checkpoints of a run: saved in the background, the last `keep` are kept.
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
-        self.folder = workdir / RUN_FOLDER
-        self._checkpointer = ocp.training.Checkpointer(
+    Args:
+        workdir: of the run; on disk or `gs://`.
+        keep: number of checkpoints.
+
+    Raises:
+        StorageError: the bucket is out of reach or refuses; so do `save`, `wait` and `close`.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int):
+        self.folder = storage.as_path(workdir) / RUN_FOLDER
+        self._checkpointer = self._call(
+            ocp.training.Checkpointer,
             self.folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
         logging.getLogger("absl").addFilter(_not_of_a_failed_save)
+
+    def _call(self, function, *args, **kwargs):
+        return storage.call(self.folder, function, *args, **kwargs)
 
     def save(self, state: dict, metadata: dict, wait: bool = False) -> None:
         """Saves a training state; returns once it is copied, or when it is written if `wait`.
@@ -134,17 +170,18 @@ class Checkpoints:
         try:
             if self._checkpointer.latest is None or self._checkpointer.latest.step < step:
                 trees = {"params": state["params"], "optimizer": state["opt_state"]}
-                self._checkpointer.save_checkpointables_async(
-                    step, trees, force=True, custom_metadata=metadata | {"step": step}
-                )
+                save = self._checkpointer.save_checkpointables_async
+                self._call(save, step, trees, force=True, custom_metadata=metadata | {"step": step})
             if wait:
                 self.wait()
+        except storage.StorageError as error:  # which checkpoints there are is not known either
+            raise storage.StorageError(f"saving a checkpoint in {self.folder} failed: {error}") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failure(error) from error
 
     def wait(self) -> None:
         """Waits until the last save is written."""
-        self._checkpointer.wait()
+        self._call(self._checkpointer.wait)
 
     def _failure(self, error: Exception) -> RunError:
         whole = steps(self.folder)
@@ -154,4 +191,4 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends the background work."""
-        self._checkpointer.close()
+        self._call(self._checkpointer.close)

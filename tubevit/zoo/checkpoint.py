@@ -12,26 +12,46 @@ import jax
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from tubevit import storage
+from tubevit.data.labels import label_hash
 from tubevit.errors import UserError, unknown
 from tubevit.models.tubevit import Head, ModelConfig, TubeViT
 from tubevit.models.variants import as_heads
 from tubevit.tubes import TubeSet
 
-_METADATA_FILE = "_CHECKPOINT_METADATA"  # Orbax writes it last: without it a checkpoint is not whole
+# Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
+_METADATA_FILE, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
 
 
 def model_metadata(config: ModelConfig) -> dict:
-    """A model's configuration as JSON values."""
+    """A model's configuration as JSON values; heads whose labels are known have their `label_hash`."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    heads = {name: dataclasses.asdict(head) for name, head in config.heads}
+    heads = {name: dataclasses.asdict(head) | _label_hash(head.labels) for name, head in config.heads}
     return values | {"tubes": str(config.tubes), "heads": heads}
 
 
+def _label_hash(labels) -> dict[str, str]:
+    return {"label_hash": label_hash(labels)} if labels else {}
+
+
 def config_from_metadata(values: Mapping) -> ModelConfig:
-    """The inverse of `model_metadata`."""
-    heads = tuple((name, Head(**head)) for name, head in values["heads"].items())
-    return ModelConfig(**{**values, "tubes": TubeSet.from_text(values["tubes"], values["padding"]), "heads": heads})
+    """The inverse of `model_metadata`.
+
+    Raises:
+        UserError: the labels of a head are not those that it was trained with, by their hash.
+    """
+    heads = []
+    for name, stored in values["heads"].items():
+        fields = {key: value for key, value in stored.items() if key != "label_hash"}
+        expected, found = stored.get("label_hash"), _label_hash(fields["labels"]).get("label_hash")
+        if expected not in (None, found):
+            raise UserError(
+                f"the labels of head {name!r} were changed: expected those of label_hash {expected}, found {found}"
+            )
+        heads.append((name, Head(**fields)))
+    tubes = TubeSet.from_text(values["tubes"], values["padding"])
+    return ModelConfig(**{**values, "tubes": tubes, "heads": tuple(heads)})
 
 
 def parameters(model: nnx.Module) -> dict:
@@ -39,55 +59,61 @@ def parameters(model: nnx.Module) -> dict:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def _is_whole(path: str | os.PathLike) -> bool:
+    return storage.exists(storage.join(path, _MARK if storage.is_remote(path) else _METADATA_FILE))
+
+
 def steps(folder: str | os.PathLike) -> list[int]:
-    """Steps of the whole checkpoints of a run, rising."""
-    folder = pathlib.Path(folder)
-    found = [path.name for path in folder.iterdir() if (path / _METADATA_FILE).exists()] if folder.is_dir() else []
-    return sorted(int(name) for name in found if name.isdecimal())
+    """Steps of the whole checkpoints of a run, rising.
+
+    Raises:
+        StorageError: the bucket is out of reach or refuses.
+    """
+    found = [name for name in storage.names(folder) if name.isdecimal() and _is_whole(storage.join(folder, name))]
+    return sorted(map(int, found))
 
 
-def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib.Path:
+def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib.PurePath:
     """The folder of a checkpoint.
 
     Args:
-        name: a workdir, a checkpoint's folder, or one that `save_model` wrote.
+        name: a workdir, a checkpoint's folder, or one that `save_model` wrote; on disk or `gs://`.
         step: of the checkpoint in a workdir; None takes the last one.
 
     Raises:
         UserError: there is none; close names are given.
+        StorageError: the bucket is out of reach or refuses.
     """
-    path = pathlib.Path(name)
-    if (path / _METADATA_FILE).exists() and step is None:
-        return path.absolute()
-    if path.is_dir():
-        run = path / RUN_FOLDER if (path / RUN_FOLDER).is_dir() else path
+    path = storage.as_path(name)
+    if step is None and _is_whole(path):
+        return path
+    if storage.is_folder(path):
+        run = path / RUN_FOLDER if storage.is_folder(path / RUN_FOLDER) else path
         available = steps(run)
         if step is not None and step not in available:
-            raise UserError(f"{path} has no checkpoint of step {step}; it has {available or 'none'}")
+            raise UserError(f"{name} has no checkpoint of step {step}; it has {available or 'none'}")
         if available:
-            return (run / str(available[-1] if step is None else step)).absolute()
-        raise UserError(f"{path} holds no checkpoint; expected a workdir, or a folder that save_model wrote")
-    parent = path.parent
-    beside = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    candidates = [
-        str(parent / n) for n in beside if steps(parent / n / RUN_FOLDER) or (parent / n / _METADATA_FILE).exists()
-    ]
+            return run / str(available[-1] if step is None else step)
+        raise UserError(f"{name} holds no checkpoint; expected a workdir, or a folder that save_model wrote")
+    folder = os.path.dirname(os.fspath(name).rstrip("/"))
+    beside = [storage.join(folder, other) for other in storage.names(folder or ".")]
+    candidates = [other for other in beside if _is_whole(other) or steps(storage.join(other, RUN_FOLDER))]
     raise unknown("checkpoint", str(name), candidates)
 
 
-def read_metadata(checkpoint: pathlib.Path) -> dict:
+def read_metadata(checkpoint: pathlib.PurePath) -> dict:
     """What was stored beside the parameters: `model`, and of a run `step` and `config`.
 
     Raises:
         UserError: the folder is a checkpoint of something else.
     """
-    metadata = ocp.checkpointables_metadata(checkpoint).custom_metadata
+    metadata = storage.call(checkpoint, ocp.checkpointables_metadata, checkpoint).custom_metadata
     if not isinstance(metadata, dict) or "model" not in metadata:
         raise UserError(f"{checkpoint} is an Orbax checkpoint, but not of a TubeViT: its metadata names no model")
     return metadata
 
 
-def load_tree(checkpoint: pathlib.Path, name: str, expected):
+def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
     """One tree of arrays of a checkpoint, after comparing names, shapes and dtypes from both sides.
 
     Orbax alone would cast dtypes, pad shapes and skip names silently.
@@ -100,7 +126,7 @@ def load_tree(checkpoint: pathlib.Path, name: str, expected):
     Raises:
         UserError: what is missing, unexpected or of another shape or dtype, all of it.
     """
-    stored = ocp.checkpointables_metadata(checkpoint).metadata
+    stored = storage.call(checkpoint, ocp.checkpointables_metadata, checkpoint).metadata
     if name not in stored:
         raise UserError(f"{checkpoint} holds no {name!r}; it holds {', '.join(map(repr, stored))}")
 
@@ -120,7 +146,7 @@ def load_tree(checkpoint: pathlib.Path, name: str, expected):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sharding info not provided")
-        return ocp.load_checkpointables(checkpoint, {name: abstract})[name]
+        return storage.call(checkpoint, ocp.load_checkpointables, checkpoint, {name: abstract})[name]
 
 
 def load_model(
@@ -134,13 +160,14 @@ def load_model(
     """Loads a model in evaluation mode.
 
     Args:
-        name: a workdir, a checkpoint's folder, or one that `save_model` wrote.
+        name: a workdir, a checkpoint's folder, or one that `save_model` wrote; on disk or `gs://`.
         step: of the checkpoint in a workdir; None takes the last one.
         num_classes, heads: a new, randomly initialised head or heads; the rest is kept. See `create_model`.
         **fields: replaced in the model's configuration, e.g. precision="bfloat16".
 
     Raises:
-        UserError: no such checkpoint, or it does not fit.
+        UserError: no such checkpoint, it does not fit, or the labels of a head were changed.
+        StorageError: the bucket is out of reach or refuses.
     """
     checkpoint = find_checkpoint(name, step)
     stored = config_from_metadata(read_metadata(checkpoint)["model"])
@@ -167,10 +194,10 @@ def save_model(model: TubeViT, path: str | os.PathLike) -> None:
 
     Raises:
         UserError: the path exists already.
+        StorageError: the bucket is out of reach or refuses.
     """
-    path = pathlib.Path(path).absolute()
-    if path.exists():
+    path = storage.as_path(path)
+    if storage.exists(path):
         raise UserError(f"{path} exists already; name a new folder")
-    ocp.save_checkpointables(
-        path, {"params": parameters(model)}, custom_metadata={"model": model_metadata(model.config)}
-    )
+    trees, metadata = {"params": parameters(model)}, {"model": model_metadata(model.config)}
+    storage.call(path, ocp.save_checkpointables, path, trees, custom_metadata=metadata)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tubevit import storage
+from tubevit.data.labels import label_hash
 from tubevit.data.video import DecodeError, Media, media_kind
 from tubevit.errors import UserError, unknown
 
@@ -76,7 +76,7 @@ class Source:
     @property
     def label_hash(self) -> str:
         """Digest of the ordered class names: equal label maps have equal hashes."""
-        return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()[:16]
+        return label_hash(self.classes)
 
     def with_classes(self, classes: tuple[str, ...]) -> Source:
         """The same files, labelled by the indices of `classes` (a model's).
