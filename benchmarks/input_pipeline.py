@@ -6,8 +6,8 @@
 Files of 340x256 H.264, made here: 10 s at 30 frames per second, a key frame every 30 and every 250. All decode the
 same clips with one thread and give (T, 224, 224, 3) uint8 of a crop, except `decoding`: a bare PyAV loop from the same
 key frames to the same last frames. decord2 and torchcodec are measured where they are installed (the latter needs
-FFmpeg). User and system time of all threads, medians of alternating rounds (of the share of
-decoding: the median of their ratios); results are appended to benchmarks/input_pipeline.csv.
+FFmpeg). User and system time of all threads, medians of alternating rounds, of the share of decoding that of the ratios
+within each round; results are appended to benchmarks/input_pipeline.csv.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from tubevit.data.augment import Augment
 from tubevit.data.pipeline import Load, iterate, training_rows
 from tubevit.data.sources import Source
+from tubevit.data.video import TIME_TOLERANCE
 
 RATE, SECONDS = 30, 10
 SIZE = 224
@@ -38,7 +39,9 @@ SAMPLING = {"64 frames at 15 FPS": (64, 15.0), "32 frames at stride 2": (32, RAT
 MiB = 2**20
 
 
-def write_clip(path: pathlib.Path, gop: int, seed: int, height: int = 256, width: int = 340, seconds: int = SECONDS):
+def write_clip(
+    path: pathlib.Path, gop: int, seed: int, height: int = 256, width: int = 340, seconds: int | None = None
+):
     """A camera pans over textures of all scales, textured patches move before them, with a sensor's noise."""
     rng = np.random.default_rng(seed)
     scene = 128 + sum(
@@ -49,7 +52,7 @@ def write_clip(path: pathlib.Path, gop: int, seed: int, height: int = 256, width
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"g": str(gop), "preset": "fast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for t in np.arange(seconds * RATE) / RATE:
+        for t in np.arange((seconds or SECONDS) * RATE) / RATE:
             matrix = cv2.getRotationMatrix2D((640, 320), 3 * np.sin(t / 2 + seed), 1.2 + 0.15 * np.sin(0.7 * t))
             matrix[:, 2] += np.array([width, height]) / 2 - [640, 320] + [150 * np.sin(0.4 * t), 80 * np.cos(0.3 * t)]
             frame = cv2.warpAffine(scene, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
@@ -176,9 +179,12 @@ def pipeline_round(paths: list[str], frames: int, fps: float, seed: int, count: 
     seconds = time.process_time() - start
     clips = load.clips[before:]
     batches.close()
-    room = SECONDS - frames / fps
-    taken = [Clip(path, round(room * position * RATE), frames) for path, position, *_ in clips]
-    return seconds / len(taken), taken
+    return seconds / len(clips), [clip_at(path, position, frames, fps) for path, position in clips]
+
+
+def clip_at(path: str, position: float, frames: int, fps: float) -> Clip:
+    """What `decode_frames` takes at this position."""
+    return Clip(path, int(((SECONDS - frames / fps) * position + TIME_TOLERANCE) * RATE), frames)
 
 
 def measure(folder: pathlib.Path, gops: list[int], rounds: int, files: int, count: int) -> list[dict]:

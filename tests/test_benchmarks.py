@@ -1,0 +1,41 @@
+"""The benchmark of the input pipeline: it runs, and what it compares with decodes the same frames."""
+
+import csv
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+from tubevit.data.video import decode_frames
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "input_pipeline.py"
+    spec = importlib.util.spec_from_file_location("input_pipeline", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "input_pipeline", module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SAMPLING", {"8 frames at stride 2": (8, 15.0)})
+    monkeypatch.setattr(module, "SECONDS", 2)
+    return module
+
+
+def test_the_same_frames_are_decoded(benchmark, tmp_path):
+    (path,) = benchmark.write_clips(tmp_path, 30, 1, height=64, width=80)
+    for position in (0.0, 0.31, 0.5, 1.0):
+        clip = benchmark.clip_at(path, position, 8, 15.0)
+        taken = decode_frames(path, 8, 15.0, position)
+        alone = {number: frame for number, frame in benchmark.decoded(clip)}
+        assert max(alone) == clip.indices[-1] and min(alone) % 30 == 0 and clip.first - min(alone) < 30
+        for number, frame in zip(clip.indices, taken, strict=True):
+            np.testing.assert_array_equal(frame.to_ndarray(), alone[number].to_ndarray())
+
+
+def test_it_runs(benchmark, tmp_path):
+    out = tmp_path / "out.csv"
+    benchmark.main(["--gops", "30", "--rounds", "1", "--clips", "1", "--files", "1", "--out", str(out)])
+    (row,) = csv.DictReader(out.open())
+    assert row["gop"] == "30" and 0.05 < float(row["share_of_decoding"]) < 2
+    assert float(row["pipeline"]) > 0 and float(row["decoding"]) > 0 and float(row["pyav_cv2"]) > 0
