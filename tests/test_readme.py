@@ -48,18 +48,44 @@ def test_python(project, capsys):
     assert names["tokens"].shape[1] == len(names["centres"]) and (project / "my_model").is_dir()
 
 
-def test_commands(project, capsys, train_command):
-    commands = re.findall(r"^    tubevit (\S.+)$", README, re.MULTILINE)
-    assert {command.split()[0] for command in commands} >= {"train", "evaluate", "predict", "inspect"}
+def run_commands(page, train_command):
+    """Runs the page's lines `tubevit ...`; training is cut short. Returns their verbs."""
+    commands = re.findall(r"^    tubevit (\S.+)$", page, re.MULTILINE)
     for command in commands:
         arguments = shlex.split(command)
-        if arguments[0] == "train":  # the same flags with the tiny experiment, whose run it resumes
+        flags = [flag for flag in arguments if flag.startswith("--")]
+        if arguments[0] == "train" and arguments[2].startswith("finetune:"):
+            assert flags == ["--config", "--workdir"]
+            arguments += ["--config.train.steps=2", "--config.loader.threads=1", "--config.eval.every=2"]
+        elif arguments[0] == "train":  # the same flags with the tiny experiment, whose run it resumes
             tiny = train_command("runs/mine")
-            assert [flag for flag in arguments if flag.startswith("--")] == ["--config", "--workdir", STEPS]
+            assert flags == ["--config", "--workdir", STEPS]
             assert load_config(arguments[2], {"train.steps": "1200"}).train.steps == 1200
             arguments = [*tiny, STEPS.replace("1200", "10")]
         assert main(arguments) == 0, command
+    return {command.split()[0] for command in commands}
+
+
+@pytest.fixture
+def clips(project, digits_cache):
+    """clips.csv of the embedded clips, beside the runs."""
+    lines = (digits_cache / "motion.csv").read_text().splitlines()
+    rows = [f"{digits_cache / line}" for line in lines[1:]]
+    (project / "clips.csv").write_text("\n".join([lines[0], *rows]) + "\n")
+
+
+def test_commands(clips, capsys, train_command):
+    assert run_commands(README, train_command) == {"train", "evaluate", "predict", "inspect", "shard-videos"}
     assert "539 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_commands_of_the_pages(clips, train_command, page):
+    text = page.read_text()
+    if page.stem != "buckets":  # there they name buckets: see test_buckets.py
+        assert run_commands(text, train_command)
+    for link in re.findall(r"\]\(([^)#]+)\)", text + README):
+        assert (page.parent / link).exists() or (ROOT / link).exists(), link
 
 
 def test_architectures_are_those_of_the_table():
