@@ -113,7 +113,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_out_of_reach_is_an_error_in_time(operation, accepts, answered_before, monkeypatch):
     """Never an empty folder, a missing file or a broken clip; the limit is as long as TIMEOUT says."""
-    monkeypatch.setattr(storage, "TIMEOUT", 0.2)
+    monkeypatch.setattr(storage, "TIMEOUT", 0.12)
     monkeypatch.setattr(storage, "_lost", False)
     monkeypatch.setattr(storage, "_answered", time.monotonic() + (60 if answered_before else -60))
     begin = time.monotonic()
