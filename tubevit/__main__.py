@@ -1,8 +1,6 @@
 """`python -m tubevit`."""
 
-import sys
-
-from tubevit.cli import main
+from tubevit.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tubevit
+from tubevit.cli import main
 from tests.data.clips import write_audio, write_clip
 
 
@@ -96,3 +97,13 @@ def test_other_errors(tiny_run, refused, clip, image, tmp_path):
     refused(["predict", "--checkpoint", tmp_path / "bare", clip], "has no head to predict with")
     tubevit.save_model(tubevit.load_model(tiny_run, heads={"a": (3, "image")}), tmp_path / "images_only")
     refused(["predict", "--checkpoint", tmp_path / "images_only", clip], "is a video; no head of", "takes one")
+
+
+def test_a_broken_file_among_others(tiny_run, bad_files, clip, image, capsys):
+    """The others are predicted; the exit code tells."""
+    command = ["predict", "--checkpoint", tiny_run, bad_files / "cut.png", clip, bad_files / "cut.mp4", image]
+    assert main(list(map(str, command))) == 2
+    out, err = capsys.readouterr()
+    assert str(clip) in out and str(image) in out and "cut" not in out
+    *each, last = err.splitlines()[-3:]
+    assert "cut.png" in each[0] and "cut.mp4" in each[1] and "2 of 4 files cannot be read" in last

@@ -107,6 +107,16 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
 
 
+def entry() -> None:
+    """The process: `main`, and an end to it."""
+    code = main()
+    if code == FAILED:  # threads that wait for a bucket, or for other hosts, would keep it alive
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _report(error: BaseException, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()

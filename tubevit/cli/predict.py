@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 from tubevit.errors import UserError
 
@@ -27,7 +28,7 @@ def run(args) -> None:
     """Runs the verb."""
     from flax import nnx
 
-    from tubevit.data.video import media_kind, read_image, read_video
+    from tubevit.data.video import DecodeError, media_kind, read_image, read_video
     from tubevit.zoo.checkpoint import load_model
 
     if args.top < 1:
@@ -39,15 +40,25 @@ def run(args) -> None:
     if args.head is not None:
         model.head_for((), args.head)  # an unknown one is an error
     forward = nnx.jit(model, static_argnames="head")
-    for path in _files(args.files):
-        kind = media_kind(path)
-        pixels = read_image(path, model.config.size) if kind == "image" else read_video(path, **model.input)
+    files, broken = _files(args.files), []
+    for path in files:
+        try:
+            kind = media_kind(path)
+            pixels = read_image(path, model.config.size) if kind == "image" else read_video(path, **model.input)
+        except DecodeError as error:
+            if len(files) == 1:
+                raise
+            broken.append(path)
+            print(f"tubevit: {error}", file=sys.stderr, flush=True)
+            continue
         names = [args.head] if args.head else [n for n, head in heads.items() if head.modality in (kind, "any")]
         if not names:
             raise UserError(f"{path} is a {kind}; no head of {args.checkpoint} takes one")
         for name in names:
             logits = forward(pixels, head=name)
             _print(path, name, heads[name], logits[0], args)
+    if broken:
+        raise UserError(f"{len(broken)} of {len(files)} files cannot be read: {', '.join(map(str, broken))}")
 
 
 def _files(names: list[str]) -> list[pathlib.Path]:

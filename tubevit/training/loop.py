@@ -106,6 +106,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, allow_change=()) -> di
                 progress.pause()
             if last or preempted or step % config.checkpoint.every == 0:
                 with progress.time("save"):
+                    writer.sync()  # a bucket's log must not be behind its checkpoint
                     checkpoints.save(state, metadata, wait=bool(last or preempted))
             if preempted and not last:
                 raise Preempted(f"saved step {step} in {workdir}; the same command goes on from there")
