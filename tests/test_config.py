@@ -17,8 +17,6 @@ from tubevit.errors import UserError, closest, unknown
 from tubevit.models.tubevit import TubeViT
 from tubevit.training.experiment import open_experiment
 
-EXPERIMENTS = sorted(path.stem for path in experiments_folder().glob("*.py"))
-
 
 @pytest.fixture
 def config():
@@ -43,9 +41,8 @@ def experiment(tmp_path):
 GOOD = 'c = default_config()\nc.data.train.a = dataset_config(source="x.csv")\n'
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_builds_its_model(name, digits_cache):
-    config = load_config(name)
+def test_the_quickstart_builds_its_model(digits_cache):
+    config = load_config("quickstart")
     with pytest.raises(AttributeError):
         config.sed = 1
     model = open_experiment(config).model
@@ -53,7 +50,6 @@ def test_every_experiment_builds_its_model(name, digits_cache):
     clip = jax.ShapeDtypeStruct((2, model.frames, model.size, model.size, 3), "uint8")
     logits = jax.eval_shape(lambda clip: TubeViT(model, rngs=nnx.Rngs(0))(clip, head=video), clip)
     assert logits.shape == (2, dict(model.heads)[video].classes)
-    assert (experiments_folder() / f"{name}.py").read_text().startswith('"""')
 
 
 def test_contract(config):

@@ -9,11 +9,14 @@ import os
 import pathlib
 import re
 
+import jax
 import pytest
+from flax import nnx
 
 from tubevit.config import experiments_folder, flatten, load_config, model_fields
 from tubevit.errors import UserError
 from tubevit.models.flops import count_parameters
+from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
 from tubevit.recipes import TABLE_10, paper_config
 
@@ -43,6 +46,19 @@ def test_resolved_form(spec):
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "quickstart"])
+def test_models_take_their_input(spec):
+    """Clips and, where there are images to train on, images; shapes only."""
+    config = load_config(spec)
+    heads = {name: (9, "image" if name == "imagenet" else "video") for name in config.data.train}
+    model = model_config(**model_fields(config), heads=heads)
+    for name, (_, modality) in heads.items():
+        shape = (model.frames,) if modality == "video" else ()
+        pixels = jax.ShapeDtypeStruct((2, *shape, model.size, model.size, 3), "uint8")
+        logits = jax.eval_shape(lambda x, name=name: TubeViT(model, rngs=nnx.Rngs(0))(x, head=name), pixels)
+        assert logits.shape == (2, 9) and logits.dtype == "float32"
 
 
 def test_every_experiment_and_golden_text_is_covered():

@@ -102,7 +102,7 @@ def test_python_m_tubevit():
 
 
 def test_the_entry_point_is_main():
-    assert 'tubevit=tubevit.cli:main"' in (ROOT.parent / "setup.py").read_text()
-    from tubevit.cli import main
+    assert 'tubevit=tubevit.cli.main:entry"' in (ROOT.parent / "setup.py").read_text()
+    from tubevit.cli.main import entry, main
 
-    assert main(["--version"]) == 0
+    assert callable(entry) and main(["--version"]) == 0

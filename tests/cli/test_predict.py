@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tubevit
-from tubevit.cli import main
 from tests.data.clips import write_audio, write_clip
+from tubevit.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 
 from tubevit.errors import UserError, unknown
 
@@ -55,10 +56,18 @@ def _model(name: str, args, changes: dict):
 
 
 def _experiment_model(args, changes: dict):
-    from tubevit.config import load_config
+    from tubevit.config import load_config, model_fields
+    from tubevit.models.variants import model_config
     from tubevit.training.experiment import open_experiment
 
-    return dataclasses.replace(open_experiment(load_config(args.config, args.config_overrides)).model, **changes)
+    config = load_config(args.config, args.config_overrides)
+    try:
+        model = open_experiment(config).model
+    except UserError as error:  # without the data its classes are not known
+        classes = 600 if args.num_classes is None else args.num_classes
+        model = model_config(**model_fields(config), num_classes=classes)
+        print(f"{args.config}: a head of {classes} classes in place of its data's ({error})", file=sys.stderr)
+    return dataclasses.replace(model, **changes)
 
 
 def describe(name: str, config) -> dict:
