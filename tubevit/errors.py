@@ -14,6 +14,14 @@ class RunError(RuntimeError):
     """A run failed for a reason outside of the program; the command line prints its one line, exit code 1."""
 
 
+class SplitError(UserError):
+    """A source has no such split, or no labels for it."""
+
+
+class NothingFound(UserError):
+    """None of the files of a split that a source lists is there."""
+
+
 def closest(name: str, choices: Iterable[str]) -> str:
     """Text that ends an error about an unknown `name`: the closest choices, or all when they are few.
 
@@ -37,3 +45,8 @@ def closest(name: str, choices: Iterable[str]) -> str:
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the closest ones that do."""
     return UserError(f"unknown {kind} {name!r}; {closest(name, choices)}")
+
+
+def unknown_split(source: str, split: str, splits: Iterable[str]) -> SplitError:
+    """The error for a split that a source does not have, with those that it has."""
+    return SplitError(str(unknown(f"split of {source}", split, splits)))

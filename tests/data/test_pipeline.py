@@ -176,7 +176,7 @@ def test_broken_files_are_left_out_of_evaluation(partly_broken):
     rows = list(evaluation_rows(partly_broken, ONE_VIEW, 5, 0))
     assert [int(row["broken"]) for row in rows if row["broken"] >= 0] == [3, 8]
     assert [int(row["file"]) for row in rows if row["mask"]] == [i for i in range(12) if i not in (3, 8)]
-    assert "3.png" in partly_broken.reason(3) and "could be decoded" in partly_broken.reason(4)
+    assert "3.png" in partly_broken.reason(3) and "is damaged in places" in partly_broken.reason(4)
 
 
 def test_nothing_but_broken_files_is_an_error(coloured, tmp_path):

@@ -1,7 +1,9 @@
+import cv2
 import numpy as np
 import pytest
 
 from tubevit.data.sources import open_source
+from tubevit.data.video import DecodeError
 from tubevit.errors import UserError
 
 
@@ -170,3 +172,22 @@ def test_unknown_head_of_the_embedded_data(digits_cache):
         open_source("moving_digits", "train", "digit_motions")
     with pytest.raises(UserError, match="unknown head of still_digits 'motion'"):
         open_source("still_digits", "train", "motion")
+
+
+def test_the_modality_is_that_of_the_first_file_that_opens(tmp_path):
+    """A broken first file makes neither an error nor videos of images."""
+    good = np.zeros((8, 8, 3), np.uint8)
+    for name, content in {"a.png": b"", "b.png": b"garbage", "c.png": None}.items():
+        (tmp_path / name).write_bytes(cv2.imencode(".png", good)[1].tobytes() if content is None else content)
+    (tmp_path / "x.csv").write_text("path,label,split\na.png,0,train\nb.png,0,train\nc.png,1,train\n")
+    assert open_source(str(tmp_path / "x.csv"), "train").modality == "image"
+    (tmp_path / "y.csv").write_text("path,label,split\na.png,0,train\n")
+    with pytest.raises(DecodeError, match="none of the first 1 files can be read"):
+        _ = open_source(str(tmp_path / "y.csv"), "train").modality
+
+
+def test_integer_labels_have_a_bound(tmp_path):
+    (tmp_path / "c.png").write_bytes(b"x")
+    (tmp_path / "x.csv").write_text("path,label,split\nc.png,1000000001,train\n")
+    with pytest.raises(UserError, match="integer labels are indices, up to 1000000; found 1000000001"):
+        open_source(str(tmp_path / "x.csv"), "train")

@@ -8,7 +8,8 @@ import pytest
 
 from tubevit.config import dataset_config
 from tubevit.data.moving_digits import write_video
-from tubevit.data.pipeline import Host
+from tubevit.data.pipeline import Host, Load
+from tubevit.data.video import DecodeError
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
 from tubevit.models.tubevit import Head
@@ -195,3 +196,22 @@ def test_an_experiment_derives_its_heads(tiny_config, images):
     config.data.train.still_digits.head = "motion"
     with pytest.raises(UserError, match="data.train.still_digits: its labels differ .* of head 'motion'"):
         open_experiment(config)
+
+
+def test_a_file_counts_only_with_all_its_views(video_model, video_load):
+    """A file whose end is damaged: its first view decodes, its last does not."""
+    load = dataclasses.replace(
+        video_load, source=dataclasses.replace(video_load.source, keys=video_load.source.keys[:1])
+    )
+    decode = Load.decode
+
+    def fails_late(self, index, position):
+        if position > 0.5:
+            raise DecodeError("damaged")
+        return decode(self, index, position)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Load, "decode", fails_late)
+        forward = make_forward(video_model, "parity")
+        assert predict_source(forward, parameters(video_model), load, 4, views=Views(2, 1)).used.tolist() == [False]
+    assert predict_source(forward, parameters(video_model), load, 4, views=Views(2, 1)).used.tolist() == [True]

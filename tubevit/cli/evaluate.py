@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 
-from tubevit.errors import UserError
+from tubevit.errors import SplitError, UserError
 
 HELP = "evaluate a checkpoint on its configuration's data or on another source; writes eval.json"
 EXAMPLES = (
@@ -43,6 +44,8 @@ def run(args) -> None:
 
     if args.data and args.config:
         raise UserError("pass --data or --config, not both")
+    if not args.data and (args.split or args.head):
+        raise UserError("--split and --head go with --data")
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
     checkpoint = find_checkpoint(args.workdir or args.checkpoint, args.step)
@@ -64,11 +67,14 @@ def run(args) -> None:
         if args.batch_size:
             dataset.batch_size = args.batch_size
         load = open_eval(model.config, name, dataset)
+        for note in load.source.notes:
+            print(note, file=sys.stderr)
         record, predictions = evaluate_source(
             make_forward(model, dataset.head), parameters(model), load, dataset.batch_size, name=name,
             head=dataset.head, views=views, threads=threads,
         )  # fmt: skip
-        records.append(record | {"checkpoint": str(checkpoint), "step": metadata.get("step")})
+        origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": metadata.get("step")}
+        records.append(record | origin)
         tables.append((predictions, load, f"{out.removesuffix('.json')}_{name}"))
     try:
         storage.write_text(out, json.dumps(records, indent=2) + "\n")
@@ -98,7 +104,7 @@ def _held_out(data: str, head: str) -> str:
     for split in ("val", "test"):
         try:
             open_source(data, split, head)
-        except UserError:
+        except SplitError:
             continue
         return split
     return "all"
@@ -126,5 +132,6 @@ def _line(record: dict) -> str:
     broken = f", {len(record['broken'])} broken" if record["broken"] else ""
     return (
         f"{record['dataset']} ({record['head']}): {', '.join(scores)}, loss {record['loss']:.4f}; "
-        f"{record['clips_used']} of {record['clips_listed']} clips{broken}, views {record['views']}"
+        f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
+        f"views {record['views']}, split {record['split']}"
     )

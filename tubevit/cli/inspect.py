@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 
 from tubevit.errors import UserError, unknown
@@ -45,12 +44,13 @@ def run(args) -> None:
 
 
 def _model(name: str, args, changes: dict):
+    from tubevit import storage
     from tubevit.models.variants import ARCHITECTURES, model_config
     from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, read_metadata
 
     if name in ARCHITECTURES:
         return model_config(name, num_classes=600 if args.num_classes is None else args.num_classes, **changes)
-    if not os.path.exists(name):
+    if not storage.exists(name):
         raise unknown("model", name, ARCHITECTURES)
     return dataclasses.replace(config_from_metadata(read_metadata(find_checkpoint(name))["model"]), **changes)
 

@@ -53,7 +53,9 @@ def run(args) -> None:
             continue
         names = [args.head] if args.head else [n for n, head in heads.items() if head.modality in (kind, "any")]
         if not names:
-            raise UserError(f"{path} is a {kind}; no head of {args.checkpoint} takes one")
+            raise UserError(
+                f"{path} is {'an' if kind == 'image' else 'a'} {kind}; no head of {args.checkpoint} takes one"
+            )
         for name in names:
             logits = forward(pixels, head=name)
             _print(path, name, heads[name], logits[0], args)
@@ -69,7 +71,7 @@ def _files(names: list[str]) -> list[pathlib.Path]:
         path = pathlib.Path(name)
         if path.is_dir():
             known = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
             if not inside:
                 raise UserError(f"{path} holds no video or image")
             files += inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 HELP = "write a source as ArrayRecord shards of encoded videos or images, on disk or to a bucket"
 EXAMPLES = (
@@ -41,6 +42,8 @@ def run(args) -> None:
             raise UserError(f"{flag}: expected at least {least}; found {value}")
     sources = _open(args.source, args.split)
     summary = {}
+    for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
+        print(note, file=sys.stderr)
     for split, source in sources.items():
         summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
         if not args.json:
@@ -52,20 +55,23 @@ def run(args) -> None:
 def _open(name: str, wanted: str | None) -> dict:
     """The splits to write, all opened before the first is written."""
     from tubevit.data.sources import open_source
-    from tubevit.errors import UserError
+    from tubevit.data.sources.listing import canonical_split
+    from tubevit.errors import NothingFound, SplitError, UserError
 
     if wanted is not None:
-        return {split: open_source(name, split) for split in wanted.split(",")}
+        return {canonical_split(split): open_source(name, split) for split in wanted.split(",")}
     everything = open_source(name, "all")
     found = {}
     for split in SPLITS:
         try:
             source = open_source(name, split)
-        except UserError as error:
-            if not str(error).startswith("unknown split"):
-                raise
+        except SplitError:
+            continue
+        except NothingFound as error:
+            print(f"left out: {error}", file=sys.stderr)
         else:
-            if all(list(source.keys) != list(other.keys) for other in found.values()):  # Charades: test is val
+            same = split == "test" and "val" in found and list(source.keys) == list(found["val"].keys)
+            if not same:  # Charades: test is val
                 found[split] = source
     count = sum(len(source) for source in found.values())
     if count < len(everything):

@@ -68,7 +68,7 @@ class Load:
                 self.decode(index, position)
             except DecodeError as error:
                 return str(error)
-        return f"{self.source.keys[index]} could be decoded at a second try"
+        return f"{self.source.keys[index]} is damaged in places"
 
     def _shaped(self, clip: np.ndarray) -> np.ndarray:
         return clip[0] if self.source.modality == "image" else clip

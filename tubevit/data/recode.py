@@ -11,7 +11,15 @@ import av
 import cv2
 import numpy as np
 
-from tubevit.data.video import MIN_COVERAGE, DecodeError, Media, decode_image, media_kind
+from tubevit.data.video import (
+    MIN_COVERAGE,
+    DecodeError,
+    Media,
+    declared_seconds,
+    decode_image,
+    media_kind,
+    open_video,
+)
 
 CRF = 23  # quality of H.264, lower is better
 PRESET = "veryfast"
@@ -42,7 +50,10 @@ def checked(media: Media, short_side: int | None = None) -> bytes:
     frames = _frames(encoded)
     _, _, frame = first = next(frames)
     if short_side is not None and min(frame.width, frame.height) > short_side:
-        return _encode_again(itertools.chain([first], frames), short_side)
+        try:
+            return _encode_again(itertools.chain([first], frames), short_side)
+        except av.FFmpegError as error:
+            raise DecodeError(f"it cannot be encoded: {error.strerror or error}") from error
     for _ in frames:
         pass
     return encoded
@@ -62,11 +73,7 @@ def _checked_image(encoded: bytes, short_side: int | None) -> bytes:
 def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, av.VideoFrame]]:
     """The stream, the time since its beginning in its time base, and the frame, of every frame."""
     try:
-        with av.open(io.BytesIO(encoded)) as container:
-            if not container.streams.video:
-                raise DecodeError("it has no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
+        with open_video(encoded) as (container, stream):
             first, time, size = stream.start_time or 0, None, None
             step = round(1 / (stream.average_rate or stream.guessed_rate or 25) / stream.time_base)
             for frame in container.decode(stream):
@@ -81,11 +88,10 @@ def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, 
             if time is None:
                 raise DecodeError("it holds no frame")
             reached = float(time * stream.time_base)
-            declared = float(stream.duration * stream.time_base if stream.duration else 0)
-            declared = declared or (container.duration or 0) / av.time_base
+            declared = declared_seconds(container, stream) or 0
             if reached + float(step * stream.time_base) < MIN_COVERAGE * declared:
                 raise DecodeError(f"it is truncated: it declares {declared:.2f} s, decoding ends at {reached:.2f} s")
-    except (av.FFmpegError, OSError) as error:
+    except av.FFmpegError as error:
         raise DecodeError(f"it cannot be decoded: {error.strerror or error}") from error
 
 

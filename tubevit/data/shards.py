@@ -28,6 +28,8 @@ from tubevit.errors import UserError
 FORMAT = 1
 INDEX, REJECTED, PARTS = "index.json", "rejected.csv", "parts"
 CHECKS_AT_ONCE = 16
+# Of array_record when the checksum of a record does not fit; other failures are the storage's.
+DAMAGED = "Corrupted"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,8 @@ class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, source: Source):
         for index, key in enumerate(source.keys):
             media, label = source.media(index), source.labels[index]
+            if isinstance(media, np.ndarray):
+                raise UserError(f"{key}: expected an encoded video; found pixels")
             video = media if isinstance(media, bytes) else pathlib.Path(media).read_bytes()
             label = np.flatnonzero(label).tolist() if source.multi_label else int(label)
             yield index, {"video": video, "label": label, "path": key}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -24,6 +25,8 @@ TIME_TOLERANCE = 1e-3
 # from this share of the requested span on.
 MIN_COVERAGE = 0.5
 MAX_DELAY = 16  # frames that a decoder holds back to put them into order
+_OF_THE_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -45,7 +48,7 @@ def media_kind(media: Media) -> str:
         try:
             with open(media, "rb") as file:
                 head = file.read(16)
-        except OSError as error:
+        except _NO_FILE as error:  # others are the disk's or the system's: the file may be whole
             raise DecodeError(f"cannot read {media}: {error.strerror}") from error
     if not head:
         raise DecodeError(f"{called(media)} is empty (0 bytes)")
@@ -59,14 +62,20 @@ def called(media: Media) -> str:
 
 
 @contextlib.contextmanager
-def _open(media: Media):
-    """The container and its video stream."""
+def open_video(media: Media):
+    """The container and its video stream: not the cover picture of music.
+
+    Raises:
+        DecodeError: missing, empty, not a video, or of a codec that is not known.
+    """
     media_kind(media)  # clear errors for missing and empty files
     # An absolute path: FFmpeg takes what stands before a colon for a protocol.
     file = io.BytesIO(media) if isinstance(media, bytes) else os.path.abspath(media)
     try:
         container = av.open(file, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            raise
         raise DecodeError(f"cannot read {called(media)} as a video: {_reason(error)}") from error
     with container:
         covers = av.stream.Disposition.attached_pic  # of music
@@ -94,7 +103,7 @@ def _frame_seconds(stream) -> float:
     return 1 / float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _declared_seconds(container, stream) -> float | None:
+def declared_seconds(container, stream) -> float | None:
     """Duration as the file declares it; None where it does not (the stream's is often missing in webm)."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
@@ -107,7 +116,7 @@ def _declared_seconds(container, stream) -> float | None:
 
 def _measured_seconds(media: Media) -> float:
     """Duration by the time stamps of what is stored, for files that declare none: live recordings, bare streams."""
-    with _open(media) as (container, stream):
+    with open_video(media) as (container, stream):
         packets, times = 0, []
         with contextlib.suppress(av.FFmpegError):
             for packet in container.demux(stream):
@@ -127,8 +136,8 @@ def video_seconds(media: Media) -> float | None:
     """
     if isinstance(media, np.ndarray):
         return None
-    with _open(media) as (container, stream):
-        return _declared_seconds(container, stream) or _measured_seconds(media)
+    with open_video(media) as (container, stream):
+        return declared_seconds(container, stream) or _measured_seconds(media)
 
 
 def _timed_frames(container, stream, start: float):
@@ -174,8 +183,8 @@ def decode_frames(
     """
     if isinstance(media, np.ndarray):
         return _of_pixels(media, frames, position)
-    with _open(media) as (container, stream):
-        declared = _declared_seconds(container, stream)
+    with open_video(media) as (container, stream):
+        declared = declared_seconds(container, stream)
         if frames is None:
             return _every_frame(called(media), container, stream, declared)
         seconds = declared or _measured_seconds(media)

@@ -36,7 +36,8 @@ class BrokenFiles:
                 listed = "; ".join(found.values())
                 raise RunError(
                     f"data.train.{name}: {len(found)} of its {len(source)} files are broken, more than "
-                    f"loader.max_broken={self._share:g} allows: {listed}"
+                    f"loader.max_broken={self._share:g} allows (raise it, or let tubevit shard-videos "
+                    f"find all of them): {listed}"
                 )
         return {name: {k: v for k, v in part.items() if k != "broken"} for name, part in batch.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from tubevit.config import model_fields
@@ -79,7 +80,13 @@ def open_eval(model: ModelConfig, name: str, dataset: ConfigDict) -> Load:
     # The embedded data has several label sets and is told which; other sources have one.
     source = open_source(dataset.source, dataset.split, dataset.head)
     classes = head.labels or tuple(map(str, range(head.classes)))
-    return load_for(model, source.with_classes(classes), dataset.augment)
+    source = source.with_classes(classes)
+    if head.multi_label and not source.multi_label:
+        one_hot = np.eye(head.classes, dtype=np.float32)[source.labels]
+        source = dataclasses.replace(source, labels=one_hot)
+    if source.multi_label and not head.multi_label:
+        raise UserError(f"data.eval.{name}: files have several labels each; head {dataset.head!r} is for one")
+    return load_for(model, source, dataset.augment)
 
 
 def load_for(model: ModelConfig, source, augment: ConfigDict) -> Load:

@@ -12,7 +12,7 @@ from tubevit.config import dataset_config, default_config, model_fields
 from tubevit.data.sources import Source, open_source
 from tubevit.data.video import DecodeError, decode_frames, decode_image, video_seconds
 from tubevit.data.warp import frame_size
-from tubevit.errors import UserError
+from tubevit.errors import SplitError, UserError
 from tubevit.models.flops import count_flops
 from tubevit.models.variants import model_config
 from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, read_metadata
@@ -71,7 +71,7 @@ def finetune_config(data: str, init: str | None = None, model: str | None = None
     |---|---|---|
     | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
     | frames per second | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
-    | samples seen | 100 epochs, of at most 40,000 clips and at least 20,000 | 30 epochs, 20,000, 5,000 |
+    | samples seen | 100 epochs, at least 20,000 and at most 40,000 (or 3 epochs) | 30, 5,000, 20,000 (or 3) |
     | learning rate | 1.2e-3 at a width of 96, falling with the width | a third of it |
 
     Args:
@@ -125,7 +125,7 @@ def _evaluation_split(data: str) -> tuple[str, Source]:
     for split in ("val", "test"):
         try:
             return split, open_source(data, split)
-        except UserError as error:
+        except SplitError as error:
             last = error
     raise UserError(f"{data} has neither a split val nor a split test to evaluate on: {last}") from last
 
@@ -141,6 +141,7 @@ def _use_checkpoint(config: ConfigDict, init: str):
 
 
 def _summary(config: ConfigDict, train: Source, held_out: Source, split: str, looks: Probe) -> list[str]:
+    augment = {key: config.data.train.data.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     model = model_config(**model_fields(config), num_classes=max(len(train.classes), 1))
     image = train.modality == "image"
     batch_size, steps = config.data.train.data.batch_size, config.train.steps
@@ -156,7 +157,10 @@ def _summary(config: ConfigDict, train: Source, held_out: Source, split: str, lo
         f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {steps} steps of {batch_size} ({steps * batch_size / len(train):.0f} epochs), warm-up "
-        f"{config.optimizer.warmup_steps}, learning rate {config.optimizer.learning_rate:g}",
+        f"{config.optimizer.warmup_steps}, learning rate {config.optimizer.learning_rate:g} "
+        "(--config.KEY=VALUE changes any)",
+        "augmentation: " + ", ".join(f"{key} {value:g}" for key, value in augment.items() if value) + f"; up to "
+        f"{config.loader.max_broken:.0%} of the files may be broken",
         f"expected time: about {max(minutes, 1):.0f} minutes, without evaluation "
         f"(a step: {computing:.2f} s computing, {loading:.2f} s loading)",
     ]

@@ -104,11 +104,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike, allow_change=()) -> di
                     writer.write(step, results)
                     _say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in results.items() if v is not None))
                 progress.pause()
-            if last or preempted or step % config.checkpoint.every == 0:
+            stop = bool(preempted)  # read once: the signal may come at any moment
+            if last or stop or step % config.checkpoint.every == 0:
                 with progress.time("save"):
                     writer.sync()  # a bucket's log must not be behind its checkpoint
-                    checkpoints.save(state, metadata, wait=bool(last or preempted))
-            if preempted and not last:
+                    checkpoints.save(state, metadata, wait=bool(last or stop))
+            if stop and not last:
                 raise Preempted(f"saved step {step} in {workdir}; the same command goes on from there")
     if start >= config.train.steps:
         _say(f"{workdir} has reached step {start} of {config.train.steps} already: nothing to train")
@@ -157,7 +158,9 @@ def _evaluate(experiment: Experiment, forwards: dict, params: dict) -> dict[str,
             views=Views.from_text(config.eval.views), threads=config.loader.threads, workers=config.loader.workers,
         )  # fmt: skip
         if record["broken"]:
-            _say(f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out")
+            _say(
+                f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them"
+            )
         results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
     return results
 

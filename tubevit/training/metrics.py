@@ -21,8 +21,9 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | No
         occurring = labels.any(axis=0)
         loss = -labels * np.log(np.maximum(probabilities, tiny))
         loss -= (1 - labels) * np.log(np.maximum(1 - probabilities, tiny))
-        average = average_precisions(probabilities, labels)[occurring].mean()
-        return {"top1": None, "top5": None, "map": float(average), "loss": float(loss.mean())}
+        each = average_precisions(probabilities, labels)[occurring]
+        average = float(each.mean()) if occurring.any() else None
+        return {"top1": None, "top5": None, "map": average, "loss": float(loss.mean())}
     rank = _rank(probabilities, labels)
     of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
     return {

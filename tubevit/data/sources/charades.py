@@ -14,7 +14,7 @@ from tubevit.data.sources.listing import (
     require_folder,
 )
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError, unknown, unknown_split
 
 CLASSES = 157
 _FILES = {"train": "Charades_v1_train.csv", "test": "Charades_v1_test.csv"}
@@ -34,7 +34,7 @@ def open_charades(name: str, split: str) -> Source:
     _, source, folder = list_and_clips(name)
     split = canonical_split(split)
     if split not in ("train", "val", "test", "all"):
-        raise unknown(f"split of {name}", split, ("train", "val", "test", "all"))
+        raise unknown_split(name, split, ("train", "val", "test", "all"))
     split = "test" if split == "val" else split
     require_folder(source, f"the folder of {', '.join(_FILES.values())} and Charades_v1_classes.txt")
     codes = _classes(source)

@@ -10,6 +10,8 @@ from tubevit.data.sources.listing import Row, canonical_split, existing, labelle
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError
 
+_MOST_CLASSES = 1_000_000
+
 
 def open_csv(name: str, split: str) -> Source:
     """Reads a csv of labelled files, local or in a bucket; further columns are ignored.
@@ -29,6 +31,8 @@ def open_csv(name: str, split: str) -> Source:
     labels = [tuple(row["label"].split("|")) if multi_label else (row["label"],) for _, row in cells]
     names = {label for several in labels for label in several}
     if all(label.isdecimal() for label in names):
+        if max(map(int, names)) > _MOST_CLASSES:
+            raise UserError(f"{name}: integer labels are indices, up to {_MOST_CLASSES}; found {max(names, key=int)}")
         classes = [str(i) for i in range(max(map(int, names)) + 1)]
         labels = [tuple(str(int(label)) for label in several) for several in labels]
     else:

@@ -17,7 +17,7 @@ from tubevit.data.sources.listing import (
     suffix,
 )
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError, unknown_split
 
 CLASSES = 1000
 _SPLITS = ("train", "val")
@@ -39,7 +39,7 @@ def open_imagenet(name: str, split: str) -> Source:
     """
     split = canonical_split(split)
     if split not in (*_SPLITS, "all"):
-        raise unknown(f"split of {name}", split, (*_SPLITS, "all"))
+        raise unknown_split(name, split, (*_SPLITS, "all"))
     root = _root(name.partition(":")[2])
     rows = []
     for part in _SPLITS:

@@ -19,7 +19,7 @@ from tubevit.data.sources.listing import (
     read_text,
 )
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import SplitError, UserError, unknown_split
 
 CLASSES = {"k400": 400, "k600": 600, "k700": 700}
 _HEADER = "label,youtube_id,time_start,time_end,split"
@@ -45,11 +45,11 @@ def open_kinetics(name: str, split: str) -> Source:
     split = canonical_split(split)
     listed = list(dict.fromkeys(row for path, text in _lists(source) for row in _rows(path, text)))
     if split != "all" and all(row.split != split for row in listed):
-        raise unknown(f"split of {name}", split, {*(row.split for row in listed), "all"})
+        raise unknown_split(name, split, {*(row.split for row in listed), "all"})
     rows = [row for row in listed if row.labels]
     held_out = sum(split in (row.split, "all") and not row.labels for row in listed)
     if held_out and not any(split in (row.split, "all") for row in rows):
-        raise UserError(f"{name}: the list of {split} has no labels (held out): expected a column label")
+        raise SplitError(f"{name}: the list of {split} has no labels (held out): expected a column label")
     classes = sorted({row.labels[0] for row in rows})
 
     clips = Clips(folder)

@@ -17,7 +17,7 @@ import numpy as np
 
 from tubevit import storage
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import NothingFound, UserError, unknown, unknown_split
 
 VIDEO_SUFFIXES = frozenset(
     (".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
@@ -111,7 +111,7 @@ def read_official(folder: str, *names: str) -> tuple[str, str]:
     for path in (storage.join(folder, name) for name in names):
         with contextlib.suppress(FileNotFoundError):
             return path, read_text(path)
-    raise UserError(f"{folder}: expected the official list {' or '.join(names)} in this folder, found none")
+    raise NothingFound(f"{folder}: expected the official list {' or '.join(names)} in this folder, found none")
 
 
 def read_table(path: str, text: str, required: Iterable[str], header: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -245,11 +245,11 @@ def labelled(
         raise UserError(f"{name}: the list is empty")
     chosen = [row for row in rows if split in (row.split, "all")]
     if not chosen:
-        raise unknown(f"split of {name}", split, {*(row.split for row in rows), "all"})
+        raise unknown_split(name, split, {*(row.split for row in rows), "all"})
     index = {label: i for i, label in enumerate(classes)}
     found = [(path, row) for row in chosen if (path := find(row)) is not None]
     if not found:
-        raise UserError(f"{name}: none of the {len(chosen)} listed {what} exists; {expected(chosen[0])}")
+        raise NothingFound(f"{name}: none of the {len(chosen)} listed {what} exists; {expected(chosen[0])}")
     for _, row in found:
         for label in row.labels:
             if label not in index:

@@ -11,13 +11,11 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from tubevit import storage
-from tubevit.data.shards import INDEX, REJECTED, check_shards, read_index, read_records, unpack
+from tubevit.data.shards import DAMAGED, INDEX, REJECTED, check_shards, read_index, read_records, unpack
+from tubevit.data.sources.listing import canonical_split
 from tubevit.data.sources.source import Source
 from tubevit.data.video import DecodeError
-from tubevit.errors import UserError, unknown
-
-# Of array_record when the checksum of a record does not fit; other failures are the storage's.
-DAMAGED = "Corrupted"
+from tubevit.errors import UserError, unknown_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +69,10 @@ def open_shards(name: str, split: str) -> Source:
         UserError: there is no index, no such split, a shard is missing, cut off or damaged, or the classes are not
             those that the index was written with.
     """
-    folder = name.removeprefix("shards:")
+    folder, split = name.removeprefix("shards:"), canonical_split(split)
     index = read_index(folder)
     if split not in (*index.splits, "all"):
-        raise unknown(f"split of {name}", split, {*index.splits, "all"})
+        raise unknown_split(name, split, {*index.splits, "all"})
     chosen = {key: value for key, value in index.splits.items() if split in (key, "all")}
     shards = tuple(shard for value in chosen.values() for shard in value.shards)
     check_shards(folder, shards)

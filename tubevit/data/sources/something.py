@@ -16,7 +16,7 @@ from tubevit.data.sources.listing import (
     require_folder,
 )
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import NothingFound, SplitError, UserError, unknown_split
 
 CLASSES = 174
 _PREFIX = "something-something-v2-"
@@ -39,7 +39,7 @@ def open_something(name: str, split: str) -> Source:
     _, source, folder = list_and_clips(name)
     split = canonical_split(split)
     if split not in (*_FILES, "test", "all"):
-        raise unknown(f"split of {name}", split, (*_FILES, "test", "all"))
+        raise unknown_split(name, split, (*_FILES, "test", "all"))
     require_folder(source, "the folder of train.json, validation.json and labels.json")
     path, label_map = _read_json(source, "labels.json", dict)
     try:
@@ -58,7 +58,7 @@ def open_something(name: str, split: str) -> Source:
     elif split == "all":
         try:
             rows += _answers(source)
-        except UserError:
+        except SplitError:
             pass  # the older release has none
     clips = Clips(folder)
     return labelled(
@@ -99,7 +99,10 @@ def _listed(folder: str, file: str, split: str) -> list[Row]:
 
 
 def _answers(folder: str) -> list[Row]:
-    path, text = read_official(folder, _ANSWERS, _PREFIX + _ANSWERS)
+    try:
+        path, text = read_official(folder, _ANSWERS, _PREFIX + _ANSWERS)
+    except NothingFound as error:
+        raise SplitError(f"split test has no labels: {error}") from error
     rows = []
     for line, cells in enumerate(csv.reader(text.splitlines(), delimiter=";"), 1):
         if len(cells) != 2:

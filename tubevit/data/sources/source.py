@@ -10,8 +10,10 @@ import numpy as np
 
 from tubevit import storage
 from tubevit.data.labels import label_hash
-from tubevit.data.video import DecodeError, Media, media_kind
+from tubevit.data.video import DecodeError, Media, decode_frames, decode_image, media_kind
 from tubevit.errors import UserError, unknown
+
+_OPENED = 20  # files that are tried, to tell videos from images
 
 
 def read_file(path: str) -> Media:
@@ -70,8 +72,23 @@ class Source:
 
     @functools.cached_property
     def modality(self) -> str:
-        """`video` or `image`, by the content of the first file."""
-        return media_kind(self.media(0))
+        """`video` or `image`, by the first file that can be opened; if none of 20 can, by the first bytes of one.
+
+        Raises:
+            DecodeError: none of them can be read.
+        """
+        kinds = []
+        for index in range(min(len(self), _OPENED)):
+            try:
+                media = self.media(index)
+                kinds.append(media_kind(media))
+                decode_image(media) if kinds[-1] == "image" else decode_frames(media, 1, 1.0, 0.0)
+                return kinds[-1]
+            except DecodeError as error:
+                last = error
+        if kinds:
+            return kinds[0]
+        raise DecodeError(f"{self.name}: none of the first {index + 1} files can be read; the last: {last}") from last
 
     @property
     def label_hash(self) -> str:

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from tubevit.data.shards import DAMAGED
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.data.sources.source import Source
 from tubevit.data.video import DecodeError, Media
-from tubevit.errors import UserError, closest, unknown
+from tubevit.errors import UserError, closest, unknown_split
 
 ALIASES = {"val": "validation", "validation": "val"}
 CACHED_FROM = 10_000  # labels: of fewer records they are read anew each time, in a fraction of a second
@@ -78,8 +79,10 @@ class Pixels:
 def _record(records, keys: Keys, index: int):
     try:
         return records[int(index)]
-    except RuntimeError as error:  # array_record: a checksum does not fit, a file is gone
-        raise DecodeError(f"cannot read {keys[index]}: {error}") from error
+    except RuntimeError as error:  # of array_record
+        if DAMAGED in str(error):
+            raise DecodeError(f"cannot read {keys[index]}: its record is damaged") from error
+        raise OSError(f"cannot read {keys[index]}: {error}") from error
 
 
 def _parse(record: bytes, feature: str):
@@ -111,7 +114,7 @@ def open_tfds(name: str, split: str) -> Source:
     if split not in counts:
         split = ALIASES.get(split, split)
     if split not in (*counts, "all"):
-        raise unknown(f"split of {name}", split, {*counts, "all"})
+        raise unknown_split(name, split, {*counts, "all"})
     chosen = counts if split == "all" else {split: counts[split]}
 
     media, label = _features(name, info)

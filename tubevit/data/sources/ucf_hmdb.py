@@ -15,7 +15,7 @@ from tubevit.data.sources.listing import (
     require_folder,
 )
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError, unknown_split
 
 CLASSES = {"ucf101": 101, "hmdb51": 51}
 SPLITS = ("train", "test", "train2", "test2", "train3", "test3", "all")
@@ -95,7 +95,7 @@ def open_hmdb51(name: str, split: str) -> Source:
 def _parts(name: str, split: str) -> tuple[tuple[str, ...], str]:
     """Which of `train` and `test`, and the number of the official split."""
     if split not in SPLITS:
-        raise unknown(f"split of {name}", split, SPLITS)
+        raise unknown_split(name, split, SPLITS)
     if split == "all":
         return ("train", "test"), "1"
     return (split.rstrip("23"),), split[-1] if split[-1] in "23" else "1"
