@@ -20,7 +20,7 @@ quickstart:
 
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q --ignore=tests/extras
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/extras
 
 # What needs more than the core: peers in torch. They are installed on the first call.
 test-extras: $(READY)

@@ -43,7 +43,15 @@ setup(
         "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
         "gcs": ["gcsfs>=2024.2"],
         "peers": ["torch", "torchvision", "timm"],
-        "dev": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "pillow>=10", "gcsfs>=2024.2", "gcp-storage-emulator"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+            "hypothesis>=6",
+            "pillow>=10",
+            "gcsfs>=2024.2",
+            "gcp-storage-emulator",
+        ],
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli.main:entry"]},
 )

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.data.clips import write_clip
-from tubevit.data.video import DecodeError, decode_clip, decode_frames, decode_image, media_kind
+from tubevit.data.video import METADATA, DecodeError, decode_clip, decode_frames, decode_image, media_kind
 from tubevit.data.warp import centre_crop
 
 CASES = 600
@@ -149,7 +149,7 @@ def past_the_header(content):
             return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is not None
         import io
 
-        with av.open(io.BytesIO(content), metadata_errors="replace") as container:
+        with av.open(io.BytesIO(content), **METADATA) as container:
             return len(container.streams.video) > 0
     except (DecodeError, av.FFmpegError, cv2.error, ValueError):
         return False

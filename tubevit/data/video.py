@@ -25,6 +25,8 @@ TIME_TOLERANCE = 1e-3
 # from this share of the requested span on.
 MIN_COVERAGE = 0.5
 MAX_DELAY = 16  # frames that a decoder holds back to put them into order
+# Names in files need not be UTF-8. From 19 on PyAV replaces what is not; before, it has to be told.
+METADATA = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _OF_THE_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
@@ -72,7 +74,7 @@ def open_video(media: Media):
     # An absolute path: FFmpeg takes what stands before a colon for a protocol.
     file = io.BytesIO(media) if isinstance(media, bytes) else os.path.abspath(media)
     try:
-        container = av.open(file, metadata_errors="replace")
+        container = av.open(file, **METADATA)
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
             raise

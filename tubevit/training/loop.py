@@ -158,9 +158,7 @@ def _evaluate(experiment: Experiment, forwards: dict, params: dict) -> dict[str,
             views=Views.from_text(config.eval.views), threads=config.loader.threads, workers=config.loader.workers,
         )  # fmt: skip
         if record["broken"]:
-            _say(
-                f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them"
-            )
+            _say(f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them")
         results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
     return results
 
