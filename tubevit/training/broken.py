@@ -31,7 +31,10 @@ class BrokenFiles:
             found, source = self._found[name], self._loads[name].source
             for index in {int(i) for i in sub_batch["broken"] if i >= 0} - set(found):
                 found[index] = self._loads[name].reason(index)
-                print(f"data.train.{name}: replaced a broken file: {found[index]}", file=sys.stderr, flush=True)
+                number = f"{len(found)} of {len(source)}"
+                print(
+                    f"data.train.{name}: replaced a broken file ({number}): {found[index]}", file=sys.stderr, flush=True
+                )
             if len(found) > self._share * len(source):
                 listed = "; ".join(found.values())
                 raise RunError(
@@ -40,7 +43,3 @@ class BrokenFiles:
                     f"find all of them): {listed}"
                 )
         return {name: {k: v for k, v in part.items() if k != "broken"} for name, part in batch.items()}
-
-    def counts(self) -> dict[str, int]:
-        """Number of broken files met so far, of data sets that have any."""
-        return {name: len(found) for name, found in self._found.items() if found}
