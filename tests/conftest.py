@@ -62,7 +62,8 @@ def tiny(randomised):
     """`tiny(heads=5, seed=0, **fields)`: a small TubeViT with random parameters."""
     from flax import nnx
 
-    from tubevit.models.tubevit import Head, ModelConfig, TubeViT
+    from tubevit.models.config import Head, ModelConfig
+    from tubevit.models.tubevit import TubeViT
 
     def build(heads=5, seed=0, **fields):
         heads = {"default": Head(heads)} if isinstance(heads, int) else heads

@@ -14,7 +14,7 @@ from tubevit import storage
 from tubevit.data.sources import open_source
 from tubevit.data.video import decode_frames
 from tubevit.errors import RunError, UserError
-from tubevit.models.tubevit import Head
+from tubevit.models.config import Head
 from tubevit.training import workdir as workdirs
 from tubevit.training.workdir import Checkpoints, MetricsWriter, prepare_workdir
 from tubevit.zoo.checkpoint import find_checkpoint, load_tree, parameters, read_metadata, steps
@@ -32,6 +32,7 @@ def state(step):
     return {
         "step": jnp.asarray(step, jnp.int32),
         "params": {"a": {"kernel": jnp.full((30, 40), step, jnp.float32)}},
+        "frozen": {},
         "opt_state": ({"count": jnp.asarray(step)},),
     }
 

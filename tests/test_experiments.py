@@ -15,7 +15,7 @@ from flax import nnx
 
 from tubevit.config import experiments_folder, flatten, load_config, model_fields
 from tubevit.errors import UserError
-from tubevit.models.flops import count_parameters
+from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
 from tubevit.recipes import TABLE_10, paper_config
@@ -25,6 +25,10 @@ ROWS = ("kinetics", "two_stage", "joint", "patches_2d", "inflated_3d")
 SPECS = [
     "quickstart", "k400", "k600", "k600:model=tubevit_l16", "k700", "ssv2", "charades", "imagenet",
     *(f"table5:row={row}" for row in ROWS),
+    "bootstrap", "bootstrap:small=tubevit_b16,large=vit_l16,train_last=4,widen=linear,position=fixed",
+    *(f"table6:row={row}" for row in ("full", "last_fc", "last_4", "last_8", "last_8_gate")),
+    *(f"table9:row={row}" for row in ("last_fc", "last_1", "last_4", "full")),
+    *(f"digits_bootstrap:stage={stage}" for stage in ("small", "vit", "gate", "last", "last_fc", "full", "scratch")),
 ]  # fmt: skip
 
 
@@ -32,9 +36,8 @@ def resolved(spec):
     """Every key that is set, and what the model comes to."""
     config = load_config(spec)
     model = model_config(**model_fields(config), num_classes=600)
-    shape = (model.frames, model.size, model.size)
     values = {key: value for key, value in flatten(config).items() if value is not None}
-    values |= {"= tokens of a clip": model.tubes.num_tokens(shape), "= tubes": str(model.tubes)}
+    values |= {"= tokens of a clip": num_tokens(model, model.shape), "= tubes": str(model.tubes)}
     values["= parameters with 600 classes"] = count_parameters(model)
     return "".join(f"{key}: {json.dumps(values[key])}\n" for key in sorted(values))
 
@@ -52,7 +55,8 @@ def test_resolved_form(spec):
 def test_models_take_their_input(spec):
     """Clips and, where there are images to train on, images; shapes only."""
     config = load_config(spec)
-    heads = {name: (9, "image" if name == "imagenet" else "video") for name in config.data.train}
+    images = ("imagenet", "still_digits")
+    heads = {name: (9, "image" if name in images else "video") for name in config.data.train}
     model = model_config(**model_fields(config), heads=heads)
     for name, (_, modality) in heads.items():
         shape = (model.frames,) if modality == "video" else ()

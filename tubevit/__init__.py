@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Tube": "tubes", "TubeSet": "tubes", "list_tubes": "tubes",
     "UserError": "errors",
-    "Head": "models.tubevit", "ModelConfig": "models.tubevit", "TubeViT": "models.tubevit",
+    "Head": "models.config", "ModelConfig": "models.config", "TubeViT": "models.tubevit",
     "create_model": "models.variants", "list_models": "models.variants",
     "read_video": "data.video", "read_image": "data.video",
     "load_model": "zoo.checkpoint", "save_model": "zoo.checkpoint",

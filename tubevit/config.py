@@ -28,9 +28,14 @@ def default_config() -> ConfigDict:
             # `name` is an architecture; the others replace fields of its ModelConfig.
             "model": {
                 "name": "tubevit_b16", "tubes": placeholder(str), "padding": placeholder(str),
-                "width": placeholder(int), "depth": placeholder(int), "num_heads": placeholder(int),
-                "mlp_width": placeholder(int), "dropout": 0.0, "stochastic_depth": 0.0, "remat": "none",
-                "scan": True, "attention": "auto",
+                "interpolated": placeholder(bool), "gain_norm": False, "antialias": False,
+                "tube_width": placeholder(int), "tube_linear": False, "position": placeholder(str),
+                "class_token": placeholder(bool), "pooling": placeholder(str), "mean": placeholder(tuple),
+                "std": placeholder(tuple), "width": placeholder(int), "depth": placeholder(int),
+                "num_heads": placeholder(int), "mlp_width": placeholder(int), "dropout": 0.0, "stochastic_depth": 0.0,
+                "gelu": "exact", "norm_epsilon": 1e-6, "qkv_bias": True, "layer_scale": placeholder(float),
+                "add_attention": 0, "gate_layer": placeholder(int), "gate_per_channel": False,
+                "remat": "none", "scan": True, "attention": "auto",
             },
             "input": {"frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int)},
             "data": {"train": {}, "eval": {}},
@@ -38,9 +43,14 @@ def default_config() -> ConfigDict:
                 "name": "adam", "learning_rate": 5e-5, "warmup_steps": 10_000, "weight_decay": 1e-3,
                 "clip_norm": placeholder(float), "b1": 0.9, "b2": 0.999,
             },
-            "train": {"steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
-            # Parameters to begin from, see `zoo.transfer.initialise`; several names to skip are joined by commas.
-            "init": {"checkpoint": placeholder(str), "skip": "", "tubes": "same"},
+            # Blocks before `freeze_below` and the tokenizer are not trained; with `gate` that block has the gate of
+            # equation 8 on its output.
+            "train": {
+                "steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "freeze_below": 0, "gate": False,
+            },
+            # Parameters to begin from, see `zoo.transfer.initialise`; several names are joined by commas, those to
+            # rename are old=new.
+            "init": {"checkpoint": placeholder(str), "skip": "", "rename": "", "tubes": "same"},
             "eval": {"every": 5_000, "views": "1x1"},
             "checkpoint": {"every": 1_000, "keep": 3},
             "loader": {"threads": 4, "workers": 0, "max_broken": 0.01},
@@ -112,6 +122,8 @@ def set_key(config: ConfigDict, path: str, text: str) -> None:
 def _parse(text: str, kind: type, path: str):
     if text.lower() == "none":
         return None
+    if kind is tuple:
+        kind = _numbers
     if kind is bool:
         if text.lower() in ("true", "false", "1", "0"):
             return text.lower() in ("true", "1")
@@ -120,6 +132,11 @@ def _parse(text: str, kind: type, path: str):
         return kind(text)
     except ValueError as error:
         raise UserError(f"{path} must be of type {kind.__name__}; found {text!r}") from error
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """`0.5,0.5,0.5` -> numbers."""
+    return tuple(float(part) for part in text.strip("()[]").split(","))
 
 
 def experiments_folder() -> pathlib.Path:
@@ -211,8 +228,7 @@ def check_config(config: ConfigDict) -> None:
     if not 0 <= config.loader.max_broken <= 1:
         raise UserError(f"loader.max_broken is a share, 0 to 1; found {config.loader.max_broken}")
     Views.from_text(config.eval.views)
-    if config.init.tubes not in ("same", "inflate"):
-        raise unknown("init.tubes", config.init.tubes, ("same", "inflate"))
+    pairs(config.init.rename)
     if config.optimizer.name not in ("adam", "adamw"):
         raise unknown("optimizer.name", config.optimizer.name, ("adam", "adamw"))
 
@@ -229,9 +245,37 @@ def _at_least(value, smallest, key: str) -> None:
         raise UserError(f"{key} must be at least {smallest}; found {value}")
 
 
+def set_model(config: ConfigDict, model) -> None:
+    """Sets `model` and `input` to a `ModelConfig`, all but what only concerns how it is trained and computed."""
+    for key in set(config.model) - {"dropout", "stochastic_depth", "remat", "scan", "attention"}:
+        config.model[key] = str(model.tubes) if key == "tubes" else getattr(model, key)
+    config.input.update(frames=model.frames, fps=model.fps, size=model.size)
+
+
+def names(text: str) -> list[str]:
+    """`a, b` -> ["a", "b"]."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """`old=new,...` -> [("old", "new"), ...].
+
+    Raises:
+        UserError: a name without `=`.
+    """
+    found = [tuple(part.strip() for part in item.split("=")) for item in names(text)]
+    for pair in found:
+        if len(pair) != 2 or not all(pair):
+            raise UserError(f"init.rename must be old=new,...; found {'='.join(pair)!r}")
+    return found
+
+
 def model_fields(config: ConfigDict) -> dict:
-    """Keyword arguments for `create_model` from `model`, `input` and `precision`; what is None is left out."""
-    fields = {**config.model, **config.input, "precision": config.precision}
+    """Keyword arguments for `create_model`: `model`, `input`, `precision`, freezing and gate; None is left out."""
+    frozen = config.train.freeze_below
+    fields = {**config.model, **config.input, "precision": config.precision, "freeze_below": frozen}
+    if config.train.gate and config.model.gate_layer is None:
+        fields["gate_layer"] = frozen
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from tubevit.config import dataset_config, default_config
-from tubevit.errors import unknown
+from tubevit.config import dataset_config, default_config, set_model
+from tubevit.errors import UserError, unknown
+from tubevit.zoo.bootstrap import bootstrapped_config
+from tubevit.zoo.checkpoint import named_config
 
 _KINETICS = {"batch_size": 256, "learning_rate": 5e-5, "frames": 64, "fps": 15.0}
 # What differs between the columns of Table 10; `dropout` to `label_smoothing` are 0 where they are not named.
@@ -21,7 +23,7 @@ TABLE_10 = {
         "mixup": 0.3,
     },
 }  # fmt: skip
-_LARGE = ("tubevit_l", "tubevit_h")
+_LARGE = 1024  # width of L
 RANDAUGMENT = {"rand_layers": 2, "rand_magnitude": 10.0}  # all columns
 # "Random spatial and temporal cropping" (appendix A) without figures: the side of the square is 1 / 1.4 to 1 of the
 # short side, as in cropping 224 pixels from a short side of 224 to 320.
@@ -37,7 +39,7 @@ def paper_config(column: str, model: str) -> ConfigDict:
 
     Args:
         column: a key of `TABLE_10`.
-        model: architecture.
+        model: architecture, or a checkpoint of one.
 
     Raises:
         UserError: no such column.
@@ -45,7 +47,7 @@ def paper_config(column: str, model: str) -> ConfigDict:
     if column not in TABLE_10:
         raise unknown("column of Table 10", column, TABLE_10)
     values = TABLE_10[column]
-    large = model.startswith(_LARGE)
+    large = named_config(model).width >= _LARGE
     config = default_config()
     config.model.update(name=model, dropout=values.get("dropout", 0.0))
     config.input.update(frames=values["frames"], fps=values["fps"])
@@ -76,4 +78,46 @@ def kinetics_and_imagenet(column: str, model: str, videos: str, images: str) -> 
     config = paper_config(column, model)
     add_videos(config, column, videos, column)
     add_images(config, images)
+    return config
+
+
+def bootstrap(
+    small: str,
+    large: str,
+    *,
+    train_last: int,
+    gate: bool,
+    videos: str,
+    steps: int,
+    widen: str = "concatenate",
+    position: str = "learned_2d",
+) -> ConfigDict:
+    """A large video model from the tubes of a small one and a large image ViT (section 3.6).
+
+    Frames per second and input are the small model's; hyper-parameters are those of Kinetics-600 for the large width.
+
+    Args:
+        small: checkpoint of a tube model.
+        large: checkpoint of a plain ViT.
+        train_last: blocks that are trained, the last ones; 0 trains pooling and head only, all of them everything.
+        gate: whether the first trained block has the gate of equation 8.
+        videos: source to train and, split `val`, to evaluate on.
+        steps: of training.
+        widen, position: see `bootstrapped_config`.
+
+    Raises:
+        UserError: the models do not fit each other, or have fewer blocks than are to be trained.
+    """
+    model = bootstrapped_config(named_config(small), named_config(large), widen=widen, position=position)
+    if not 0 <= train_last <= model.depth:
+        raise UserError(f"train_last must be 0 to {model.depth}, the blocks of {large}; found {train_last}")
+    if gate and not train_last:
+        raise UserError("gate=True needs a trained block: train_last of at least 1; found 0")
+    config = paper_config("k600", large)
+    fps = config.input.fps
+    set_model(config, model)
+    config.input.fps = model.fps or fps
+    config.init.update(checkpoint=large, tubes=small)
+    config.train.update(steps=steps, freeze_below=model.depth - train_last, gate=gate)
+    add_videos(config, "videos", videos, "k600")
     return config

@@ -93,6 +93,11 @@ class Tube:
         return math.prod(self.kernel)
 
     @property
+    def plain(self) -> Tube:
+        """The tube without space-to-depth."""
+        return dataclasses.replace(self, space_to_depth=(1, 1, 1))
+
+    @property
     def sub_windows(self) -> int:
         """Windows that one token concatenates."""
         return math.prod(self.space_to_depth)
@@ -162,10 +167,15 @@ class TubeSet:
         tubes: at least one `Tube`.
         padding: `valid` (windows stay inside the clip) or `same` (one token per started stride; centres are
             moved by the left padding).
+        interpolated: whether the kernels of the 3D tubes are one, resized to each (section 3.4).
+
+    Raises:
+        UserError: no tube, an unknown padding, or interpolated tubes with space-to-depth.
     """
 
     tubes: tuple[Tube, ...]
     padding: str = "valid"
+    interpolated: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "tubes", tuple(self.tubes) if isinstance(self.tubes, tuple | list) else (self.tubes,))
@@ -173,11 +183,14 @@ class TubeSet:
             raise UserError(f"a tube set holds at least one Tube; found {self.tubes!r}")
         if self.padding not in PADDINGS:
             raise unknown("padding", str(self.padding), PADDINGS)
+        for tube in self.tubes if self.interpolated else ():
+            if tube.sub_windows > 1:
+                raise UserError(f"interpolated kernels have no space-to-depth; found {tube}, expected {tube.plain}")
 
     @classmethod
-    def from_text(cls, text: str, padding: str = "valid") -> TubeSet:
+    def from_text(cls, text: str, padding: str = "valid", interpolated: bool = False) -> TubeSet:
         """Parses tubes joined by `_`, e.g. `8x8x8/16x32x32%2x1x1_1x16x16/32x16x16`."""
-        return cls(tuple(Tube.from_text(part) for part in text.split("_")), padding)
+        return cls(tuple(Tube.from_text(part) for part in text.split("_")), padding, interpolated)
 
     def __str__(self) -> str:
         return "_".join(map(str, self.tubes))
@@ -228,6 +241,11 @@ class TubeSet:
             )
         return TubeSet(flat, self.padding)
 
+    @property
+    def is_2d(self) -> bool:
+        """Whether all tubes are 2D: those of a plain ViT."""
+        return all(tube.is_2d for tube in self.tubes)
+
     def pixels_read(self, shape: Triple) -> float:
         """Share of the clip's pixels that at least one tube reads, 0 to 1."""
         self.grid(shape)
@@ -248,6 +266,7 @@ class TubeSet:
 
 # Table 12; space-to-depth as printed there ("2x temporal" and "4x spatial", paper.md section 8, rows 7 and 8).
 _PAPER = "8x8x8/16x32x32%2x1x1_16x4x4/6x32x32+4x8x8%1x2x2_4x12x12/16x32x32+0x16x16_1x16x16/32x16x16"
+_PLAIN_PAPER = re.sub(r"%\d+x\d+x\d+", "", _PAPER)
 # Vocabulary of Table 14.
 _KERNELS = dict(a="1x16x16", b="4x32x32", c="4x4x4", d="4x12x12", e="8x8x8", f="16x4x4", g="16x16x16", h="32x8x8")
 _STRIDES = dict(i="4x16x16", ii="8x8x8", iii="8x32x32", iv="16x16x16", v="32x32x32")
@@ -263,10 +282,11 @@ def _table_14(row: str) -> str:
 
 
 PRESETS: dict[str, TubeSet] = {
-    name: TubeSet.from_text(text)
+    name: TubeSet.from_text(text, interpolated=name == "interpolated")
     for name, text in {
         "paper": _PAPER,
-        "paper_no_s2d": re.sub(r"%\d+x\d+x\d+", "", _PAPER),
+        "paper_no_s2d": _PLAIN_PAPER,
+        "interpolated": _PLAIN_PAPER,  # Table 7e
         "core": "1x16x16/16x16x16_8x8x8/16x16x16",  # section 3.4
         "image_2d": "1x16x16/32x16x16",
         "image_2d_stride16": "1x16x16/16x16x16",  # section 3.2
@@ -285,8 +305,8 @@ def list_tubes() -> list[str]:
     return sorted(PRESETS)
 
 
-def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None) -> TubeSet:
-    """A tube set from a preset's name, text, one tube or a set; `padding` replaces its own.
+def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None, interpolated: bool | None = None) -> TubeSet:
+    """A tube set from a preset's name, text, one tube or a set; `padding` and `interpolated` replace its own.
 
     Raises:
         UserError: neither a preset nor well-formed text.
@@ -302,4 +322,5 @@ def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None) -> Tube
             raise unknown("tube preset", tubes, PRESETS)
     elif not isinstance(tubes, TubeSet):
         raise UserError(f"tubes must be a preset's name, text or a TubeSet; found {tubes!r}")
-    return tubes if padding is None else dataclasses.replace(tubes, padding=padding)
+    changes = {"padding": padding, "interpolated": interpolated}
+    return dataclasses.replace(tubes, **{key: value for key, value in changes.items() if value is not None})

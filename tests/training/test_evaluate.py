@@ -12,7 +12,7 @@ from tubevit.data.pipeline import Host, Load
 from tubevit.data.video import DecodeError
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
-from tubevit.models.tubevit import Head
+from tubevit.models.config import Head
 from tubevit.training.evaluate import (
     Predictions,
     evaluate_source,

@@ -43,7 +43,7 @@ class Setup:
             for name, dataset in self.config.data.train.items()
         }
         config = types.SimpleNamespace(train=self.config.train, data=types.SimpleNamespace(train=datasets))
-        return joint_loss(self.graph, params, batch, config, jax.random.key(0))[0]
+        return joint_loss(self.graph, params, {}, batch, config, jax.random.key(0))[0]
 
     def gradient(self, params, video, image, batch=None):
         """Gradients by name, for weights of the two losses."""
@@ -83,7 +83,7 @@ def test_compiles_once_donates_and_overfits(calm):
 
 def test_losses_are_those_of_the_logits(calm):
     params, batch = calm.state()["params"], calm.batches[0]
-    total, losses = jax.jit(lambda p: joint_loss(calm.graph, p, batch, calm.config, jax.random.key(0)))(params)
+    total, losses = jax.jit(lambda p: joint_loss(calm.graph, p, {}, batch, calm.config, jax.random.key(0)))(params)
     forward = jax.jit(lambda p, pixels, head: nnx.merge(calm.graph, p)(pixels, head=head), static_argnames="head")
     for name, head in ((VIDEO, "motion"), (IMAGE, "digit")):
         logits = np.asarray(forward(params, batch[name]["pixels"], head=head), np.float64)
@@ -117,7 +117,7 @@ def test_own_code_does_not_promote(tiny_config, changes):
     params = jax.eval_shape(setup.state)["params"]
 
     def loss(params, batch):
-        return joint_loss(setup.graph, params, batch, setup.config, jax.random.key(0))
+        return joint_loss(setup.graph, params, {}, batch, setup.config, jax.random.key(0))
 
     with jax.numpy_dtype_promotion("strict"):
         (total, losses), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])

@@ -126,6 +126,7 @@ def state(step):
     return {
         "step": jnp.asarray(step, jnp.int32),
         "params": {"a": {"kernel": jnp.full((2, 3), step, jnp.float32)}},
+        "frozen": {},
         "opt_state": ({"count": jnp.asarray(step)},),
     }
 

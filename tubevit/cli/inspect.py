@@ -7,7 +7,7 @@ import json
 import math
 import sys
 
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError
 
 HELP = "compare models: tokens and pixels of each tube, parameters, FLOPs, activation memory"
 EXAMPLES = (
@@ -44,15 +44,11 @@ def run(args) -> None:
 
 
 def _model(name: str, args, changes: dict):
-    from tubevit import storage
-    from tubevit.models.variants import ARCHITECTURES, model_config
-    from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, read_metadata
+    from tubevit.models.variants import ARCHITECTURES
+    from tubevit.zoo.checkpoint import named_config
 
-    if name in ARCHITECTURES:
-        return model_config(name, num_classes=600 if args.num_classes is None else args.num_classes, **changes)
-    if not storage.exists(name):
-        raise unknown("model", name, ARCHITECTURES)
-    return dataclasses.replace(config_from_metadata(read_metadata(find_checkpoint(name))["model"]), **changes)
+    classes = {"num_classes": 600 if args.num_classes is None else args.num_classes} if name in ARCHITECTURES else {}
+    return named_config(name, **classes, **changes)
 
 
 def _experiment_model(args, changes: dict):
@@ -71,12 +67,20 @@ def _experiment_model(args, changes: dict):
 
 
 def describe(name: str, config) -> dict:
-    """The figures of one model, for one view of its input; see the column names."""
-    from tubevit.models.flops import activation_bytes, count_flops, count_parameters
-    from tubevit.tubes import TubeSet
+    """The figures of one model, for one view of its input; `training` is a step on one, `state` what the optimiser
+    needs with the parameters and their gradients, in float32."""
+    import jax
+    from flax import nnx
 
-    shape = (config.frames, config.size, config.size)
-    tubes = config.tubes
+    from tubevit.models.flops import activation_bytes, count, count_flops, num_tokens, training_flops
+    from tubevit.models.tubevit import TubeViT
+    from tubevit.training.freeze import split_frozen
+    from tubevit.tubes import TubeSet
+    from tubevit.zoo.checkpoint import parameters
+
+    shape, tubes = config.shape, config.tubes
+    params = nnx.eval_shape(lambda: parameters(TubeViT(config, rngs=nnx.Rngs(0))))
+    trained = count(jax.eval_shape(lambda params: split_frozen(params, config)[0], params))
     per_tube = [
         {
             "tube": str(tube),
@@ -93,14 +97,16 @@ def describe(name: str, config) -> dict:
         "architecture": config.name,
         "input": "x".join(map(str, shape)),
         "tubes": per_tube,
-        "tokens": tubes.num_tokens(shape),
+        "tokens": num_tokens(config, shape),
         "pixels_read": tubes.pixels_read(shape),
         "values_read": tubes.values_read(shape),
         "clip_values": 3 * math.prod(shape),
-        "parameters": count_parameters(config),
-        "trainable_share": 1.0,
+        "parameters": count(params),
+        "trainable_share": trained / count(params),
+        "state_bytes": 4 * (count(params) + 3 * trained),  # with gradients and both moments of Adam
         "flops": flops.total,
         "macs": flops.macs,
+        "training_flops": training_flops(config, shape, head),
         "activation_bytes": activation_bytes(config, shape),
     }
 
@@ -125,11 +131,13 @@ def _table(rows: list[dict]) -> str:
         lines.append("")
     width = max(len(row["name"]) for row in rows) + 2
     lines.append(
-        f"{'':{width}s}{'parameters':>14s}{'trainable':>11s}{'GFLOPs':>10s}{'GMACs':>10s}{'activations':>14s}   a view"
+        f"{'':{width}s}{'parameters':>14s}{'trainable':>11s}{'state':>12s}{'GFLOPs':>10s}{'GMACs':>10s}"
+        f"{'training':>10s}{'activations':>14s}   a view"
     )
     for row in rows:
         lines.append(
             f"{row['name']:{width}s}{row['parameters'] / 1e6:12.1f} M{row['trainable_share']:11.0%}"
-            f"{row['flops'] / 1e9:10.1f}{row['macs'] / 1e9:10.1f}{row['activation_bytes'] / 2**20:10.0f} MiB"
+            f"{row['state_bytes'] / 2**20:8.0f} MiB{row['flops'] / 1e9:10.1f}{row['macs'] / 1e9:10.1f}"
+            f"{row['training_flops'] / 1e9:10.1f}{row['activation_bytes'] / 2**20:10.0f} MiB"
         )
     return "\n".join(lines)

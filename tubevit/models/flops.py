@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tubevit.models.tubevit import PRECISIONS, ModelConfig, TubeViT
+from tubevit.models.config import PRECISIONS, ModelConfig
+from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import Triple
 
 
@@ -36,7 +37,8 @@ class Flops:
 def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> Flops:
     """FLOPs of the forward pass on one clip or image.
 
-    The encoder takes 2 L (4 D^2 N + 2 D M N + 2 N^2 D) for N tokens, width D, MLP width M and L blocks; the softmax,
+    The encoder takes 2 L (4 D^2 N + 2 D M N + 2 N^2 D) for N tokens, width D, MLP width M and L blocks, and for each
+    added attention layer 2 (4 D^2 N + 2 N^2 D); the softmax,
     normalisations and activations, under 2 % at these sizes, are left out.
 
     Args:
@@ -45,33 +47,71 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
         head: name of the head; None leaves the head out.
     """
     tubes = config.tubes.for_images() if shape[0] == 1 else config.tubes
-    tokens, width = tubes.num_tokens(shape), config.width
-    # Each of a token's f sub-windows has `volume` pixels and makes width / f channels.
-    tokenizer = sum(2 * math.prod(grid) * 3 * tube.volume * width for tube, grid in zip(tubes.tubes, tubes.grid(shape)))
-    block = 4 * width**2 * tokens + 2 * width * config.mlp_width * tokens + 2 * tokens**2 * width
+    width, tokenizer = config.width, 0
+    for tube, grid in zip(tubes.tubes, tubes.grid(shape)):
+        # Each of a token's f sub-windows has `volume` pixels and makes channels / f.
+        of_token = 3 * tube.volume * config.channels(tube)
+        of_token += config.channels(tube) * width if config.tube_linear and not tube.is_2d else 0
+        tokenizer += 2 * math.prod(grid) * of_token
+    tokens = num_tokens(config, shape)
+    attention = 4 * width**2 * tokens + 2 * tokens**2 * width
+    mlp = 2 * width * config.mlp_width
+    encoder = config.depth * (attention + mlp * tokens) + config.add_attention * attention
+    pooling = {"linear": 2 * tokens * width, "mean": 0, "cls": 0}
+    pooling["query"] = 2 * width**2 * (tokens + 1) + 2 * tokens * width
+    pooling["map"] = pooling["query"] + mlp
     classes = dict(config.heads)[head].classes if head else 0
-    return Flops(tokenizer, 2 * config.depth * block, 4 * tokens * width, 2 * width * classes)
+    return Flops(tokenizer, 2 * encoder, 2 * pooling[config.pooling], 2 * width * classes)
+
+
+def num_tokens(config: ModelConfig, shape: Triple) -> int:
+    """Tokens that the encoder gets of a clip of `shape` (T, H, W), or of an image if T = 1; with the class token."""
+    tubes = config.tubes.for_images() if shape[0] == 1 else config.tubes
+    return tubes.num_tokens(shape) + config.class_token
 
 
 def count_parameters(config: ModelConfig) -> int:
     """Parameters of the model, heads included; the model is built abstractly, without memory."""
     shapes = nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+    return count(nnx.state(shapes, nnx.Param))
+
+
+def count(tree) -> int:
+    """Numbers in the arrays, or shapes of arrays, of a tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> int:
+    """FLOPs of a training step on one clip: forward, and backward twice as much for what is trained.
+
+    Arguments are those of `count_flops`. Nothing goes back through frozen blocks and tubes, unless `tube_linear` has
+    layers to train before them: then the gradients of tokens, half of a backward pass, do.
+    """
+    flops = count_flops(config, shape, head)
+    share = 1 - config.freeze_below / config.depth
+    back = 2 * (flops.head + flops.pooling + share * flops.encoder)
+    if not config.freeze_below:
+        back += flops.tokenizer  # pixels need no gradient
+    elif config.tube_linear:
+        back += (1 - share) * flops.encoder
+    return flops.total + round(back)
 
 
 def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     """An estimate of what the encoder keeps of one clip for the backward pass.
 
-    A block without remat keeps N (8 D + 2 M) numbers (its input, both normalised ones, query, key and value, what
-    attention returns, the sum after it; the MLP before and after GELU) and two score matrices, heads N^2 each. With
-    remat `full` it keeps its input only; the other policies lie between and count as without.
+    A frozen block keeps nothing. Another one without remat keeps N (8 D + 2 M) numbers (its input, both normalised
+    ones, query, key and value, what attention returns, the sum after it; the MLP before and after GELU) and two score
+    matrices, heads N^2 each. With remat `full` it keeps its input only; the other policies lie between and count as
+    without.
 
     Args:
         config: of the model; `precision` gives the bytes of a number.
         shape: (T, H, W) of the clip.
     """
-    tokens = config.tubes.num_tokens(shape)
+    tokens = num_tokens(config, shape)
     kept = tokens * config.width
     if config.remat != "full":
         kept = tokens * (8 * config.width + 2 * config.mlp_width) + 2 * config.num_heads * tokens**2
-    return config.depth * kept * jnp.dtype(PRECISIONS[config.precision]).itemsize
+    trained = config.depth - (0 if config.tube_linear else config.freeze_below)
+    return trained * kept * jnp.dtype(PRECISIONS[config.precision]).itemsize

@@ -1,4 +1,4 @@
-"""Attention pooling: a softmax over tokens, scored by one vector (paper figure 2; paper.md section 8, row 16)."""
+"""Poolings: from tokens to one vector (paper figure 2 says attention pooling only; paper.md section 8, row 16)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tubevit.models.block import Mlp, layer_norm
+from tubevit.models.config import ModelConfig
 
-class AttentionPooling(nnx.Module):
+
+class LinearPooling(nnx.Module):
     """Weights tokens by softmax(token . score). A bias would not change the weights, so there is none.
 
     Parameter: `score/kernel` (D, 1).
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.score = nnx.Linear(width, 1, use_bias=False, dtype=jnp.float32, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.score = nnx.Linear(config.width, 1, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
     def weights(self, tokens: jax.Array) -> jax.Array:
         """(B, N, D) -> (B, N) float32, positive, each row sums to 1."""
@@ -23,3 +26,88 @@ class AttentionPooling(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """(B, N, D) -> (B, D) float32."""
         return jnp.einsum("bn,bnd->bd", self.weights(tokens), tokens.astype(jnp.float32))
+
+
+class QueryPooling(nnx.Module):
+    """Multi-head attention of one learned query to all tokens.
+
+    Parameters: `probe` (D,), `query` (D, heads, d), `key_value` (D, 2, heads, d) and `out` (heads, d, D), with biases.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width, heads = config.width, (config.num_heads, config.width // config.num_heads)
+        initial = nnx.initializers.xavier_uniform()
+        settings = dict(kernel_init=initial, dtype=jnp.float32, rngs=rngs)
+        self.probe = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (width,), jnp.float32))
+        self.query = nnx.LinearGeneral(width, heads, **settings)
+        self.key_value = nnx.LinearGeneral(width, (2, *heads), **settings)
+        self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), **settings)
+
+    def _attend(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(B, N, D) -> weights (B, heads, N), values (B, N, heads, d), both float32."""
+        key_value = self.key_value(tokens.astype(jnp.float32))
+        query = self.query(self.probe[...])
+        scores = jnp.einsum("hd,bnhd->bhn", query, key_value[:, :, 0]) * query.shape[-1] ** -0.5
+        return jax.nn.softmax(scores, axis=-1), key_value[:, :, 1]
+
+    def weights(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N) float32: the mean over the heads; each row sums to 1."""
+        return self._attend(tokens)[0].mean(axis=1)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, D) float32."""
+        return self.out(jnp.einsum("bhn,bnhd->bhd", *self._attend(tokens)))
+
+
+class MapPooling(QueryPooling):
+    """`QueryPooling`, then MLP(LN(x)) + x: the head of SigLIP and of big_vision's `map`.
+
+    Parameters: those of `QueryPooling`, `norm` and `mlp`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.norm = layer_norm(config, jnp.float32, rngs=rngs)
+        self.mlp = Mlp(config, jnp.float32, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, D) float32."""
+        x = super().__call__(tokens)
+        return x + self.mlp(self.norm(x))
+
+
+class MeanPooling(nnx.Module):
+    """The mean over the tubes' tokens, without the class token. No parameters."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.first = int(config.class_token)
+
+    def weights(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N) float32, the same for each token of a tube."""
+        batch, count, _ = tokens.shape
+        weight = jnp.where(jnp.arange(count) < self.first, 0.0, 1.0 / (count - self.first))
+        return jnp.broadcast_to(weight.astype(jnp.float32), (batch, count))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, D) float32."""
+        return tokens[:, self.first :].astype(jnp.float32).mean(axis=1)
+
+
+class ClassPooling(nnx.Module):
+    """The class token, which is the first. No parameters."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        pass
+
+    def weights(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N) float32: 1 for the class token."""
+        return jnp.zeros(tokens.shape[:2], jnp.float32).at[:, 0].set(1)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, D) float32."""
+        return tokens[:, 0].astype(jnp.float32)
+
+
+POOLING = {
+    "linear": LinearPooling, "query": QueryPooling, "map": MapPooling, "mean": MeanPooling, "cls": ClassPooling,
+}  # fmt: skip

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tubevit.models.config import ModelConfig
 from tubevit.tubes import Tube, TubeSet
 
 
@@ -73,37 +74,87 @@ def normalise(pixels: jax.Array, dtype) -> jax.Array:
     return pixels.astype(dtype)
 
 
-class TubeProjection(nnx.Module):
-    """One tube's own kernel and bias.
+def standardise(pixels: jax.Array, mean, std, dtype) -> jax.Array:
+    """`normalise`, then (p - mean) / std of the values as 0..1.
 
-    Parameters: `kernel` (k_t, k_y, k_x, 3, D / f) and `bias` (D / f), shared by the f sub-windows of a token.
+    Args:
+        pixels: (..., n * 3), uint8 0..255 or float -1..1, channels last.
+        mean, std: 3 numbers each; 0.5 changes nothing.
+        dtype: of the result.
+    """
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if (mean == 0.5).all() and (std == 0.5).all():
+        return normalise(pixels, dtype)
+    repeat = pixels.shape[-1] // 3
+    scale, shift = (np.tile(x, repeat).astype(np.float32) for x in (0.5 / std, (0.5 - mean) / std))
+    return (normalise(pixels, jnp.float32) * scale + shift).astype(dtype)
+
+
+def resize_trilinear(kernel: jax.Array, size: tuple[int, int, int], gain_norm: bool, antialias: bool) -> jax.Array:
+    """Resizes a kernel trilinearly with half-pixel centres; beyond its rim the last value holds (section 3.4).
+
+    Args:
+        kernel: (k_t, k_y, k_x, 3, D).
+        size: the new (k_t, k_y, k_x).
+        gain_norm: divide by the growth of the volume, so that a constant clip keeps about its token.
+        antialias: low-pass filter along axes that shrink.
+
+    Returns:
+        (*size, 3, D).
+    """
+    resized = jax.image.resize(kernel, (*size, *kernel.shape[3:]), "trilinear", antialias=antialias)
+    return resized * np.float32(math.prod(kernel.shape[:3]) / math.prod(size)) if gain_norm else resized
+
+
+class TubeProjection(nnx.Module):
+    """One tube's kernel and bias.
+
+    Parameters: `kernel` (k_t, k_y, k_x, 3, c / f) and `bias` (c / f), shared by the f sub-windows of a token; c, the
+    channels of a tube, is D but for tubes of a smaller model (section 3.6). An interpolated tube has only its bias.
+    With `tube_linear` also `widen/kernel` (c, D).
     """
 
-    def __init__(self, tube: Tube, width: int, dtype, *, rngs: nnx.Rngs):
-        features = width // tube.sub_windows
-        shape = (*tube.kernel, 3, features)
-        initial = nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
-        self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
+    def __init__(self, tube: Tube, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
+        channels = config.channels(tube)
+        self.width, self.tube, self.dtype = config.width, tube, dtype
+        features = channels // tube.sub_windows
+        if not is_interpolated(tube, config):
+            initial = nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
+            self.kernel = nnx.Param(initial(rngs.params(), (*tube.kernel, 3, features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.dtype = dtype
+        self.linear = config.tube_linear and not tube.is_2d
+        if self.linear:
+            settings = dict(use_bias=False, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs)
+            self.widen = nnx.Linear(channels, config.width, **settings)
 
-    def __call__(self, windows: jax.Array) -> jax.Array:
-        """(B, N, f, k_t * k_y * k_x * 3), normalised -> (B, N, D)."""
+    def __call__(self, windows: jax.Array, kernel: jax.Array) -> jax.Array:
+        """(B, N, f, k_t * k_y * k_x * 3), standardised, and (k_t, k_y, k_x, 3, c / f) -> (B, N, D)."""
         batch, tokens, _, size = windows.shape
-        kernel = self.kernel[...].reshape(size, -1).astype(self.dtype)
-        out = windows.reshape(-1, size) @ kernel + self.bias[...].astype(self.dtype)
-        return out.reshape(batch, tokens, -1)
+        out = windows.reshape(-1, size) @ kernel.reshape(size, -1).astype(self.dtype)
+        out = (out + self.bias[...].astype(self.dtype)).reshape(batch, tokens, -1)
+        if self.linear:
+            return self.widen(out.reshape(batch * tokens, -1)).reshape(batch, tokens, -1)
+        missing = self.width - out.shape[-1]
+        return jnp.pad(out, ((0, 0), (0, 0), (0, missing))) if missing > 0 else out[..., : self.width]
 
 
 class Tokenizer(nnx.Module):
-    """All tubes of a set; their tokens follow one another. Parameters: `tubes/<i>` (see `TubeProjection`)."""
+    """All tubes of a set; their tokens follow one another.
 
-    def __init__(self, tubes: TubeSet, width: int, dtype, *, rngs: nnx.Rngs):
-        self.order = tubes.tubes
-        self.dtype = dtype
+    Parameters: `tubes/<i>` (see `TubeProjection`), and with interpolated kernels `kernel` (8, 8, 8, 3, c), which the
+    3D tubes share; 2D tubes keep kernels of their own.
+    """
+
+    def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
         self.tubes = nnx.Dict(
-            {str(i): TubeProjection(tube, width, dtype, rngs=rngs) for i, tube in enumerate(tubes.tubes)}
+            {str(i): TubeProjection(tube, config, dtype, rngs=rngs) for i, tube in enumerate(config.tubes.tubes)}
         )
+        shared = [tube for tube in config.tubes.tubes if is_interpolated(tube, config)]
+        if shared:
+            initial = nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
+            shape = (*SHARED_KERNEL, 3, config.channels(shared[0]))
+            self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
 
     def __call__(self, video: jax.Array, tubes: TubeSet) -> jax.Array:
         """Tokens without position.
@@ -115,15 +166,29 @@ class Tokenizer(nnx.Module):
         Returns:
             (B, N, D).
         """
-        shape = video.shape[1:4]
+        config, shape = self.config, video.shape[1:4]
         tokens = []
-        for i, tube in enumerate(self.order):
+        for i, tube in enumerate(config.tubes.tubes):
             if tube not in tubes.tubes:
                 continue
-            windows = normalise(extract_windows(video, tube, tubes.padding), self.dtype)
+            windows = extract_windows(video, tube, tubes.padding)
+            windows = standardise(windows, config.mean, config.std, self.dtype)
             inside = _inside(tube, shape, tubes.padding)
-            if inside is not None:  # grey, not black, lies beyond the clip: 0 after normalisation
+            if inside is not None:  # not black lies beyond the clip, but the mean: 0
                 mask = jnp.asarray(np.repeat(inside, 3, axis=-1).reshape(*inside.shape[:2], -1))
                 windows = jnp.where(mask, windows, jnp.zeros((), self.dtype))
-            tokens.append(self.tubes[str(i)](windows))
+            tokens.append(self.tubes[str(i)](windows, self._kernel(i, tube)))
         return jnp.concatenate(tokens, axis=1)
+
+    def _kernel(self, i: int, tube: Tube) -> jax.Array:
+        if not is_interpolated(tube, self.config):
+            return self.tubes[str(i)].kernel[...]
+        return resize_trilinear(self.kernel[...], tube.kernel, self.config.gain_norm, self.config.antialias)
+
+
+SHARED_KERNEL = (8, 8, 8)  # section 3.4
+
+
+def is_interpolated(tube: Tube, config: ModelConfig) -> bool:
+    """Whether a tube's kernel is the shared one, resized: that of 2D tubes never is (paper.md section 8, row 4)."""
+    return config.interpolated and not tube.is_2d

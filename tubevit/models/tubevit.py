@@ -2,117 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tubevit.errors import UserError, unknown
+from tubevit.models.config import PRECISIONS, ModelConfig
 from tubevit.models.encoder import Encoder
-from tubevit.models.pooling import AttentionPooling
-from tubevit.models.position import position_embedding
+from tubevit.models.pooling import POOLING
+from tubevit.models.position import Position
 from tubevit.models.tokenizer import Tokenizer
-from tubevit.tubes import TubeSet, as_tube_set
-
-MODALITIES = ("video", "image", "any")
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """A label set and its linear layer.
-
-    Attributes:
-        classes: number of classes.
-        modality: what it classifies: `video`, `image`, or `any` where it was not said.
-        labels: names of the classes, or () where they are not known.
-        multi_label: whether a sample may have several labels (sigmoid instead of softmax).
-    """
-
-    classes: int
-    modality: str = "any"
-    labels: tuple[str, ...] = ()
-    multi_label: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "labels", tuple(self.labels))
-        if not isinstance(self.classes, int) or self.classes < 1:
-            raise UserError(f"a head needs at least 1 class; found {self.classes!r}")
-        if self.modality not in MODALITIES:
-            raise unknown("modality", str(self.modality), MODALITIES)
-        if self.labels and len(self.labels) != self.classes:
-            raise UserError(f"a head of {self.classes} classes needs as many labels; found {len(self.labels)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """All that defines a model.
-
-    Attributes:
-        name: architecture.
-        width, depth, num_heads, mlp_width: sizes of the encoder (Table 11).
-        tubes: preset, text or `TubeSet`.
-        padding: `valid` or `same`; None keeps that of `tubes`.
-        frames, fps, size: the clip that it is made for: frames, frames per second (None: as the file has it), and
-            rows = columns. The model takes others as well.
-        heads: pairs of name and `Head`.
-        dropout, stochastic_depth, remat, scan, attention: see `Encoder`.
-        precision: `float32` or `bfloat16` for computation; parameters, softmax and logits stay float32.
-    """
-
-    name: str
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
-    tubes: TubeSet
-    padding: str | None = None
-    frames: int = 32
-    fps: float | None = None
-    size: int = 224
-    heads: tuple[tuple[str, Head], ...] = ()
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    remat: str = "none"
-    scan: bool = True
-    attention: str = "auto"
-    precision: str = "float32"
-
-    def __post_init__(self):
-        object.__setattr__(self, "tubes", as_tube_set(self.tubes, self.padding))
-        object.__setattr__(self, "padding", self.tubes.padding)
-        for name in ("width", "depth", "num_heads", "mlp_width", "frames", "size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1; found {value!r}")
-        if self.width % self.num_heads:
-            raise UserError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
-        for tube in self.tubes.tubes:
-            if self.width % tube.sub_windows:
-                raise UserError(f"width {self.width} must be divisible by the {tube.sub_windows} sub-windows of {tube}")
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", str(self.precision), PRECISIONS)
 
 
 class TubeViT(nnx.Module):
     """One backbone for videos and images. Build it with `tubevit.create_model`.
 
-    Parameters (names on disk): `tokenizer/tubes/<i>`, `encoder/blocks` (stacked), `encoder/norm`,
-    `pooling/score`, `heads/<name>`. There is no random state in it: dropout takes its key as an argument.
+    Parameters (names on disk): `tokenizer`, `position` (where learned), `class_token`, `encoder/blocks` (stacked),
+    `encoder/norm`, `pooling`, `heads/<name>`; see the modules. There is no random state in it: dropout takes its key
+    as an argument.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = PRECISIONS[config.precision]
         self.config = config
-        self.tokenizer = Tokenizer(config.tubes, config.width, dtype, rngs=rngs)
-        self.encoder = Encoder(
-            config.width, config.depth, config.num_heads, config.mlp_width, dropout=config.dropout,
-            stochastic_depth=config.stochastic_depth, remat=config.remat, scan=config.scan,
-            attention=config.attention, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
-        self.pooling = AttentionPooling(config.width, rngs=rngs)
+        self.tokenizer = Tokenizer(config, dtype, rngs=rngs)
+        self.position = Position(config.position, config.tubes, config.shape, config.width, rngs=rngs)
+        if config.class_token:  # its own position is part of it
+            self.class_token = nnx.Param(jnp.zeros(config.width, jnp.float32))
+        self.encoder = Encoder(config, dtype, rngs=rngs)
+        self.pooling = POOLING[config.pooling](config, rngs=rngs)
         initial = nnx.initializers.truncated_normal(0.02)
         self.heads = nnx.Dict(
             {
@@ -139,20 +58,27 @@ class TubeViT(nnx.Module):
                 of temporal size 1 only (paper section 3.5).
 
         Returns:
-            tokens (B, N, D), position embedding included; centres (N, 3), float64, order (t, y, x), in frames and
-            pixels.
+            tokens (B, N, D), position embedding included, the class token first; centres (N, 3), float64, order
+            (t, y, x), in frames and pixels, NaN of the class token.
 
         Raises:
-            UserError: shape or dtype is not one of these, or the clip is too small for a tube.
+            UserError: shape or dtype is not one of these, the clip is too small for a tube, or positions are learned
+                for another shape.
         """
         tubes = self.config.tubes
         video = jnp.asarray(video)
         check_pixels(video)
         if video.ndim == 4:
             video, tubes = video[:, None], tubes.for_images()
-        centres = tubes.centres(video.shape[1:4])
+        shape = video.shape[1:4]
+        centres = tubes.centres(shape)
         tokens = self.tokenizer(video, tubes)
-        return tokens + jnp.asarray(position_embedding(centres, self.config.width), tokens.dtype), centres
+        tokens = tokens + self.position(tubes, shape).astype(tokens.dtype)
+        if self.config.class_token:
+            first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
+            tokens = jnp.concatenate([first, tokens], axis=1)
+            centres = np.concatenate([np.full((1, 3), np.nan), centres])
+        return tokens, centres
 
     def encode(self, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Tokens after the encoder, (B, N, D). A key switches dropout on; the rest is as in `tokenize`."""

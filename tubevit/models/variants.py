@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from flax import nnx
 
 from tubevit.errors import UserError, unknown
-from tubevit.models.tubevit import Head, ModelConfig, TubeViT
+from tubevit.models.config import Head, ModelConfig
+from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet, as_tube_set
 
 _SIZES = {  # width, depth, heads, MLP width
@@ -18,10 +19,29 @@ _SIZES = {  # width, depth, heads, MLP width
     "b": (768, 12, 12, 3072),
     "l": (1024, 24, 16, 4096),
     "h": (1280, 32, 16, 5120),
+    "nano": (96, 3, 3, 384),
 }
 _PAPER = dict(tubes="paper", frames=32, size=224)
 _EMBEDDED = dict(tubes="small", frames=16, size=64)  # the embedded moving digits
-_H14_TUBES = "8x8x8/16x28x28%2x1x1_16x4x4/6x28x28+4x7x7%1x2x2_4x12x12/16x28x28+0x14x14_1x14x14/32x14x14"
+_PATCHES = (14, 16, 32)
+
+
+def patch_tubes(patch: int) -> TubeSet:
+    """The paper's layout around a 2D tube of another size: strides of two patches, offsets of half and one patch."""
+    if patch == 8:
+        return as_tube_set("small")
+    two, one, half = 2 * patch, patch, patch // 2
+    return TubeSet.from_text(
+        f"8x8x8/16x{two}x{two}%2x1x1_16x4x4/6x{two}x{two}+4x{half}x{half}%1x2x2_"
+        f"4x12x12/16x{two}x{two}+0x{one}x{one}_1x{one}x{one}/32x{one}x{one}"
+    )
+
+
+def _plain_vit(size: str, patch: int) -> dict:
+    """A ViT: the 2D tube alone, which reads one frame, learned position and class token."""
+    tubes = f"1x{patch}x{patch}/32x{patch}x{patch}"
+    learned = dict(position="learned", class_token=True, pooling="cls")
+    return _sizes(*_SIZES[size]) | learned | dict(tubes=tubes, frames=1, size=224)
 
 
 def _sizes(width: int, depth: int, num_heads: int, mlp_width: int) -> dict:
@@ -29,11 +49,12 @@ def _sizes(width: int, depth: int, num_heads: int, mlp_width: int) -> dict:
 
 
 ARCHITECTURES: dict[str, dict] = {
-    **{f"tubevit_{size}16": _sizes(*sizes) | _PAPER for size, sizes in _SIZES.items()},
-    # The paper's layout around a patch of 14: strides of two patches, offsets of half and one patch.
-    "tubevit_h14": _sizes(*_SIZES["h"]) | _PAPER | dict(tubes=_H14_TUBES),
-    "tubevit_nano8": _sizes(96, 3, 3, 384) | _EMBEDDED,
+    **{f"tubevit_{size}16": _sizes(*_SIZES[size]) | _PAPER for size in ("ti", "s", "b", "l", "h")},
+    "tubevit_h14": _sizes(*_SIZES["h"]) | _PAPER | dict(tubes=str(patch_tubes(14))),
+    "tubevit_nano8": _sizes(*_SIZES["nano"]) | _EMBEDDED,
     "tubevit_ti8": _sizes(*_SIZES["ti"]) | _EMBEDDED,
+    **{f"vit_{size}{patch}": _plain_vit(size, patch) for size in ("ti", "s", "b", "l", "h") for patch in _PATCHES},
+    **{f"vit_{size}8": _plain_vit(size, 8) | dict(size=64) for size in ("nano", "ti")},
 }
 
 
@@ -64,8 +85,7 @@ def as_heads(num_classes: int | None, heads: Mapping | None, tubes: TubeSet) -> 
         raise UserError("pass num_classes= or heads=, not both")
     if heads is None:
         # One anonymous head: it classifies videos unless all tubes are 2D.
-        flat = all(tube.is_2d for tube in tubes.tubes)
-        heads = {"default": Head(num_classes, "any" if flat else "video")} if num_classes else {}
+        heads = {"default": Head(num_classes, "any" if tubes.is_2d else "video")} if num_classes else {}
     return tuple((name, _head(name, value)) for name, value in heads.items())
 
 

@@ -12,7 +12,7 @@ from tubevit.data.augment import Augment
 from tubevit.data.pipeline import Load
 from tubevit.data.sources import default_head, open_source
 from tubevit.errors import UserError, unknown
-from tubevit.models.tubevit import Head, ModelConfig
+from tubevit.models.config import Head, ModelConfig
 from tubevit.models.variants import model_config
 
 

@@ -8,13 +8,14 @@ import time
 import numpy as np
 from ml_collections import ConfigDict
 
-from tubevit.config import dataset_config, default_config, model_fields
+from tubevit.config import dataset_config, default_config, model_fields, set_model
 from tubevit.data.sources import Source, open_source
 from tubevit.data.video import DecodeError, decode_frames, decode_image, video_seconds
 from tubevit.data.warp import frame_size
 from tubevit.errors import SplitError, UserError
 from tubevit.models.flops import count_flops
 from tubevit.models.variants import model_config
+from tubevit.zoo.bootstrap import inflated_config
 from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, read_metadata
 
 PROBED = 12  # files that are looked at
@@ -93,14 +94,14 @@ def finetune_config(data: str, init: str | None = None, model: str | None = None
     if init:
         if model:
             raise UserError("model= goes without init=: the checkpoint has its own")
-        stored = _use_checkpoint(config, init)
+        stored = _use_checkpoint(config, init, looks.seconds is not None)
         fps = stored.fps
     else:
         config.model.name = model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16")
         config.model.scan = False
         stored = model_config(config.model.name)
         fps = None
-    config.input.update(frames=stored.frames, size=stored.size)
+        config.input.update(frames=stored.frames, size=stored.size)
     if looks.seconds is not None:
         config.input.fps = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
@@ -130,13 +131,14 @@ def _evaluation_split(data: str) -> tuple[str, Source]:
     raise UserError(f"{data} has neither a split val nor a split test to evaluate on: {last}") from last
 
 
-def _use_checkpoint(config: ConfigDict, init: str):
-    """Sets `init` and `model` to a checkpoint's; returns its ModelConfig."""
+def _use_checkpoint(config: ConfigDict, init: str, video: bool):
+    """Sets `init`, `model`, `input` to a checkpoint's (of a plain ViT what it becomes); returns the ModelConfig."""
     stored = config_from_metadata(read_metadata(find_checkpoint(init))["model"])
     config.init.checkpoint = init
-    config.model.update(name=stored.name, tubes=str(stored.tubes), padding=stored.tubes.padding)
-    for field in ("width", "depth", "num_heads", "mlp_width", "scan"):
-        config.model[field] = getattr(stored, field)
+    config.model.scan = stored.scan
+    if stored.tubes.is_2d and video:
+        stored = inflated_config(stored)
+    set_model(config, stored)
     return stored
 
 

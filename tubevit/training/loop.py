@@ -17,14 +17,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import tubevit
+from tubevit.config import names, pairs
 from tubevit.data.joint import joint_batches
 from tubevit.data.views import Views
 from tubevit.models.tubevit import TubeViT
 from tubevit.training.broken import BrokenFiles
 from tubevit.training.evaluate import evaluate_source, make_forward
 from tubevit.training.experiment import Experiment, open_experiment
+from tubevit.training.freeze import join_frozen, split_frozen
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
-from tubevit.training.step import initial_state, make_step
+from tubevit.training.step import initial_state, make_step, state_of
 from tubevit.training.workdir import Checkpoints, MetricsWriter, prepare_workdir
 from tubevit.zoo.checkpoint import load_tree, model_metadata, steps
 from tubevit.zoo.transfer import initialise
@@ -99,7 +101,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, allow_change=()) -> di
                 averages["train/learning_rate"] = float(schedule(step - 1))
                 writer.write(step, averages | progress.report(step, averages["train/loss"]))
             if last or step % config.eval.every == 0:
-                results = evaluate(state["params"])
+                results = evaluate(join_frozen(state["params"], state["frozen"]))
                 if results:
                     writer.write(step, results)
                     _say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in results.items() if v is not None))
@@ -124,9 +126,12 @@ def _restore_or_initialise(experiment: Experiment, optimizer, workdir) -> tuple[
         return _initial_state(experiment, optimizer, make), 0
     abstract = jax.eval_shape(make)
     checkpoint = folder / str(saved[-1])
+    whole = jax.eval_shape(join_frozen, abstract["params"], abstract["frozen"])
+    params, frozen = split_frozen(load_tree(checkpoint, "params", whole), experiment.model)
     state = {
         "step": jax.device_put(np.int32(saved[-1]), jax.local_devices()[0]),  # as the others: the step compiles once
-        "params": load_tree(checkpoint, "params", abstract["params"]),
+        "params": params,
+        "frozen": frozen,
         "opt_state": load_tree(checkpoint, "optimizer", abstract["opt_state"]),
     }
     _say(f"resuming {workdir} from step {saved[-1]}")
@@ -137,10 +142,12 @@ def _initial_state(experiment: Experiment, optimizer, make) -> dict:
     state, init = jax.jit(make)(), experiment.config.init
     if init.checkpoint is None:
         return state
-    skip = [name for name in init.skip.split(",") if name]
-    params, notes = initialise(state["params"], experiment.model, init.checkpoint, skip=skip, tubes=init.tubes)
-    _say(f"beginning from {init.checkpoint}" + "".join(f"; {note}" for note in notes))
-    return state | {"params": params}
+    params = join_frozen(state["params"], state["frozen"])
+    params, notes = initialise(
+        params, experiment.model, init.checkpoint, skip=names(init.skip), renamed=pairs(init.rename), tubes=init.tubes
+    )
+    _say("\n  ".join([f"beginning from {init.checkpoint}", *notes]))
+    return state_of(params, experiment.model, optimizer)
 
 
 def _forwards(experiment: Experiment) -> dict:

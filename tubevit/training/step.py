@@ -11,7 +11,9 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from tubevit.models.tubevit import ModelConfig, TubeViT
+from tubevit.models.config import ModelConfig
+from tubevit.models.tubevit import TubeViT
+from tubevit.training.freeze import join_frozen, split_frozen
 from tubevit.training.losses import classification_loss, mix, targets
 from tubevit.zoo.checkpoint import parameters
 
@@ -19,17 +21,25 @@ _MIX, _DROPOUT = 0, 1  # purposes that keys are folded for
 
 
 def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
-    """A new training state: {"step": int32 scalar, "params": nested dicts, "opt_state"}."""
-    params = parameters(TubeViT(model, rngs=nnx.Rngs(seed)))
-    return {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": optimizer.init(params)}
+    """A new training state of random parameters, see `state_of`."""
+    return state_of(parameters(TubeViT(model, rngs=nnx.Rngs(seed))), model, optimizer)
 
 
-def joint_loss(graph: nnx.GraphDef, params: dict, batch: Mapping, config: ConfigDict, key: jax.Array):
+def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransformation) -> dict:
+    """The training state at step 0: {"step": int32 scalar, "params", "frozen", "opt_state"}.
+
+    `params` are those that are trained, `frozen` the others, see `split_frozen`; the optimiser knows the former only.
+    """
+    trained, frozen = split_frozen(params, model)
+    return {"step": jnp.zeros((), jnp.int32), "params": trained, "frozen": frozen, "opt_state": optimizer.init(trained)}
+
+
+def joint_loss(graph: nnx.GraphDef, params: dict, frozen: dict, batch: Mapping, config: ConfigDict, key: jax.Array):
     """Weighted sum of the losses of all data sets, each through its own head (paper appendix A).
 
     Args:
         graph: of the model.
-        params: nested dicts.
+        params, frozen: nested dicts, see `split_frozen`; the gradient is taken of the first.
         batch: {name: {"pixels", "label"}}, see `joint_batches`, less `broken`.
         config: the experiment's.
         key: of this step; a key for each data set, purpose and layer is folded from it.
@@ -37,7 +47,7 @@ def joint_loss(graph: nnx.GraphDef, params: dict, batch: Mapping, config: Config
     Returns:
         The loss, and {name: loss} of the data sets.
     """
-    model: TubeViT = nnx.merge(graph, params)
+    model: TubeViT = nnx.merge(graph, join_frozen(params, frozen))
     heads = dict(model.config.heads)
     total, losses = jnp.zeros((), jnp.float32), {}
     for i, (name, sub_batch) in enumerate(sorted(batch.items())):
@@ -70,12 +80,12 @@ def make_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation, conf
     def step(state: dict, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         gradient = jax.value_and_grad(joint_loss, argnums=1, has_aux=True)
-        (loss, losses), grads = gradient(graph, state["params"], batch, config, key)
+        (loss, losses), grads = gradient(graph, state["params"], state["frozen"], batch, config, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = collection.single_from_model_output(
             loss=loss, gradient_norm=optax.tree.norm(grads), **{f"{name}_loss": losses[name] for name in losses}
         )
-        return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
+        return state | {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
 
     return jax.jit(step, donate_argnums=0)

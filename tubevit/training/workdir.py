@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from tubevit import storage
 from tubevit.config import flatten
 from tubevit.errors import RunError, UserError
+from tubevit.training.freeze import join_frozen
 from tubevit.zoo.checkpoint import RUN_FOLDER, steps
 
 # Keys that cannot change the result of a run.
@@ -169,7 +170,8 @@ class Checkpoints:
         step = int(state["step"])
         try:
             if self._checkpointer.latest is None or self._checkpointer.latest.step < step:
-                trees = {"params": state["params"], "optimizer": state["opt_state"]}
+                params = join_frozen(state["params"], state["frozen"])
+                trees = {"params": params, "optimizer": state["opt_state"]}
                 save = self._checkpointer.save_checkpointables_async
                 self._call(save, step, trees, force=True, custom_metadata=metadata | {"step": step})
             if wait:

@@ -15,8 +15,9 @@ from orbax.checkpoint import v1 as ocp
 from tubevit import storage
 from tubevit.data.labels import label_hash
 from tubevit.errors import UserError, unknown
-from tubevit.models.tubevit import Head, ModelConfig, TubeViT
-from tubevit.models.variants import as_heads
+from tubevit.models.config import Head, ModelConfig
+from tubevit.models.tubevit import TubeViT
+from tubevit.models.variants import ARCHITECTURES, as_heads, model_config
 from tubevit.tubes import TubeSet
 
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
@@ -95,6 +96,8 @@ def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib
         if available:
             return run / str(available[-1] if step is None else step)
         raise UserError(f"{name} holds no checkpoint; expected a workdir, or a folder that save_model wrote")
+    if name in ARCHITECTURES:
+        raise UserError(f"{name} is an architecture without parameters; name a checkpoint, such as a workdir, of it")
     folder = os.path.dirname(os.fspath(name).rstrip("/"))
     beside = [storage.join(folder, other) for other in storage.names(folder or ".")]
     candidates = [other for other in beside if _is_whole(other) or steps(storage.join(other, RUN_FOLDER))]
@@ -111,6 +114,23 @@ def read_metadata(checkpoint: pathlib.PurePath) -> dict:
     if not isinstance(metadata, dict) or "model" not in metadata:
         raise UserError(f"{checkpoint} is an Orbax checkpoint, but not of a TubeViT: its metadata names no model")
     return metadata
+
+
+def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
+    """The configuration of an architecture or of a checkpoint, by what `create_model` or `load_model` take.
+
+    Args:
+        name: of either.
+        **fields: as of `create_model`; those of a checkpoint's replace its own.
+
+    Raises:
+        UserError: there is neither; the closest architectures are named.
+    """
+    if name in ARCHITECTURES:
+        return model_config(str(name), **fields)
+    if not storage.exists(name):
+        raise unknown("model", str(name), ARCHITECTURES)
+    return dataclasses.replace(config_from_metadata(read_metadata(find_checkpoint(name))["model"]), **fields)
 
 
 def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
@@ -189,8 +209,13 @@ def load_model(
     return nnx.merge(nnx.graphdef(model), loaded)
 
 
-def save_model(model: TubeViT, path: str | os.PathLike) -> None:
+def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
     """Saves a model: parameters by Orbax, its configuration and labels in the metadata.
+
+    Args:
+        model: any.
+        path: a new folder, on disk or `gs://`.
+        metadata: JSON values that stand beside the configuration, as `source` of converted weights.
 
     Raises:
         UserError: the path exists already.
@@ -199,5 +224,5 @@ def save_model(model: TubeViT, path: str | os.PathLike) -> None:
     path = storage.as_path(path)
     if storage.exists(path):
         raise UserError(f"{path} exists already; name a new folder")
-    trees, metadata = {"params": parameters(model)}, {"model": model_metadata(model.config)}
+    trees, metadata = {"params": parameters(model)}, {**(metadata or {}), "model": model_metadata(model.config)}
     storage.call(path, ocp.save_checkpointables, path, trees, custom_metadata=metadata)

@@ -1,0 +1,32 @@
+"""A large video model from a small tube model and a large image ViT (paper section 3.6).
+
+    tubevit train --config bootstrap:small=runs/k600_b16,large=vit_h/,videos=k600:LIST@CLIPS --workdir runs/k600_h
+    tubevit train --config bootstrap:small=SMALL,large=VIT,train_last=4,gate=False,videos=clips.csv --workdir runs/mine
+
+The tubes of `small` are brought to the width of `large` without new weights, 2D tokens come from the ViT's own patch
+kernel with its positions and class token; tubes and all blocks but the last `train_last` are frozen, and the first
+trained one has the gate of equation 8. `widen=` and `position=` have the alternatives (docs/bootstrapping.md);
+`tubevit convert` makes `large` from an image ViT of Hugging Face, timm or big_vision.
+
+Hardware: meant for a TPU pod slice; small models fit anything.
+Time: the last 8 of 32 blocks take about half of a step of full fine-tuning (benchmarks/bootstrap_step.csv).
+Expected: 89.7 % top-1 on Kinetics-600 is the paper's (B to H, last 8 and gate; Table 6). Nobody has reproduced it. What
+happens on the embedded data is in docs/bootstrapping.md.
+"""
+
+from tubevit.recipes import bootstrap
+
+
+def get_config(
+    small: str = "tubevit_b16",
+    large: str = "vit_h16",
+    train_last: int = 8,
+    gate: bool = True,
+    videos: str = "k600:data/k600@data/k600/clips",
+    steps: int = 50_000,
+    widen: str = "concatenate",
+    position: str = "learned_2d",
+):
+    return bootstrap(
+        small, large, train_last=train_last, gate=gate, videos=videos, steps=steps, widen=widen, position=position
+    )

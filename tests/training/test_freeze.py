@@ -1,0 +1,135 @@
+"""Frozen parameters: no gradient, no state, no update, no backward pass; the others as in full training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tubevit.config import dataset_config, default_config
+from tubevit.models.config import Head
+from tubevit.models.tubevit import TubeViT
+from tubevit.training.freeze import join_frozen, split_frozen
+from tubevit.training.optimizer import make_optimizer
+from tubevit.training.step import joint_loss, make_step, state_of
+from tubevit.zoo.checkpoint import parameters
+from tubevit.zoo.paths import flatten
+
+DEPTH = 4
+FIELDS = dict(depth=DEPTH, position="learned_2d", class_token=True, tubes="4x4x4/8x16x16_1x8x8/16x16x16")
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """`model(freeze_below, **fields)`: random parameters that do not depend on what is frozen."""
+    return lambda s, **fields: tiny({"motion": Head(5)}, freeze_below=s, **FIELDS, **fields)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = default_config()
+    config.data.train.clips = dataset_config(source="clips", head="motion", batch_size=3)
+    config.optimizer.update(warmup_steps=1, learning_rate=1e-2, weight_decay=0.1)
+    config.train.steps = 100
+    return config
+
+
+BATCH = {
+    "clips": {
+        "pixels": np.random.default_rng(0).integers(0, 256, (3, 16, 64, 64, 3), np.uint8),
+        "label": np.array([0, 3, 4], np.int32),
+    }
+}
+
+
+@pytest.mark.parametrize("s", range(DEPTH + 1))
+def test_split_and_join(model, s):
+    params = parameters(model(s, gate_layer=max(s - 1, 0), add_attention=1))
+    trained, frozen = split_frozen(params, model(s).config)
+    joined = join_frozen(trained, frozen)
+    assert jax.tree.structure(joined) == jax.tree.structure(params)
+    for one, two in zip(jax.tree.leaves(joined), jax.tree.leaves(params)):
+        np.testing.assert_array_equal(one, two)
+    trained, frozen = flatten(trained), flatten(frozen)
+    always = {
+        path for path in flatten(params) if path.startswith(("pooling", "heads", "encoder/gate", "encoder/added"))
+    }
+    assert always <= trained.keys() and not always & frozen.keys()
+    below = {path for path in flatten(params) if path.startswith(("tokenizer", "position", "class_token"))}
+    assert below <= (frozen if s else trained).keys() and not below & (trained if s else frozen).keys()
+    kernel = "encoder/blocks/mlp/up/kernel"
+    counts = [len(tree[kernel]) if kernel in tree else 0 for tree in (trained, frozen)]
+    assert counts == [DEPTH - s, s]
+    assert ("encoder/norm/scale" in frozen) == (s == DEPTH)
+
+
+def test_layers_of_new_weights_are_trained(model):
+    widened = model(2, tube_width=12, tube_linear=True)
+    trained, frozen = map(flatten, split_frozen(parameters(widened), widened.config))
+    assert "tokenizer/tubes/0/widen/kernel" in trained and "tokenizer/tubes/0/kernel" in frozen
+
+
+def gradients(model, params, config):
+    """Of the loss with respect to what is trained, by path."""
+    trained, frozen = split_frozen(params, model.config)
+    graph = nnx.graphdef(model)
+    loss = lambda trained: joint_loss(graph, trained, frozen, BATCH, config, jax.random.key(0))[0]  # noqa: E731
+    return flatten(jax.jit(jax.grad(loss))(trained))
+
+
+@pytest.mark.parametrize("s", [1, 3, DEPTH])
+def test_gradients_are_those_of_full_training(model, config, s):
+    everything = model(0, gate_layer=min(s, DEPTH - 1))
+    params = parameters(everything)
+    whole = gradients(everything, params, config)
+    part = gradients(model(s, gate_layer=min(s, DEPTH - 1)), params, config)
+    for path, gradient in part.items():
+        expected = whole[path][s:] if path.startswith("encoder/blocks/") else whole[path]
+        np.testing.assert_allclose(gradient, expected, atol=2e-6 * np.abs(expected).max() + 1e-9, err_msg=path)
+    assert {path for path in part if not path.startswith("encoder/blocks/")} < set(whole)
+
+
+def test_only_what_is_trained_changes_and_has_state(model, config):
+    frozen_model = model(2, gate_layer=2)
+    optimizer, params = make_optimizer(config), parameters(frozen_model)
+    state = state_of(jax.tree.map(jnp.array, params), frozen_model.config, optimizer)
+    sizes = {leaf.shape for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim}
+    assert (2, 24, 40) in sizes and (DEPTH, 24, 40) not in sizes
+    count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(optax.tree.get(state["opt_state"], "mu")))
+    assert moments == count < 0.7 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    step = make_step(nnx.graphdef(frozen_model), optimizer, config)
+    for _ in range(3):
+        state, metrics = step(state, BATCH)
+    assert step._cache_size() == 1 and float(metrics.compute()["gradient_norm"]) > 0
+    before, after = flatten(params), flatten(join_frozen(state["params"], state["frozen"]))
+    for path in before:
+        changed = np.asarray(after[path]) != before[path]
+        if path.startswith("encoder/blocks/"):
+            assert not changed[:2].any() and changed[2:].any()
+        elif path.startswith(("tokenizer", "position", "class_token")):
+            assert not changed.any(), path
+        else:
+            assert changed.any(), path
+    assert float(state["params"]["encoder"]["gate"]) != 0
+
+
+def test_frozen_blocks_cost_no_backward_pass(model, config):
+    """XLA's own count of a step, unrolled so that it counts each block: 6 of 8 frozen ones save more than half."""
+
+    def flops(s):
+        # Wide enough for the blocks to be most of the work.
+        settings = dataclasses.replace(model(0).config, depth=8, width=64, mlp_width=256, scan=False, freeze_below=s)
+        graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(settings, rngs=nnx.Rngs(0))))
+        optimizer = make_optimizer(config)
+        params = jax.eval_shape(lambda: parameters(TubeViT(settings, rngs=nnx.Rngs(0))))
+        state = jax.eval_shape(lambda p: state_of(p, settings, optimizer), params)
+        lowered = make_step(graph, optimizer, config).lower(state, jax.tree.map(jnp.asarray, BATCH))
+        return lowered.compile({"xla_backend_optimization_level": 0}).cost_analysis()["flops"]
+
+    full = flops(0)
+    assert flops(6) < 0.57 * full  # of 24 passes through a block (1 forward, 2 back) 12 are left
+    assert 0.85 * full < flops(1) < full

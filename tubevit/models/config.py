@@ -1,0 +1,184 @@
+"""What defines a model: its sizes, tubes, options and heads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from tubevit.errors import UserError, unknown
+from tubevit.models.position import POSITIONS
+from tubevit.tubes import Tube, TubeSet, as_tube_set
+
+MODALITIES = ("video", "image", "any")
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+POOLINGS = ("linear", "query", "map", "mean", "cls")
+ATTENTION = ("auto", "einsum", "xla", "cudnn")
+REMAT = ("none", "full", "dots_no_batch", "dots")
+GELUS = ("exact", "tanh")
+_CHOICES = {
+    "position": POSITIONS, "pooling": POOLINGS, "attention": ATTENTION, "remat": REMAT, "gelu": GELUS,
+    "precision": tuple(PRECISIONS),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A label set and its linear layer.
+
+    Attributes:
+        classes: number of classes.
+        modality: what it classifies: `video`, `image`, or `any` where it was not said.
+        labels: names of the classes, or () where they are not known.
+        multi_label: whether a sample may have several labels (sigmoid instead of softmax).
+    """
+
+    classes: int
+    modality: str = "any"
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if not isinstance(self.classes, int) or self.classes < 1:
+            raise UserError(f"a head needs at least 1 class; found {self.classes!r}")
+        if self.modality not in MODALITIES:
+            raise unknown("modality", str(self.modality), MODALITIES)
+        if self.labels and len(self.labels) != self.classes:
+            raise UserError(f"a head of {self.classes} classes needs as many labels; found {len(self.labels)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """All that defines a model.
+
+    Attributes:
+        name: architecture.
+        width, depth, num_heads, mlp_width: sizes of the encoder (Table 11).
+        tubes: preset, text or `TubeSet`.
+        padding: `valid` or `same`; None keeps that of `tubes`.
+        interpolated: whether the 3D tubes share one kernel of 8x8x8, resized to each (section 3.4); None keeps that of
+            `tubes`.
+        gain_norm: interpolated kernels are divided by the growth of their volume.
+        antialias: interpolated kernels are low-pass filtered where they shrink.
+        tube_width: channels that a 3D tube makes; beyond `width` they are cut off, up to it filled with 0 (tubes of a
+            smaller model, section 3.6). None: `width`.
+        tube_linear: instead of filling up, a linear layer brings them to `width`.
+        position: how tokens say where they were, see `models.position`.
+        class_token: whether a learned token stands before those of the tubes.
+        pooling: `linear`, `query`, `map`, `mean` or `cls`, see `models.pooling`.
+        mean, std: of the pixels as 0..1, red, green and blue: (p - mean) / std reaches the kernels.
+        frames, fps, size: the clip that it is made for: frames, frames per second (None: as the file has it), and
+            rows = columns. The model takes others as well, unless positions are learned.
+        heads: pairs of name and `Head`.
+        dropout, stochastic_depth: rates, see `Encoder`.
+        gelu: `exact` or `tanh`, its approximation.
+        norm_epsilon: of the layer normalisations: 1e-6, in Hugging Face 1e-12.
+        qkv_bias: whether queries, keys and values have biases.
+        layer_scale: initial value of a factor for each channel of both branches of a block; None: there is none.
+        add_attention: each of the last n blocks has a new attention layer before it (Table 8).
+        gate_layer: index of the block on whose output the gate sits (equation 8); None: there is no gate.
+        gate_per_channel: one alpha a channel instead of one in all.
+        freeze_below: no gradient reaches the blocks before this one, counted from 0. Changes no output.
+        remat, scan, attention: how it is computed, see `Encoder`. They change no output.
+        precision: `float32` or `bfloat16` for computation; parameters, softmax and logits stay float32.
+
+    Raises:
+        UserError: a value is out of range, unknown, or does not fit the others.
+    """
+
+    name: str
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    tubes: TubeSet
+    padding: str | None = None
+    interpolated: bool | None = None
+    gain_norm: bool = False
+    antialias: bool = False
+    tube_width: int | None = None
+    tube_linear: bool = False
+    position: str = "fixed"
+    class_token: bool = False
+    pooling: str = "linear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    frames: int = 32
+    fps: float | None = None
+    size: int = 224
+    heads: tuple[tuple[str, Head], ...] = ()
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    gelu: str = "exact"
+    norm_epsilon: float = 1e-6
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    add_attention: int = 0
+    gate_layer: int | None = None
+    gate_per_channel: bool = False
+    freeze_below: int = 0
+    remat: str = "none"
+    scan: bool = True
+    attention: str = "auto"
+    precision: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "tubes", as_tube_set(self.tubes, self.padding, self.interpolated))
+        object.__setattr__(self, "padding", self.tubes.padding)
+        object.__setattr__(self, "interpolated", self.tubes.interpolated)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _colours(getattr(self, name), name))
+        for name in ("width", "depth", "num_heads", "mlp_width", "frames", "size", "tube_width"):
+            self._check_whole(name, 1)
+        for name, most in (("add_attention", self.depth), ("freeze_below", self.depth), ("gate_layer", self.depth - 1)):
+            self._check_whole(name, 0, most)
+        if self.width % self.num_heads:
+            raise UserError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
+        for tube in self.tubes.tubes:
+            if self.channels(tube) % tube.sub_windows:
+                raise UserError(
+                    f"width {self.channels(tube)} must be divisible by the {tube.sub_windows} sub-windows of {tube}"
+                )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise unknown(_KINDS.get(name, name), str(getattr(self, name)), choices)
+        for name in ("dropout", "stochastic_depth"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1; found {getattr(self, name)}")
+        if not self.norm_epsilon > 0:
+            raise UserError(f"norm_epsilon must be above 0; found {self.norm_epsilon}")
+        if self.pooling == "cls" and not self.class_token:
+            raise UserError("pooling 'cls' needs class_token=True; other poolings: " + ", ".join(POOLINGS[:-1]))
+
+    def _check_whole(self, name: str, least: int, most: float = math.inf) -> None:
+        value = getattr(self, name)
+        if name in ("gate_layer", "tube_width") and value is None:
+            return
+        if not isinstance(value, int) or not least <= value <= most:
+            limit = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise UserError(f"{name} must be a whole number of {limit}; found {value!r}")
+
+    def channels(self, tube: Tube) -> int:
+        """Channels that a tube makes for a token, before they are brought to `width`."""
+        return self.width if tube.is_2d or self.tube_width is None else self.tube_width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, H, W) of the clip that the model is made for."""
+        return (self.frames, self.size, self.size)
+
+
+def _colours(values, name: str) -> tuple[float, float, float]:
+    """Three numbers for red, green and blue; those of `std` must be above 0."""
+    try:
+        colours = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        colours = ()
+    if len(colours) != 3 or not all(math.isfinite(x) and (x > 0 or name == "mean") for x in colours):
+        raise UserError(f"{name} must be 3 numbers (red, green, blue), std above 0; found {values!r}")
+    return colours
+
+
+_KINDS = {"remat": "remat policy", "attention": "attention implementation"}
