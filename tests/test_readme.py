@@ -92,7 +92,12 @@ def test_architectures_are_those_of_the_table():
     rows = re.findall(
         r"^\| `(tubevit_\w+)` \| (\d+) \| (\d+) \| (\d+) \|.+?\| (\d+) \| ([\d.]+) M \|$", README, re.MULTILINE
     )
-    assert {row[0] for row in rows} == set(ARCHITECTURES)
+    assert {row[0] for row in rows} == {name for name in ARCHITECTURES if name.startswith("tubevit_")}
+    plain = {f"vit_{size}{patch}" for size in ("ti", "s", "b", "l", "h") for patch in (14, 16, 32)}
+    assert "`vit_{ti,s,b,l,h}{14,16,32}`, `vit_nano8` and `vit_ti8`" in README
+    assert plain | {"vit_nano8", "vit_ti8"} == {name for name in ARCHITECTURES if name.startswith("vit_")}
+    for field in re.findall(r"`(\w+)=(?:True|n)?`", README[README.index("takes any field") :]):
+        assert field in model_config("vit_nano8").__dict__
     for name, *sizes, parameters in rows:
         config = model_config(name, num_classes=600)
         tokens = config.tubes.num_tokens((config.frames, config.size, config.size))

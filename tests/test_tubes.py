@@ -107,7 +107,11 @@ def test_padding_is_that_of_a_convolution_and_space_to_depth_keeps_the_grid(padd
 
 @pytest.mark.parametrize("name", list_tubes())
 def test_text_round_trip_of_every_preset(name):
-    assert TubeSet.from_text(str(PRESETS[name])) == PRESETS[name] == as_tube_set(str(PRESETS[name]))
+    tubes, text = PRESETS[name], str(PRESETS[name])
+    assert TubeSet.from_text(text, tubes.padding, tubes.interpolated) == tubes
+    assert as_tube_set(text, interpolated=tubes.interpolated) == tubes == as_tube_set(name)
+    assert TubeSet.from_text(text) == as_tube_set(text) == as_tube_set(name, interpolated=False)
+    assert tubes.interpolated == (name == "interpolated")
 
 
 def test_paper_preset_is_table_12():
@@ -125,9 +129,24 @@ def test_paper_preset_is_table_12():
         assert half.space_to_depth == tube.space_to_depth
 
 
+def test_interpolated_preset_is_the_papers_without_space_to_depth():
+    """Table 7e: another way to make the kernels, on the same grids."""
+    assert PRESETS["interpolated"].tubes == PRESETS["paper_no_s2d"].tubes
+    assert PRESETS["interpolated"].num_tokens((32, 224, 224)) == 539
+    assert as_tube_set("interpolated", "same") == TubeSet(PRESETS["paper_no_s2d"].tubes, "same", True)
+    assert as_tube_set(PRESETS["charades"], interpolated=True).interpolated  # appendix B
+    assert as_tube_set(as_tube_set("interpolated", "same")) == as_tube_set("interpolated", "same")
+
+
+def test_sets_of_2d_tubes():
+    assert PRESETS["image_2d"].is_2d and not PRESETS["core"].is_2d and PRESETS["core"].for_images().is_2d
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
+        (lambda: as_tube_set("paper", interpolated=True), ["no space-to-depth", "8x8x8/16x32x32%2x1x1", "expected"]),
+        (lambda: TubeSet(PRESETS["small"].tubes, "valid", True), ["found 4x4x4/8x16x16%2x1x1", "4x4x4/8x16x16"]),
         (lambda: Tube.from_text("8x8/16x32x32"), ["'8x8/16x32x32'", "KERNEL/STRIDE"]),
         (lambda: as_tube_set("8x8x8/16x32x32%2x1x1+0x0x0"), ["%2x1x1+0x0x0'", "KERNEL/STRIDE"]),
         (lambda: TubeSet.from_text("8x8x8/16x32x32_"), ["''", "KERNEL/STRIDE"]),

@@ -5,20 +5,25 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
+from tests.models import reference
 from tests.models.reference import assert_close, encode, read_parameters
 from tubevit.errors import UserError
-from tubevit.models.encoder import REMAT_POLICIES, Encoder, Mlp, attention, dropout
+from tubevit.models.block import Mlp, attention, dropout, gelu
+from tubevit.models.config import REMAT, ModelConfig
+from tubevit.models.encoder import REMAT_POLICIES, Encoder
 
 DEPTH, WIDTH = 3, 12
+GATED = dict(gate_layer=1, add_attention=1, freeze_below=1, layer_scale=0.1)
+
+
+def sizes(**fields):
+    fields = dict(width=WIDTH, depth=DEPTH, num_heads=2, mlp_width=20, tubes="small", attention="einsum") | fields
+    return ModelConfig(name="x", **fields)
 
 
 @pytest.fixture
 def encoder(randomised):
-    def build(**fields):
-        fields = dict(dropout=0.0, stochastic_depth=0.0, remat="none", scan=True, attention="einsum") | fields
-        return randomised(lambda: Encoder(WIDTH, DEPTH, 2, 20, dtype=jnp.float32, rngs=nnx.Rngs(0), **fields))
-
-    return build
+    return lambda **fields: randomised(lambda: Encoder(sizes(**fields), jnp.float32, rngs=nnx.Rngs(0)))
 
 
 def normal(*shape, seed=0):
@@ -36,13 +41,15 @@ def value_and_gradients(module):
     return jax.tree.leaves(run(module, normal(3, 7, WIDTH)))
 
 
-def test_scan_and_every_remat_policy_change_neither_value_nor_gradients(encoder):
-    fields = dict(dropout=0.3, stochastic_depth=0.3)
+@pytest.mark.parametrize("options", [{}, GATED], ids=["plain", "gated"])
+def test_scan_and_every_remat_policy_change_neither_value_nor_gradients(encoder, options):
+    fields = dict(dropout=0.3, stochastic_depth=0.3, **options)
     expected = value_and_gradients(encoder(**fields))
     variants = [dict(scan=False), *(dict(remat=name) for name in REMAT_POLICIES)]
     for variant in variants:
         for a, b in zip(value_and_gradients(encoder(**fields, **variant)), expected, strict=True):
             assert_close(a, b, 2e-6)
+    assert set(REMAT) == {"none", *REMAT_POLICIES}
 
 
 def test_remat_policies_go_from_least_memory_to_most(encoder):
@@ -57,11 +64,12 @@ def test_remat_policies_go_from_least_memory_to_most(encoder):
     assert sizes == sorted(set(sizes)), sizes
 
 
-@pytest.mark.parametrize("scale", [1, 1e-3])  # a variance of 1e-6 shows the epsilon of the first normalisation
-def test_equals_the_reference(encoder, scale):
-    module, tokens = encoder(), scale * normal(2, 7, WIDTH)
+# The scale gives the tokens the variance of epsilon, which shows that of the first normalisation.
+@pytest.mark.parametrize("scale, epsilon", [(1, 1e-6), (1e-3, 1e-6), (1e-6, 1e-12)])
+def test_equals_the_reference(encoder, scale, epsilon):
+    module, tokens = encoder(norm_epsilon=epsilon), scale * normal(2, 7, WIDTH)
     params = {f"encoder/{name}": value for name, value in read_parameters(module).items()}
-    assert_close(module(tokens), encode(params, np.asarray(tokens, np.float64)), 5e-6)
+    assert_close(module(tokens), encode(params, module.config, np.asarray(tokens, np.float64)), 5e-6)
 
 
 def transparent(module):
@@ -106,11 +114,21 @@ def test_dropout_differs_by_layer_and_place_and_is_off_without_a_key(encoder):
 
 
 def test_dropout_inside_the_mlp(randomised):
-    mlp = randomised(lambda: Mlp(8, 8, jnp.float32, rngs=nnx.Rngs(0)))
+    mlp = randomised(lambda: Mlp(sizes(width=8, mlp_width=8), jnp.float32, rngs=nnx.Rngs(0)))
     mlp.down.kernel[...], mlp.down.bias[...] = jnp.eye(8), jnp.zeros(8)
     x = normal(50, 4, 8)
     ratio = np.asarray(jax.jit(lambda key: mlp(x, 0.5, key) / mlp(x))(jax.random.key(0)))
     assert set(np.round(ratio, 5).ravel().tolist()) == {0.0, 2.0} and abs(ratio.mean() - 1) < 0.1
+
+
+@pytest.mark.parametrize("kind, other", [("exact", "tanh"), ("tanh", "exact")])
+def test_gelu(kind, other):
+    x = np.linspace(-12, 12, 4801)
+    found, expected = np.asarray(gelu(jnp.asarray(x, jnp.float32), kind), np.float64), reference.gelu(x, kind)
+    # The sum 1 + erf is as fine as the last place of 1, and x multiplies its error, up to 6 where it is not 0 or 2.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=6 * float(jnp.finfo(jnp.float32).eps))
+    assert np.abs(expected - reference.gelu(x, other)).max() > 4e-4
+    assert gelu(jnp.ones(1, jnp.bfloat16), kind).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

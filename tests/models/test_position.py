@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models.reference import read_parameters
+from tubevit.errors import UserError
 from tubevit.models.position import position_embedding
 from tubevit.models.variants import create_model
 
@@ -70,3 +72,90 @@ def test_rows_and_columns_of_a_frame_that_is_not_square(tiny):
                 expected = [f(c) for c in (t, 8 * y + 3.5, 8 * x + 3.5) for f in (math.sin, math.cos)]
                 np.testing.assert_allclose(tokens[t, y, x, :6], expected, rtol=0, atol=1e-6)
     assert centres.tolist()[-1] == [1, 19.5, 35.5]
+
+
+LEARNED = dict(tubes="4x8x8/4x8x8+1x0x0_1x8x6/8x8x10", frames=11, size=40)  # grids (2, 5, 5) and (2, 5, 4)
+
+
+@pytest.fixture(scope="module")
+def learned(tiny):
+    """A model with learned positions, and what they add to the tokens of the same model without positions."""
+    model, without = tiny(position="learned", **LEARNED), tiny(position="none", **LEARNED)
+    nnx.update(without.tokenizer, nnx.state(model.tokenizer))
+    return model, lambda video: np.asarray(model.tokenize(video)[0] - without.tokenize(video)[0])
+
+
+def pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+
+
+def test_learned_tables_at_the_shape_of_the_model(learned):
+    model, added = learned
+    tables = [np.asarray(getattr(model.position, str(i))[...]) for i in range(2)]
+    assert [table.shape for table in tables] == [(2, 5, 5, 24), (2, 5, 4, 24)]
+    for sample in added(pixels(11, 40, 40)):
+        np.testing.assert_allclose(sample, np.concatenate([t.reshape(-1, 24) for t in tables]), rtol=0, atol=2e-6)
+    for sample in added(pixels(40, 40)):  # an image takes the first frame of the 2D tube
+        np.testing.assert_allclose(sample, tables[1][0].reshape(-1, 24), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(19, 40, 40), (11, 32, 40), (11, 40, 48), (7, 40, 40), (32, 40), (40, 48), (5, 4)])
+def test_learned_positions_refuse_other_shapes(learned, shape):
+    """Fewer and more frames, rows, columns; the message names both shapes."""
+    with pytest.raises(UserError) as error:
+        learned[0].tokenize(pixels(*shape))
+    found = "x".join(map(str, shape if len(shape) == 3 else (1, *shape)))
+    if shape == (5, 4):
+        assert "too small" in str(error.value)
+    else:
+        words = ["learned positions of tube", "made for clips of 11x40x40", f"found {found}", "position='fixed'"]
+        assert not [word for word in words if word not in str(error.value)], str(error.value)
+
+
+def test_learned_positions_of_2d_tubes_only(tiny):
+    """The 3D tubes keep the fixed embedding and take clips of any length that the 2D tube's grid allows."""
+    model, fixed = tiny(position="learned_2d", **LEARNED), tiny(**LEARNED)
+    assert [name for name in read_parameters(model) if name.startswith("position")] == ["position/1"]
+    nnx.update(fixed.tokenizer, nnx.state(model.tokenizer))
+    for frames, count in ((11, 50), (13, 75)):
+        found, expected = (np.asarray(m.tokenize(pixels(frames, 40, 40))[0])[:, :count] for m in (model, fixed))
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(UserError, match="learned positions of tube 1x8x6/8x8x10 are made for clips of 11x40x40"):
+        model.tokenize(pixels(17, 40, 40))
+
+
+def test_a_clip_of_one_frame_is_an_image_to_2d_tubes_alone(tiny):
+    """With padding `same` a 3D tube fits into one frame, but its table is not that of an image."""
+    model = tiny(position="learned", padding="same", **LEARNED)
+    model.tokenize(pixels(40, 40))
+    with pytest.raises(UserError, match="learned positions of tube 4x8x8/4x8x8.1x0x0.*found 2x40x40"):
+        model.tokenize(pixels(2, 40, 40))
+    model = tiny(position="learned", padding="same", **{**LEARNED, "tubes": "4x8x8/4x8x8_1x8x6/8x8x10"})
+    with pytest.raises(UserError, match="learned positions of tube 4x8x8/4x8x8 .*found 1x40x40"):
+        model.tokenize(pixels(1, 40, 40))
+
+
+def test_no_position_adds_nothing_and_has_no_parameters(tiny):
+    model, video = tiny(position="none", **LEARNED), pixels(13, 44, 41)
+    assert not [name for name in read_parameters(model) if name.startswith("position")]
+    np.testing.assert_array_equal(model.tokenize(video)[0], model.tokenizer(video, model.config.tubes))
+
+
+def test_fixed_without_stride_counts_tokens(tiny):
+    model = tiny(position="fixed_no_stride", **LEARNED)
+    without = tiny(position="none", **LEARNED)
+    nnx.update(without.tokenizer, nnx.state(model.tokenizer))
+    video = pixels(11, 40, 40)
+    added = np.asarray(model.tokenize(video)[0] - without.tokenize(video)[0])[0]
+    places = [*np.ndindex(2, 5, 5), *np.ndindex(2, 5, 4)]
+    for row, place in zip(added, places, strict=True):
+        expected = [f(c) for c in place for f in (math.sin, math.cos)]
+        np.testing.assert_allclose(row[:6], expected, rtol=0, atol=2e-6)
+
+
+def test_the_exponent_as_printed_leaves_twelve_channels_that_vary():
+    found = position_embedding(CENTRES, 768, literal=True)
+    np.testing.assert_allclose(found[:, 6:12:2], np.sin(CENTRES / 1e4), rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(found[:, :6], position_embedding(CENTRES, 768)[:, :6])
+    assert np.ptp(found[:, 12:], axis=0).max() < 1e-5 and np.isfinite(found).all()
+    assert np.ptp(found[:, :12], axis=0).min() > 0

@@ -7,8 +7,7 @@ from flax import nnx
 from tests.models import reference
 from tests.models.reference import assert_close, read_parameters
 from tubevit.errors import UserError
-from tubevit.models.tubevit import Head, ModelConfig
-from tubevit.tubes import PRESETS
+from tubevit.models.config import Head
 
 PLAIN = "4x4x4/8x16x16_8x2x2/3x16x16+2x4x4_2x6x6/8x16x16+0x8x8_1x8x8/16x8x8"  # `small` without space-to-depth
 OVERLAPPING = "3x9x10/4x6x8+1x2x0%2x3x1_1x12x12/8x8x8"
@@ -34,11 +33,7 @@ def stages(model, video):
 
 
 def reference_stages(model, video):
-    params = read_parameters(model)
-    tokens, centres = reference.tokenize(params, model.config, video)
-    encoded = reference.encode(params, tokens)
-    pooled, weights = reference.pool(params, encoded)
-    return tokens, centres, encoded, weights, pooled, reference.classify(params, pooled, "default")
+    return reference.stages(read_parameters(model), model.config, video)
 
 
 @pytest.mark.parametrize(
@@ -152,33 +147,3 @@ def test_errors_of_the_input(several_heads, shape, dtype, head, words):
 def test_a_set_without_2d_tubes_refuses_images(tiny):
     with pytest.raises(UserError, match="takes no images.*1x16x16/32x16x16"):
         tiny(tubes="4x4x4/8x16x16")(pixels(64, 64))
-
-
-@pytest.mark.parametrize(
-    "fields, words",
-    [
-        (dict(width=25), ["width 25", "num_heads 2"]),
-        (dict(width=22), ["width 22", "4 sub-windows", "8x2x2/3x16x16"]),
-        (dict(depth=0), ["depth", "found 0"]),
-        (dict(precision="float16"), ["precision 'float16'", "bfloat16"]),
-        (dict(padding="full"), ["padding 'full'", "same"]),
-        (dict(tubes="smal"), ["'smal'", "'small'"]),
-    ],
-)
-def test_errors_of_the_configuration(tiny, fields, words):
-    with pytest.raises(UserError) as error:
-        tiny(**fields)
-    assert not [word for word in words if word not in str(error.value)], str(error.value)
-
-
-@pytest.mark.parametrize("values", [dict(classes=0), dict(classes=3, labels="ab"), dict(classes=3, modality="audio")])
-def test_errors_of_heads(values):
-    with pytest.raises(UserError, match=r"found (0|2)|'audio'.*'?image"):
-        Head(**values)
-
-
-def test_padding_of_a_configuration():
-    sizes = dict(name="x", width=24, depth=1, num_heads=1, mlp_width=8)
-    same = ModelConfig(tubes="small", padding="same", **sizes)
-    assert same.tubes.tubes == PRESETS["small"].tubes and same.tubes.padding == "same"
-    assert ModelConfig(tubes=same.tubes, **sizes).padding == "same"

@@ -5,7 +5,8 @@ from flax import nnx
 
 from tubevit.errors import UserError
 from tubevit.models import variants
-from tubevit.models.tubevit import Head
+from tubevit.models.config import Head
+from tubevit.models.flops import count_parameters
 from tubevit.models.variants import create_model, list_models, model_config
 from tubevit.tubes import PRESETS
 
@@ -42,11 +43,17 @@ def test_builds_with_every_preset_that_fits(name):
     config = model_config(name)
     shape = (config.frames, config.size, config.size)
     fitting = {preset: tubes for preset, tubes in PRESETS.items() if tubes.fits(shape)}
-    assert len(fitting) >= 10
+    if config.frames == 1:  # a plain ViT reads one frame
+        assert set(fitting) == {preset for preset, tubes in PRESETS.items() if tubes.is_2d}
+    else:
+        assert len(fitting) >= 10
     for preset, tubes in fitting.items():
         model = nnx.eval_shape(lambda preset=preset: create_model(name, tubes=preset, num_classes=3))
-        kernels = [model.tokenizer.tubes[str(i)].kernel.shape for i in range(len(tubes.tubes))]
-        assert kernels == [(*tube.kernel, 3, config.width // tube.sub_windows) for tube in tubes.tubes]
+        own = [i for i, tube in enumerate(tubes.tubes) if tube.is_2d or not tubes.interpolated]
+        kernels = [model.tokenizer.tubes[str(i)].kernel.shape for i in own]
+        assert kernels == [(*tubes.tubes[i].kernel, 3, config.width // tubes.tubes[i].sub_windows) for i in own] and (
+            len(own) == len(tubes.tubes) or preset == "interpolated"
+        )
     clip = jax.ShapeDtypeStruct((2, *shape, 3), np.uint8)
     assert jax.eval_shape(lambda clip: create_model(name, num_classes=3)(clip), clip).shape == (2, 3)
     image = jax.ShapeDtypeStruct((2, *shape[1:], 3), np.uint8)
@@ -59,6 +66,41 @@ def test_names():
     assert {"tubevit_h14", "tubevit_nano8", "tubevit_ti8"} < set(list_models())
     assert model_config("tubevit_h14").tubes.grid((32, 224, 224)) == ((2, 8, 8), (3, 8, 8), (2, 8, 8), (1, 16, 16))
     assert model_config("tubevit_nano8").tubes.num_tokens((16, 64, 64)) == 176
+
+
+# Those of ViTs with a class token and a head of 1,000 classes, in millions (timm's vit_*_patch*_224 with their heads).
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("vit_ti16", 5.72), ("vit_s16", 22.05), ("vit_s32", 22.88), ("vit_b16", 86.57), ("vit_b32", 88.22),
+        ("vit_l16", 304.33), ("vit_l32", 306.54), ("vit_h14", 632.05),
+    ],
+)  # fmt: skip
+def test_plain_vits_have_the_parameters_of_vits(name, millions):
+    width, depth, mlp_width = (getattr(model_config(name), field) for field in ("width", "depth", "mlp_width"))
+    patch = int(name[-2:])
+    count = count_parameters(model_config(name, num_classes=1000))
+    block = 4 * width**2 + 4 * width + 2 * width * mlp_width + width + mlp_width + 4 * width
+    embedding = (3 * patch**2 + 1) * width + (224 // patch) ** 2 * width + width
+    assert count == embedding + depth * block + 2 * width + 1000 * (width + 1)
+    # Theirs count the class token's position apart from the class token.
+    assert round((count + width) / 1e6, 2) == millions
+
+
+def test_plain_vits():
+    sizes = [f"vit_{size}{patch}" for size in ("ti", "s", "b", "l", "h") for patch in (14, 16, 32)]
+    assert set(list_models("vit_*")) == {*sizes, "vit_nano8", "vit_ti8"}
+    for name in list_models("vit_*"):
+        config = model_config(name, num_classes=2)
+        patch = 8 if name.endswith("8") else int(name[-2:])
+        assert [tube.kernel for tube in config.tubes.tubes] == [(1, patch, patch)]
+        assert config.tubes.tubes[0].stride[1:] == (patch, patch)
+        assert (config.position, config.pooling, config.class_token) == ("learned", "cls", True)
+        assert config.shape == ((1, 64, 64) if patch == 8 else (1, 224, 224))
+        assert config.heads == (("default", Head(2, "any")),)
+    for small, large in (("vit_b16", "tubevit_b16"), ("vit_nano8", "tubevit_nano8")):
+        fields = ("width", "depth", "num_heads", "mlp_width")
+        assert [getattr(model_config(small), f) for f in fields] == [getattr(model_config(large), f) for f in fields]
 
 
 def test_heads():

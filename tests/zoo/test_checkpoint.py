@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 import tubevit
 from tubevit.data.labels import label_hash
 from tubevit.errors import UserError
-from tubevit.models.tubevit import Head
+from tubevit.models.config import Head
 from tubevit.zoo.checkpoint import (
     config_from_metadata,
     find_checkpoint,
@@ -22,6 +22,7 @@ from tubevit.zoo.checkpoint import (
     read_metadata,
     steps,
 )
+from tubevit.zoo.inflate import resize_positions
 
 HEADS = {"motion": Head(3, "video", ("left", "right", "up")), "tags": Head(4, "any", (), True)}
 
@@ -205,3 +206,16 @@ def test_changed_labels_are_not_loaded(saved, tmp_path):
     assert file.read_text() != text
     with pytest.raises(UserError, match="labels of head 'motion' were changed"):
         tubevit.load_model(copy)
+
+
+def test_another_size_resizes_learned_positions(tiny, tmp_path):
+    fields = dict(tubes="1x8x8/16x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
+    model = tiny(5, depth=1, **fields)
+    tubevit.save_model(model, tmp_path / "vit")
+    larger = tubevit.load_model(tmp_path / "vit", size=48)
+    stored, table = (np.asarray(getattr(m.position, "0")[...]) for m in (model, larger))
+    assert table.shape == (1, 6, 6, 24) and larger.config.size == 48
+    np.testing.assert_allclose(table, resize_positions(stored, (1, 6, 6)))
+    assert larger(np.zeros((1, 48, 48, 3), np.uint8)).shape == (1, 5)
+    same = tubevit.load_model(tmp_path / "vit")
+    np.testing.assert_array_equal(getattr(same.position, "0")[...], stored)

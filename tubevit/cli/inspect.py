@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -63,7 +62,7 @@ def _experiment_model(args, changes: dict):
         classes = 600 if args.num_classes is None else args.num_classes
         model = model_config(**model_fields(config), num_classes=classes)
         print(f"{args.config}: a head of {classes} classes in place of its data's ({error})", file=sys.stderr)
-    return dataclasses.replace(model, **changes)
+    return model.replace(**changes)
 
 
 def describe(name: str, config) -> dict:

@@ -160,6 +160,11 @@ class ModelConfig:
             limit = f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise UserError(f"{name} must be a whole number of {limit}; found {value!r}")
 
+    def replace(self, **fields) -> ModelConfig:
+        """A copy with other values; other tubes bring their own padding and kind of kernels."""
+        own = {"padding": None, "interpolated": None} if "tubes" in fields else {}
+        return dataclasses.replace(self, **own | fields)
+
     def channels(self, tube: Tube) -> int:
         """Channels that a tube makes for a token, before they are brought to `width`."""
         return self.width if tube.is_2d or self.tube_width is None else self.tube_width

@@ -75,6 +75,8 @@ def finetune_config(data: str, init: str | None = None, model: str | None = None
     | samples seen | 100 epochs, at least 20,000 and at most 40,000 (or 3 epochs) | 30, 5,000, 20,000 (or 3) |
     | learning rate | 1.2e-3 at a width of 96, falling with the width | a third of it |
 
+    A plain ViT gets 3D tubes where the data is videos, see `inflated_config`.
+
     Args:
         data: a source with a split `train`.
         init: what `load_model` takes; None begins from random parameters.
@@ -94,7 +96,7 @@ def finetune_config(data: str, init: str | None = None, model: str | None = None
     if init:
         if model:
             raise UserError("model= goes without init=: the checkpoint has its own")
-        stored = _use_checkpoint(config, init, looks.seconds is not None)
+        stored = _use_checkpoint(config, init, train.modality == "video")
         fps = stored.fps
     else:
         config.model.name = model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16")

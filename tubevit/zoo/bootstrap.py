@@ -52,8 +52,8 @@ def bootstrapped_config(
     spacing = next((tube.stride[0] for tube in small.tubes.tubes if tube.is_2d), patch.stride[0])
     tubes.append(dataclasses.replace(patch, stride=(spacing, *patch.stride[1:])))
     width *= ratio
-    return dataclasses.replace(
-        large, tubes=TubeSet(tuple(tubes), small.padding), padding=None, interpolated=None,
+    return large.replace(
+        tubes=TubeSet(tuple(tubes), small.padding),
         tube_width=None if width == large.width else width, tube_linear=widen == "linear" and width != large.width,
         position=position, class_token=large.class_token and position == "learned_2d", pooling="linear",
         frames=small.frames, fps=small.fps,
@@ -74,8 +74,8 @@ def inflated_config(vit: ModelConfig) -> ModelConfig:
         raise UserError(f"patches of {vit.name} must be square to get the paper's tubes; found {patch}")
     tubes = TubeSet(tuple(tube.plain for tube in patch_tubes(patch.kernel[1]).tubes), vit.padding)
     frames = 2 * max(tube.kernel[0] for tube in tubes.tubes)
-    return dataclasses.replace(
-        vit, tubes=tubes, padding=None, interpolated=None, position="fixed", class_token=False, pooling="linear",
+    return vit.replace(
+        tubes=tubes, position="fixed", class_token=False, pooling="linear",
         frames=frames, fps=None,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
@@ -19,6 +20,7 @@ from tubevit.models.config import Head, ModelConfig
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, as_heads, model_config
 from tubevit.tubes import TubeSet
+from tubevit.zoo.inflate import resize_positions
 
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
 _METADATA_FILE, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
@@ -130,7 +132,7 @@ def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
         return model_config(str(name), **fields)
     if not storage.exists(name):
         raise unknown("model", str(name), ARCHITECTURES)
-    return dataclasses.replace(config_from_metadata(read_metadata(find_checkpoint(name))["model"]), **fields)
+    return config_from_metadata(read_metadata(find_checkpoint(name))["model"]).replace(**fields)
 
 
 def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
@@ -183,7 +185,8 @@ def load_model(
         name: a workdir, a checkpoint's folder, or one that `save_model` wrote; on disk or `gs://`.
         step: of the checkpoint in a workdir; None takes the last one.
         num_classes, heads: a new, randomly initialised head or heads; the rest is kept. See `create_model`.
-        **fields: replaced in the model's configuration, e.g. precision="bfloat16".
+        **fields: replaced in the model's configuration, e.g. precision="bfloat16"; with another size, learned positions
+            are resized.
 
     Raises:
         UserError: no such checkpoint, it does not fit, or the labels of a head were changed.
@@ -198,10 +201,13 @@ def load_model(
     for field in fields:
         if field not in known:
             raise unknown("keyword", field, known)
-    config = dataclasses.replace(config, **fields)
-    wanted = dataclasses.replace(config, heads=stored.heads)
+    config = config.replace(**fields)
+    wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
     expected = parameters(nnx.eval_shape(lambda: TubeViT(wanted, rngs=nnx.Rngs(0))))
     loaded = load_tree(checkpoint, "params", expected)
+    for i, table in loaded.get("position", {}).items():
+        grid = config.tubes.tubes[int(i)].grid(config.shape, config.padding)
+        loaded["position"][i] = jnp.asarray(resize_positions(table, grid))
     if config.heads != stored.heads:
         # Compiled, so that nothing but the heads is made.
         loaded["heads"] = jax.jit(lambda: parameters(TubeViT(config, rngs=nnx.Rngs(0))).get("heads", {}))()
