@@ -1,4 +1,4 @@
-"""Packaging. `pip install -e .` for development; extras: cuda, tpu, gcs, peers, dev."""
+"""Packaging. `pip install -e .` for development; extras: cuda, tpu, gcs, convert, plot, peers, dev."""
 
 import pathlib
 import re
@@ -42,7 +42,9 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
         "gcs": ["gcsfs>=2024.2"],
-        "peers": ["torch", "torchvision", "timm"],
+        "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
+        "plot": ["matplotlib>=3.8"],
+        "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -51,6 +53,9 @@ setup(
             "pillow>=10",
             "gcsfs>=2024.2",
             "gcp-storage-emulator",
+            "safetensors>=0.4.3",
+            "flatbuffers>=24",
+            "matplotlib>=3.8",
         ],
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli.main:entry"]},

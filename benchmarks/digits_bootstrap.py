@@ -4,8 +4,8 @@
     python benchmarks/digits_bootstrap.py --plot          # draws docs/figures/digits_bootstrap.svg (extra `plot`)
 
 Runs the quickstart (`small`) and the stages of experiments/digits_bootstrap.py for each seed. Writes a row for each
-evaluation to benchmarks/digits_bootstrap.csv: top-1 on 900 held-out clips, of 80 classes (digit x motion) but for `small`
-(motion, 8), and on 450 still digits. A run that is there is not repeated.
+evaluation to benchmarks/digits_bootstrap.csv: top-1 on 900 held-out clips, of 80 classes (digit x motion) but for
+`small` (motion, 8), and on 450 still digits. A run that is there is not repeated.
 """
 
 from __future__ import annotations

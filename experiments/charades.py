@@ -1,7 +1,7 @@
 """Charades, multi-label, fine-tuned from a Kinetics-600 + ImageNet model (appendices A and B, Table 10).
 
     tubevit train --config charades:videos=charades:LISTS@CLIPS,init=runs/k600_l16 --workdir runs/charades_l16
-    tubevit train --config charades:interpolated=true,init=runs/k600_l16_interpolated --workdir runs/charades_interpolated
+    tubevit train --config charades:interpolated=true,init=runs/k600_interpolated --workdir runs/charades_interpolated
 
 With `interpolated=true` the 3D tubes are longer and wider versions of one kernel (appendix B), learned on Kinetics by
 `--config k600:model=tubevit_l16 --config.model.tubes=interpolated`.

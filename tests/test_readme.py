@@ -57,6 +57,10 @@ def run_commands(page, train_command):
         if arguments[0] == "train" and arguments[2].startswith("finetune:"):
             assert flags == ["--config", "--workdir"]
             arguments += ["--config.train.steps=2", "--config.loader.threads=1", "--config.eval.every=2"]
+        elif arguments[0] == "train" and arguments[2].startswith("bootstrap:"):
+            assert flags == ["--config", "--workdir"]
+            changes = {"train.steps": 2, "loader.threads": 1, "data.train.videos.batch_size": 4, "eval.views": "1x1"}
+            arguments += [f"--config.{key}={value}" for key, value in changes.items()]
         elif arguments[0] == "train":  # the same flags with the tiny experiment, whose run it resumes
             tiny = train_command("runs/mine")
             assert flags == ["--config", "--workdir", STEPS]
@@ -67,15 +71,20 @@ def run_commands(page, train_command):
 
 
 @pytest.fixture
-def clips(project, digits_cache):
-    """clips.csv of the embedded clips, beside the runs."""
+def clips(project, digits_cache, tiny):
+    """clips.csv of the embedded clips, and a ViT of Hugging Face, small under its large name, beside the runs."""
+    fields = dict(tubes="1x8x8/32x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
+    tubevit.save_model(tiny(9, width=48, num_heads=4, **fields), project / "foreign")
+    foreign = str(project / "vit-large-patch16-224")
+    assert main(["convert", str(project / "foreign"), foreign, "--format", "hugging-face"]) == 0
     lines = (digits_cache / "motion.csv").read_text().splitlines()
-    rows = [f"{digits_cache / line}" for line in lines[1:]]
+    rows = [f"{digits_cache / line}".replace(",test", ",val") for line in lines[1:]]
     (project / "clips.csv").write_text("\n".join([lines[0], *rows]) + "\n")
 
 
 def test_commands(clips, capsys, train_command):
-    assert run_commands(README, train_command) == {"train", "evaluate", "predict", "inspect", "shard-videos"}
+    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export"}
+    assert run_commands(README, train_command) == verbs
     assert "539 tokens" in capsys.readouterr().out
 
 

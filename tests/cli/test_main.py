@@ -14,6 +14,8 @@ FLAGS = {
     "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json"},
     "predict": {"--checkpoint", "--json"},
     "inspect": {"--config", "--json"},
+    "convert": {"--format", "--prefix", "--heads", "--headless", "--mean", "--std", "--json"},
+    "export": {"--format", "--platforms", "--head"},
     "make-moving-digits": {"--seed"},
     "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--json"},
 }

@@ -45,7 +45,7 @@ def test_rename():
 
 
 def test_alike_blocks_are_one_line():
-    whole = {f"encoder/blocks/{i}/{leaf}": "" for i in (4, 5, 6) for leaf in "abcde"}
-    assert summarise(whole) == ["encoder/blocks/4-6"]
+    whole = {f"encoder/blocks/{i}/{leaf}": "" for i in (4, 5, 6, 8) for leaf in "abcdefghijkl"}
+    assert summarise(whole) == ["encoder/blocks/4-6,8"]
     some = {f"encoder/blocks/{i}/mlp/up": ": 1" for i in (0, 1)} | {"x": ": 2", "encoder/blocks/3/mlp/up": ": 1"}
-    assert summarise(some) == ["x: 2", "encoder/blocks/0-1/mlp/up: 1", "encoder/blocks/3/mlp/up: 1"]
+    assert summarise(some) == ["encoder/blocks/0-1,3/mlp/up: 1", "x: 2"]

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_listed(source, tiny):
     with pytest.raises(UserError) as error:
         begin(tiny({"letters": LETTERS}, depth=1, mlp_width=44, tubes="8x8x8/8x16x16"), path)
     message = str(error.value)
-    assert "unexpected tokenizer/tubes/1/kernel" in message and "unexpected tokenizer/tubes/3/bias" in message
+    assert "unexpected tokenizer/tubes/1-3/bias" in message and "unexpected tokenizer/tubes/1-3/kernel" in message
     assert "encoder/blocks/0/mlp/up/kernel: expected (24, 44), found (24, 40)" in message
 
 

@@ -10,7 +10,7 @@ import traceback
 
 from tubevit.errors import UserError, closest
 
-VERBS = ("train", "evaluate", "predict", "inspect", "make-moving-digits", "shard-videos")
+VERBS = ("train", "evaluate", "predict", "inspect", "convert", "export", "make-moving-digits", "shard-videos")
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 
 

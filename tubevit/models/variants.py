@@ -24,6 +24,7 @@ _SIZES = {  # width, depth, heads, MLP width
 _PAPER = dict(tubes="paper", frames=32, size=224)
 _EMBEDDED = dict(tubes="small", frames=16, size=64)  # the embedded moving digits
 _PATCHES = (14, 16, 32)
+_DEFINING = {"width", "depth", "num_heads", "mlp_width", "tubes"}
 
 
 def patch_tubes(patch: int) -> TubeSet:
@@ -64,14 +65,17 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | None = None, **fields) -> ModelConfig:
-    """The configuration of an architecture; arguments are those of `create_model`."""
-    if name not in ARCHITECTURES:
+    """The configuration of an architecture; arguments are those of `create_model`.
+
+    Any other name will do where sizes and tubes are given: converted ViTs may be of no known size.
+    """
+    if name not in ARCHITECTURES and not _DEFINING <= fields.keys():
         raise unknown("model", name, ARCHITECTURES)
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {"name"}
     for field in fields:
         if field not in known:
             raise unknown("keyword", field, known | {"num_classes"})
-    values = {**ARCHITECTURES[name], **fields}
+    values = {**ARCHITECTURES.get(name, {}), **fields}
     return ModelConfig(name=name, heads=as_heads(num_classes, heads, as_tube_set(values["tubes"])), **values)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 BLOCKS = "encoder/blocks"
+_ARRAYS = 11  # of a block at least: two normalisations and four linear layers, one of them maybe without bias
 
 
 def flatten(tree: dict) -> dict:
@@ -75,27 +76,34 @@ def rename(flat: dict, pairs) -> dict:
     return renamed
 
 
-def summarise(lines: dict[str, str]) -> list[str]:
-    """{path: text} as lines `path text` in which blocks that are alike are one line, such as `encoder/blocks/6-11`."""
-    blocks: dict[int, list] = {}
-    out = []
-    for path, text in lines.items():
+def summarise(texts: Mapping[str, str]) -> list[str]:
+    """{path: text} as lines `path text`, see `grouped`; of blocks that are there with all their arrays one line."""
+    blocks: dict[int, dict[str, str]] = {}
+    for path, text in texts.items():
         match = re.fullmatch(rf"{BLOCKS}/(\d+)/(.+)", path)
         if match:
-            blocks.setdefault(int(match[1]), []).append((match[2], text))
-        else:
-            out.append(path + text)
+            blocks.setdefault(int(match[1]), {})[match[2]] = text
+    whole = [i for i, leaves in blocks.items() if len(leaves) >= _ARRAYS and not any(leaves.values())]
+    short = {f"{BLOCKS}/{i}": "" for i in whole}
+    rest = {path: text for path, text in texts.items() if not any(matches(path, beginning) for beginning in short)}
+    return grouped(rest) + grouped(short)
 
-    def run(item):  # neighbours of the same content
-        order, i = item
-        return sorted(blocks[i]), i - order
 
-    for (content, _), group in itertools.groupby(enumerate(sorted(blocks)), run):
-        members = [i for _, i in group]
-        where = f"{BLOCKS}/{members[0]}" + (f"-{members[-1]}" if len(members) > 1 else "")
-        texts = {text for _, text in content}
-        if len(content) > 4 and len(texts) == 1:
-            out.append(f"{where}{texts.pop()}")
+def grouped(texts: Mapping[str, str]) -> list[str]:
+    """{name: text} as lines `name text`; names that differ in their first number are one: `blocks.0-11.norm1.bias`."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for name, text in texts.items():
+        head, number, tail = re.fullmatch(r"(\D*)(\d*)(.*)", name).groups()
+        groups.setdefault((head, tail, text), []).append(int(number) if number else -1)
+    return sorted(f"{head}{_ranges(numbers)}{tail}{text}" for (head, tail, text), numbers in groups.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> `0-2,5`; -1 stands for none."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
         else:
-            out += [f"{where}/{inner}{text}" for inner, text in content]
-    return out
+            runs.append([number, number])
+    return "" if runs == [[-1, -1]] else ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,57 @@
+"""`tubevit convert`."""
+
+from __future__ import annotations
+
+import json
+
+HELP = "weights of other libraries to a checkpoint, and a plain ViT back to them"
+EXAMPLES = (
+    "tubevit convert vit-large-patch16-224/ vit_l                 # a folder of Hugging Face: ViT, DINOv2, SigLIP",
+    "tubevit convert B_16-i21k-300ep.npz vit_b --headless         # vision_transformer, AugReg",
+    "tubevit convert siglip.npz siglip_b --prefix params/img      # big_vision",
+    "tubevit convert model.safetensors vit_s --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225     # timm, or .pth",
+    "tubevit convert vit_l vit_l_hf --format hugging-face         # and back",
+    "tubevit convert vit_s vit_s.safetensors --format timm",
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument("source", metavar="SRC", help="a file or a folder; its format follows from its content")
+    parser.add_argument("destination", metavar="DST", help="a new folder, with --format timm a new .safetensors file")
+    parser.add_argument("--format", help="what a checkpoint of ours becomes: hugging-face or timm")
+    parser.add_argument("--prefix", help="of the names in a .npz with several ViTs, e.g. params/img")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where neither file nor sizes say it")
+    parser.add_argument("--headless", action="store_true", help="leave the classifier out, and pre_logits before it")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help="of the pixels as 0..1, else the source's"
+        )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit.zoo.convert import convert
+
+    done = convert(
+        args.source, args.destination, format=args.format, prefix=args.prefix, heads=args.heads, headless=args.headless,
+        mean=args.mean, std=args.std,
+    )  # fmt: skip
+    config, heads = done.config, dict(done.config.heads)
+    result = {
+        "path": done.path, "format": done.format, "architecture": config.name, "width": config.width,
+        "depth": config.depth, "num_heads": config.num_heads, "mlp_width": config.mlp_width, "size": config.size,
+        "patch": config.tubes.tubes[0].kernel[1], "pooling": config.pooling,
+        "classes": sum(head.classes for head in heads.values()),
+        "mean": config.mean, "std": config.std, "notes": done.notes,
+    }  # fmt: skip
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(
+        f"{done.path}: {config.name}, {config.width} wide, {config.depth} blocks, {config.num_heads} heads, "
+        f"patches of {result['patch']} at {config.size}, pooling {config.pooling}, {result['classes']} classes"
+    )
+    for note in done.notes:
+        print(f"note: {note}")

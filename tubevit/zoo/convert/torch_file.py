@@ -1,0 +1,87 @@
+"""Reads torch's .pth and .bin without torch, and without running anything that a pickle asks for."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from tubevit.errors import UserError
+
+_STORAGES = {
+    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+}  # fmt: skip
+_STATE_DICTS = ("state_dict", "model")  # what training programs call it among their other things
+
+
+def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict that torch saved, 1.6 or newer.
+
+    Raises:
+        UserError: it holds anything but tensors and plain values, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            folder = name.removesuffix("data.pkl")
+            if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+                raise UserError(f"{path} was written on a big-endian machine; only little-endian files are read")
+            with archive.open(name) as file:
+                found = _Unpickler(file, archive, folder, path).load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged or incomplete: {text}") from error
+    if isinstance(found, dict):
+        found = next((found[key] for key in _STATE_DICTS if isinstance(found.get(key), dict)), found)
+    if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
+        raise UserError(f"{path} must hold a state dict, names of tensors; save model.state_dict()")
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that a state dict needs, each replaced by a function of this module, and no other."""
+
+    def __init__(self, file, archive: zipfile.ZipFile, folder: str, path: pathlib.Path):
+        super().__init__(file)
+        self.archive, self.folder, self.path = archive, folder, path
+        self.storages: dict[str, np.ndarray] = {}
+
+    def find_class(self, module: str, name: str):
+        """What a name in the pickle stands for; raises UserError for all others."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch" and name in _STORAGES:
+            return name
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+            # A new function each time: a pickle can set attributes of what it gets.
+            return (lambda *args: _tensor(*args)) if name == "_rebuild_tensor_v2" else (lambda data, *_: data)
+        raise UserError(
+            f"{self.path} asks for {module}.{name}, which could run code: only tensors are read. If you trust the "
+            "file, load it with torch and save its state dict alone"
+        )
+
+    def persistent_load(self, pid):
+        """The values of a storage, flat."""
+        _, kind, key, _, count = pid
+        if key not in self.storages:
+            self.storages[key] = np.frombuffer(self.archive.read(f"{self.folder}data/{key}"), _STORAGES[kind])
+        if len(self.storages[key]) != count:
+            raise ValueError(f"storage {key} has {len(self.storages[key])} values instead of {count}")
+        return self.storages[key]
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
+    """A view into a storage, within its bounds."""
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
+        raise ValueError(f"a tensor of {tuple(size)} reaches beyond its storage of {len(storage)} values")
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), strides, writeable=False)
