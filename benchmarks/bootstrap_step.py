@@ -32,7 +32,7 @@ from tubevit.training.step import initial_state, make_step
 from tubevit.zoo.bootstrap import bootstrapped_config
 
 ROWS = {
-    "full": (32, False),
+    "full": (None, False),
     "last_8_gate": (8, True),
     "last_8": (8, False),
     "last_4": (4, False),
@@ -47,7 +47,7 @@ FIELDS = [
 def step_of(base: ModelConfig, row: str, batch: int):
     """The compiled step's ingredients: jitted step, abstract or real state maker, batch, model."""
     trained, gate = ROWS[row]
-    frozen = base.depth - trained
+    frozen = 0 if trained is None else base.depth - trained
     model = dataclasses.replace(
         base, heads=(("k600", Head(600, "video")),), freeze_below=frozen, gate_layer=frozen if gate else None
     )

@@ -49,7 +49,7 @@ def get_config(stage: str = "gate", small: str = "tubevit_nano8", large: str = "
     config.optimizer.update(name="adam", learning_rate=6e-4, warmup_steps=steps // 10, weight_decay=0.0, clip_norm=1.0)
     config.optimizer.b2 = 0.98
     config.train.steps = steps
-    config.eval.update(every=steps, views="1x1")
+    config.eval.update(every=steps if stage == "vit" else 100, views="1x1")
     config.checkpoint.every = steps
     config.loader.threads = 1
     config.log.every = 20

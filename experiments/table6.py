@@ -18,7 +18,7 @@ those of Tables 9 and 14.
 from tubevit.errors import unknown
 from tubevit.recipes import bootstrap
 
-ROWS = {"full": 32, "last_fc": 0, "last_4": 4, "last_8": 8, "last_8_gate": 8}
+ROWS = {"full": None, "last_fc": 0, "last_4": 4, "last_8": 8, "last_8_gate": 8}
 
 
 def get_config(

@@ -122,16 +122,15 @@ def set_key(config: ConfigDict, path: str, text: str) -> None:
 def _parse(text: str, kind: type, path: str):
     if text.lower() == "none":
         return None
-    if kind is tuple:
-        kind = _numbers
     if kind is bool:
         if text.lower() in ("true", "false", "1", "0"):
             return text.lower() in ("true", "1")
         raise UserError(f"{path} must be true or false; found {text!r}")
     try:
-        return kind(text)
+        return _numbers(text) if kind is tuple else kind(text)
     except ValueError as error:
-        raise UserError(f"{path} must be of type {kind.__name__}; found {text!r}") from error
+        name = "numbers joined by commas" if kind is tuple else f"of type {kind.__name__}"
+        raise UserError(f"{path} must be {name}; found {text!r}") from error
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -229,6 +228,14 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"loader.max_broken is a share, 0 to 1; found {config.loader.max_broken}")
     Views.from_text(config.eval.views)
     pairs(config.init.rename)
+    if config.init.checkpoint is None:
+        unused = [key for key in ("skip", "rename", "tubes") if config.init[key] != default_config().init[key]]
+        if unused:
+            raise UserError(f"init.{unused[0]} goes with init.checkpoint, which is not set")
+        if config.train.freeze_below:
+            raise UserError(
+                f"train.freeze_below={config.train.freeze_below} would freeze random parameters: set init.checkpoint"
+            )
     if config.optimizer.name not in ("adam", "adamw"):
         raise unknown("optimizer.name", config.optimizer.name, ("adam", "adamw"))
 

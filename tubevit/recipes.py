@@ -39,7 +39,7 @@ def paper_config(column: str, model: str) -> ConfigDict:
 
     Args:
         column: a key of `TABLE_10`.
-        model: architecture, or a checkpoint of one.
+        model: architecture; or a checkpoint, for `set_model` to replace.
 
     Raises:
         UserError: no such column.
@@ -85,7 +85,7 @@ def bootstrap(
     small: str,
     large: str,
     *,
-    train_last: int,
+    train_last: int | None,
     gate: bool,
     videos: str,
     steps: int,
@@ -94,12 +94,13 @@ def bootstrap(
 ) -> ConfigDict:
     """A large video model from the tubes of a small one and a large image ViT (section 3.6).
 
-    Frames per second and input are the small model's; hyper-parameters are those of Kinetics-600 for the large width.
+    The input is the small model's (at 15 frames per second where it does not say); hyper-parameters are those of
+    Kinetics-600 for the large width.
 
     Args:
         small: checkpoint of a tube model.
         large: checkpoint of a plain ViT.
-        train_last: blocks that are trained, the last ones; 0 trains pooling and head only, all of them everything.
+        train_last: blocks that are trained, the last ones; 0 trains pooling and head only, None everything.
         gate: whether the first trained block has the gate of equation 8.
         videos: source to train and, split `val`, to evaluate on.
         steps: of training.
@@ -109,6 +110,7 @@ def bootstrap(
         UserError: the models do not fit each other, or have fewer blocks than are to be trained.
     """
     model = bootstrapped_config(named_config(small), named_config(large), widen=widen, position=position)
+    train_last = model.depth if train_last is None else train_last
     if not 0 <= train_last <= model.depth:
         raise UserError(f"train_last must be 0 to {model.depth}, the blocks of {large}; found {train_last}")
     if gate and not train_last:

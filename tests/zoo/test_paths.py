@@ -1,6 +1,9 @@
+import re
+
 import numpy as np
 import pytest
 
+from tubevit.errors import UserError
 from tubevit.zoo.paths import flatten, matches, rename, stack, summarise, unflatten, unstack
 
 
@@ -40,8 +43,27 @@ def test_matches(path, beginning, expected):
 
 def test_rename():
     flat = {"a/b/c": 1, "a/x": 2, "ab": 3}
-    assert rename(flat, [("a/b", "q"), ("a", "r/s")]) == {"q/c": 1, "r/s/x": 2, "ab": 3}
-    assert rename(flat, []) == flat
+    assert rename(flat, [("a/b", "q"), ("a", "r/s")]) == ({"q/c": 1, "r/s/x": 2, "ab": 3}, [])
+    assert rename(flat, []) == (flat, [])
+
+
+@pytest.mark.parametrize("old, new", [("2", "1"), ("1", "2")])
+def test_what_is_renamed_takes_the_place_of_what_is_there(old, new):
+    flat = {"encoder/blocks/1/x": 1, "encoder/blocks/2/x": 2}
+    renamed, displaced = rename(flat, [(f"encoder/blocks/{old}", f"encoder/blocks/{new}")])
+    assert renamed == {f"encoder/blocks/{new}/x": int(old)} and displaced == [f"encoder/blocks/{new}/x"]
+
+
+@pytest.mark.parametrize(
+    "pair, text",
+    [
+        (("encodr", "x"), "no parameter begins with 'encodr'; they are a, encoder/..."),
+        (("encoder/blocks/1-2", "encoder/blocks/0-1"), "has a range; name each block"),
+    ],
+)
+def test_pairs_that_rename_nothing(pair, text):
+    with pytest.raises(UserError, match=re.escape(text)):
+        rename({"encoder/blocks/1/x": 1, "a": 2}, [pair])
 
 
 def test_alike_blocks_are_one_line():

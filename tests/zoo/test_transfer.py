@@ -161,7 +161,8 @@ def test_interpolated_kernels(tiny, tmp_path):
     stored = flat(parameters(source))
     longer = tiny({}, seed=1, depth=1, tubes="8x4x4/8x16x16_2x9x9/8x16x16_1x8x8/16x8x8", interpolated=True)
     _, after, notes = begin(longer, str(tmp_path / "shared"))
-    assert notes == [] and after.keys() == stored.keys()
+    assert [note.split()[:2] for note in notes] == [["tube", "8x4x4/8x16x16"], ["tube", "2x9x9/8x16x16"]]
+    assert after.keys() == stored.keys()
     for path in after:
         np.testing.assert_allclose(after[path], stored[path], atol=1e-6)
     own = tiny({}, seed=1, depth=1, tubes=shared["tubes"])
@@ -169,10 +170,19 @@ def test_interpolated_kernels(tiny, tmp_path):
     video = np.random.default_rng(0).integers(0, 256, (1, 16, 64, 64, 3), np.uint8)
     tokens = nnx.merge(nnx.graphdef(own), parameters_of(own, after)).tokenizer(video, own.config.tubes)
     np.testing.assert_allclose(tokens, source.tokenizer(video, source.config.tubes), atol=2e-5)
+
+
+def test_interpolated_kernels_from_an_image_vit(tiny, tmp_path):
+    """Only with their gain normalised do they give a constant clip the token that the 2D tube gives."""
     tubevit.save_model(tiny({}, depth=1, tubes="1x8x8/16x8x8", frames=1), tmp_path / "image")
-    _, after, _ = begin(longer, str(tmp_path / "image"))
-    patch = flat(parameters(tubevit.load_model(tmp_path / "image")))["tokenizer/tubes/0/kernel"]
-    np.testing.assert_allclose(after["tokenizer/kernel"].sum((0, 1, 2)), patch.sum((0, 1, 2)), atol=1e-5)
+    fields = dict(depth=1, tubes="16x16x16/16x16x16_1x8x8/16x8x8", interpolated=True)
+    with pytest.raises(UserError, match="pass --config.model.gain_norm=true"):
+        begin(tiny({}, seed=1, **fields), str(tmp_path / "image"))
+    model = tiny({}, seed=1, gain_norm=True, **fields)
+    _, after, _ = begin(model, str(tmp_path / "image"))
+    static = np.broadcast_to(np.array([30, 200, 120], np.uint8), (1, 16, 64, 64, 3))
+    tokens = nnx.merge(nnx.graphdef(model), parameters_of(model, after)).tokenizer(static, model.config.tubes)[0]
+    np.testing.assert_allclose(tokens[:16], np.broadcast_to(tokens[-1], (16, 24)), atol=0.05 * np.abs(tokens).max())
 
 
 def test_other_depth_is_refused_until_it_is_named(source, tiny):
@@ -200,6 +210,39 @@ def test_a_shallower_model(tiny, tmp_path):
     _, after, _ = begin(model, str(tmp_path / "deep"), skip=["encoder/blocks/2-3"])
     deep = flat(parameters(tubevit.load_model(tmp_path / "deep")))
     np.testing.assert_array_equal(after["encoder/blocks/norm1/bias"], deep["encoder/blocks/norm1/bias"][:2])
+
+
+def test_what_behaves_otherwise_is_said_or_refused(source, tiny, tmp_path):
+    model, path = source
+    heads = {"letters": LETTERS, "numbers": NUMBERS}
+    _, _, notes = begin(tiny(heads, depth=1, position="none", padding="same"), path)
+    assert f"position none instead of fixed of {path}" in notes and f"padding same instead of valid of {path}" in notes
+    _, _, notes = begin(tiny(heads, depth=1, tubes=str(model.config.tubes).replace("8x16x16%", "4x16x16%")), path)
+    assert notes == [f"tube 4x4x4/4x16x16%2x1x1 has the kernel of 4x4x4/8x16x16%2x1x1 of {path}"]
+    tubevit.save_model(tiny({}, depth=2, gate_layer=0), tmp_path / "gated")
+    with pytest.raises(UserError, match="another gate_layer: pass --config.model.gate_layer=0"):
+        begin(tiny({}, depth=2, gate_layer=1), str(tmp_path / "gated"))
+    shared = dict(tubes="4x4x4/8x16x16_1x8x8/16x8x8", interpolated=True, depth=1)
+    tubevit.save_model(tiny({}, **shared), tmp_path / "shared")
+    with pytest.raises(UserError, match="another gain_norm: pass --config.model.gain_norm=False"):
+        begin(tiny({}, gain_norm=True, **shared), str(tmp_path / "shared"))
+
+
+def test_a_video_model_of_2d_tubes_is_no_plain_vit(tiny, tmp_path):
+    """It keeps its pooling, and has no 3D tubes that could be inflated unasked."""
+    tubevit.save_model(tiny({}, depth=1, tubes="1x8x8/4x8x8"), tmp_path / "flat")
+    model = tiny({}, depth=1, tubes="4x4x4/8x16x16_1x8x8/4x8x8", pooling="mean")
+    with pytest.raises(UserError, match="missing tokenizer/tubes/0/bias.*unexpected pooling/score/kernel"):
+        begin(model, str(tmp_path / "flat"))
+
+
+def test_a_block_can_take_the_place_of_another(tiny, tmp_path):
+    tubevit.save_model(tiny({}, depth=3), tmp_path / "three")
+    stored = flat(parameters(tubevit.load_model(tmp_path / "three")))
+    model = tiny({}, seed=1, depth=2)
+    _, after, notes = begin(model, str(tmp_path / "three"), renamed=[("encoder/blocks/2", "encoder/blocks/1")])
+    np.testing.assert_array_equal(after["encoder/blocks/norm1/bias"], stored["encoder/blocks/norm1/bias"][[0, 2]])
+    assert "left out for those that were renamed: encoder/blocks/1" in notes
 
 
 def test_renamed_heads(source, tiny):

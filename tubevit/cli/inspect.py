@@ -72,8 +72,8 @@ def describe(name: str, config) -> dict:
     from flax import nnx
 
     from tubevit.models.flops import activation_bytes, count, count_flops, num_tokens, training_flops
+    from tubevit.models.freeze import split_frozen
     from tubevit.models.tubevit import TubeViT
-    from tubevit.training.freeze import split_frozen
     from tubevit.tubes import TubeSet
     from tubevit.zoo.checkpoint import parameters
 
@@ -89,7 +89,8 @@ def describe(name: str, config) -> dict:
         }
         for tube in tubes.tubes
     ]
-    head = next((n for n, h in config.heads if h.modality != "image"), None)
+    of_clips = (n for n, h in config.heads if config.frames == 1 or h.modality != "image")
+    head = next(of_clips, None)
     flops = count_flops(config, shape, head)
     return {
         "name": name,

@@ -170,6 +170,11 @@ class ModelConfig:
         return self.width if tube.is_2d or self.tube_width is None else self.tube_width
 
     @property
+    def is_plain_vit(self) -> bool:
+        """Whether it is an image ViT: the 2D tube only, and one frame."""
+        return self.tubes.is_2d and self.frames == 1
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(T, H, W) of the clip that the model is made for."""
         return (self.frames, self.size, self.size)

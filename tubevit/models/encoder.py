@@ -47,23 +47,26 @@ class Encoder(nnx.Module):
     def __call__(self, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(B, N, D) -> (B, N, D); a key switches dropout and stochastic depth on."""
         config, start = self.config, tokens
+        graph, params = nnx.split(self.blocks)
+        # Apart from here on: a slice of the whole stack for each scan would have a gradient as deep as the stack.
+        frozen = jax.lax.stop_gradient(_layers(params, 0, config.freeze_below))
+        trained = _layers(params, config.freeze_below, config.depth)
         gated = None if config.gate_layer is None else config.gate_layer + 1
         bounds = {0, config.freeze_below, gated, config.depth - config.add_attention, config.depth} - {None}
         tokens = dropout(tokens, config.dropout, None if key is None else jax.random.fold_in(key, config.depth))
         for low, high in itertools.pairwise(sorted(bounds)):
-            tokens = self._run(low, high, tokens, key)
+            first, part = (0, frozen) if high <= config.freeze_below else (config.freeze_below, trained)
+            tokens = self._run(graph, _layers(part, low - first, high - first), low, high, tokens, key)
             if high == gated:  # equation 8
                 tokens = tokens + jnp.tanh(self.gate[...]).astype(tokens.dtype) * start
         return self.norm(tokens)
 
-    def _run(self, low: int, high: int, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Blocks low to high - 1, of which all or none are frozen, and all or none have an added layer."""
+    def _run(self, graph, params, low: int, high: int, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Blocks low to high - 1, of which all or none are frozen, and all or none have an added layer.
+
+        Frozen ones in a scan of their own have no backward pass at all.
+        """
         config = self.config
-        graph, params = nnx.split(self.blocks)
-        params = _layers(params, low, high)
-        if high <= config.freeze_below:
-            # Of a scan of their own, this leaves no backward pass at all.
-            params = jax.lax.stop_gradient(params)
         added = low >= config.depth - config.add_attention
         added_graph, added_params = nnx.split(self.added) if added else (None, {})
         first = config.depth - config.add_attention

@@ -84,26 +84,34 @@ def count(tree) -> int:
 def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> int:
     """FLOPs of a training step on one clip: forward, and backward twice as much for what is trained.
 
-    Arguments are those of `count_flops`. Nothing goes back through frozen blocks and tubes, unless `tube_linear` has
-    layers to train before them: then the gradients of tokens, half of a backward pass, do.
+    Arguments are those of `count_flops`. Through frozen blocks only the gradients of tokens go back, half of a backward
+    pass, and only where something is trained before them; see `first_with_gradient`.
     """
     flops = count_flops(config, shape, head)
-    share = 1 - config.freeze_below / config.depth
-    back = 2 * (flops.head + flops.pooling + share * flops.encoder)
+    added = flops.encoder - count_flops(config.replace(add_attention=0), shape).encoder
+    block = (flops.encoder - added) / config.depth
+    trained, passed = config.depth - config.freeze_below, config.freeze_below - first_with_gradient(config)
+    back = 2 * (flops.head + flops.pooling + added + trained * block) + passed * block
     if not config.freeze_below:
         back += flops.tokenizer  # pixels need no gradient
-    elif config.tube_linear:
-        back += (1 - share) * flops.encoder
     return flops.total + round(back)
+
+
+def first_with_gradient(config: ModelConfig) -> int:
+    """Index of the first block that the backward pass reaches: the first trained one, or one before it where
+    `tube_linear` or added attention layers are trained before it."""
+    if config.tube_linear:
+        return 0
+    return min(config.freeze_below, config.depth - config.add_attention)
 
 
 def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     """An estimate of what the encoder keeps of one clip for the backward pass.
 
-    A frozen block keeps nothing. Another one without remat keeps N (8 D + 2 M) numbers (its input, both normalised
-    ones, query, key and value, what attention returns, the sum after it; the MLP before and after GELU) and two score
-    matrices, heads N^2 each. With remat `full` it keeps its input only; the other policies lie between and count as
-    without.
+    A block that the backward pass does not reach keeps nothing. Another one without remat keeps N (8 D + 2 M) numbers
+    (its input, both normalised ones, query, key and value, what attention returns, the sum after it; the MLP before and
+    after GELU) and two score matrices, heads N^2 each. With remat `full` it keeps its input only; the other policies
+    lie between and count as without.
 
     Args:
         config: of the model; `precision` gives the bytes of a number.
@@ -113,5 +121,4 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     kept = tokens * config.width
     if config.remat != "full":
         kept = tokens * (8 * config.width + 2 * config.mlp_width) + 2 * config.num_heads * tokens**2
-    trained = config.depth - (0 if config.tube_linear else config.freeze_below)
-    return trained * kept * jnp.dtype(PRECISIONS[config.precision]).itemsize
+    return (config.depth - first_with_gradient(config)) * kept * jnp.dtype(PRECISIONS[config.precision]).itemsize

@@ -138,7 +138,7 @@ def _use_checkpoint(config: ConfigDict, init: str, video: bool):
     stored = config_from_metadata(read_metadata(find_checkpoint(init))["model"])
     config.init.checkpoint = init
     config.model.scan = stored.scan
-    if stored.tubes.is_2d and video:
+    if stored.is_plain_vit and video:
         stored = inflated_config(stored)
     set_model(config, stored)
     return stored

@@ -20,15 +20,15 @@ import tubevit
 from tubevit.config import names, pairs
 from tubevit.data.joint import joint_batches
 from tubevit.data.views import Views
+from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.models.tubevit import TubeViT
 from tubevit.training.broken import BrokenFiles
 from tubevit.training.evaluate import evaluate_source, make_forward
 from tubevit.training.experiment import Experiment, open_experiment
-from tubevit.training.freeze import join_frozen, split_frozen
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
 from tubevit.training.step import initial_state, make_step, state_of
 from tubevit.training.workdir import Checkpoints, MetricsWriter, prepare_workdir
-from tubevit.zoo.checkpoint import load_tree, model_metadata, steps
+from tubevit.zoo.checkpoint import load_tree, model_metadata, parameters, steps
 from tubevit.zoo.transfer import initialise
 
 
@@ -139,15 +139,15 @@ def _restore_or_initialise(experiment: Experiment, optimizer, workdir) -> tuple[
 
 
 def _initial_state(experiment: Experiment, optimizer, make) -> dict:
-    state, init = jax.jit(make)(), experiment.config.init
+    init, model = experiment.config.init, experiment.model
     if init.checkpoint is None:
-        return state
-    params = join_frozen(state["params"], state["frozen"])
+        return jax.jit(make)()
+    params = jax.jit(lambda: parameters(TubeViT(model, rngs=nnx.Rngs(experiment.config.seed))))()
     params, notes = initialise(
-        params, experiment.model, init.checkpoint, skip=names(init.skip), renamed=pairs(init.rename), tubes=init.tubes
+        params, model, init.checkpoint, skip=names(init.skip), renamed=pairs(init.rename), tubes=init.tubes
     )
     _say("\n  ".join([f"beginning from {init.checkpoint}", *notes]))
-    return state_of(params, experiment.model, optimizer)
+    return state_of(params, model, optimizer)
 
 
 def _forwards(experiment: Experiment) -> dict:

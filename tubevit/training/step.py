@@ -12,8 +12,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tubevit.models.config import ModelConfig
+from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.models.tubevit import TubeViT
-from tubevit.training.freeze import join_frozen, split_frozen
 from tubevit.training.losses import classification_loss, mix, targets
 from tubevit.zoo.checkpoint import parameters
 

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from tubevit import storage
 from tubevit.config import flatten
 from tubevit.errors import RunError, UserError
-from tubevit.training.freeze import join_frozen
+from tubevit.models.freeze import join_frozen
 from tubevit.zoo.checkpoint import RUN_FOLDER, steps
 
 # Keys that cannot change the result of a run.

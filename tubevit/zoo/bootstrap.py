@@ -41,8 +41,17 @@ def bootstrapped_config(
         raise unknown("position of a bootstrapped model", position, ("learned_2d", "fixed"))
     if small.tubes.is_2d:
         raise UserError(f"the small model {small.name} has no 3D tubes; its tubes are {small.tubes}")
-    if not large.tubes.is_2d:
-        raise UserError(f"the large model {large.name} must be a plain ViT; its tubes are {large.tubes}")
+    if not large.is_plain_vit:
+        raise UserError(
+            f"the large model {large.name} must be a plain ViT of one frame; it has {large.frames}, its tubes are "
+            f"{large.tubes}"
+        )
+    if position != "fixed" and large.position not in ("learned", "learned_2d"):
+        raise UserError(
+            f"the large model {large.name} has no learned positions but {large.position}: pass position=fixed"
+        )
+    if small.tube_linear:
+        raise UserError(f"tubes of {small.name} cannot be carried over: a linear layer of its own follows them")
     if small.width > large.width:
         raise UserError(f"the small model is {small.width} wide, the large one {large.width}: exchange them")
     width = small.width if small.tube_width is None else small.tube_width

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+
+from tubevit.errors import UserError
 
 BLOCKS = "encoder/blocks"
 _ARRAYS = 11  # of a block at least: two normalisations and four linear layers, one of them maybe without bias
@@ -67,13 +69,29 @@ def _part_matches(have: str, want: str) -> bool:
     return have == want
 
 
-def rename(flat: dict, pairs) -> dict:
-    """Paths that begin with the first of a pair begin with the second instead; the first pair that matches holds."""
-    renamed = {}
+def rename(flat: dict, pairs: Sequence[tuple[str, str]]) -> tuple[dict, list[str]]:
+    """Paths that begin with the first of a pair begin with the second instead; the first pair that matches holds.
+
+    Returns:
+        {path: array}, and the paths that were there already and gave way.
+
+    Raises:
+        UserError: a pair matches no path, or has ranges.
+    """
+    for old, new in pairs:
+        if any(re.fullmatch(r"\d+-\d+", part) for name in (old, new) for part in name.split("/")):
+            raise UserError(f"init.rename: {old}={new} has a range; name each block, such as {BLOCKS}/6={BLOCKS}/0")
+        if not any(matches(path, old) for path in flat):
+            beginnings = sorted({path.split("/")[0] for path in flat})
+            raise UserError(f"init.rename: no parameter begins with {old!r}; they are {', '.join(beginnings)}/...")
+    kept, renamed = {}, {}
     for path, leaf in flat.items():
-        old, new = next(((old, new) for old, new in pairs if matches(path, old)), ("", ""))
-        renamed[new.strip("/") + path.removeprefix(old.strip("/")) if old else path] = leaf
-    return renamed
+        pair = next((pair for pair in pairs if matches(path, pair[0])), None)
+        if pair is None:
+            kept[path] = leaf
+        else:
+            renamed[pair[1].strip("/") + path.removeprefix(pair[0].strip("/"))] = leaf
+    return kept | renamed, [path for path in kept if path in renamed]
 
 
 def summarise(texts: Mapping[str, str]) -> list[str]:

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 
-from tubevit.errors import UserError
+from tubevit import storage
+from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
+from tubevit.models.freeze import is_frozen
 from tubevit.models.tubevit import TubeViT
-from tubevit.zoo.adapt import Source, adapt
+from tubevit.zoo.adapt import Donor, adapt
 from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, load_tree, parameters, read_metadata
 from tubevit.zoo.paths import flatten, matches, rename, stack, summarise, unflatten, unstack
 
 TUBES = ("same", "inflate", "zero", "random")
-# No parameters, but those that were trained under them need them.
-_BEHAVIOUR = ("gelu", "norm_epsilon")
 
 
-def read_source(name: str) -> Source:
+def read_donor(name: str) -> Donor:
     """The parameters of a checkpoint; raises UserError if there is none, or it is not whole."""
     checkpoint = find_checkpoint(name)
     config = config_from_metadata(read_metadata(checkpoint)["model"])
     abstract = parameters(nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0))))
-    return Source(str(name), config, flatten(load_tree(checkpoint, "params", abstract)))
+    return Donor(str(name), config, flatten(load_tree(checkpoint, "params", abstract)))
 
 
 def initialise(
@@ -41,14 +41,15 @@ def initialise(
     Heads are taken over where name and labels are the same; the others stay new, as do the gate (alpha = 0) and added
     attention layers. Patches and learned positions of other sizes are resized, kernels for other pixel statistics are
     adjusted. Of a plain ViT that becomes a model with 3D tubes, positions, class token and pooling are left out where
-    the model has others. Everything else must fit from both sides.
+    the model has others. Everything else must fit from both sides, and nothing random may be frozen.
 
     Args:
         params: the model's own, random.
         model: their configuration.
         name: what `load_model` takes.
         skip: beginnings of paths that are neither taken over nor missed, e.g. `pooling` or `encoder/blocks/6-11`.
-        renamed: pairs: a beginning of the checkpoint's paths, and what it is in the model.
+        renamed: pairs: a beginning of the checkpoint's paths, and what it is in the model; what the checkpoint has
+            there itself is left out.
         tubes: where the 3D tubes come from that the checkpoint lacks: `same` (it must have all; those of a plain ViT
             are inflated), `inflate` (its 2D kernel, see `inflate_kernel`), `zero`, `random`, or the name of a
             checkpoint that has them (a small tube model, see `bootstrapped_config`).
@@ -57,18 +58,18 @@ def initialise(
         The parameters, and lines that say what was not taken over as it was.
 
     Raises:
-        UserError: no such checkpoint; it does not fit: all that is missing, unexpected or of another shape.
+        UserError: no such checkpoint; it does not fit: all that is missing, unexpected or of another shape; it was
+            trained to behave otherwise; or parameters that are frozen would be random.
     """
-    source = read_source(name)
-    differing = [key for key in _BEHAVIOUR if getattr(source.config, key) != getattr(model, key)]
-    if differing:
-        flags = " ".join(f"--config.model.{key}={getattr(source.config, key)}" for key in differing)
-        raise UserError(f"init.checkpoint {name} was trained with another {' and '.join(differing)}: pass {flags}")
-    small = None if tubes in TUBES else read_source(tubes)
-    becomes_video = source.config.tubes.is_2d and not model.tubes.is_2d
+    source = read_donor(name)
+    small = None if tubes in TUBES else _read_small(tubes)
+    becomes_video = source.config.is_plain_vit and not model.tubes.is_2d
+    notes = _compare_behaviour(source, model, becomes_video)
     how = "inflate" if tubes == "same" and becomes_video else "same" if small else tubes
-    found, new, notes = adapt(source, small, model, how)
-    have, want = rename(unstack(found), renamed), unstack(flatten(params))
+    found, new, changes = adapt(source, small, model, how)
+    notes += changes
+    have, displaced = rename(unstack(found), renamed)
+    want = unstack(flatten(params))
     new += [path for path in want if path not in have and path.startswith(("encoder/gate", "encoder/added/"))]
     dropped = []
     if becomes_video:
@@ -80,19 +81,65 @@ def initialise(
         if not any(matches(path, prefix) for path in {**have, **want}):
             raise UserError(f"init.skip: no parameter begins with {prefix!r}; they are {', '.join(sorted(params))}/...")
     taken = _compare(have, want, (*heads, *skip, *dropped), (*heads, *skip, *new), _title(source, model))
+    blank = [] if how != "zero" else [path for path in taken if path.startswith("tokenizer/") and not taken[path].any()]
+    _check_frozen([*(want.keys() - taken.keys()), *blank], model)
     notes += [f"new: {', '.join(new)}"] if new else []
     notes += [f"left out: {', '.join(dropped)}"] if dropped else []
+    notes += [f"left out for those that were renamed: {', '.join(summarise(dict.fromkeys(displaced, '')))}"] * bool(
+        displaced
+    )
     notes += [f"neither taken nor missed: {', '.join(skip)}"] if skip else []
     merged = stack(want | taken)
     return unflatten({path: jnp.asarray(leaf) for path, leaf in merged.items()}), notes
 
 
-def _changed_heads(source: Source, model: ModelConfig, renamed, notes: list[str]) -> list[str]:
+def _read_small(name: str) -> Donor:
+    if not storage.exists(name) and "/" not in name:  # more likely one of the words
+        raise unknown("init.tubes", name, (*TUBES, "the name of a checkpoint"))
+    small = read_donor(name)
+    if small.config.tube_linear:
+        raise UserError(f"tubes of {name} cannot be carried over: a linear layer of its own follows them (tube_linear)")
+    return small
+
+
+def _compare_behaviour(source: Donor, model: ModelConfig, becomes_video: bool) -> list[str]:
+    """What is no parameter but was trained with them: lines about what differs; raises UserError where it must not."""
+    old, must = source.config, ["gelu", "norm_epsilon"]
+    must += ["gain_norm", "antialias"] if old.interpolated and model.interpolated else []
+    must += ["gate_layer"] if None not in (old.gate_layer, model.gate_layer) else []
+    differing = [key for key in must if getattr(old, key) != getattr(model, key)]
+    if differing:
+        flags = " ".join(f"--config.model.{key}={getattr(old, key)}" for key in differing)
+        raise UserError(
+            f"init.checkpoint {source.name} was trained with another {' and '.join(differing)}: pass {flags}"
+        )
+    may = () if becomes_video else ("position", "padding")
+    return [
+        f"{key} {getattr(model, key)} instead of {getattr(old, key)} of {source.name}"
+        for key in may
+        if getattr(old, key) != getattr(model, key)
+    ]
+
+
+def _check_frozen(fresh: Sequence[str], model: ModelConfig) -> None:
+    """Raises UserError if a parameter that no checkpoint gave would never be trained."""
+    frozen = {path: "" for path in fresh if is_frozen(path, model)}
+    if frozen:
+        raise UserError(
+            f"frozen by train.freeze_below={model.freeze_below}, but of no checkpoint: {'; '.join(summarise(frozen))}; "
+            "expected a checkpoint that has them, or train.freeze_below=0"
+        )
+
+
+def _changed_heads(source: Donor, model: ModelConfig, renamed, notes: list[str]) -> list[str]:
     """Paths of the heads that differ; adds lines about them."""
-    stored = rename({f"heads/{name}": head for name, head in source.config.heads}, renamed)
-    stored, heads = {path.removeprefix("heads/"): head for path, head in stored.items()}, dict(model.heads)
-    new = [head for head in heads if heads[head] != stored.get(head)]
-    dropped = [head for head in stored if head not in heads or head in new]
+    stored = {f"heads/{name}": head for name, head in source.config.heads}
+    heads, old = dict(model.heads), {}
+    for path, head in stored.items():
+        pair = next(((old_name, new_name) for old_name, new_name in renamed if matches(path, old_name)), None)
+        old[(path if pair is None else pair[1]).removeprefix("heads/")] = head
+    new = [head for head in heads if heads[head] != old.get(head)]
+    dropped = [head for head in old if head not in heads or head in new]
     notes += [f"new heads: {', '.join(new)}"] if new else []
     notes += [f"heads of {source.name} left out: {', '.join(dropped)}"] if dropped else []
     return [f"heads/{head}" for head in {*new, *dropped}]
@@ -118,7 +165,7 @@ def _compare(have: dict, want: dict, not_taken: Sequence[str], not_missed: Seque
     return {path: have[path] for path in needed}
 
 
-def _title(source: Source, model: ModelConfig) -> str:
+def _title(source: Donor, model: ModelConfig) -> str:
     config = source.config
     return (
         f"init.checkpoint {source.name} ({config.name}, tubes {config.tubes}) does not fit {model.name}, "

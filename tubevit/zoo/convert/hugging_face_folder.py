@@ -62,8 +62,8 @@ def encoder_fields(values: Mapping, defaults: Mapping, where: str) -> dict:
     if activation not in GELUS:
         problems.append(str(unknown("hidden_act", activation, GELUS)))
     epsilon = values["layer_norm_eps"]
-    if not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-        problems.append(f"layer_norm_eps must be a number from 0 to below 1, found {epsilon!r}")
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        problems.append(f"layer_norm_eps must be a number between 0 and 1, found {epsilon!r}")
     if problems:
         raise UserError(f"{where}: {'; '.join(problems)}")
     options = dict(gelu=GELUS[activation], norm_epsilon=float(epsilon), qkv_bias=bool(values["qkv_bias"]))

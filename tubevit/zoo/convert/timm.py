@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
@@ -69,7 +70,9 @@ def read(
         raise UserError(f"{path} is no plain ViT, it has {'; '.join(refused)}")
     ranks = {"pos_embed": 3, MARK: 4, "blocks.0.mlp.fc1.weight": 2}
     (_, rows, width), (*_, patch), (mlp_width, _) = shapes_of(weights, ranks, str(path))
-    has_class = with_class_row(rows) or "cls_token" in weights
+    class_position = with_class_row(rows)  # with no_embed_class the class token has none
+    has_class = class_position or "cls_token" in weights
+    _check_assumed(values or {}, has_class, path)
     numbers = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     sizes = dict(width=width, depth=1 + max(int(n) for n in numbers if n.isdecimal()), mlp_width=mlp_width)
     known = (values or {}).get("pretrained_cfg")
@@ -79,12 +82,25 @@ def read(
         notes.append("no class token: the mean over the patches is taken")
     config = plain_vit(
         **sizes, num_heads=heads_of(sizes, options.heads, str(path)), patch=patch,
-        size=patch * side_of(rows - has_class, str(path)), gelu="exact", norm_epsilon=1e-6,
+        size=patch * side_of(rows - class_position, str(path)), gelu="exact", norm_epsilon=1e-6,
         qkv_bias="blocks.0.attn.qkv.bias" in weights, layer_scale=1.0 if "blocks.0.ls1.gamma" in weights else None,
         class_token=has_class, pooling="cls" if has_class else "mean",
         head=Head(weights["head.bias"].size) if "head.bias" in weights else None, **fields,
     )  # fmt: skip
-    return Foreign(config, weights, LAYOUT, (path,), known.get("interpolation"), (*notes, *assumed))
+    layout = dataclasses.replace(LAYOUT, class_position=class_position)
+    return Foreign(config, weights, layout, (path,), known.get("interpolation"), (*notes, *assumed))
+
+
+def _check_assumed(values: Mapping, has_class: bool, path: pathlib.Path) -> None:
+    """Raises UserError if a config.json says what the arrays do not show and we do not have."""
+    more = values.get("model_args") if isinstance(values.get("model_args"), dict) else {}
+    said = {key: more.get(key, values.get(key)) for key in ("global_pool", "act_layer")}
+    expected = {"global_pool": "token" if has_class else "avg", "act_layer": "gelu"}
+    wrong = [
+        f"{key} {said[key]!r} instead of {expected[key]!r}" for key in said if said[key] not in (None, expected[key])
+    ]
+    if wrong:
+        raise UserError(f"{path} is no plain ViT: its config.json says {' and '.join(wrong)}")
 
 
 def write(path: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarray]) -> None:

@@ -11,8 +11,8 @@ from flax import nnx
 
 from tubevit.config import dataset_config, default_config
 from tubevit.models.config import Head
+from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.models.tubevit import TubeViT
-from tubevit.training.freeze import join_frozen, split_frozen
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import joint_loss, make_step, state_of
 from tubevit.zoo.checkpoint import parameters
