@@ -1,7 +1,7 @@
 """A large video model from a small tube model and a large image ViT (paper section 3.6).
 
     tubevit train --config bootstrap:small=runs/k600_b16,large=vit_h/,videos=k600:LIST@CLIPS --workdir runs/k600_h
-    tubevit train --config bootstrap:small=SMALL,large=VIT,train_last=4,gate=False,videos=clips.csv --workdir runs/mine
+    tubevit train --config bootstrap:small=SMALL,large=VIT,videos=clips.csv,steps=2000,batch_size=32 --workdir runs/mine
 
 The tubes of `small` are brought to the width of `large` without new weights, 2D tokens come from the ViT's own patch
 kernel with its positions and class token; tubes and all blocks but the last `train_last` are frozen, and the first
@@ -14,6 +14,8 @@ Expected: 89.7 % top-1 on Kinetics-600 is the paper's (B to H, last 8 and gate; 
 happens on the embedded data is in docs/bootstrapping.md.
 """
 
+import sys
+
 from tubevit.recipes import bootstrap
 
 
@@ -24,9 +26,17 @@ def get_config(
     gate: bool = True,
     videos: str = "k600:data/k600@data/k600/clips",
     steps: int = 50_000,
+    batch_size: int = 256,
     widen: str = "concatenate",
     position: str = "learned_2d",
 ):
-    return bootstrap(
-        small, large, train_last=train_last, gate=gate, videos=videos, steps=steps, widen=widen, position=position
+    config = bootstrap(
+        small, large, train_last=train_last, gate=gate, videos=videos, steps=steps, batch_size=batch_size, widen=widen,
+        position=position,
+    )  # fmt: skip
+    print(
+        f"bootstrapping: 3D tubes of {small}, blocks of {large}; the last {train_last} blocks are trained, "
+        f"{steps} steps of {batch_size} clips (steps= and batch_size= change it)",
+        file=sys.stderr,
     )
+    return config

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from tubevit.config import dataset_config, default_config, set_model
-from tubevit.errors import UserError, unknown
+from tubevit.data.sources import open_source
+from tubevit.errors import SplitError, UserError, unknown
 from tubevit.zoo.bootstrap import bootstrapped_config
 from tubevit.zoo.checkpoint import named_config
 
@@ -89,6 +90,7 @@ def bootstrap(
     gate: bool,
     videos: str,
     steps: int,
+    batch_size: int = 256,
     widen: str = "concatenate",
     position: str = "learned_2d",
 ) -> ConfigDict:
@@ -102,8 +104,8 @@ def bootstrap(
         large: checkpoint of a plain ViT.
         train_last: blocks that are trained, the last ones; 0 trains pooling and head only, None everything.
         gate: whether the first trained block has the gate of equation 8.
-        videos: source to train and, split `val`, to evaluate on.
-        steps: of training.
+        videos: source to train and, split `val`, else `test`, to evaluate on.
+        steps, batch_size: of training.
         widen, position: see `bootstrapped_config`.
 
     Raises:
@@ -122,4 +124,21 @@ def bootstrap(
     config.init.update(checkpoint=large, tubes=small)
     config.train.update(steps=steps, freeze_below=model.depth - train_last, gate=gate)
     add_videos(config, "videos", videos, "k600")
+    config.data.train.videos.batch_size = batch_size
+    config.data.eval.videos.split = _held_out_split(videos)
     return config
+
+
+def _held_out_split(source: str) -> str:
+    """`val`, or `test` where the files are at hand and have no `val`; of official lists `val` without a look."""
+    if ":" in source:
+        return "val"
+    for split in ("val", "test"):
+        try:
+            open_source(source, split)
+            return split
+        except SplitError:
+            continue
+        except UserError:  # training will say what is wrong
+            break
+    return "val"

@@ -31,6 +31,8 @@ SIZES = dict(name="x", width=24, depth=2, num_heads=2, mlp_width=8)
         (dict(mean=(0.5, 0.5)), ["mean", "3 numbers", "(0.5, 0.5)"]),
         (dict(mean=0.5), ["mean", "3 numbers", "found 0.5"]),
         (dict(mean=(0.5, 0.5, float("nan"))), ["mean", "nan"]),
+        (dict(mean=(127, 127, 127)), ["mean", "pixels as 0..1", "127"]),
+        (dict(std=(0.5, 0.5, 58)), ["std", "pixels as 0..1", "58"]),
         (dict(std="abc"), ["std", "3 numbers", "'abc'"]),
         (dict(std=(0.2, 0.0, 0.2)), ["std above 0", "(0.2, 0.0, 0.2)"]),
         (dict(add_attention=3), ["add_attention", "0 to 2", "found 3"]),
@@ -54,8 +56,8 @@ def test_errors_of_the_configuration(fields, words):
 
 def test_limits_and_all_names_are_taken():
     for fields in (
-        dict(add_attention=2, freeze_below=2, gate_layer=1, norm_epsilon=1e-12, layer_scale=0.0, mean=(0, -1, 2)),
-        dict(gate_layer=0, tube_width=4, std=[1, 2, 3]),
+        dict(add_attention=2, freeze_below=2, gate_layer=1, norm_epsilon=1e-12, layer_scale=0.0, mean=(0, 0.5, 1)),
+        dict(gate_layer=0, tube_width=4, std=[1, 0.5, 0.2]),
         *({"position": name} for name in POSITIONS),
         *({"remat": name} for name in REMAT),
         *({"attention": name} for name in ATTENTION),
@@ -64,7 +66,7 @@ def test_limits_and_all_names_are_taken():
     ):
         config = ModelConfig(tubes="small", **SIZES, **fields)
         assert dataclasses.replace(config) == config and hash(config) == hash(dataclasses.replace(config))
-    assert ModelConfig(tubes="small", std=[1, 2, 3], **SIZES).std == (1.0, 2.0, 3.0)
+    assert ModelConfig(tubes="small", std=[1, 1, 0.5], **SIZES).std == (1.0, 1.0, 0.5)
 
 
 @pytest.mark.parametrize("values", [dict(classes=0), dict(classes=3, labels="ab"), dict(classes=3, modality="audio")])

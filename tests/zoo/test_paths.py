@@ -57,7 +57,7 @@ def test_what_is_renamed_takes_the_place_of_what_is_there(old, new):
 @pytest.mark.parametrize(
     "pair, text",
     [
-        (("encodr", "x"), "no parameter begins with 'encodr'; they are a, encoder/..."),
+        (("encodr", "x"), "no parameter begins with 'encodr'; did you mean 'encoder' or 'encoder/blocks'?"),
         (("encoder/blocks/1-2", "encoder/blocks/0-1"), "has a range; name each block"),
     ],
 )

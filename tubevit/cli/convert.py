@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tubevit.errors import UserError
+
 HELP = "weights of other libraries to a checkpoint, and a plain ViT back to them"
 EXAMPLES = (
     "tubevit convert vit-large-patch16-224/ vit_l                 # a folder of Hugging Face: ViT, DINOv2, SigLIP",
@@ -34,10 +36,13 @@ def run(args) -> None:
     """Runs the verb."""
     from tubevit.zoo.convert import convert
 
-    done = convert(
-        args.source, args.destination, format=args.format, prefix=args.prefix, heads=args.heads, headless=args.headless,
-        mean=args.mean, std=args.std,
-    )  # fmt: skip
+    try:
+        done = convert(
+            args.source, args.destination, format=args.format, prefix=args.prefix, heads=args.heads,
+            headless=args.headless, mean=args.mean, std=args.std,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"cannot convert to {args.destination}: {error.strerror}: {error.filename}") from error
     config, heads = done.config, dict(done.config.heads)
     result = {
         "path": done.path, "format": done.format, "architecture": config.name, "width": config.width,

@@ -91,6 +91,8 @@ def _dataset(args, model):
     from tubevit.config import dataset_config
 
     heads = dict(model.config.heads)
+    if not heads:
+        raise UserError(f"{args.workdir or args.checkpoint} has no head to evaluate")
     if args.head is None and len(heads) != 1:
         raise UserError(f"the model has several heads: pass --head, one of {', '.join(heads)}")
     head = args.head or next(iter(heads))

@@ -181,13 +181,13 @@ class ModelConfig:
 
 
 def _colours(values, name: str) -> tuple[float, float, float]:
-    """Three numbers for red, green and blue; those of `std` must be above 0."""
+    """Three numbers for red, green and blue, of pixels as 0..1: a mean within, a std above 0 and at most 1."""
     try:
         colours = tuple(float(value) for value in values)
     except (TypeError, ValueError):
         colours = ()
-    if len(colours) != 3 or not all(math.isfinite(x) and (x > 0 or name == "mean") for x in colours):
-        raise UserError(f"{name} must be 3 numbers (red, green, blue), std above 0; found {values!r}")
+    if len(colours) != 3 or not all(0 <= x <= 1 and (x > 0 or name == "mean") for x in colours):
+        raise UserError(f"{name} must be 3 numbers (red, green, blue) of pixels as 0..1, std above 0; found {values!r}")
     return colours
 
 

@@ -136,6 +136,7 @@ def adapt(source: Donor, small: Donor | None, model: ModelConfig, how: str) -> t
     elif unused:
         notes.append(f"left out of {source.name}: {', '.join(sorted(unused))}")
     if small:
+        notes.append(f"{len(carried)} tubes carried over from {small.name}")
         left = [tube for j, tube in enumerate(small.config.tubes.tubes) if not tube.is_2d and j not in carried.values()]
         notes += [f"left out of {small.name}: tube {tube}" for tube in left]
     return found, new, notes

@@ -25,6 +25,7 @@ from tubevit.zoo.inflate import resize_positions
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
 _METADATA_FILE, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
+_CONVERT = "tubevit convert SRC DST makes one of another library's weights"
 
 
 def model_metadata(config: ModelConfig) -> dict:
@@ -97,7 +98,9 @@ def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib
             raise UserError(f"{name} has no checkpoint of step {step}; it has {available or 'none'}")
         if available:
             return run / str(available[-1] if step is None else step)
-        raise UserError(f"{name} holds no checkpoint; expected a workdir, or a folder that save_model wrote")
+        raise UserError(f"{name} holds no checkpoint; expected a workdir, or what save_model wrote; {_CONVERT}")
+    if not storage.is_remote(path) and path.is_file():
+        raise UserError(f"{name} is a file, not a checkpoint; {_CONVERT}")
     if name in ARCHITECTURES:
         raise UserError(f"{name} is an architecture without parameters; name a checkpoint, such as a workdir, of it")
     folder = os.path.dirname(os.fspath(name).rstrip("/"))
@@ -130,7 +133,7 @@ def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
     """
     if name in ARCHITECTURES:
         return model_config(str(name), **fields)
-    if not storage.exists(name):
+    if "/" not in os.fspath(name) and not storage.exists(name):
         raise unknown("model", str(name), ARCHITECTURES)
     return config_from_metadata(read_metadata(find_checkpoint(name))["model"]).replace(**fields)
 

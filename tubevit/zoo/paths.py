@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from tubevit.errors import UserError
+from tubevit.errors import UserError, closest
 
 BLOCKS = "encoder/blocks"
 _ARRAYS = 11  # of a block at least: two normalisations and four linear layers, one of them maybe without bias
@@ -62,6 +62,12 @@ def matches(path: str, beginning: str) -> bool:
     return len(have) >= len(want) and all(map(_part_matches, have, want))
 
 
+def no_match(key: str, beginning: str, paths: Iterable[str]) -> UserError:
+    """The error for a beginning that no path has, with the closest."""
+    beginnings = {path.rsplit("/", n)[0] for path in paths for n in range(path.count("/") + 1)}
+    return UserError(f"{key}: no parameter begins with {beginning!r}; {closest(beginning, beginnings)}")
+
+
 def _part_matches(have: str, want: str) -> bool:
     numbers = re.fullmatch(r"(\d+)-(\d+)", want)
     if numbers and have.isdecimal():
@@ -82,8 +88,7 @@ def rename(flat: dict, pairs: Sequence[tuple[str, str]]) -> tuple[dict, list[str
         if any(re.fullmatch(r"\d+-\d+", part) for name in (old, new) for part in name.split("/")):
             raise UserError(f"init.rename: {old}={new} has a range; name each block, such as {BLOCKS}/6={BLOCKS}/0")
         if not any(matches(path, old) for path in flat):
-            beginnings = sorted({path.split("/")[0] for path in flat})
-            raise UserError(f"init.rename: no parameter begins with {old!r}; they are {', '.join(beginnings)}/...")
+            raise no_match("init.rename", old, flat)
     kept, renamed = {}, {}
     for path, leaf in flat.items():
         pair = next((pair for pair in pairs if matches(path, pair[0])), None)

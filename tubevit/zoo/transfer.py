@@ -14,7 +14,7 @@ from tubevit.models.freeze import is_frozen
 from tubevit.models.tubevit import TubeViT
 from tubevit.zoo.adapt import Donor, adapt
 from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, load_tree, parameters, read_metadata
-from tubevit.zoo.paths import flatten, matches, rename, stack, summarise, unflatten, unstack
+from tubevit.zoo.paths import flatten, matches, no_match, rename, stack, summarise, unflatten, unstack
 
 TUBES = ("same", "inflate", "zero", "random")
 
@@ -79,7 +79,7 @@ def initialise(
     heads = _changed_heads(source, model, renamed, notes)
     for prefix in skip:
         if not any(matches(path, prefix) for path in {**have, **want}):
-            raise UserError(f"init.skip: no parameter begins with {prefix!r}; they are {', '.join(sorted(params))}/...")
+            raise no_match("init.skip", prefix, {**have, **want})
     taken = _compare(have, want, (*heads, *skip, *dropped), (*heads, *skip, *new), _title(source, model))
     blank = [] if how != "zero" else [path for path in taken if path.startswith("tokenizer/") and not taken[path].any()]
     _check_frozen([*(want.keys() - taken.keys()), *blank], model)

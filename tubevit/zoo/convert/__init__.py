@@ -88,6 +88,8 @@ def convert(
         kind, found = _read_file(path, options)
     elif values := _foreign_config(src):
         kind, found = _read_folder(path, values, options)
+    elif not storage.exists(src):
+        raise UserError(f"{src} does not exist; expected a file or folder of weights, or a checkpoint")
     else:
         return _write(src, dst, format, options)
     if format is not None:
@@ -149,7 +151,12 @@ def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[
 
 def _write(src: str | os.PathLike, dst: str | os.PathLike, format: str | None, options: Options) -> Conversion:
     """A checkpoint of ours in another library's format."""
-    checkpoint = find_checkpoint(src)
+    try:
+        checkpoint = find_checkpoint(src)
+    except UserError as error:
+        raise UserError(
+            f"{src} is neither a checkpoint nor a folder of another library, whose {CONFIG} has a model_type"
+        ) from error
     if format is None:
         raise UserError(f"{src} is a checkpoint of ours: pass --format, one of {', '.join(FORMATS)}")
     if format not in FORMATS:
