@@ -9,6 +9,7 @@ import pytest
 
 import tubevit
 from tubevit.cli import main
+from tubevit.config import load_config
 from tubevit.zoo.checkpoint import parameters
 from tubevit.zoo.paths import flatten
 
@@ -94,6 +95,15 @@ def test_a_plain_vit_becomes_a_video_model(vit, clips, tmp_path, capsys):
     assert "tube 4x4x4/8x16x16 begins from the 2D kernel" in text and "left out: class_token" in text
     model = tubevit.load_model(tmp_path / "run")
     assert len(model.config.tubes.tubes) == 4 and model.config.position == "fixed" and model.config.width == 48
+
+
+def test_evaluates_on_test_where_there_is_no_val(tiny_run, vit, clips, tmp_path):
+    (tmp_path / "clips.csv").write_text(clips.read_text().replace(",val", ",test"))
+    spec = f"bootstrap:small={tiny_run},large={vit},train_last=1,videos="
+    splits = {where: load_config(spec + str(where)).data.eval.videos.split for where in (clips, tmp_path / "clips.csv")}
+    assert list(splits.values()) == ["val", "test"]
+    assert load_config(spec + "absent.csv").data.eval.videos.split == "val"
+    assert load_config(spec + str(clips) + ",steps=7,batch_size=3").data.train.videos.batch_size == 3
 
 
 def test_unknown_checkpoints_and_blocks(refused_training, tiny_run, vit, clips):

@@ -190,7 +190,10 @@ def test_files_that_cannot_be_read(saved, folder, tmp_path, capsys):
         refused([str(tmp_path / name), str(tmp_path / "ours")], text, tmp_path, capsys)
     refused([str(tmp_path / "code.npz"), str(tmp_path / "ours")], "holds Python objects", tmp_path, capsys)
     assert not (tmp_path / "was_run").exists()
-    refused([str(tmp_path / "absent"), str(tmp_path / "ours")], "unknown checkpoint", tmp_path, capsys)
+    refused(
+        [str(tmp_path / "absent"), str(tmp_path / "ours")], "absent does not exist; expected a file", tmp_path, capsys
+    )
+    refused([str(folder), str(tmp_path / "text.npz/ours")], "cannot convert to .*Not a directory", tmp_path, capsys)
     refused([str(folder), str(saved)], "exists already; name a new one", tmp_path, capsys)
     refused([str(folder), str(tmp_path / "ours"), "--heads", "3"], "pass no --heads", tmp_path, capsys)
     refused([str(folder), str(tmp_path / "ours"), "--prefix", "a"], "pass no --prefix", tmp_path, capsys)
@@ -304,3 +307,18 @@ def test_known_sizes_get_their_name():
     config = plain_vit(patch=14, head=Head(3), **sizes)
     assert config == model_config("vit_l14", num_classes=3)
     assert plain_vit(patch=15, head=None, **sizes | {"size": 225}).name == "vit"
+
+
+def test_what_is_no_checkpoint_and_no_folder_of_others(folder, saved, tmp_path, capsys):
+    (tmp_path / "no_config").mkdir()
+    (tmp_path / "empty_config").mkdir()
+    (tmp_path / "empty_config/config.json").write_text("{}")
+    for name in ("no_config", "empty_config"):
+        text = f"{name} is neither a checkpoint nor a folder of another library, whose config.json has a model_type"
+        refused([str(tmp_path / name), str(tmp_path / "ours"), "--format", "timm"], text, tmp_path, capsys)
+    for given, text in (
+        (folder, "holds no checkpoint; .*tubevit convert"),
+        (folder / "model.safetensors", "is a file"),
+    ):
+        with pytest.raises(UserError, match=text):
+            tubevit.load_model(given)
