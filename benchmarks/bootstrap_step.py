@@ -70,8 +70,8 @@ def figures(base: ModelConfig, row: str, batch: int) -> dict:
     return {
         "row": row,
         "trainable_share": round(trained / (trained + frozen), 4),
-        "gflop_xla": round(compiled.cost_analysis()["flops"] / 1e9, 1),
-        "gflop_formula": round(batch * training_flops(model, model.shape, "k600") / 1e9, 1),
+        "gflop_xla": float(f"{compiled.cost_analysis()['flops'] / 1e9:.5g}"),
+        "gflop_formula": float(f"{batch * training_flops(model, model.shape, 'k600') / 1e9:.5g}"),
         "state_mib": round(4 * (count(state["opt_state"]) + 2 * trained + frozen) / 2**20),
         "temporaries_mib": round(memory.temp_size_in_bytes / 2**20),
     }

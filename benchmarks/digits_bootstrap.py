@@ -22,7 +22,7 @@ LABELS = {
     "scratch": "from scratch", "full": "bootstrapped, all trained", "gate": "last 2 blocks and gate",
     "last": "last 2 blocks", "last_fc": "pooling and head only",
 }  # fmt: skip
-FIELDS = ["seed", "stage", "step", "video_top1", "motion_top1", "digit_top1", "still_digits_top1", "loss", "step_s"]
+FIELDS = ["seed", "stage", "step", "video_top1", "motion_top1", "digit_top1", "still_digits_top1", "loss"]
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 FIGURE = pathlib.Path(__file__).parent.parent / "docs/figures/digits_bootstrap.svg"
 
@@ -37,7 +37,6 @@ def run_stage(folder: pathlib.Path, stage: str, seed: int, overrides: list[str])
     if main(["train", "--config", spec, "--workdir", str(workdir), *overrides]):
         raise SystemExit(f"{stage} of seed {seed} failed")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["time/step"] for line in lines if "time/step" in line][1:]  # the first one compiles
     rows = [
         {
             "seed": seed,
@@ -46,7 +45,6 @@ def run_stage(folder: pathlib.Path, stage: str, seed: int, overrides: list[str])
             "video_top1": line.get("eval/moving_digits/top1"),
             "still_digits_top1": line.get("eval/still_digits/top1"),
             "loss": line.get("eval/moving_digits/loss"),
-            "step_s": round(statistics.median(seconds), 4) if seconds else None,
         }
         for line in lines
         if any(key.startswith("eval/") for key in line)

@@ -1,6 +1,5 @@
 """The README, as a new user would follow it: its Python, its commands, its tables, its figure."""
 
-import importlib.util
 import pathlib
 import re
 import shlex
@@ -9,6 +8,7 @@ import shutil
 import pytest
 
 import tubevit
+from tests.scripts import script
 from tubevit.cli import main
 from tubevit.config import load_config
 from tubevit.models.flops import count_parameters
@@ -18,13 +18,6 @@ from tubevit.tubes import PRESETS
 STEPS = "--config.train.steps=1200"
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def script(path):
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,23 +1,18 @@
 """The example of a server: each client gets its own answer, batches have fixed sizes, failures fail alone."""
 
 import csv
-import importlib.util
-import pathlib
 import threading
 
 import numpy as np
 import pytest
 
 import tubevit
+from tests.scripts import script
 
 
 @pytest.fixture(scope="module")
 def serve():
-    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "serve.py"
-    spec = importlib.util.spec_from_file_location("serve", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/serve.py")
 
 
 def test_each_request_has_its_own_answer(serve):

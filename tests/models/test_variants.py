@@ -136,8 +136,9 @@ def test_errors_name_the_closest(name, fields, words):
     assert not [word for word in words if word not in str(error.value)], str(error.value)
 
 
-def test_an_architecture_of_another_name_needs_all_sizes():
+def test_a_vit_of_another_size_needs_all_of_them():
     sizes = dict(width=1152, depth=27, num_heads=16, mlp_width=4304, tubes="1x14x14/32x14x14")
-    assert model_config("so400m", **sizes).mlp_width == 4304
-    with pytest.raises(UserError, match="unknown model 'so400m'"):
-        model_config("so400m", **{key: sizes[key] for key in sizes if key != "tubes"})
+    assert model_config("vit", **sizes).mlp_width == 4304
+    for name, given in (("vit", sizes.keys() - {"tubes"}), ("vit_so400m", sizes.keys())):
+        with pytest.raises(UserError, match=f"unknown model '{name}'"):
+            model_config(name, **{key: sizes[key] for key in given})

@@ -24,6 +24,7 @@ _SIZES = {  # width, depth, heads, MLP width
 _PAPER = dict(tubes="paper", frames=32, size=224)
 _EMBEDDED = dict(tubes="small", frames=16, size=64)  # the embedded moving digits
 _PATCHES = (14, 16, 32)
+OTHER_VIT = "vit"
 _DEFINING = {"width", "depth", "num_heads", "mlp_width", "tubes"}
 
 
@@ -67,9 +68,9 @@ def list_models(pattern: str = "*") -> list[str]:
 def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | None = None, **fields) -> ModelConfig:
     """The configuration of an architecture; arguments are those of `create_model`.
 
-    Any other name will do where sizes and tubes are given: converted ViTs may be of no known size.
+    `vit` stands for a converted ViT of no known size: sizes and tubes must be given.
     """
-    if name not in ARCHITECTURES and not _DEFINING <= fields.keys():
+    if name not in ARCHITECTURES and not (name == OTHER_VIT and _DEFINING <= fields.keys()):
         raise unknown("model", name, ARCHITECTURES)
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {"name"}
     for field in fields:

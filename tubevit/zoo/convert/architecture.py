@@ -9,7 +9,7 @@ import numpy as np
 
 from tubevit.errors import UserError
 from tubevit.models.config import Head, ModelConfig
-from tubevit.models.variants import ARCHITECTURES
+from tubevit.models.variants import ARCHITECTURES, OTHER_VIT
 
 _SIZES = ("width", "depth", "mlp_width")
 _MOST_BLOCKS = 1000  # a damaged number is not to fill the memory
@@ -35,7 +35,7 @@ def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
         if known["tubes"] == tubes and all(known[key] == fields[key] for key in (*_SIZES, "num_heads"))
     ]  # fmt: skip
     heads = () if head is None else (("default", head),)
-    name = same[0] if same else "vit"
+    name = same[0] if same else OTHER_VIT
     return ModelConfig(name=name, tubes=tubes, position="learned", frames=1, heads=heads, **fields)
 
 

@@ -1,0 +1,33 @@
+"""The benchmarks of bootstrapping run, on little. Here because they compile much."""
+
+import csv
+
+from tests.scripts import script
+
+
+def test_bootstrap_step(tmp_path):
+    out = tmp_path / "out.csv"
+    settings = ["--time", "--rows", "full", "last_8_gate", "--depth", "12", "--width", "24", "--batch", "1"]
+    script("benchmarks/bootstrap_step.py").main([*settings, "--rounds", "1", "--out", str(out)])
+    full, frozen = csv.DictReader(out.open())
+    assert float(full["trainable_share"]) == 1 > float(frozen["trainable_share"])
+    assert float(frozen["gflop_xla"]) < float(full["gflop_xla"])
+    for row in (full, frozen):  # the formula leaves the elementwise rest out, which is much at this width
+        assert 0.5 < float(row["gflop_formula"]) / float(row["gflop_xla"]) < 1
+        assert float(row["step_s"]) > 0
+    assert int(frozen["state_mib"]) < int(full["state_mib"])
+
+
+def test_digits_bootstrap(digits_cache, tmp_path):
+    """All that it does, two steps each, of narrow models; a second call trains nothing again."""
+    module, out = script("benchmarks/digits_bootstrap.py"), tmp_path / "out.csv"
+    narrow = ["--config.train.steps=2", "--config.eval.every=2", "--config.log.every=1"]
+    arguments = ["--workdir", str(tmp_path / "runs"), "--seeds", "3", "--out", str(out), *narrow]
+    module.main([*arguments, "--stages", "small", "vit", "last_fc"])
+    small, vit, last = csv.DictReader(out.open())
+    assert [row["stage"] for row in (small, vit, last)] == ["small", "vit", "last_fc"] and last["seed"] == "3"
+    assert 0 <= float(last["video_top1"]) <= 1 and float(vit["still_digits_top1"]) >= 0
+    assert vit["video_top1"] == "" and last["still_digits_top1"] == ""
+    changed = (tmp_path / "runs/last_fc_3/checkpoints/2").stat().st_mtime
+    module.main([*arguments, "--stages", "last_fc"])
+    assert (tmp_path / "runs/last_fc_3/checkpoints/2").stat().st_mtime == changed
