@@ -55,7 +55,6 @@ setup(
             "gcp-storage-emulator",
             "safetensors>=0.4.3",
             "flatbuffers>=24",
-            "matplotlib>=3.8",
         ],
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli.main:entry"]},
