@@ -83,11 +83,15 @@ def plot(rows: list[dict]) -> None:
         for row in rows:
             if row["stage"] == stage:
                 points.setdefault(int(row["step"]), []).append(100 * float(row["video_top1"]))
+        if not points:
+            continue
         steps = sorted(points)
         (line,) = axes.plot(steps, [statistics.mean(points[step]) for step in steps], marker="o", label=label)
         low, high = ([choose(points[step]) for step in steps] for choose in (min, max))
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
-    axes.set(xlabel="video steps (32 clips)", ylabel="held-out top-1 of 80 classes, %", ylim=(0, 100))
+    axes.set(xlabel="video steps (32 clips)", ylabel="held-out top-1 of 80 classes, %")
+    axes.axhline(100 / 80, color="grey", linestyle="--", label="chance")
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
