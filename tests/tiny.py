@@ -20,4 +20,5 @@ def get_config(seed: int = 0, steps: int = 9):
     config.checkpoint.update(every=3, keep=2)
     config.log.every = 1
     config.loader.threads = 1
+    config.mesh.data = 1  # of the eight fake devices
     return config

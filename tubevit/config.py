@@ -43,18 +43,23 @@ def default_config() -> ConfigDict:
                 "name": "adam", "learning_rate": 5e-5, "warmup_steps": 10_000, "weight_decay": 1e-3,
                 "clip_norm": placeholder(float), "b1": 0.9, "b2": 0.999,
             },
-            # Blocks before `freeze_below` and the tokenizer are not trained; with `gate` that block has the gate of
-            # equation 8 on its output.
+            # A batch is computed in `accumulate` parts, one after the other. A step whose loss or gradient is not
+            # finite ends the run, or with `skip_nonfinite` changes nothing. Blocks before `freeze_below` and the
+            # tokenizer are not trained; with `gate` that block has the gate of equation 8 on its output.
             "train": {
                 "steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "freeze_below": 0, "gate": False,
+                "accumulate": 1, "skip_nonfinite": False,
             },
             # Parameters to begin from, see `zoo.transfer.initialise`; several names are joined by commas, those to
             # rename are old=new.
             "init": {"checkpoint": placeholder(str), "skip": "", "rename": "", "tubes": "same"},
             "eval": {"every": 5_000, "views": "1x1"},
-            "checkpoint": {"every": 1_000, "keep": 3},
+            "checkpoint": {"every": 1_000, "keep": 3, "keep_best": placeholder(str)},
             "loader": {"threads": 4, "workers": 0, "max_broken": 0.01},
+            # Sizes of the mesh of devices, see `sharding.mesh.make_mesh`; -1 is what is left.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1},
             "precision": "float32",
+            "compilation_cache": placeholder(str),
             "log": {"every": 50},
         }
     )  # fmt: skip
@@ -216,7 +221,15 @@ def check_config(config: ConfigDict) -> None:
             if not dataset.source:
                 raise UserError(f"{path}.source is not set")
             _at_least(dataset.batch_size, 1, f"{path}.batch_size")
-    for key in ("train.steps", "eval.every", "checkpoint.every", "checkpoint.keep", "log.every", "loader.threads"):
+    for key in (
+        "train.steps",
+        "eval.every",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.every",
+        "loader.threads",
+        "train.accumulate",
+    ):
         group, name = key.split(".")
         _at_least(config[group][name], 1, key)
     for key in ("optimizer.warmup_steps", "optimizer.weight_decay", "train.mixup", "train.cutmix", "loader.workers"):

@@ -5,15 +5,15 @@ import pytest
 
 from tubevit.cli import main
 from tubevit.cli.main import VERBS
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
 from tubevit.training.loop import Preempted
-from tubevit.training.workdir import RunError
 
 FLAGS = {
-    "train": {"--config", "--workdir", "--allow-change"},
+    "train": {"--config", "--workdir", "--allow-change", "--profile", "--print-sharding", "--coordinator"},
     "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json"},
     "predict": {"--checkpoint", "--json"},
     "inspect": {"--config", "--json"},
+    "preflight": {"--config", "--topology", "--suggest", "--json"},
     "convert": {"--format", "--prefix", "--heads", "--headless", "--mean", "--std", "--json"},
     "export": {"--format", "--platforms", "--head"},
     "make-moving-digits": {"--seed"},

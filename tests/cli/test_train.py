@@ -1,9 +1,14 @@
 import json
 import shutil
 
+import jax
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+import tubevit
 from tubevit.data.sources.embedded import embedded_folder
+from tubevit.training import loop
+from tubevit.zoo.checkpoint import parameters, steps
 
 
 @pytest.mark.parametrize(
@@ -82,3 +87,43 @@ def test_allow_change_and_both_forms_of_values(done, train_command, tiny_run, tm
     assert config["optimizer"]["b1"] == 0.5 and config["train"]["steps"] == 10
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 10
+
+
+def test_print_sharding_trains_nothing(done, refused, train_command, tiny_run, tmp_path):
+    sharded = {"mesh.data": 2, "mesh.fsdp": 2}
+    lines = done([*train_command(tmp_path / "run", **sharded), "--print-sharding"]).splitlines()
+    assert lines[0] == "mesh: data=2, fsdp=2, tensor=1" and lines[-1].endswith("bytes whole on every device")
+    params = jax.tree_util.tree_flatten_with_path(parameters(tubevit.load_model(tiny_run)))[0]
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in params}
+    table = {row[0]: row[1] for row in map(str.split, lines[2:-1])}
+    assert table == {name: "x".join(map(str, shape)) or "scalar" for name, shape in names.items()}
+    bad = train_command(tmp_path / "run", **sharded | {"data.train.moving_digits.batch_size": 6})
+    refused([*bad, "--print-sharding"], "data.train.moving_digits.batch_size=6 must be a multiple of 4", "4 or 8")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_checkpoint_is_kept(done, train_command, tmp_path, monkeypatch):
+    """It is one that was evaluated itself, not one that was saved between evaluations."""
+    metric, values = "eval/moving_digits/top1", {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.7, 9: 0.1}
+    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {metric: values[int(arguments[-1]["step"])]})
+    changes = {"eval.every": 2, "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_best": metric}
+    done(train_command(tmp_path, **changes))
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "metric": metric, "value": 0.9}
+    assert steps(tmp_path / "checkpoints") == [4, 9]
+
+
+def test_a_second_run_finds_its_programs(done, train_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
+    folder, before, found = tmp_path / "cache", jax.config.jax_compilation_cache_dir, []
+    jax.config.update("jax_disable_most_optimizations", True)  # half the time
+    try:
+        for name in ("first", "second"):
+            reset_cache()  # as in a new process
+            done(train_command(tmp_path / name, **{"train.steps": 1, "compilation_cache": folder}))
+            found.append(sorted(path.name for path in folder.iterdir()))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_compilation_cache_dir", before)
+        reset_cache()
+    assert {"jit_step", "jit_initial_state"} <= {name.split("-")[0] for name in found[0]}
+    assert found[1] == found[0]

@@ -82,7 +82,7 @@ def test_hosts_share_the_rows_of_every_batch(coloured, hosts, workers):
     """12 files in batches of 8: an epoch ends within the second batch, and again after the third."""
     rows = training_rows(coloured, 3)
     whole = take(iterate(rows, 8), 5)
-    parts = [take(iterate(rows, 8, host=Host(i, hosts), workers=workers if i == 1 else 0), 5) for i in range(hosts)]
+    parts = [take(iterate(rows, 8, host=Host((i,), hosts), workers=workers if i == 1 else 0), 5) for i in range(hosts)]
     joined = [{key: np.concatenate([part[key] for part in of_step]) for key in whole[0]} for of_step in zip(*parts)]
     assert_same([{"x": batch} for batch in joined], [{"x": batch} for batch in whole])
     assert len({batch["label"].tobytes() for batch in whole}) == 5

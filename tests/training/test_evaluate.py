@@ -129,7 +129,7 @@ def test_hosts_share_every_clip_once(video_model, video_load, many_views, hosts)
     """10 views in batches of 4: uneven for 4 hosts."""
     forward, whole = many_views
     parts = [
-        predict_source(forward, parameters(video_model), video_load, 4, views=Views(2, 3), host=Host(i, hosts))
+        predict_source(forward, parameters(video_model), video_load, 4, views=Views(2, 3), host=Host((i,), hosts))
         for i in range(hosts)
     ]
     np.testing.assert_allclose(sum(part.probabilities for part in parts), whole.probabilities, atol=1e-6)

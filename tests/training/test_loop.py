@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same(tiny_run, train_command, read_metrics, rea
     assert read_arrays(tmp_path / "again", 9) == read_arrays(tiny_run, 9)
     lines = capsys.readouterr().err.splitlines()
     progress = r"step 4/9 \| loss \d+\.\d{4} \| [\d.]+ steps/s \| \d+ clips/s \| ETA \d+:\d\d:\d\d"
+    progress += r" \| data \d+, step \d+, save \d+ ms"
     assert sum(bool(re.fullmatch(progress, line)) for line in lines) == 1
 
 

@@ -27,7 +27,9 @@ class Setup:
         self.step = make_step(self.graph, self.optimizer, self.config)
         loads = {name: (load, self.config.data.train[name].batch_size) for name, load in experiment.train.items()}
         batches = joint_batches(loads, 0)
-        parts = {name: {k: v for k, v in part.items() if k != "broken"} for name, part in next(batches).items()}
+        parts = {
+            name: {k: v for k, v in part.items() if k in ("pixels", "label")} for name, part in next(batches).items()
+        }
         batches.close()
         self.batches = [parts]
 

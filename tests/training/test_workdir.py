@@ -1,13 +1,9 @@
 import json
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from tubevit.errors import UserError
-from tubevit.training.workdir import Checkpoints, MetricsWriter, RunError, prepare_workdir
-from tubevit.zoo.checkpoint import steps
+from tubevit.training.workdir import MetricsWriter, prepare_workdir
 
 HEADS = {"motion": {"classes": 8, "labels": ("a", "b")}}
 
@@ -32,6 +28,8 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_config, tmp_path):
         {"eval.every": "1", "data.eval.still_digits.batch_size": "1"},
         {"data.train.moving_digits.source": "elsewhere.csv"},
         {"train.steps": "99"},
+        {"mesh.data": "2", "mesh.fsdp": "2"},
+        {"compilation_cache": "/tmp/cache", "checkpoint.keep_best": "eval/still_digits/top1"},
     ],
 )
 def test_what_may_differ(tiny_config, tmp_path, changes):
@@ -120,51 +118,3 @@ def test_metrics_go_to_tensorboard(tmp_path):
     writer.close()
     (events,) = tmp_path.glob("events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes() and b"eval/clips/map" not in events.read_bytes()
-
-
-def state(step):
-    return {
-        "step": jnp.asarray(step, jnp.int32),
-        "params": {"a": {"kernel": jnp.full((2, 3), step, jnp.float32)}},
-        "frozen": {},
-        "opt_state": ({"count": jnp.asarray(step)},),
-    }
-
-
-def test_keep_policy(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (1, 2, 5, 7):
-        checkpoints.save(state(step), {"model": {"name": "x"}})
-    checkpoints.save(state(7), {}, wait=True)  # is there already
-    checkpoints.close()
-    assert steps(tmp_path / "checkpoints") == [5, 7]
-    for step in (5, 7):
-        folder = tmp_path / "checkpoints" / str(step)
-        np.testing.assert_array_equal(ocp.load_checkpointables(folder)["params"]["a"]["kernel"], np.full((2, 3), step))
-        assert ocp.checkpointables_metadata(folder).custom_metadata["step"] == step
-
-
-def test_what_a_killed_save_left_is_removed(tmp_path):
-    folder = tmp_path / "checkpoints"
-    first = Checkpoints(tmp_path, keep=2)
-    first.save(state(3), {}, wait=True)
-    first.close()
-    (folder / "6.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
-    assert steps(folder) == [3]
-    second = Checkpoints(tmp_path, keep=2)
-    second.save(state(6), {}, wait=True)
-    second.close()
-    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
-
-
-def test_a_failed_save_is_a_run_error(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(state(3), {}, wait=True)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", full)
-    with pytest.raises(RunError, match=r"No space left on device.*the last good checkpoint is step 3"):
-        checkpoints.save(state(6), {})
-    checkpoints.close()

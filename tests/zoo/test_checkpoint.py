@@ -180,6 +180,27 @@ def test_a_half_copied_checkpoint_is_not_taken(tiny_run, tmp_path):
     assert find_checkpoint(run) == run / "checkpoints" / "6"
 
 
+def test_damaged_files_are_named(saved, tmp_path):
+    """Orbax loads them without a word."""
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    assert tubevit.load_model(copy).config
+    file = max(copy.glob("params/**/d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    name = file.relative_to(copy)
+    with pytest.raises(UserError, match=f"{copy} is damaged: {name}: its content has changed; use a good copy"):
+        tubevit.load_model(copy)
+    (copy / "params" / "_METADATA").unlink()
+    with pytest.raises(UserError, match="params/_METADATA: missing"):
+        tubevit.load_model(copy)
+
+
+def test_what_it_was_saved_with(saved):
+    versions = read_metadata(saved)["versions"]
+    assert versions["jax"] == jax.__version__ and set(versions) >= {"tubevit", "flax", "orbax-checkpoint", "numpy"}
+
+
 def test_existing_folders_are_not_overwritten(model, saved):
     with pytest.raises(UserError, match=f"{saved} exists already"):
         tubevit.save_model(model, saved)
@@ -204,6 +225,9 @@ def test_changed_labels_are_not_loaded(saved, tmp_path):
     text = file.read_text()
     file.write_text(text.replace('"right", "up"', '"up", "right"'))
     assert file.read_text() != text
+    with pytest.raises(UserError, match=f"{copy} is damaged: _CHECKPOINT_METADATA: its content has changed"):
+        tubevit.load_model(copy)
+    (copy / "manifest.json").unlink()  # as of an older version
     with pytest.raises(UserError, match="labels of head 'motion' were changed"):
         tubevit.load_model(copy)
 

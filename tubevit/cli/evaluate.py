@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 
 from tubevit.errors import SplitError, UserError
 
+DISTRIBUTED = True  # all processes of a job run it together
 HELP = "evaluate a checkpoint on its configuration's data or on another source; writes eval.json"
 EXAMPLES = (
     "tubevit evaluate --workdir runs/quickstart",
@@ -38,6 +38,8 @@ def run(args) -> None:
     from tubevit import storage
     from tubevit.config import load_config
     from tubevit.data.views import Views
+    from tubevit.sharding.hosts import is_main, say
+    from tubevit.sharding.rules import put
     from tubevit.training.evaluate import evaluate_source, make_forward, write_class_tables
     from tubevit.training.experiment import open_eval
     from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata
@@ -60,6 +62,8 @@ def run(args) -> None:
     else:
         datasets = _stored_datasets(metadata, checkpoint)
     threads = metadata.get("config", {}).get("loader", {}).get("threads", 2)
+    mesh = _mesh(metadata)
+    params = put(parameters(model), mesh)
     views = Views.from_text(args.views or views)
     out = args.out or _default_out(args, checkpoint)
     records, tables = [], []
@@ -68,14 +72,16 @@ def run(args) -> None:
             dataset.batch_size = args.batch_size
         load = open_eval(model.config, name, dataset)
         for note in load.source.notes:
-            print(note, file=sys.stderr)
+            say(note)
         record, predictions = evaluate_source(
-            make_forward(model, dataset.head), parameters(model), load, dataset.batch_size, name=name,
-            head=dataset.head, views=views, threads=threads,
+            make_forward(model, dataset.head, mesh), params, load, dataset.batch_size, name=name,
+            head=dataset.head, views=views, threads=threads, mesh=mesh,
         )  # fmt: skip
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": metadata.get("step")}
         records.append(record | origin)
         tables.append((predictions, load, f"{out.removesuffix('.json')}_{name}"))
+    if not is_main():
+        return
     try:
         storage.write_text(out, json.dumps(records, indent=2) + "\n")
         written = [out, *itertools.chain.from_iterable(write_class_tables(*table) for table in tables)]
@@ -85,6 +91,18 @@ def run(args) -> None:
         print(json.dumps(records, indent=2))
     else:
         print("\n".join(map(_line, records)) + f"\nwritten to {', '.join(written)}")
+
+
+def _mesh(metadata: dict):
+    """The mesh of the run, or of all devices where it does not fit these."""
+    from tubevit.config import default_config
+    from tubevit.sharding.mesh import make_mesh
+
+    settings = default_config().mesh
+    try:
+        return make_mesh(type(settings)({**settings, **metadata.get("config", {}).get("mesh", {})}))
+    except UserError:
+        return make_mesh(settings)
 
 
 def _dataset(args, model):

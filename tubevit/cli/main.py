@@ -10,7 +10,8 @@ import traceback
 
 from tubevit.errors import UserError, closest
 
-VERBS = ("train", "evaluate", "predict", "inspect", "convert", "export", "make-moving-digits", "shard-videos")
+VERBS = ("train", "evaluate", "predict", "inspect", "preflight", "convert", "export", "make-moving-digits",
+         "shard-videos")  # fmt: skip
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 
 
@@ -42,6 +43,10 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    several = parser.add_argument_group("several processes", "on Cloud TPU they find each other without these")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
+    several.add_argument("--num-processes", type=int, metavar="N", help="their number")
+    several.add_argument("--process-id", type=int, metavar="I", help="the number of this one, from 0")
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "config_overrides"):
         rest = _take_overrides(rest, args.config_overrides)
@@ -70,6 +75,20 @@ def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:
     return left
 
 
+def _run(verb: str, args: argparse.Namespace) -> None:
+    """Runs a verb, in several processes if flags or the machine say so: one that is not made for that in process 0."""
+    module = _module(verb)
+    distributed = getattr(module, "DISTRIBUTED", False)
+    if not distributed and (args.coordinator, args.num_processes, args.process_id) == (None, None, None):
+        return module.run(args)
+    from tubevit.sharding import hosts
+
+    hosts.start(args.coordinator, args.num_processes, args.process_id)
+    if distributed:
+        return module.run(args)
+    hosts.from_first(lambda: module.run(args))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns 0 done, 1 failed while running, 2 bad input, 75 preempted after saving."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -86,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; {closest(verb, VERBS)}")
         args = _parse(verb, arguments[1:])
-        _module(verb).run(args)
+        _run(verb, args)
         return DONE
     except UserError as error:
         return _report(error, BAD_INPUT, debug)
@@ -96,8 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        from tubevit.training.loop import Preempted
-        from tubevit.training.workdir import RunError
+        from tubevit.errors import RunError
+        from tubevit.training.preemption import Preempted
 
         if isinstance(error, Preempted):
             return _report(error, PREEMPTED, False)
@@ -110,6 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
 def entry() -> None:
     """The process: `main`, and an end to it."""
     code = main()
+    if code == BAD_INPUT and "jax" in sys.modules:
+        from tubevit.sharding.hosts import end_at_once
+
+        end_at_once(code)
     if code == FAILED:  # threads that wait for a bucket, or for other hosts, would keep it alive
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+DISTRIBUTED = True  # all processes of a job run it together
 HELP = "train an experiment; goes on by itself where the workdir's run ended"
 EXAMPLES = (
     "tubevit train --config quickstart --workdir runs/quickstart",
+    "tubevit train --config bootstrap --workdir gs://bucket/run --config.mesh.fsdp=16 --print-sharding",
     "tubevit train --config experiments/quickstart.py:seed=1 --workdir runs/seed1 --config.train.steps=1200",
 )
 
@@ -18,6 +20,8 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--allow-change", action="append", default=[], metavar="KEY", help="this key may differ from the run to resume"
     )
+    parser.add_argument("--profile", metavar="steps=A:B", help="trace the steps A to B - 1 into WORKDIR/profile")
+    parser.add_argument("--print-sharding", action="store_true", help="show how parameters are split, and end")
     parser.set_defaults(config_overrides={})
     parser.add_argument_group("--config.key=value", "replaces a value of the configuration")
 
@@ -26,5 +30,27 @@ def run(args) -> None:
     """Runs the verb."""
     from tubevit.config import load_config
     from tubevit.training.loop import train
+    from tubevit.training.profile import parse_steps
 
-    train(load_config(args.config, args.config_overrides), args.workdir, tuple(args.allow_change))
+    config = load_config(args.config, args.config_overrides)
+    if args.print_sharding:
+        return _print_sharding(config)
+    profile = parse_steps(args.profile) if args.profile else None
+    train(config, args.workdir, tuple(args.allow_change), profile)
+
+
+def _print_sharding(config) -> None:
+    from flax import nnx
+
+    from tubevit.models.tubevit import TubeViT
+    from tubevit.sharding.hosts import is_main
+    from tubevit.sharding.rules import sharding_table
+    from tubevit.training.experiment import open_experiment
+    from tubevit.training.loop import training_mesh
+    from tubevit.zoo.checkpoint import parameters
+
+    experiment = open_experiment(config)
+    mesh = training_mesh(experiment)
+    if is_main():
+        params = nnx.eval_shape(lambda: parameters(TubeViT(experiment.model, rngs=nnx.Rngs(0))))
+        print(sharding_table(params, mesh))

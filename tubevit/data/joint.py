@@ -25,7 +25,7 @@ def joint_batches(
         host, threads, workers: see `iterate`; threads and workers are those of each data set.
 
     Returns:
-        An iterator of {name: {"pixels", "label", "broken"}}; see `training_rows`.
+        An iterator of {name: {"pixels", "label", "file", "broken"}}; see `training_rows`.
     """
     parts = {
         name: iterate(

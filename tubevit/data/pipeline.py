@@ -76,10 +76,15 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """Which share of every batch this process loads: rows `index * B / count` to `(index + 1) * B / count`."""
+    """Which rows of every batch this process loads: `shards`, rising, of `count` equal parts."""
 
-    index: int = 0
+    shards: tuple[int, ...] = (0,)
     count: int = 1
+
+    def rows(self, batch_size: int) -> list[int]:
+        """Their numbers in a batch whose size is a multiple of `count`."""
+        size = batch_size // self.count
+        return [shard * size + row for shard in self.shards for row in range(size)]
 
 
 ONE_HOST = Host()
@@ -96,7 +101,8 @@ def training_rows(load: Load, seed: int) -> grain.MapDataset:
     A broken file is replaced by another that is drawn from the row's own random numbers.
 
     Returns:
-        A data set of {"pixels" uint8, "label", "broken": int32 index of the file that was replaced, or -1}.
+        A data set of {"pixels" uint8, "label", "file": int32 index, "broken": index of the file that was replaced, or
+        -1}.
     """
 
     def row(index: int, rng: np.random.Generator) -> dict:
@@ -104,7 +110,8 @@ def training_rows(load: Load, seed: int) -> grain.MapDataset:
         for attempt in range(ATTEMPTS):
             try:
                 pixels = load.augmented(index, rng)
-                return {"pixels": pixels, "label": load.source.labels[index], "broken": np.int32(broken)}
+                label = load.source.labels[index]
+                return {"pixels": pixels, "label": label, "file": np.int32(index), "broken": np.int32(broken)}
             except DecodeError:
                 if attempt == ATTEMPTS - 1:
                     raise
@@ -160,12 +167,13 @@ def iterate(
         threads: that load rows, in each worker.
         workers: processes; 0 loads in this one.
     """
-    local = batch_size // host.count
+    own_rows = host.rows(batch_size)
+    local = len(own_rows)
     total = (len(rows) if len(rows) < ENDLESS else ENDLESS) // batch_size * local
 
     def own(number: int):
         batch, row = divmod(number, local)
-        return rows[batch * batch_size + host.index * local + row]
+        return rows[batch * batch_size + own_rows[row]]
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = grain.MapDataset.range(first * local, total).map(own).to_iter_dataset(options)

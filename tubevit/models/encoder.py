@@ -13,6 +13,7 @@ from flax import nnx
 
 from tubevit.models.block import AddedAttention, Block, dropout, layer_norm
 from tubevit.models.config import ModelConfig
+from tubevit.models.placement import place
 
 # What the backward pass recomputes, from least memory to most.
 REMAT_POLICIES = {
@@ -77,7 +78,7 @@ class Encoder(nnx.Module):
             layer_key = None if key is None else jax.random.fold_in(key, index)
             if added:
                 x = nnx.merge(added_graph, added_params)(x)
-            return nnx.merge(graph, params)(x, rates[index] if config.stochastic_depth else 0.0, layer_key), None
+            return place(nnx.merge(graph, params)(x, rates[index] if config.stochastic_depth else 0.0, layer_key)), None
 
         if config.remat != "none":
             # Under scan the loop already keeps XLA from merging the recomputation away.

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tubevit.models.config import ModelConfig
+from tubevit.models.placement import place
 from tubevit.tubes import Tube, TubeSet
 
 
@@ -177,7 +178,7 @@ class Tokenizer(nnx.Module):
             if inside is not None:  # not black lies beyond the clip, but the mean: 0
                 mask = jnp.asarray(np.repeat(inside, 3, axis=-1).reshape(*inside.shape[:2], -1))
                 windows = jnp.where(mask, windows, jnp.zeros((), self.dtype))
-            tokens.append(self.tubes[str(i)](windows, self._kernel(i, tube)))
+            tokens.append(place(self.tubes[str(i)](windows, self._kernel(i, tube))))
         return jnp.concatenate(tokens, axis=1)
 
     def _kernel(self, i: int, tube: Tube) -> jax.Array:

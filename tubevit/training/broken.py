@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from tubevit.data.pipeline import Load
-from tubevit.training.workdir import RunError
+from tubevit.errors import RunError
 
 
 class BrokenFiles:

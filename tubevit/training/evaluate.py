@@ -12,28 +12,32 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from tubevit import storage
 from tubevit.data.pipeline import Host, Load, evaluation_rows, iterate
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
+from tubevit.models.placement import activations_placed
 from tubevit.models.tubevit import TubeViT
+from tubevit.sharding.mesh import batch_sharding, by_rows, global_batch, local_part, local_rows
 from tubevit.training.metrics import average_precisions, class_accuracies, confusion_matrix, score
 
 
-def make_forward(model: TubeViT, head: str) -> Callable:
+def make_forward(model: TubeViT, head: str, mesh: Mesh | None = None) -> Callable:
     """A compiled function (params, pixels (B, views, ...)) -> probabilities (B, views, classes) of one head.
 
-    They are softmax's, or sigmoid's of a head for several labels.
+    They are softmax's, or sigmoid's of a head for several labels. With a mesh, rows are split over its devices.
     """
     graph = nnx.graphdef(model)
     activation = jax.nn.sigmoid if dict(model.config.heads)[head].multi_label else jax.nn.softmax
 
     def forward(params: dict, pixels: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, params)(pixels.reshape(-1, *pixels.shape[2:]), head=head)
+        with activations_placed(by_rows(mesh)):
+            logits = nnx.merge(graph, params)(pixels.reshape(-1, *pixels.shape[2:]), head=head)
         return activation(logits).reshape(*pixels.shape[:2], -1)
 
-    return jax.jit(forward)
+    return jax.jit(forward, out_shardings=None if mesh is None else batch_sharding(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ def predict_source(
     workers: int = 0,
     seed: int = 0,
     host: Host | None = None,
+    mesh: Mesh | None = None,
 ) -> Predictions:
     """Probabilities of every file of a source, the mean over its views (the paper does not say of what; section 4).
 
@@ -71,22 +76,28 @@ def predict_source(
         forward: see `make_forward`.
         params: of the model.
         load: of the source.
-        batch_size: temporal views in a batch, each with all its spatial ones; rounded up to a multiple of the hosts.
+        batch_size: temporal views in a batch, each with all its spatial ones; rounded up so that it divides over the
+            devices of the mesh, or the hosts.
         views: temporal and spatial ones.
         threads, workers: of the loader.
         seed: of the order of shuffled frames.
-        host: this process among all; None asks JAX.
+        host: this process among all, each of which computes its own rows; None asks the mesh, or JAX.
+        mesh: of the parameters; all processes compute a batch together.
     """
     views = Views(1, views.spatial) if load.source.modality == "image" else views
     gather = host is None and jax.process_count() > 1
-    host = host or Host(jax.process_index(), jax.process_count())
+    host = host or (local_rows(mesh) if mesh else Host((jax.process_index(),), jax.process_count()))
     batch_size = -(-batch_size // host.count) * host.count
     rows = evaluation_rows(load, views, batch_size, seed)
     count = len(load.source)
     total, seen = None, np.zeros(count, np.int64)
     for batch in iterate(rows, batch_size, host=host, threads=threads, workers=workers):
         real = batch["mask"] > 0
-        probabilities = np.asarray(forward(params, batch["pixels"]), np.float64).sum(axis=1)
+        if mesh is None:
+            probabilities = np.asarray(forward(params, batch["pixels"]))
+        else:
+            probabilities = local_part(forward(params, global_batch(batch["pixels"], mesh)))
+        probabilities = probabilities.astype(np.float64).sum(axis=1)
         total = np.zeros((count, probabilities.shape[-1])) if total is None else total
         np.add.at(total, batch["file"][real], probabilities[real])
         np.add.at(seen, batch["file"][real], 1)

@@ -1,25 +1,35 @@
-"""The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events, checkpoints."""
+"""The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events."""
 
 from __future__ import annotations
 
 import json
-import logging
+import math
 import os
 import pathlib
 import tempfile
 import time
 
 from ml_collections import ConfigDict
-from orbax.checkpoint import v1 as ocp
 
 from tubevit import storage
 from tubevit.config import flatten
-from tubevit.errors import RunError, UserError
-from tubevit.models.freeze import join_frozen
+from tubevit.errors import UserError
+from tubevit.training.checkpoints import Checkpoints  # noqa: F401 - where the loop looks for it
 from tubevit.zoo.checkpoint import RUN_FOLDER, steps
 
 # Keys that cannot change the result of a run.
-_FREE = ("loader.", "log.", "checkpoint.", "eval.", "data.eval.", "train.steps")
+_FREE = (
+    "mesh.",
+    "loader.",
+    "log.",
+    "checkpoint.",
+    "eval.",
+    "data.eval.",
+    "train.steps",
+    "train.skip_nonfinite",
+    "compilation_cache",
+    "input.path",
+)
 
 
 # Seconds between two uploads of what is appended to: a bucket knows whole files only.
@@ -105,7 +115,10 @@ class MetricsWriter:
         self._tensorboard = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Appends one line; metrics that are None are left out of TensorBoard."""
+        """Appends one line, null for what is None or not finite, which TensorBoard does not get."""
+        metrics = {
+            name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()
+        }
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
@@ -130,67 +143,3 @@ class MetricsWriter:
                 self.sync()
             finally:
                 self._temporary.cleanup()
-
-
-def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that each of Orbax's threads logs: `Checkpoints` raises one error for all of them."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-class Checkpoints:
-    """The checkpoints of a run: saved in the background, the last `keep` are kept.
-
-    Args:
-        workdir: of the run; on disk or `gs://`.
-        keep: number of checkpoints.
-
-    Raises:
-        StorageError: the bucket is out of reach or refuses; so do `save`, `wait` and `close`.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, keep: int):
-        self.folder = storage.as_path(workdir) / RUN_FOLDER
-        self._checkpointer = self._call(
-            ocp.training.Checkpointer,
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
-        logging.getLogger("absl").addFilter(_not_of_a_failed_save)
-
-    def _call(self, function, *args, **kwargs):
-        return storage.call(self.folder, function, *args, **kwargs)
-
-    def save(self, state: dict, metadata: dict, wait: bool = False) -> None:
-        """Saves a training state; returns once it is copied, or when it is written if `wait`.
-
-        Raises:
-            RunError: this save or the one before failed; earlier checkpoints are untouched.
-        """
-        step = int(state["step"])
-        try:
-            if self._checkpointer.latest is None or self._checkpointer.latest.step < step:
-                params = join_frozen(state["params"], state["frozen"])
-                trees = {"params": params, "optimizer": state["opt_state"]}
-                save = self._checkpointer.save_checkpointables_async
-                self._call(save, step, trees, force=True, custom_metadata=metadata | {"step": step})
-            if wait:
-                self.wait()
-        except storage.StorageError as error:  # which checkpoints there are is not known either
-            raise storage.StorageError(f"saving a checkpoint in {self.folder} failed: {error}") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failure(error) from error
-
-    def wait(self) -> None:
-        """Waits until the last save is written."""
-        self._call(self._checkpointer.wait)
-
-    def _failure(self, error: Exception) -> RunError:
-        whole = steps(self.folder)
-        last = f"the last good checkpoint is step {whole[-1]}" if whole else "there is no earlier checkpoint"
-        reason = " ".join(str(error).split())[:300]
-        return RunError(f"saving a checkpoint in {self.folder} failed ({reason}); {last}")
-
-    def close(self) -> None:
-        """Ends the background work."""
-        self._call(self._checkpointer.close)

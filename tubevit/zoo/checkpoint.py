@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 import warnings
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+import tubevit
 from tubevit import storage
 from tubevit.data.labels import label_hash
 from tubevit.errors import UserError, unknown
@@ -21,6 +23,7 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, as_heads, model_config
 from tubevit.tubes import TubeSet
 from tubevit.zoo.inflate import resize_positions
+from tubevit.zoo.manifest import verify, write_manifest
 
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
 _METADATA_FILE, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
@@ -56,6 +59,12 @@ def config_from_metadata(values: Mapping) -> ModelConfig:
         heads.append((name, Head(**fields)))
     tubes = TubeSet.from_text(values["tubes"], values["padding"])
     return ModelConfig(**{**values, "tubes": tubes, "heads": tuple(heads)})
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a checkpoint is written with."""
+    packages = ("jax", "flax", "orbax-checkpoint", "numpy")
+    return {"tubevit": tubevit.__version__} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def parameters(model: nnx.Module) -> dict:
@@ -146,7 +155,8 @@ def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
     Args:
         checkpoint: its folder.
         name: `params` or `optimizer`.
-        expected: the tree of arrays or ShapeDtypeStructs that is wanted.
+        expected: the tree of arrays or ShapeDtypeStructs that is wanted. A ShapeDtypeStruct with a sharding is
+            restored to that, whatever mesh and number of processes wrote it; others go to this process's first device.
 
     Raises:
         UserError: what is missing, unexpected or of another shape or dtype, all of it.
@@ -167,11 +177,29 @@ def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
     ]
     if problems:
         raise UserError(f"{checkpoint} does not fit the model in {name}: {'; '.join(problems)}")
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf):
+        wanted = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted or here)
+
+    abstract = jax.tree.map(placed, expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sharding info not provided")
         return storage.call(checkpoint, ocp.load_checkpointables, checkpoint, {name: abstract})[name]
+
+
+def require_good(checkpoint: pathlib.PurePath) -> None:
+    """Compares a checkpoint with its manifest, where it has one: Orbax does not notice a flipped byte.
+
+    Raises:
+        UserError: files are damaged; they are named.
+        StorageError: the bucket is out of reach or refuses.
+    """
+    problems = verify(checkpoint)
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{checkpoint} is damaged: {'; '.join(problems[:5])}{more}; use a good copy or another step")
 
 
 def load_model(
@@ -192,10 +220,11 @@ def load_model(
             are resized.
 
     Raises:
-        UserError: no such checkpoint, it does not fit, or the labels of a head were changed.
+        UserError: no such checkpoint, its files are damaged, it does not fit, or the labels of a head were changed.
         StorageError: the bucket is out of reach or refuses.
     """
     checkpoint = find_checkpoint(name, step)
+    require_good(checkpoint)
     stored = config_from_metadata(read_metadata(checkpoint)["model"])
     config = stored
     if num_classes is not None or heads is not None:
@@ -219,7 +248,7 @@ def load_model(
 
 
 def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
-    """Saves a model: parameters by Orbax, its configuration and labels in the metadata.
+    """Saves a model: parameters by Orbax, its configuration and labels in the metadata, hashes in manifest.json.
 
     Args:
         model: any.
@@ -233,5 +262,7 @@ def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None
     path = storage.as_path(path)
     if storage.exists(path):
         raise UserError(f"{path} exists already; name a new folder")
-    trees, metadata = {"params": parameters(model)}, {**(metadata or {}), "model": model_metadata(model.config)}
-    storage.call(path, ocp.save_checkpointables, path, trees, custom_metadata=metadata)
+    metadata = {**(metadata or {}), "model": model_metadata(model.config), "versions": versions()}
+    storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
+    if jax.process_index() == 0:
+        write_manifest(path)

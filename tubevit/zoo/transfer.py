@@ -13,7 +13,14 @@ from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import is_frozen
 from tubevit.models.tubevit import TubeViT
 from tubevit.zoo.adapt import Donor, adapt
-from tubevit.zoo.checkpoint import config_from_metadata, find_checkpoint, load_tree, parameters, read_metadata
+from tubevit.zoo.checkpoint import (
+    config_from_metadata,
+    find_checkpoint,
+    load_tree,
+    parameters,
+    read_metadata,
+    require_good,
+)
 from tubevit.zoo.paths import flatten, matches, no_match, rename, stack, summarise, unflatten, unstack
 
 TUBES = ("same", "inflate", "zero", "random")
@@ -22,6 +29,7 @@ TUBES = ("same", "inflate", "zero", "random")
 def read_donor(name: str) -> Donor:
     """The parameters of a checkpoint; raises UserError if there is none, or it is not whole."""
     checkpoint = find_checkpoint(name)
+    require_good(checkpoint)
     config = config_from_metadata(read_metadata(checkpoint)["model"])
     abstract = parameters(nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0))))
     return Donor(str(name), config, flatten(load_tree(checkpoint, "params", abstract)))

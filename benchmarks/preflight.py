@@ -1,0 +1,173 @@
+"""Compiles every experiment for TPU slices that are not here: does it fit, what would a step take.
+
+    python benchmarks/preflight.py [--only TEXT]      # about 25 minutes on 2 cores; needs pip install 'tubevit[tpu]'
+    python benchmarks/preflight.py --page             # writes the table of docs/preflight.md from the csv only
+
+Rows with `cuda:` need the two packages that `tubevit preflight` names; without a compiler its rows keep what the csv
+has. Nothing runs on an accelerator: times are the estimates of `tubevit preflight`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import pathlib
+
+import jax
+
+from tubevit.errors import UserError
+from tubevit.preflight.report import FORMULA
+from tubevit.preflight.run import preflight
+from tubevit.preflight.topology import GIB, find_topology
+
+CSV = pathlib.Path(__file__).with_suffix(".csv")
+PAGE = pathlib.Path(__file__).parent.parent / "docs/preflight.md"
+BEGIN, END = "<!-- written by benchmarks/preflight.py -->\n", "<!-- end -->\n"
+FSDP = {"mesh.fsdp": 16}
+TWO_SLICES = {"mesh.slices": 2, "data.train.k600.batch_size": 512, "data.train.imagenet.batch_size": 512}
+FULL = {"model.remat": "full"}
+ROWS = [  # experiment, changes, topology
+    ("k600:model=tubevit_h16", FSDP, "v5e:16x16"),
+    ("k600:model=tubevit_h16", FSDP, "v6e:16x16"),
+    ("k600:model=tubevit_h16", {}, "v5p:4x8x8"),
+    ("k600:model=tubevit_h16", FSDP | TWO_SLICES, "v5e:16x16"),
+    ("k600", FULL | {"train.accumulate": 8}, "v5e:2x2"),
+    ("k600", {}, "v5e:8x8"),
+    ("k600:model=tubevit_l16", {}, "v6e:16x16"),
+    ("k400", {}, "v6e:8x8"),
+    ("k700", {}, "v5p:2x4x4"),
+    ("imagenet", {}, "v5e:2x4"),
+    ("ssv2", {}, "v6e:8x8"),
+    ("charades", {}, "v6e:8x8"),
+    ("table5:row=joint", {}, "v5e:16x16"),
+    ("table5:row=inflated_3d", FULL, "v5p:4x8x8"),
+    ("bootstrap", {}, "v5e:16x16"),
+    ("table6:row=full", FSDP, "v5e:16x16"),
+    ("table6:row=last_8_gate", {}, "v5e:16x16"),
+    ("table9:row=full", {}, "v5e:8x8"),
+    ("quickstart", {}, "v5e:1x1"),
+    ("digits_bootstrap:stage=scratch", {}, "v5e:1x1"),
+    ("finetune", {}, "v5e:1x1"),
+    ("k600", FULL, "cuda:h100x8"),
+]
+FIELDS = [
+    "experiment", "changes", "topology", "devices", "fits", "arguments_gib", "temporaries_gib", "train_peak_gib",
+    "eval_peak_gib", "hbm_gib", "tflops", "hbm_gb", "sent_gb", "sent_between_slices_gb", "flops_per_byte",
+    "step_ms_least", "step_ms_most", "mfu_least", "mfu_most", "compile_s", "compiler_gb", "compiler", "jax", "date",
+]  # fmt: skip
+
+
+def row(experiment: str, changes: dict, topology: str) -> dict:
+    """The csv's row of one compile of training and evaluation."""
+    overrides = {key: str(value) for key, value in changes.items()}
+    found = preflight(experiment, overrides, find_topology(topology), ("train", "eval"))
+    train, evaluation = found["parts"]["train"], found["parts"].get("eval", {})
+    values = {
+        **key_of(experiment, changes, topology),
+        "devices": found["devices"],
+        "fits": found["fits"],
+        "train_peak_gib": _gib(train.get("peak", train.get("needed") or 0)),
+        "eval_peak_gib": _gib(evaluation.get("peak", evaluation.get("needed") or 0)),
+        "hbm_gib": _gib(found["chip"]["hbm"]),
+        "compile_s": round(sum(part["seconds"] for part in found["parts"].values()), 1),
+        "compiler_gb": round(found["memory_of_compiler"] / 1e9, 2),
+        "compiler": found["compiler"],
+        "jax": jax.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+    if "flops" in train:
+        e, exchanges = train["estimate"], train["collectives"].items()
+        values |= {
+            "arguments_gib": _gib(train["arguments"]),
+            "temporaries_gib": _gib(train["temporaries"]),
+            "tflops": round(train["flops"] / 1e12, 3),
+            "hbm_gb": round(train["hbm_bytes"] / 1e9, 2),
+            "sent_gb": round(sum(v["sent"] for k, v in exchanges if "slices" not in k) / 1e9, 3),
+            "sent_between_slices_gb": round(sum(v["sent"] for k, v in exchanges if "slices" in k) / 1e9, 3),
+            "flops_per_byte": round(train["intensity"]),
+            "step_ms_least": round(1e3 * e["least"], 1),
+            "step_ms_most": round(1e3 * e["most"], 1),
+            "mfu_least": round(e["mfu_least"], 3),
+            "mfu_most": round(e["mfu_most"], 3),
+        }
+    return values
+
+
+def key_of(experiment: str, changes: dict, topology: str) -> dict:
+    """What a row is known by."""
+    text = " ".join(f"{key}={value}" for key, value in changes.items())
+    return {"experiment": experiment, "changes": text, "topology": topology}
+
+
+def _gib(count: float) -> float:
+    return round(count / GIB, 2)
+
+
+def page(rows: list[dict]) -> str:
+    """The table of the documentation."""
+    lines = [
+        "| experiment | changes | topology | peak of training, evaluation, GiB | of | TFLOPs | HBM GB | sent GB |"
+        " step, ms | MFU |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        slices = f" + {r['sent_between_slices_gb']} between slices" * (float(r["sent_between_slices_gb"] or 0) > 0)
+        where = f"2 x {r['topology']}" if "mesh.slices=2" in r["changes"] else r["topology"]
+        changes = ", ".join(f"`{change}`" for change in r["changes"].split())
+        fits = "" if str(r["fits"]) == "True" else " (does not fit)"
+        lines.append(
+            f"| `{r['experiment']}` | {changes} | `{where}` | {r['train_peak_gib']}, {r['eval_peak_gib']}{fits} "
+            f"| {r['hbm_gib']} | {r['tflops']} | {r['hbm_gb']} | {r['sent_gb']}{slices} "
+            f"| {r['step_ms_least']} to {r['step_ms_most']} | {_percent(r['mfu_least'])} to {_percent(r['mfu_most'])} |"
+        )
+    compilers = ", ".join(dict.fromkeys(f"jax {r['jax']} and {r['compiler']}" for r in rows))
+    return "\n".join(
+        [*lines, "", f"Figures of a device and a step, compiled with {compilers}. Times are {FORMULA}.", ""]
+    )
+
+
+def _percent(share) -> str:
+    return f"{float(share or 0):.0%}"
+
+
+def write_page(rows: list[dict]) -> None:
+    """Puts the table into the documentation."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + page(rows) + END + rest.partition(END)[2])
+
+
+def read() -> dict[tuple, dict]:
+    """The csv's rows by what they are known by."""
+    if not CSV.exists():
+        return {}
+    with CSV.open() as file:
+        return {(r["experiment"], r["changes"], r["topology"]): r for r in csv.DictReader(file)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="compile the rows whose text has this")
+    parser.add_argument("--page", action="store_true", help="write the documentation's table only")
+    args = parser.parse_args(arguments)
+    known = read()
+    keys = [tuple(key_of(*entry).values()) for entry in ROWS]
+    for key, entry in zip(keys, ROWS):
+        if args.page or args.only not in " ".join(key):
+            continue
+        try:
+            known[key] = {name: str(value) for name, value in row(*entry).items()}
+        except UserError as error:
+            print(f"{' '.join(key)}: {error}", flush=True)
+            continue
+        found = known[key]
+        print(*key, found["fits"], found["train_peak_gib"], found["eval_peak_gib"], found["compile_s"], flush=True)
+        with CSV.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(known[k] for k in keys if k in known)
+    write_page([known[k] for k in keys if k in known])
+
+
+if __name__ == "__main__":
+    main()

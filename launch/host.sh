@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# On a TPU host, in the checkout that launch/tpu.py put there (see docs/tpu.md):
+#   host.sh setup              makes .venv with the extra `tpu`; HOST_PYTHON names a Python of 3.11 or newer
+#   host.sh start VERB ...     tubevit VERB ... in the background, started again as its exit code asks
+#   host.sh run VERB ...       setup, then the same in the foreground (in a container)
+#   host.sh status             prints `status: ` and none, running, or the exit code of the run that ended
+set -euo pipefail
+cd "$(dirname "$0")/.."
+state=runs/launch
+
+python() {
+  local candidate
+  for candidate in ${HOST_PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  # The images for v4 to v6e are Ubuntu 22.04 with Python 3.10. uv needs no root and no apt, whose lock others hold at boot.
+  python3 -m pip install --user --quiet uv >&2
+  python3 -m uv python install --quiet 3.12 >&2
+  UV_PYTHON_PREFERENCE=only-managed python3 -m uv python find --system 3.12
+}
+
+setup() {
+  command -v make >/dev/null || sudo apt-get -o DPkg::Lock::Timeout=600 install -y make
+  make --no-print-directory setup EXTRAS=tpu PYTHON="$(python)"
+}
+
+running() {
+  [ -e $state/pid ] && grep -qa restart.py "/proc/$(cat $state/pid)/cmdline" 2>/dev/null
+}
+
+verb=${1:-}
+case $verb in
+setup)
+  setup
+  ;;
+run)
+  setup
+  exec .venv/bin/python launch/restart.py -- .venv/bin/tubevit "${@:2}"
+  ;;
+start)
+  if running; then
+    echo "host.sh: a run is under way" >&2
+    exit 2
+  fi
+  mkdir -p $state
+  rm -f $state/exit
+  nohup setsid .venv/bin/python launch/restart.py --exit-file $state/exit -- .venv/bin/tubevit "${@:2}" \
+    >>$state/log 2>&1 </dev/null &
+  echo $! >$state/pid
+  ;;
+status)
+  if [ -e $state/exit ]; then code=$(cat $state/exit); elif running; then code=running; else code=none; fi
+  echo "status: $code"
+  ;;
+*)
+  echo "host.sh: expected setup, run, start or status; found '$verb'" >&2
+  exit 2
+  ;;
+esac

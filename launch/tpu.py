@@ -1,0 +1,300 @@
+"""Starts a run on Cloud TPUs: on one VM, a pod slice, a queued resource that comes again when preempted, or GKE.
+
+    python3 launch/tpu.py vm     --name a --zone us-west4-a --type v5litepod-8 -- train --config quickstart --workdir w
+    python3 launch/tpu.py pod    --name a --zone us-east1-d --type v6e-256 -- train --config k600 --workdir gs://b/a
+    python3 launch/tpu.py queued --name a --zone us-east1-d --type v6e-256 --spot -- train --config k600 --workdir ...
+    python3 launch/tpu.py xpk    --name a --zone us-east1-d --type v6e-256 --cluster c -- train --config k600 ...
+
+After `--` stands what follows `tubevit`. `--dry-run` prints the commands and runs nothing. docs/tpu.md explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # only for the errors, which need nothing installed
+
+from tubevit.errors import UserError, unknown  # noqa: E402
+
+RUNTIMES = {  # the TPU software version of each family
+    "v4": "tpu-ubuntu2204-base",
+    "v5p": "v2-alpha-tpuv5",
+    "v5litepod": "v2-alpha-tpuv5-lite",
+    "v6e": "v2-alpha-tpuv6e",
+}
+SILENT, FAILURES = (
+    10,
+    5,
+)  # looks in a row without an answer, failed attempts in a row: after them the loop starts anew, ends
+STATUS = "if [ -e tubevit/launch/host.sh ]; then bash tubevit/launch/host.sh status; else echo status: none; fi"
+LOG = "tail -n 100 tubevit/runs/launch/log"
+
+
+def accelerator_types() -> dict[str, int]:
+    """The hosts of each accelerator type. v4 and v5p count cores, 8 to a host; v5litepod and v6e chips, 4 to a host."""
+    types = {f"{family}-{n}": n // 8 for family in ("v4", "v5p") for n in (8, 16, 32, 64)}
+    types |= {f"v4-{n}": n // 8 for n in range(128, 8192 + 1, 128)}
+    types |= {f"v5p-{n}": n // 8 for n in range(128, 12288 + 1, 128)}
+    for family in ("v5litepod", "v6e"):
+        types |= {f"{family}-{n}": 1 for n in (1, 4, 8)} | {f"{family}-{n}": n // 4 for n in (16, 32, 64, 128, 256)}
+    return types
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The flags and, in `run`, what follows `tubevit`; refuses what cannot work."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    flags, run = arguments[:at], arguments[at + 1 :]
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("how", choices=("vm", "pod", "queued", "xpk"))
+    parser.add_argument("--name", required=True, help="of the TPU, the queued resource or the workload")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--type", required=True, help="accelerator type, such as v5litepod-8 or v6e-256")
+    parser.add_argument("--project", help="default: that of gcloud's configuration")
+    parser.add_argument("--slices", type=int, default=1, help="queued and xpk; also config.mesh.slices")
+    parser.add_argument("--spot", action="store_true", help="cheaper, and preempted at any time")
+    parser.add_argument("--reserved", action="store_true", help="vm, pod and queued: from the project's reservation")
+    parser.add_argument(
+        "--create-flag", action="append", default=[], metavar="FLAG", help="passed on, e.g. --network=n"
+    )
+    parser.add_argument("--no-create", action="store_true", help="vm and pod: the TPU is there already")
+    parser.add_argument("--clone", metavar="URL", help="clone this instead of copying the checkout's last commit")
+    parser.add_argument("--branch", help="of --clone")
+    parser.add_argument("--poll", type=float, default=60, help="queued: seconds between two looks")
+    parser.add_argument("--cluster", help="xpk: the GKE cluster")
+    parser.add_argument("--create-cluster", action="store_true", help="xpk: create it first")
+    parser.add_argument(
+        "--image", help="xpk: a Docker image whose working folder is a checkout, instead of building one"
+    )
+    parser.add_argument("--max-restarts", type=int, default=100, help="xpk: of the whole job")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    args = parser.parse_args(flags)
+    args.run = run
+
+    types = accelerator_types()
+    if args.how == "xpk":
+        types = {name: hosts for name, hosts in types.items() if name not in ("v5litepod-1", "v5litepod-4")}
+    if (gcloud_name := args.type.replace("v5e-", "v5litepod-")) != args.type and gcloud_name in types:
+        raise UserError(f"unknown accelerator type {args.type!r}; did you mean {gcloud_name!r}?")
+    if args.type not in types:
+        raise unknown("accelerator type", args.type, types)
+    if args.how == "vm" and types[args.type] > 1:
+        raise UserError(f"{args.type} has {types[args.type]} hosts, expected one; use pod instead of vm")
+    if args.slices < 1 or (args.slices > 1 and args.how in ("vm", "pod")):
+        raise UserError(f"--slices {args.slices}: expected 1, or more with queued or xpk")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
+        raise UserError(f"--name {args.name!r}: expected up to 40 small letters, digits and '-', a letter first")
+    if args.how == "xpk" and not args.cluster:
+        raise UserError("xpk needs --cluster NAME")
+    if args.no_create and args.how not in ("vm", "pod"):
+        raise UserError(f"--no-create is for vm and pod; found {args.how}")
+    if not run or run[0].startswith("-"):
+        raise UserError("what to run is missing: add -- train --config FILE --workdir DIR")
+    for flag, value in zip(run, [*run[1:], ""]):
+        workdir = flag.partition("=")[2] if flag.startswith("--workdir=") else value if flag == "--workdir" else "gs://"
+        if args.how != "vm" and not workdir.startswith("gs://"):
+            raise UserError(
+                f"--workdir {workdir}: expected gs://BUCKET/...; a folder of one host is not seen by the others"
+            )
+    return args
+
+
+def gcloud(args: argparse.Namespace, *words: str) -> list[str]:
+    """A command of gcloud for this TPU or queued resource."""
+    group = "queued-resources" if args.how == "queued" else "tpu-vm"
+    project = [f"--project={args.project}"] if args.project else []
+    return ["gcloud", "compute", "tpus", group, *words, f"--zone={args.zone}", *project, "--quiet"]
+
+
+def create(args: argparse.Namespace) -> list[str]:
+    """The command that creates a TPU or a queued resource."""
+    flags = [f"--accelerator-type={args.type}"]
+    version = RUNTIMES[args.type.split("-")[0]]
+    if args.how != "queued":
+        flags += [f"--version={version}"]
+    elif args.slices == 1:
+        flags += [f"--runtime-version={version}", f"--node-id={args.name}"]
+    else:
+        flags += [f"--runtime-version={version}", f"--node-count={args.slices}", f"--node-prefix={args.name}"]
+    flags += ["--spot"] * args.spot + ["--reserved"] * args.reserved
+    return gcloud(args, "create", args.name, *flags, *args.create_flag)
+
+
+def on_hosts(args: argparse.Namespace, command: str, everywhere: bool = True) -> list[str]:
+    """The command that runs another on all hosts, or on the first."""
+    where = ["--node=all", "--worker=all"] if args.how == "queued" else ["--worker=all"]
+    return gcloud(args, "ssh", args.name, *(where if everywhere else ["--worker=0"]), f"--command={command}")
+
+
+def pack(args: argparse.Namespace) -> tuple[list[str], str]:
+    """The command that packs the checkout's last commit, and the archive."""
+    archive = f"{tempfile.gettempdir()}/tubevit-{args.name}.tar.gz"
+    return ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"], archive
+
+
+def deploy(args: argparse.Namespace) -> list[list[str]]:
+    """The commands that bring the code to all hosts, set it up and start the run in the background."""
+    start = on_hosts(args, shlex.join(["bash", "tubevit/launch/host.sh", "start", *args.run]))
+    setup = "bash tubevit/launch/host.sh setup"
+    if args.clone:
+        clone = [
+            "git",
+            "clone",
+            "--depth=1",
+            *([f"--branch={args.branch}"] if args.branch else []),
+            args.clone,
+            "tubevit",
+        ]
+        return [on_hosts(args, f"{{ [ -e tubevit ] || {shlex.join(clone)}; }} && {setup}"), start]
+    command, archive = pack(args)
+    where = ["--node=all", "--worker=all"] if args.how == "queued" else ["--worker=all"]
+    copy = gcloud(args, "scp", archive, f"{args.name}:tubevit.tar.gz", *where)
+    unpack = "mkdir -p tubevit && tar -xzf tubevit.tar.gz -C tubevit"
+    return [command, copy, on_hosts(args, f"{unpack} && {setup}"), start]
+
+
+def delete(args: argparse.Namespace) -> list[str]:
+    """The command that deletes the TPU or the queued resource."""
+    return gcloud(args, "delete", args.name, *(["--force"] if args.how == "queued" else []))
+
+
+def xpk(args: argparse.Namespace) -> list[list[str]]:
+    """The commands that create a workload on GKE, and before it the cluster where asked.
+
+    A preempted job (75), and one whose process was killed, starts again as a whole, `--max-restarts` times; a failed
+    process (1) first by launch/restart.py in its container, then the job ends. 0 and 2 end it.
+    """
+    place = [
+        f"--cluster={args.cluster}",
+        f"--tpu-type={args.type}",
+        f"--num-slices={args.slices}",
+        f"--zone={args.zone}",
+    ]
+    place += [f"--project={args.project}"] if args.project else []
+    commands = []
+    if args.create_cluster:
+        capacity = ["--spot" if args.spot else "--on-demand"]
+        commands += [["xpk", "cluster", "create", *place, *capacity, *args.create_flag]]
+    if args.image:
+        image = [f"--docker-image={args.image}"]
+    else:
+        command, archive = pack(args)
+        folder = archive.removesuffix(".tar.gz")
+        commands += [command, ["mkdir", "-p", folder], ["tar", "-xzf", archive, "-C", folder]]
+        image = ["--base-docker-image=python:3.12", f"--script-dir={folder}"]
+    # exec: xpk passes SIGTERM on to the shell that it starts, which would not pass it on.
+    run = "exec " + shlex.join(["bash", "launch/host.sh", "run", *args.run])
+    restarts = [f"--max-restarts={args.max_restarts}", "--restart-on-exit-codes=75"]
+    restarts += ["--termination-grace-period-seconds=120"]  # for the last save
+    workload = ["xpk", "workload", "create", f"--workload={args.name}", *place, *image, *restarts, f"--command={run}"]
+    return [*commands, workload]
+
+
+def later(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Commands for later, printed and not run."""
+    if args.how == "xpk":
+        place = [f"--cluster={args.cluster}", f"--zone={args.zone}"]
+        place += [f"--project={args.project}"] if args.project else []
+        return {
+            "list": ["xpk", "workload", "list", *place, f"--filter-by-job={args.name}"],
+            "delete": ["xpk", "workload", "delete", *place, f"--workload={args.name}"],
+        }
+    return {
+        "log": on_hosts(args, LOG + " -f", everywhere=False),
+        "status": on_hosts(args, STATUS),
+        "delete": delete(args),
+    }
+
+
+def execute(command: list[str]) -> subprocess.CompletedProcess:
+    """Prints and runs a command; its stdout is kept, its stderr shown and kept."""
+    print("$ " + shlex.join(command), flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    sys.stderr.write(done.stderr)
+    return done
+
+
+def status(args: argparse.Namespace) -> str:
+    """What the hosts say of the run: none, running, or an exit code; "" where not all of them answer."""
+    said = re.findall(r"^status: (none|running|\d+)$", execute(on_hosts(args, STATUS)).stdout, re.MULTILINE)
+    codes = [word for word in said if word.isdecimal()]
+    if failed := [code for code in codes if code != "0"]:
+        return failed[0]  # the others wait for that host in vain
+    if len(said) < accelerator_types()[args.type] * args.slices:
+        return ""
+    return "none" if "none" in said else "running" if "running" in said else "0"
+
+
+def watch(args: argparse.Namespace) -> int | None:
+    """Keeps a queued resource and the run on it until that ends; returns the run's exit code, None if it gives up.
+
+    It keeps no state of its own: it may be stopped and started again at any time.
+    """
+    silent = failures = 0
+    while failures < FAILURES:
+        found = execute(gcloud(args, "describe", args.name, "--format=value(state.state)"))
+        state = found.stdout.strip() if found.returncode == 0 else "NONE" if "NOT_FOUND" in found.stderr else ""
+        said = status(args) if state == "ACTIVE" else ""
+        silent = silent + 1 if state == "ACTIVE" and not said else 0
+        print(f"tpu.py: {args.name} is {state or 'unknown'}, the run {said or 'unknown'}", flush=True)
+        failed = not state or state == "FAILED"
+        if state == "NONE":
+            failed = execute(create(args)).returncode != 0
+        elif state in ("FAILED", "SUSPENDED") or silent >= SILENT:  # not to be had, preempted, or lost
+            failed |= execute(delete(args)).returncode != 0
+            silent = 0
+        elif said == "none":
+            failed = any(execute(command).returncode for command in deploy(args))
+        elif said == "running":
+            failures = 0
+        elif said:
+            print(execute(on_hosts(args, LOG, everywhere=False)).stdout)
+            failed = execute(delete(args)).returncode != 0
+            if not failed:
+                return int(said)
+        failures += failed
+        time.sleep(args.poll)
+    print(f"tpu.py: {FAILURES} failures in a row: giving up", file=sys.stderr)
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints or runs the commands; returns an exit code."""
+    try:
+        args = parse(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"tpu.py: {error}", file=sys.stderr)
+        return 2
+    commands = xpk(args) if args.how == "xpk" else [create(args), *deploy(args)][args.no_create :]
+    if args.dry_run:
+        print("\n".join(shlex.join(command) for command in commands))
+        if args.how == "queued":
+            print("# until the run ends; a resource that is SUSPENDED or FAILED is deleted and the above done again:")
+            print(shlex.join(gcloud(args, "describe", args.name, "--format=value(state.state)")))
+            print(shlex.join(on_hosts(args, STATUS)))
+    elif args.how == "queued":
+        with contextlib.suppress(KeyboardInterrupt):
+            if (code := watch(args)) is not None:
+                return code
+    else:
+        for command in commands:
+            if code := subprocess.run(command).returncode:
+                print(f"tpu.py: exit code {code} of {shlex.join(command)}", file=sys.stderr)
+                return 1
+    for what, command in later(args).items():
+        print(f"# {what}:\n{shlex.join(command)}")
+    return int(args.how == "queued" and not args.dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,381 @@
+"""Preflight without a compiler for TPUs: names, what is read from a program's text, reports. Extras compile."""
+
+import json
+import re
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.scripts import ROOT, script
+from tubevit.cli import main
+from tubevit.config import experiments_folder, load_config
+from tubevit.errors import RunError, UserError
+from tubevit.preflight import devices, program, run, worker
+from tubevit.preflight.costs import collectives, flops, hbm_bytes
+from tubevit.preflight.hlo import Array, Program, arrays
+from tubevit.preflight.report import completed, estimate, report
+from tubevit.preflight.topology import CHIPS, GIB, accelerator_types, find_topology, topologies
+from tubevit.sharding.mesh import make_mesh
+
+LOOP = """HloModule step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: bf16[64,128]) -> bf16[4,128] {
+  %p = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %all = bf16[64,128]{1,0:T(8,128)(2,1)} all-reduce(%p), channel_id=3, replica_groups=[2,16]<=[32], to_apply=%add
+  ROOT %part = bf16[4,128]{1,0} dynamic-slice(%all, %all), dynamic_slice_sizes={4,128}
+}
+
+%read (stack: f32[10,64,64], i: s32[]) -> f32[64,64] {
+  %stack = f32[10,64,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %layer = f32[1,64,64]{2,1,0} dynamic-slice(%stack, %i), dynamic_slice_sizes={1,64,64}
+}
+
+%body (state: (s32[], f32[64,64], f32[10,64,64], bf16[64,128])) -> (s32[], f32[64,64], f32[10,64,64], bf16[64,128]) {
+  %state = (s32[]{:T(128)}, f32[64,64]{1,0}, f32[10,64,64]{2,1,0}, bf16[64,128]{1,0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %x = f32[64,64]{1,0} get-tuple-element(%state), index=1
+  %layers = f32[10,64,64]{2,1,0} get-tuple-element(%state), index=2
+  %rest = bf16[64,128]{1,0} get-tuple-element(%state), index=3
+  %slice = f32[64,64]{1,0:T(8,128)S(1)} fusion(%layers, %counter), kind=kLoop, calls=%read
+  %y = f32[64,64]{1,0} convolution(%x, %slice), dim_labels=bf_io->bf
+  %g = f32[64,256]{1,0} all-gather(%y), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={1}
+  %s = bf16[4,128]{1,0} fusion(%rest), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %next = (s32[], f32[64,64]{1,0}, f32[10,64,64]{2,1,0}, bf16[64,128]{1,0}) tuple(%counter, %y, %layers, %rest)
+}
+
+%condition (state: (s32[], f32[64,64], f32[10,64,64], bf16[64,128])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, f32[64,64]{1,0}, f32[10,64,64]{2,1,0}, bf16[64,128]{1,0}) parameter(0)
+  %counter.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %ten = s32[]{:T(128)} constant(10)
+  ROOT %less = pred[]{:T(512)} compare(%counter.1, %ten), direction=LT
+}
+
+ENTRY %main (p0: f32[64,64], p1: f32[10,64,64], p2: bf16[64,128]) -> f32[64,64] {
+  %p0 = f32[64,64]{1,0} parameter(0)
+  %p1 = f32[10,64,64]{2,1,0} parameter(1)
+  %p2 = bf16[64,128]{1,0} parameter(2)
+  %start = s32[]{:T(128)} constant(START)
+  %initial = (s32[], f32[64,64]{1,0}, f32[10,64,64]{2,1,0}, bf16[64,128]{1,0}) tuple(%start, %p0, %p1, %p2)
+  %loop = (s32[], f32[64,64]{1,0}, f32[10,64,64]{2,1,0}, /*index=3*/bf16[64,128]{1,0}) while(%initial), condition=%condition, body=%body
+  %out = f32[64,64]{1,0} get-tuple-element(%loop), index=1
+  %begun = f32[64,64]{1,0} all-reduce-start(%out), channel_id=7, replica_groups=mesh['a'=16,'b'=2] {'a','b'}, to_apply=%add
+  %ended = f32[64,64]{1,0} all-reduce-done(%begun), channel_id=7
+  %half = f32[64,64]{1,0} all-reduce(%ended), channel_id=8, replica_groups=mesh['a'=16], device_ids=([2,8]T(1,0)) {'a':(4)2}
+  %token = token[] after-all()
+  %sent = (f32[64,64]{1,0}, u32[], token[]) send(%half, %token), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %copy = f32[64,64]{1,0} copy(%half)
+}
+"""  # noqa: E501
+
+
+def loop(start=0):
+    return Program(LOOP.replace("START", str(start)))
+
+
+def test_shapes():
+    assert arrays("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, s32[]{:T(128)}, pred[7]{0})") == (
+        Array("bf16", (2, 3), 1), Array("s32", ()), Array("pred", (7,)),
+    )  # fmt: skip
+    assert [a.bytes for a in arrays("(bf16[2,3], f8e4m3fn[4], s4[8], u32[], token[])")] == [12, 4, 4, 4, 0]
+    assert Array("bf16", (2, 3), 1).hbm == 0 and Array("bf16", (2, 3)).hbm == 12
+
+
+@pytest.mark.parametrize("start, trips", [(0, 10), (4, 6)])
+def test_loops_are_multiplied(start, trips):
+    found = loop(start)
+    assert found.entry == "main" and found.unknown_loops == 0
+    assert flops(found) == trips * 2 * 64**3 and flops(found, multiply=False) == 2 * 64**3
+    outside = 2 * 4 * 64 * 64 * 4  # all-reduces and the copy read and write; what waits and sends does neither
+    of_loop = hbm_bytes(found) - hbm_bytes(found, multiply=False)
+    # The slice of the stack that is read (its copy lies in VMEM) by the counter, x and y, y and gathered, scattered.
+    body = 4 * 64 * 64 + 4 + 2 * 4 * 64 * 64 + 5 * 4 * 64 * 64 + 2 * (64 + 4) * 128
+    assert of_loop == (trips - 1) * body and hbm_bytes(found, multiply=False) - body < 2 * outside
+
+
+def test_a_loop_of_unknown_length_is_told():
+    found = Program(LOOP.replace("START", "0").replace("constant(10)", "parameter(0)"))
+    assert found.unknown_loops == 1 and flops(found) == 2 * 64**3
+
+
+def test_collectives_by_channel():
+    found = {(c.kind, c.between_slices, c.group): c for c in collectives(loop(), 32)}
+    assert {key: (c.bytes, c.times) for key, c in found.items()} == {
+        ("all-gather", False, 4): (4 * 64 * 256, 10),
+        ("reduce-scatter", False, 16): (2 * 64 * 128, 10),  # TPU writes it as an all-reduce
+        ("all-reduce", False, 32): (4 * 64 * 64, 1),  # once, though it begins and ends
+        ("all-reduce", False, 2): (4 * 64 * 64, 1),  # a part of an axis
+        ("all-reduce", True, 0): (4 * 64 * 64, 1),
+    }
+    assert found["all-gather", False, 4].sent == 10 * 4 * 64 * 256 * 3 / 4
+    assert found["all-reduce", False, 32].sent == 2 * 4 * 64 * 64 * 31 / 32
+    assert found["all-reduce", True, 0].sent == 4 * 64 * 64
+
+
+def test_what_xla_counts():
+    """A convolution with padding and stride, and matrix products: the count of XLA's own analysis."""
+    image, kernel = jnp.zeros((2, 9, 8, 3)), jnp.zeros((3, 2, 3, 5))
+    dims = ("NHWC", "HWIO", "NHWC")
+
+    def convolve(image, kernel):
+        pads, dilated = [(1, 1), (0, 2)], (1, 2)
+        return jax.lax.conv_general_dilated(image, kernel, (2, 1), pads, lhs_dilation=dilated, dimension_numbers=dims)
+
+    compiled = jax.jit(convolve).lower(image, kernel).compile()
+    text = compiled.as_text()
+    assert "convolution(" in text
+    assert flops(Program(text)) == pytest.approx(compiled.cost_analysis()["flops"], rel=1e-6)
+
+    def layers(x, stack):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
+
+    mesh = jax.make_mesh((8,), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=split)
+    stack = jax.ShapeDtypeStruct((7, 32, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(jax.grad(lambda stack, x: layers(x, stack).sum()))
+    found = Program(step.lower(stack, x).compile().as_text())
+    # Forward, and two products backward; 8 rows a device.
+    assert found.unknown_loops == 0 and flops(found) == 3 * 7 * 2 * 8 * 32 * 32
+    reduced = [c for c in collectives(found, 8) if c.kind == "all-reduce"]
+    assert sum(c.bytes * c.times for c in reduced) == 4 * 7 * 32 * 32 and {c.group for c in reduced} == {8}
+
+
+def test_names():
+    slice_ = find_topology("v5e:16x16")
+    assert (slice_.devices, slice_.shape, slice_.chip, slice_.asked) == (256, (16, 16), CHIPS["v5e"], None)
+    assert find_topology(" V5E:16x16").name == "v5e:16x16" and find_topology("tpu7x:2x2x1").devices == 8
+    assert find_topology("cuda:h200x8").devices == 8 and find_topology("cuda:h100").is_gpu
+    assert all(find_topology(name).name == name for name in topologies())
+
+
+@pytest.mark.parametrize(
+    "kind, name, devices",
+    [
+        ("v5litepod-256", "v5e:16x16", 256), ("v5litepod-4", "v5e:2x2", 4), ("v6e-256", "v6e:16x16", 256),
+        ("v6e-8", "v6e:2x4", 8), ("v4-512", "v4:4x8x8", 256), ("v4-8", "v4:2x2x1", 4), ("v5p-512", "v5p:4x8x8", 256),
+        ("v5p-12288", "v5p:16x16x24", 6144),
+    ],
+)  # fmt: skip
+def test_accelerator_types(kind, name, devices):
+    found = find_topology(kind)
+    assert (found.name, found.devices, found.asked) == (name, devices, kind)
+
+
+def test_accelerator_types_are_unique():
+    types, shapes = accelerator_types(), [name for name in topologies() if not name.startswith(("cuda", "tpu7x"))]
+    assert len(types) == len(set(types.values())) and sorted(types.values()) == sorted(shapes)
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("v5e-256", "did you mean v5litepod-256 (v5e:16x16)?"),
+        ("v5e:16x17", "did you mean v5e:16x16? Valid: v5e:1x1, 2x2"),
+        ("v5litepod-12", "did you mean v5litepod-8"),
+        ("v5p:4x8", "did you mean v5p:2x4x4?"),
+        ("cuda:h300", "did you mean 'cuda:h200'"),
+        ("pod", "for example v5e:16x16"),
+    ],
+)
+def test_bad_names(capsys, name, part):
+    assert f"unknown topology {name!r}; " in refused(capsys, name) and part in refused(capsys, name)
+
+
+def refused(capsys, topology):
+    """The one line of an error that the user can mend."""
+    assert main(["preflight", "--config", "k600", "--topology", topology]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1
+    return err
+
+
+def test_compilers_that_are_missing(capsys, monkeypatch):
+    monkeypatch.setattr(devices, "_version", lambda name: None)
+    assert "pip install --no-deps jax-cuda12-plugin==" in refused(capsys, "cuda:h100")
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'tubevit[tpu]'" in refused(capsys, "v5e:2x2")
+
+
+def test_out_of_memory():
+    whole = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (77.58G) exceeds available HBM (15.75G)."  # noqa: E501
+    assert worker.out_of_memory(whole, 0)["needed"] == int(77.58 * GIB)
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."  # noqa: E501
+    assert worker.out_of_memory(used, 0)["needed"] == int(20.5 * GIB)
+    more = "RESOURCE_EXHAUSTED: Exceeded hbm capacity by 512.0M."
+    assert worker.out_of_memory(more, GIB)["needed"] == int(1.5 * GIB)
+    assert worker.out_of_memory("RESOURCE_EXHAUSTED: no more", 1) == {
+        "needed": None, "message": "RESOURCE_EXHAUSTED: no more",
+    }  # fmt: skip
+
+
+def part(peak=4 * GIB, **changes):
+    sizes = {"arguments": GIB, "outputs": 0, "temporaries": peak - GIB, "code": 0, "peak": peak}
+    exchange = {
+        "kind": "all-gather",
+        "bytes": 2**30,
+        "group": 4,
+        "times": 2,
+        "between_slices": False,
+        "sent": 3 * 2**29,
+    }
+    figures = {"flops": 197e9, "hbm_bytes": 819e6, "collectives": [exchange], "unknown_loops": 0, "seconds": 1.5}
+    return {"fits": peak <= CHIPS["v5e"].hbm, **sizes, **figures, **changes}
+
+
+def result(**parts):
+    return {
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 1}, "devices": 4, "notes": ["k600 is not here"],
+        "model": "tubevit_b16", "batch": {"k600": 8}, "model_flops": 98.5e9, "compiler": "libtpu 1", "parts": parts,
+    }  # fmt: skip
+
+
+def test_estimates():
+    found = estimate(part(), CHIPS["v5e"], 98.5e9)
+    assert found["compute"] == pytest.approx(1e-3) and found["memory"] == pytest.approx(1e-3)
+    assert found["network"] == pytest.approx(3 * 2**29 / 200e9) and found["bound"] == "network"
+    assert found["least"] == found["network"] and found["most"] == pytest.approx(2e-3 + found["network"])
+    assert found["mfu_most"] == pytest.approx(0.5e-3 / found["least"]) and found["mfu_least"] < found["mfu_most"]
+
+
+def test_report():
+    found = completed(result(train=part(), eval=part(2 * GIB)), find_topology("v5litepod-4"))
+    text = report(found)
+    assert found["fits"] and text.startswith(
+        "v5litepod-4 is v5e:2x2: v5e:2x2, 4 devices, mesh data=2, fsdp=2, tensor=1"
+    )
+    assert "note: k600 is not here" in text and "estimates, nothing measured" in text
+    assert re.search(r"^peak +4.00 GiB +2.00 GiB$", text, re.MULTILINE)
+    assert re.search(r"^  all-gather +2 runs +2.00 GiB +1.50 GiB sent$", text, re.MULTILINE)
+    assert text.endswith("FITS: at most 4.00 GiB of 15.75 GiB (25%)")
+    json.dumps(found)
+
+
+def test_report_of_what_does_not_fit():
+    failed = {"fits": False, "needed": 20 * GIB, "message": "", "seconds": 1.0}
+    text = report(completed(result(train=failed, eval=part(16 * GIB)), find_topology("v5e:2x2")))
+    assert "DOES NOT FIT: train needs 20.00 GiB of 15.75 GiB, 4.25 GiB too much" in text
+    assert "DOES NOT FIT: eval needs 16.00 GiB of 15.75 GiB, 256.00 MiB too much" in text
+    assert "model.remat=full" in text.splitlines()[-1] and "FITS: at" not in text
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A compiler by the overrides: training fits with remat and fsdp 4."""
+    asked = []
+
+    def compile_(config, overrides, topology, parts):
+        asked.append((overrides, parts))
+        fits = overrides.get("model.remat") == "full" and overrides.get("mesh.fsdp") == "4"
+        found = result(**{name: part(4 * GIB if fits or name != "train" else 20 * GIB) for name in parts})
+        return found | {"memory_of_compiler": 1}
+
+    monkeypatch.setattr(run, "_compile", compile_)
+    monkeypatch.setattr(run, "check_installed", lambda topology: None)
+    return asked
+
+
+def test_suggest(compiler, capsys):
+    arguments = ["preflight", "--config", "k600", "--topology", "v5litepod-4"]
+    assert main([*arguments, "--suggest"]) == 1
+    out, err = capsys.readouterr()
+    assert "DOES NOT FIT: train needs 20.00 GiB" in out and "v5litepod-4 is v5e:2x2" in err
+    tried = [line.strip() for line in err.splitlines() if line.startswith("  ")]
+    assert [line.partition(":")[0] for line in tried] == [
+        "--config.model.remat=full", "--config.mesh.fsdp=4", "--config.model.remat=full --config.mesh.fsdp=4",
+    ]  # fmt: skip
+    assert "fits, 4.00 GiB" in tried[-1] and err.count("\n") == 6
+    assert "it fits with --config.model.remat=full --config.mesh.fsdp=4" in err.splitlines()[-1]
+
+    assert main([*arguments, "--config.model.remat=full", "--config.mesh.fsdp=4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["topology"] == "v5e:2x2" and set(found["parts"]) == {*run.TRAIN, *run.REST}
+
+
+def test_changes_halve_batches_last():
+    tries = run.changes("k600", {"model.remat": "full"}, 64)
+    assert tries[0] == {"mesh.fsdp": "4"} and tries[1] == {"mesh.fsdp": "32"}
+    assert tries[2] == {"mesh.fsdp": "32", "train.accumulate": "2"}
+    assert tries[-1]["data.train.k600.batch_size"] == tries[-1]["data.train.imagenet.batch_size"] == "32"
+
+
+def test_a_compiler_that_crashes(monkeypatch):
+    class Done:
+        returncode, stderr = -6, "I0000 log\nF0000 check failed: x\n"
+
+    monkeypatch.setattr(run.subprocess, "run", lambda *args, **kwargs: Done)
+    with pytest.raises(RunError, match="failed on train: F0000 check failed: x"):
+        run._compile("k600", {}, find_topology("v5e:2x2"), ["train"])
+
+    def late(*args, timeout, **kwargs):
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    monkeypatch.setattr(run.subprocess, "run", late)
+    with pytest.raises(RunError, match="took more than"):
+        run._compile("k600", {}, find_topology("v5e:2x2"), ["train"])
+
+
+def test_programs_without_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {"data.train.charades.batch_size": "8", "mesh.fsdp": "2"}
+    config = load_config("charades:videos=charades:lists@clips", changes)
+    plan = program.plan(config, "xla")
+    assert dict(plan.model.heads)["charades"].classes == 157 and plan.model.attention == "xla"
+    assert plan.notes == ("data.train.charades: charades:lists@clips is not here; taken as 157 classes",)
+    mesh = make_mesh(config.mesh)
+    batch = program.abstract_batch(plan, mesh)["charades"]
+    assert batch["pixels"].shape == (8, 128, 224, 224, 3) and batch["label"].shape == (8, 157)
+    assert batch["pixels"].sharding.shard_shape(batch["pixels"].shape)[0] == 1
+    _, (params, pixels), views = program.eval_program(plan, mesh)
+    assert pixels.shape == (16, 3, 128, 224, 224, 3) and views == 48
+    kernel = params["encoder"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[-1] == 2048
+
+    other = program.plan(load_config("bootstrap:videos=mine.csv"))
+    assert other.notes[0].endswith("mine.csv is not here; a head of 600 classes for videos")
+    with pytest.raises(UserError, match="must be a multiple of 8"):
+        config.data.train.charades.batch_size = 12
+        program.abstract_batch(program.plan(config), mesh)
+
+
+def test_the_step_traces_on_a_mesh():
+    """The arguments are those that the step takes, and FLOPs of a step follow from the model."""
+    config = load_config("quickstart", {"mesh.fsdp": "2"})
+    plan, mesh = program.plan(config), make_mesh(config.mesh)
+    step, arguments = program.train_program(plan, mesh)
+    state, _ = jax.eval_shape(step, *arguments)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, arguments[0])
+    assert program.step_flops(plan) == pytest.approx(19.7e9, rel=0.01)
+
+
+def test_table_of_experiments():
+    """The csv has every row, every experiment is in it and fits, and the page shows it."""
+    module = script("benchmarks/preflight.py")
+    known = module.read()
+    keys = [tuple(module.key_of(*row).values()) for row in module.ROWS]
+    assert set(keys) == set(known)
+    fitting = {experiment.partition(":")[0] for (experiment, *_), row in known.items() if row["fits"] == "True"}
+    assert fitting == {path.stem for path in experiments_folder().glob("*.py")}
+    assert module.page([known[key] for key in keys]) in (ROOT / "docs/preflight.md").read_text()
+    for experiment, changes, topology in module.ROWS:
+        load_config(experiment, {key: str(value) for key, value in changes.items()})
+        find_topology(topology)
+
+
+def test_commands_of_the_page():
+    text = (ROOT / "docs/preflight.md").read_text()
+    commands = re.findall(r"^tubevit preflight --config (\S+) --topology (\S+)(.*)$", text, re.MULTILINE)
+    assert commands
+    for config, topology, rest in commands:
+        overrides = dict(item.removeprefix("--config.").split("=") for item in rest.split() if item != "--suggest")
+        load_config(config, overrides)
+        find_topology(topology)

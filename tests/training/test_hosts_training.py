@@ -1,0 +1,144 @@
+"""Training in two real processes of four devices each, interrupted and gone on with in one and in two."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import tubevit
+from tubevit.zoo.checkpoint import steps
+
+ROOT = pathlib.Path(tubevit.__file__).parent.parent
+# Sends SIGTERM to itself, in one process of the job only, before step `at` is computed; says what it loaded.
+PROGRAM = """
+import os, signal, sys
+import numpy as np
+from tubevit.cli.main import entry
+from tubevit.training import loop
+
+at, name, *sys.argv[1:] = sys.argv[1:]
+joint_batches = loop.joint_batches
+def batches(*rest, first, **settings):
+    for step, batch in enumerate(joint_batches(*rest, first=first, **settings), first + 1):
+        if step == int(at):
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+loop.joint_batches = batches
+place = loop.global_batch
+def global_batch(batch, mesh):
+    with open(name, "a") as file:
+        print(*sorted(map(int, np.concatenate([part["pixels"].reshape(len(part["pixels"]), -1)[:, ::7].sum(axis=1)
+                                               for part in batch.values()]))), file=file)
+    return place(batch, mesh)
+loop.global_batch = global_batch
+entry()
+"""
+QUICK = "--xla_backend_optimization_level=0"  # compiles
+CHANGES = {
+    "train.steps": 9, "model.width": 32, "model.mlp_width": 512, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
+    "checkpoint.every": 100, "eval.every": 100,
+}  # fmt: skip
+
+
+def run(processes, command, stop, folder):
+    """Exit codes and error output of each process; process 1 (or the only one) stops itself at step `stop`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    devices = 8 // processes
+    environment = os.environ | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    running = []
+    for index in range(processes):
+        flags = ["--coordinator", address, "--num-processes", str(processes), "--process-id", str(index)]
+        at = stop if index == processes - 1 else 0
+        words = [sys.executable, "-c", PROGRAM, str(at), str(folder / f"rows{index}"), *command]
+        words += flags if processes > 1 else []
+        running.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=240)[1] for process in running]
+    return [process.returncode for process in running], outputs
+
+
+@pytest.fixture(scope="module")
+def interrupted(train_command, tmp_path_factory):
+    """The workdir of a run of two processes, then one, then two; what each phase printed; rows that each step had."""
+    folder = tmp_path_factory.mktemp("hosts")
+    command, phases, rows = train_command(folder / "run", **CHANGES), [], []
+    for number, (processes, stop) in enumerate(((2, 2), (1, 6), (2, 0))):
+        place = folder / str(number)
+        place.mkdir()
+        phases.append(run(processes, command, stop, place))
+        assert phases[-1][0] == [75 if stop else 0] * processes, phases[-1][1]
+        lines = [path.read_text().splitlines() for path in sorted(place.iterdir())]
+        rows += [sorted(int(value) for line in step for value in line.split()) for step in zip(*lines, strict=True)]
+    return folder / "run", phases, rows
+
+
+def test_losses_are_those_of_one_device(interrupted, train_command, read_metrics, tmp_path):
+    workdir, _, _ = interrupted
+    one_device = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
+    codes, outputs = run(1, train_command(tmp_path / "run", **CHANGES | one_device), 0, tmp_path)
+    assert codes == [0], outputs
+    expected, found = read_metrics(tmp_path / "run"), read_metrics(workdir)
+    assert len(found) == len(expected) == 10
+    for one, many in zip(expected, found):
+        assert many == pytest.approx(one, rel=1e-4, abs=1e-6)
+    assert steps(workdir / "checkpoints") == [6, 9]
+
+
+def test_all_stop_at_one_step(interrupted):
+    """The service chooses the next step that no process has begun."""
+    _, phases, _ = interrupted
+    stops = [{re.search(r"saved step (\d+)", text).group(1) for text in phases[i][1]} for i in (0, 1)]
+    assert len(stops[0]) == 1 and 2 <= int(*stops[0]) < 6 and stops[1] == {"6"}
+    assert f"from step {stops[0].pop()}" in phases[1][1][0] and "from step 6" in phases[2][1][0]
+
+
+def test_only_one_process_writes_and_logs(interrupted):
+    _, phases, _ = interrupted
+    assert "step 9/9" in phases[2][1][0] and "step 9" not in phases[2][1][1]
+
+
+def test_the_rows_are_those_of_one_process(interrupted, tiny_config):
+    """The data position follows from the step: none twice, none left out, in the same order."""
+    import numpy as np
+
+    from tubevit.data.joint import joint_batches
+    from tubevit.training.experiment import open_experiment
+
+    experiment = open_experiment(tiny_config())
+    loads = {name: (load, 4) for name, load in experiment.train.items()}
+    batches = joint_batches(loads, experiment.config.seed)
+    expected = []
+    for _ in range(9):
+        parts = [part["pixels"].reshape(4, -1)[:, ::7].sum(axis=1) for part in next(batches).values()]
+        expected.append(sorted(map(int, np.concatenate(parts))))
+    batches.close()
+    assert interrupted[2] == expected
+
+
+def test_an_exception_in_one_process_ends_both(train_command, tmp_path):
+    """Within seconds, with the cause; here process 1 cannot read its configuration."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    program = (
+        "import sys\nfrom tubevit.cli.main import entry\nfrom tubevit.training import loop\n"
+        "def fail(*_):\n    raise ValueError('a defect')\n"
+        "if sys.argv[-1] == '1':\n    loop.local_rows = fail\nentry()"
+    )
+    running = []
+    for index in ("0", "1"):
+        words = [sys.executable, "-c", program, *train_command(tmp_path, **CHANGES), "--coordinator", address]
+        words += ["--num-processes", "2", "--process-id", index]
+        environment = os.environ | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=4"}
+        running.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=60)[1] for process in reversed(running)]
+    assert running[1].returncode == 1 and "ValueError: a defect" in outputs[0]
+    assert running[0].returncode not in (0, 2, 75)
+    assert not [process for process in running if process.returncode == -signal.SIGKILL]

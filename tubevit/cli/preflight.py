@@ -1,0 +1,55 @@
+"""`tubevit preflight`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tubevit.errors import RunError
+
+HELP = "compile an experiment for a TPU slice or GPUs that are not here: memory, FLOPs, collectives, does it fit"
+EXAMPLES = (
+    "tubevit preflight --config k600 --topology v5e:16x16",
+    "tubevit preflight --config k600:model=tubevit_h16 --topology v5litepod-256 --config.mesh.fsdp=16 --suggest",
+    "tubevit preflight --config k600 --topology cuda:h100x8 --json",
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument("--config", required=True, metavar="FILE[:arg=value,...]", help="the experiment")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v5e:16x16, v4:4x4x8, cuda:h100x8, or gcloud's accelerator type: v5litepod-256; of one slice "
+        "(--config.mesh.slices=N: N of them)",
+    )
+    parser.add_argument("--suggest", action="store_true", help="if it does not fit, try what would make it fit")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(config_overrides={})
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit.preflight.report import report, verdicts
+    from tubevit.preflight.run import preflight, suggest
+    from tubevit.preflight.topology import find_topology
+
+    topology = find_topology(args.topology)
+    if topology.asked:
+        print(f"{topology.asked} is {topology.name}", file=sys.stderr)
+    found = preflight(args.config, args.config_overrides, topology)
+    if args.suggest and not found["parts"]["train"]["fits"]:
+        print("it does not fit; trying:", file=sys.stderr)
+        found["suggestion"] = suggest(
+            args.config, args.config_overrides, topology, found["devices"], lambda text: print(text, file=sys.stderr)
+        )
+    print(json.dumps(found, indent=2) if args.json else report(found))
+    if found["fits"]:
+        return
+    change, why = found.get("suggestion"), verdicts(found)[0].removeprefix("DOES NOT FIT: ")
+    hint = "; it fits with " + " ".join(f"--config.{k}={v}" for k, v in change.items()) if change else ""
+    if args.suggest and not change:
+        hint = "; nothing that was tried makes it fit: take more or larger chips"
+    raise RunError(f"{args.config} does not fit {topology.name}: {why}{hint}")

@@ -1,0 +1,184 @@
+"""Reads a compiled program's text (HLO): instructions, loops with their trip counts, calls. No JAX is needed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
+_OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_NAME = re.compile(r"%([\w.\-]+)")
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a shape: `space` is 0 for the chip's main memory, others are on the chip (VMEM, SMEM)."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Without padding."""
+        bits = _BITS.get(self.dtype)
+        if bits is None:
+            digits = re.search(r"[0-9]+", self.dtype)
+            bits = int(digits.group()) if digits else 32
+        return math.prod(self.dims) * bits // 8
+
+    @property
+    def hbm(self) -> int:
+        """Its bytes where it lies in main memory, else 0."""
+        return self.bytes if self.space == 0 else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: `name = shape opcode(operands), attributes`."""
+
+    name: str
+    shape: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    literal: str
+    attributes: str
+    root: bool
+
+    def called(self, key: str) -> str | None:
+        """The computation that an attribute names."""
+        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
+        return found.group(1) if found else None
+
+    @property
+    def channel(self) -> int | None:
+        """channel_id of a collective."""
+        found = re.search(r"\bchannel_id=(\d+)", self.attributes)
+        return int(found.group(1)) if found else None
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """The arrays of a shape, one or a tuple."""
+    found = []
+    for dtype, dims, layout in _SHAPE.findall(text):
+        space = re.search(r"S\((\d+)\)", layout)
+        sizes = tuple(int(size) for size in dims.split(",") if size)
+        found.append(Array(dtype, sizes, int(space.group(1)) if space else 0))
+    return tuple(found)
+
+
+def _instruction(line: str) -> Instruction | None:
+    left, equals, right = line.strip().partition(" = ")
+    opcode = _OPCODE.search(" " + right)
+    if not equals or not opcode:
+        return None
+    right = " " + right
+    depth, end = 1, opcode.end()
+    while depth and end < len(right):
+        depth += {"(": 1, ")": -1}.get(right[end], 0)
+        end += 1
+    inside = right[opcode.end() : end - 1]
+    name = left.removeprefix("ROOT ").removeprefix("%")
+    shape = arrays(right[: opcode.start()])
+    operands = tuple(_NAME.findall(inside))
+    return Instruction(name, shape, opcode.group(1), operands, inside, right[end:], left.startswith("ROOT "))
+
+
+class Program:
+    """A program's computations, {name: {name: Instruction}} in their order; `entry` names the first to run."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            head = _HEAD.match(line) if line and not line.startswith(" ") else None
+            if head and "->" in line:
+                current = self.computations.setdefault(head.group(2), {})
+                self.entry = head.group(2) if head.group(1) else self.entry
+            elif line.startswith(" "):
+                found = _instruction(line)
+                if found:
+                    current[found.name] = found
+
+    def trip_count(self, loop: Instruction, where: str) -> int | None:
+        """How often a loop runs; None where the text does not tell. JAX's scans count from a constant up to another."""
+        known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
+        if known:
+            return int(known.group(1))
+        condition = self.computations.get(loop.called("condition") or "", {})
+        bounds = [int(i.literal) for i in condition.values() if i.opcode == "constant" and _whole(i)]
+        if not bounds:
+            return None
+        return max(bounds) - self._start(loop, where, condition)
+
+    def _start(self, loop: Instruction, where: str, condition: dict[str, Instruction]) -> int:
+        """The first value of the counter: element of the initial tuple that the condition reads."""
+        scope = self.computations[where]
+        initial = scope.get(loop.operands[0]) if loop.operands else None
+        for element in (i for i in condition.values() if i.opcode == "get-tuple-element"):
+            index = re.search(r"\bindex=(\d+)", element.attributes)
+            if initial is None or initial.opcode != "tuple" or not index or element.shape[0].dims:
+                continue
+            value = scope.get(initial.operands[int(index.group(1))])
+            while value is not None and value.opcode in ("copy", "bitcast") and value.operands:
+                value = scope.get(value.operands[0])
+            if value is not None and value.opcode == "constant" and _whole(value):
+                return int(value.literal)
+        return 0
+
+    @functools.cached_property
+    def unknown_loops(self) -> int:
+        """Loops whose trip count is not known; they are counted once."""
+        loops = ((i, name) for name, body in self.computations.items() for i in body.values() if i.opcode == "while")
+        return sum(self.trip_count(loop, name) is None for loop, name in loops)
+
+    def runs(self, multiply: bool = True) -> list[tuple[str, int, bool]]:
+        """(computation, how often it runs, whether it is within a fusion) from the entry on.
+
+        Args:
+            multiply: False counts the body of a loop once.
+        """
+        counts: dict[tuple[str, bool], int] = collections.Counter()
+
+        def visit(name: str, times: int, fused: bool) -> None:
+            counts[name, fused] += times
+            for instruction in self.computations.get(name, {}).values():
+                for called, inside in self._calls(instruction):
+                    trips = 1
+                    if instruction.opcode == "while" and multiply:
+                        trips = self.trip_count(instruction, name) or 1
+                    visit(called, times * trips, fused or inside)
+
+        visit(self.entry, 1, False)
+        return [(name, times, fused) for (name, fused), times in counts.items()]
+
+    def _calls(self, instruction: Instruction) -> Iterator[tuple[str, bool]]:
+        """Computations that an instruction runs, and whether as a fusion; reducers of single numbers are left out."""
+        opcode = instruction.opcode
+        if opcode == "while":
+            keys, fused = ("body",), False
+        elif opcode == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+            yield from ((name, False) for name in _NAME.findall(branches.group(1) if branches else ""))
+            keys, fused = ("true_computation", "false_computation"), False
+        elif opcode in ("fusion", "custom-call"):
+            keys, fused = ("calls", "called_computations"), True
+        elif opcode in ("call", "async-start"):
+            keys, fused = ("to_apply", "calls"), False
+        else:
+            return
+        for key in keys:
+            called = instruction.called(key)
+            if called in self.computations:
+                yield called, fused
+
+
+def _whole(instruction: Instruction) -> bool:
+    return bool(re.fullmatch(r"-?\d+", instruction.literal)) and instruction.shape[0].dtype[0] in "su"

@@ -1,0 +1,216 @@
+"""The programs of an experiment, from its configuration alone: model, training step, evaluation; shapes, no data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tubevit.config import model_fields
+from tubevit.data.sources import default_head, open_source
+from tubevit.data.views import Views
+from tubevit.errors import UserError
+from tubevit.models.config import Head, ModelConfig
+from tubevit.models.flops import training_flops
+from tubevit.models.tubevit import TubeViT
+from tubevit.models.variants import model_config
+from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch
+from tubevit.sharding.rules import check_sharding, shardings
+from tubevit.training.evaluate import make_forward
+from tubevit.training.experiment import open_experiment
+from tubevit.training.optimizer import make_optimizer
+from tubevit.training.step import initial_state, make_step
+from tubevit.zoo.checkpoint import parameters
+
+_KNOWN = {  # classes, modality, several labels
+    "k400": (400, "video", False),
+    "k600": (600, "video", False),
+    "k700": (700, "video", False),
+    "ssv2": (174, "video", False),
+    "charades": (157, "video", True),
+    "ucf101": (101, "video", False),
+    "hmdb51": (51, "video", False),
+    "imagenet": (1000, "image", False),
+    "moving_digits": (8, "video", False),
+    "still_digits": (10, "image", False),
+}
+_UNKNOWN_CLASSES = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration without its data.
+
+    Attributes:
+        config: resolved: every data set names its head.
+        model: with a head for each label set.
+        notes: what was assumed of the data.
+    """
+
+    config: ConfigDict
+    model: ModelConfig
+    notes: tuple[str, ...]
+
+
+def plan(config: ConfigDict, attention: str | None = None) -> Plan:
+    """What `open_experiment` gives, or as much as can be known where the data is not there.
+
+    Args:
+        config: of an experiment.
+        attention: takes the place of `auto`, which would be that of this machine.
+
+    Raises:
+        UserError: the model is not valid.
+    """
+    try:
+        experiment = open_experiment(config)
+        config, model, notes = experiment.config, experiment.model, []
+    except UserError:
+        config = config.copy_and_resolve_references()
+        heads, notes = {}, []
+        for name, dataset in config.data.train.items():
+            dataset.head = dataset.head or default_head(dataset.source, name)
+            if dataset.head not in heads:
+                heads[dataset.head], note = _head(dataset)
+                notes += [f"data.train.{name}: {note}"] * bool(note)
+        model = model_config(**model_fields(config), heads=heads)
+        for name, dataset in config.data.eval.items():
+            trained = config.data.train.get(name)
+            dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
+    if attention is not None and model.attention == "auto":
+        model = model.replace(attention=attention)
+    return Plan(config, model, tuple(notes))
+
+
+def _head(dataset: ConfigDict) -> tuple[Head, str]:
+    """The head of a data set that may not be here, and a note where it was assumed."""
+    try:
+        source = open_source(dataset.source, dataset.split, dataset.head)
+        return Head(len(source.classes), source.modality, multi_label=source.multi_label), ""
+    except UserError:
+        return _assumed_head(dataset.source, dataset.head)
+
+
+def _assumed_head(source: str, head: str) -> tuple[Head, str]:
+    kind = source.partition(":")[0]
+    if kind in _KNOWN:
+        classes, modality, multi_label = _KNOWN[kind]
+        classes = 80 if head == "digit_motion" else classes
+        return Head(classes, modality, multi_label=multi_label), f"{source} is not here; taken as {classes} classes"
+    modality = "image" if "imagenet" in source else "video"
+    return Head(
+        _UNKNOWN_CLASSES, modality
+    ), f"{source} is not here; a head of {_UNKNOWN_CLASSES} classes for {modality}s"
+
+
+def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
+    """{data set: {"pixels": (B, T, H, W, 3) or (B, H, W, 3) uint8, "label": (B,) int32 or (B, classes) float32}}.
+
+    Raises:
+        UserError: a batch cannot be split over the devices.
+    """
+    batch, heads, sharding = {}, dict(plan.model.heads), batch_sharding(mesh)
+    for name, dataset in plan.config.data.train.items():
+        head, count = heads[dataset.head], dataset.batch_size
+        check_batch(name, count, plan.config.train.accumulate, mesh)
+        label = ((count, head.classes), jnp.float32) if head.multi_label else ((count,), jnp.int32)
+        batch[name] = {
+            "pixels": jax.ShapeDtypeStruct((count, *sample_shape(plan.model, head)), jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct(*label, sharding=sharding),
+        }
+    return batch
+
+
+def sample_shape(model: ModelConfig, head: Head) -> tuple[int, ...]:
+    """(T, H, W, 3), of an image head (H, W, 3)."""
+    frames = () if head.modality == "image" else (model.frames,)
+    return (*frames, model.size, model.size, 3)
+
+
+def _abstract(tree, placed) -> dict:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
+
+
+def train_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple]:
+    """The step of training and its arguments (state, batch) as sharded shapes.
+
+    Raises:
+        UserError: the batch or the parameters cannot be split so.
+    """
+    optimizer = make_optimizer(plan.config)
+    graph = nnx.graphdef(abstract_model(plan.model))
+    state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
+    check_sharding(state["params"], mesh)
+    state = _abstract(state, shardings(state, mesh))
+    return make_step(graph, optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
+
+
+def eval_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
+    """The forward pass of the evaluation that needs most: function, its arguments and the number of its views.
+
+    None: the configuration evaluates nothing.
+    """
+    views, heads, choices = Views.from_text(plan.config.eval.views), dict(plan.model.heads), []
+    parts = batch_shards(mesh)
+    for dataset in plan.config.data.eval.values():
+        if dataset.head not in heads:
+            continue
+        head = heads[dataset.head]
+        count = -(-dataset.batch_size // parts) * parts
+        shape = (count, views.spatial, *sample_shape(plan.model, head))
+        frames = 1 if head.modality == "image" else plan.model.frames
+        choices.append((count * views.spatial * frames, dataset.head, shape))
+    if not choices:
+        return None
+    _, head, shape = max(choices)
+    params = abstract_parameters(plan.model, mesh)
+    pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+    return make_forward(abstract_model(plan.model), head, mesh), (params, pixels), shape[0] * shape[1]
+
+
+def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
+    """Tokenizer and encoder alone, forward, on the largest training batch: {part: (function, arguments)}."""
+    heads = dict(plan.model.heads)
+    clips = [d for d in plan.config.data.train.values() if heads[d.head].modality != "image"]
+    dataset = max(clips or plan.config.data.train.values(), key=lambda d: d.batch_size)
+    sharding = batch_sharding(mesh)
+    shape = sample_shape(plan.model, heads[dataset.head])
+    pixels = jax.ShapeDtypeStruct((dataset.batch_size, *shape), jnp.uint8, sharding=sharding)
+    graph = nnx.graphdef(abstract_model(plan.model))
+    params = abstract_parameters(plan.model, mesh)
+
+    def tokenize(params, pixels):
+        return nnx.merge(graph, params).tokenize(pixels)[0]
+
+    def encode(params, tokens):
+        return nnx.merge(graph, params).encoder(tokens)
+
+    tokens = jax.eval_shape(tokenize, params, pixels)
+    tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=sharding)
+    return {"tokenizer": (jax.jit(tokenize), (params, pixels)), "encoder": (jax.jit(encode), (params, tokens))}
+
+
+def abstract_model(model: ModelConfig) -> TubeViT:
+    """The model without memory."""
+    return nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0)))
+
+
+def abstract_parameters(model: ModelConfig, mesh: Mesh) -> dict:
+    """Its parameters as sharded shapes."""
+    params = jax.eval_shape(lambda: parameters(TubeViT(model, rngs=nnx.Rngs(0))))
+    return _abstract(params, shardings(params, mesh))
+
+
+def step_flops(plan: Plan) -> int:
+    """FLOPs that a step of training is worth, see `training_flops`: what is recomputed does not count."""
+    heads, total = dict(plan.model.heads), 0
+    for dataset in plan.config.data.train.values():
+        image = heads[dataset.head].modality == "image"
+        shape = (1, *plan.model.shape[1:]) if image else plan.model.shape
+        total += dataset.batch_size * training_flops(plan.model, shape, dataset.head)
+    return total

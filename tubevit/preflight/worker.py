@@ -1,0 +1,132 @@
+"""Compiles parts of an experiment for described devices: `python -m tubevit.preflight.worker REQUEST RESULT`.
+
+It is a process of its own as a compiler can end it: the caller starts it with `devices.ENVIRONMENT`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import resource
+import sys
+import time
+
+UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# Of TPUs: 3 to 6 times faster to compile; memory and collectives are the same.
+_FAST = {"exec_time_optimization_effort": -1.0}
+# Of GPUs: Triton's matrix products need to be tried out on one; without it XLA takes cuBLAS.
+_GPU = {"xla_gpu_enable_triton_gemm": False}
+
+
+def main(request_file: str, result_file: str) -> None:
+    """Reads the request {config, overrides, topology, parts}, writes {"parts": {part: figures}, ...} or {"error"}."""
+    from tubevit.errors import UserError
+
+    request = json.loads(pathlib.Path(request_file).read_text())
+    try:
+        result = _run(**request)
+    except UserError as error:
+        result = {"error": str(error)}
+    result["memory_of_compiler"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pathlib.Path(result_file).write_text(json.dumps(result))
+
+
+def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
+    from tubevit.config import load_config
+    from tubevit.preflight import program
+    from tubevit.preflight.devices import described_devices
+    from tubevit.preflight.topology import find_topology
+    from tubevit.sharding.mesh import make_mesh
+
+    where, settings = find_topology(topology), load_config(config, overrides)
+    plan = program.plan(settings, where.attention)
+    mesh = make_mesh(settings.mesh, described_devices(where, settings.mesh.slices))
+    result = {
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "devices": int(mesh.size),
+        "notes": list(plan.notes),
+        "model": plan.model.name,
+        "batch": {name: dataset.batch_size for name, dataset in plan.config.data.train.items()},
+        "parts": {},
+    }
+    if "train" in parts:
+        result["model_flops"] = program.step_flops(plan) / mesh.size
+        function, arguments = program.train_program(plan, mesh)
+        result["parts"]["train"] = _compiled(function, arguments, mesh, where)
+    if "eval" in parts and (found := program.eval_program(plan, mesh)):
+        function, arguments, views = found
+        result["parts"]["eval"] = _compiled(function, arguments, mesh, where) | {"views": views}
+    if "tokenizer" in parts or "encoder" in parts:
+        for part, (function, arguments) in program.part_programs(plan, mesh).items():
+            result["parts"][part] = _compiled(function, arguments, mesh, where)
+    return result
+
+
+def _compiled(function, arguments, mesh, where) -> dict:
+    import jax
+
+    from tubevit.preflight import costs
+    from tubevit.preflight.hlo import Program
+
+    start = time.perf_counter()
+    try:
+        compiled = function.lower(*arguments).compile(compiler_options=_GPU if where.is_gpu else _FAST)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        message = str(error)
+        failed = out_of_memory(message, where.chip.hbm)
+        if failed["needed"] is not None and "for HLO temporaries" in message:  # the arguments come on top
+            failed["needed"] += _argument_bytes(arguments)
+        return {"fits": False, **failed, "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    memory, program = compiled.memory_analysis(), Program(compiled.as_text())
+    sizes = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # the others take the arguments' place
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    peak = sum(sizes.values())
+    return {
+        "fits": peak <= where.chip.hbm,
+        **sizes,
+        "peak": peak,
+        "flops": costs.flops(program),
+        "hbm_bytes": costs.hbm_bytes(program),
+        "collectives": [dataclasses.asdict(c) | {"sent": c.sent} for c in costs.collectives(program, mesh.size)],
+        "unknown_loops": program.unknown_loops,
+        "seconds": seconds,
+    }
+
+
+def _argument_bytes(arguments) -> int:
+    import jax
+
+    leaves = jax.tree.leaves(arguments)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def out_of_memory(message: str, hbm: int) -> dict:
+    """What a compiler's message says: {"needed": bytes or None, "message": its first line}.
+
+    Args:
+        message: of RESOURCE_EXHAUSTED.
+        hbm: bytes of the chip, for messages that tell only by how much it is exceeded.
+    """
+    number = r"([0-9.]+)([BKMGT]?)"
+    message = " ".join(message.split())
+    for pattern in (rf"required for .*?\({number}\)", rf"Used {number} of", rf"Exceeded .*?by {number}"):
+        found = re.search(pattern, message)
+        if found:
+            needed = float(found.group(1)) * UNITS[found.group(2) or "B"]
+            needed += hbm if pattern.startswith("Exceeded") else 0
+            return {"needed": int(needed), "message": message[:200]}
+    return {"needed": None, "message": message[:200]}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

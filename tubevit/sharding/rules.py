@@ -1,0 +1,160 @@
+"""Where each parameter lies on the mesh: rules on its path and shape, for models, optimiser states and gradients.
+
+- `tensor` splits attention over heads and the MLP over its hidden width.
+- `fsdp` splits the largest other axis that it divides, never the axis of layers, which scans cut.
+- Arrays below `SMALL` numbers (of stacked blocks: of one layer), and what no size divides, are whole on every device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tubevit.errors import UserError
+
+SMALL = 2**14  # numbers: gathering less costs more time than it saves memory
+# The axis that `tensor` splits, counted from the end; the first that matches.
+TENSOR_RULES = (
+    (r"attention/qkv/(kernel|bias)$", -2),  # ([L,] D, 3, heads, d), (L, 3, heads, d)
+    (r"attention/out/kernel$", -3),  # (L, heads, d, D)
+    (r"mlp/up/(kernel|bias)$", -1),  # (L, D, M), (L, M)
+    (r"mlp/down/kernel$", -2),  # (L, M, D)
+)
+STACKED = re.compile(r"(^|/)encoder/(blocks|added)/")  # the first axis is that of layers
+WIDE = 128  # numbers; narrower shards waste the registers of a TPU, and XLA gives up on sharding
+LARGE_BYTES, MAX_REPLICATED = 2**20, 0.02
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How an array is split.
+
+    Args:
+        path: of the parameter, or of one of the optimiser's arrays for it, which ends with the same names.
+        shape: of the array.
+        mesh: with axes data, fsdp, tensor.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    if tensor > 1 and STACKED.search(path):
+        for pattern, axis in TENSOR_RULES:
+            if re.search(pattern, path) and shape[axis] % tensor == 0:
+                axes[axis] = "tensor"
+                break
+    first = 1 if STACKED.search(path) else 0
+    if fsdp > 1 and math.prod(shape[first:]) >= SMALL:
+        free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % fsdp == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    while axes and axes[-1] is None:  # as compiled functions return it: otherwise the second step would compile anew
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def _path(keys) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def shardings(tree, mesh: Mesh):
+    """A tree of NamedShardings for a tree of arrays or of their shapes: parameters or a whole training state."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(_path(path), tuple(leaf.shape), mesh)), tree
+    )
+
+
+def put(tree, mesh: Mesh):
+    """Arrays that every process has whole -> the same, split over the mesh.
+
+    `jax.device_put` would first compare them between the processes, over the network.
+    """
+
+    def place(value, sharding):
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(place, tree, shardings(tree, mesh))
+
+
+def _rows(params, mesh: Mesh) -> list[tuple[str, tuple[int, ...], int, PartitionSpec]]:
+    """(path, shape, bytes, spec) of each array."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    shapes = [(_path(path), tuple(leaf.shape), leaf.dtype.itemsize) for path, leaf in leaves]
+    return [(path, shape, math.prod(shape) * size, spec(path, shape, mesh)) for path, shape, size in shapes]
+
+
+def _split(spec: PartitionSpec, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+
+
+def check_sharding(params, mesh: Mesh) -> None:
+    """Refuses meshes that save no memory, or that split parameters too thinly.
+
+    Args:
+        params: nested dicts of arrays or of their shapes.
+        mesh: nothing is checked where its `fsdp` is 1.
+
+    Raises:
+        UserError: more than 2 % of the bytes are in arrays over 1 MB that are whole on each device along `fsdp`, or
+            more than half of the bytes are in shards narrower than 128 where a smaller `fsdp` avoids that.
+    """
+    fsdp = mesh.shape["fsdp"]
+    if fsdp == 1:
+        return
+    rows = _rows(params, mesh)
+    total = sum(size for _, _, size, _ in rows)
+    whole = [(path, shape, size) for path, shape, size, spec in rows if size > LARGE_BYTES and "fsdp" not in spec]
+    share = sum(size for _, _, size in whole) / total
+    if share > MAX_REPLICATED:
+        listed = ", ".join(f"{path} {shape}" for path, shape, _ in whole[:3])
+        raise UserError(
+            f"mesh.fsdp={fsdp} leaves {share:.0%} of the parameters' bytes whole on every device (at most "
+            f"{MAX_REPLICATED:.0%}): it divides no axis of {listed}; a divisor of the width fits: "
+            f"{_candidates(params, fsdp)}"
+        )
+    if _narrow_share(rows, fsdp) > 0.5:
+        wider = [n for n in range(fsdp - 1, 1, -1) if fsdp % n == 0 and _narrow_share(rows, n) <= 0.5]
+        if wider:
+            raise UserError(
+                f"mesh.fsdp={fsdp} splits most parameters into shards narrower than {WIDE}, which become full "
+                f"all-reduces; mesh.fsdp={wider[0]} does not (mesh.data takes the other devices)"
+            )
+
+
+def _narrow_share(rows, fsdp: int) -> float:
+    """The share of the bytes split by `fsdp` that would be in shards narrower than 128."""
+    split = [(shape[list(spec).index("fsdp")] / fsdp, size) for _, shape, size, spec in rows if "fsdp" in spec]
+    return sum(size for width, size in split if width < WIDE) / max(sum(size for _, size in split), 1)
+
+
+def _candidates(params, fsdp: int) -> str:
+    largest = max(jax.tree.leaves(params), key=lambda leaf: math.prod(leaf.shape)).shape
+    sizes = sorted({n for size in largest[1:] for n in range(2, fsdp * 2) if size % n == 0})
+    return ", ".join(map(str, sizes)) or "none"
+
+
+def sharding_table(params, mesh: Mesh) -> str:
+    """The parameters, how each is split, and what lies on a device: a text table."""
+    rows = _rows(params, mesh)
+    width = max(len(path) for path, *_ in rows)
+    lines = ["mesh: " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())]
+    lines.append(f"{'parameter':{width}s}  {'shape':>22s}  {'split':22s} {'a device':>12s}")
+    for path, shape, size, spec in rows:
+        split = ", ".join("-" if axis is None else axis for axis in spec) or "whole"
+        mib = size / _split(spec, mesh) / 2**20
+        lines.append(f"{path:{width}s}  {'x'.join(map(str, shape)) or 'scalar':>22s}  {split:22s} {mib:8.2f} MiB")
+    total = sum(size for _, _, size, _ in rows)
+    local = sum(size / _split(spec, mesh) for _, _, size, spec in rows)
+    whole = sum(size for _, _, size, spec in rows if _split(spec, mesh) == 1)
+    lines.append(
+        f"{total / 2**20:.1f} MiB in all, {local / 2**20:.1f} MiB on a device, "
+        f"{whole / total:.1%} of the bytes whole on every device"
+    )
+    return "\n".join(lines)
+
+
+def device_bytes(tree, mesh: Mesh) -> int:
+    """Bytes of a tree on each device."""
+    return int(np.ceil(sum(size / _split(spec, mesh) for _, _, size, spec in _rows(tree, mesh))))

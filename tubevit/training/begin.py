@@ -1,0 +1,80 @@
+"""The training state that a run begins with, or goes on from, on any mesh and any number of processes."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from tubevit.config import names, pairs
+from tubevit.models.freeze import join_frozen, split_frozen
+from tubevit.models.tubevit import TubeViT
+from tubevit.sharding.hosts import say
+from tubevit.sharding.rules import put, shardings
+from tubevit.training.checkpoints import newest_good
+from tubevit.training.experiment import Experiment
+from tubevit.training.step import initial_state, state_of
+from tubevit.zoo.checkpoint import RUN_FOLDER, load_tree, parameters
+from tubevit.zoo.transfer import initialise
+
+
+def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workdir, mesh: Mesh) -> tuple[dict, int]:
+    """The state, split over the mesh, and its step: of the workdir's newest good checkpoint, else a new one.
+
+    Raises:
+        UserError: checkpoints do not fit the model, or all are damaged.
+        RunError: the workdir cannot be read.
+    """
+    step = newest_good(workdir / RUN_FOLDER, say)
+    if step is None:
+        return new_state(experiment, optimizer, mesh), 0
+    make = functools.partial(initial_state, experiment.model, optimizer, experiment.config.seed)
+    abstract, checkpoint = jax.eval_shape(make), workdir / RUN_FOLDER / str(step)
+    whole = jax.eval_shape(join_frozen, abstract["params"], abstract["frozen"])
+    params = load_tree(checkpoint, "params", _placed(whole, mesh))
+    params, frozen = jax.jit(
+        functools.partial(split_frozen, model=experiment.model),
+        out_shardings=(shardings(abstract["params"], mesh), shardings(abstract["frozen"], mesh)),
+    )(params)
+    state = {
+        "step": put(np.int32(step), mesh),
+        "params": params,
+        "frozen": frozen,
+        "opt_state": load_tree(checkpoint, "optimizer", _placed(abstract["opt_state"], mesh)),
+    }
+    say(f"resuming {workdir} from step {step}")
+    return state, step
+
+
+def _placed(tree, mesh: Mesh):
+    """Shapes with their shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> dict:
+    """The state at step 0, created where it lies: random, or of `init.checkpoint`."""
+    config, model = experiment.config, experiment.model
+    make = functools.partial(initial_state, model, optimizer, config.seed)
+    if config.init.checkpoint is None:
+        return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
+    params = jax.jit(lambda: parameters(TubeViT(model, rngs=nnx.Rngs(config.seed))))()
+    params, notes = initialise(
+        params,
+        model,
+        config.init.checkpoint,
+        skip=names(config.init.skip),
+        renamed=pairs(config.init.rename),
+        tubes=config.init.tubes,
+    )
+    say("\n  ".join([f"beginning from {config.init.checkpoint}", *notes]))
+    params = put(params, mesh)
+    to_state = functools.partial(state_of, model=model, optimizer=optimizer)
+    return jax.jit(to_state, out_shardings=shardings(jax.eval_shape(to_state, params), mesh))(params)

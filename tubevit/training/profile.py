@@ -1,0 +1,58 @@
+"""Traces of some steps, for XProf and TensorBoard."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import jax
+
+from tubevit import storage
+from tubevit.errors import UserError
+from tubevit.sharding.hosts import say
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """`steps=10:13` -> (10, 13): the first step of a trace, and the one after its last.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    match = re.fullmatch(r"(?:steps=)?(\d+):(\d+)", text)
+    first, end = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first < end:
+        raise UserError(f"--profile must be steps=FIRST:END with 1 <= FIRST < END, such as steps=10:13; found {text!r}")
+    return first, end
+
+
+class Profile:
+    """Writes a trace of the steps first to end - 1 into WORKDIR/profile.
+
+    Args:
+        workdir: of the run.
+        steps: see `parse_steps`; None traces nothing.
+    """
+
+    def __init__(self, workdir: os.PathLike, steps: tuple[int, int] | None):
+        self._folder = storage.join(workdir, "profile")
+        self._first, self._end = steps or (0, 0)
+        self._on = False
+
+    def before(self, step: int) -> None:
+        """To be called before each step."""
+        if self._first <= step < self._end and not self._on:
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+
+    def after(self, step: int, result) -> None:
+        """To be called after each step, with what it returned: the trace waits for it."""
+        if self._on and step >= self._end - 1:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace, also one whose last step was not reached."""
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+            say(f"trace written to {self._folder}: xprof --logdir {self._folder}, or TensorBoard")
