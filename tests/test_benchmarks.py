@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline: it runs, and what it compares with decodes the same frames."""
+"""The benchmark of the input pipeline runs, and what it compares with decodes the same frames; faults."""
 
 import csv
 
@@ -34,3 +34,22 @@ def test_it_runs(benchmark, tmp_path):
     (row,) = csv.DictReader(out.open())
     assert row["gop"] == "30" and 0.05 < float(row["share_of_decoding"]) < 2
     assert float(row["pipeline"]) > 0 and float(row["decoding"]) > 0 and float(row["pyav_cv2"]) > 0
+
+
+def test_faults():
+    """All cases of the table went as they should, and the page shows them."""
+    faults = script("benchmarks/faults.py")
+    rows = list(csv.DictReader(faults.CSV.open()))
+    assert len({row["fault"] for row in rows}) == len(rows) == len(faults.CASES)
+    assert all(row["as_it_should"] == "yes" and row["wrong_resumes"] in ("", "0") for row in rows)
+    page = faults.PAGE.read_text()
+    assert all(f"| {row['fault']} | {row['trials']} | yes |" in page for row in rows)
+
+
+def test_a_fault_is_noticed(digits_cache, tmp_path):
+    """A workdir that is a file: the smallest case."""
+    from benchmarks.faults_job import Job
+
+    (tmp_path / "run").write_text("")
+    with Job(tmp_path / "run") as job:
+        assert job.wait() == [2] and job.message(0).startswith("tubevit: ")

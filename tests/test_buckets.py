@@ -16,7 +16,8 @@ from tubevit.data.video import decode_frames
 from tubevit.errors import RunError, UserError
 from tubevit.models.config import Head
 from tubevit.training import workdir as workdirs
-from tubevit.training.workdir import Checkpoints, MetricsWriter, prepare_workdir
+from tubevit.training.checkpoints import Checkpoints
+from tubevit.training.workdir import MetricsWriter, prepare_workdir
 from tubevit.zoo.checkpoint import find_checkpoint, load_tree, parameters, read_metadata, steps
 
 HEADS = {"motion": {"classes": 2, "labels": ("a", "b")}}

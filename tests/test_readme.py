@@ -50,9 +50,16 @@ def run_commands(page, train_command):
         if arguments[0] == "train" and arguments[2].startswith("finetune:"):
             assert flags == ["--config", "--workdir"]
             arguments += ["--config.train.steps=2", "--config.loader.threads=1", "--config.eval.every=2"]
+            arguments += ["--config.mesh.data=1"]  # of the eight fake devices
         elif arguments[0] == "train" and arguments[2].startswith("bootstrap:"):
             assert flags == ["--config", "--workdir"]
-            changes = {"train.steps": 2, "loader.threads": 1, "data.train.videos.batch_size": 4, "eval.views": "1x1"}
+            changes = {
+                "mesh.data": 1,
+                "train.steps": 2,
+                "loader.threads": 1,
+                "data.train.videos.batch_size": 4,
+                "eval.views": "1x1",
+            }
             arguments += [f"--config.{key}={value}" for key, value in changes.items()]
         elif arguments[0] == "train":  # the same flags with the tiny experiment, whose run it resumes
             tiny = train_command("runs/mine")

@@ -14,7 +14,8 @@ from tubevit.data.sources import open_source
 from tubevit.data.sources.source import read_file
 from tubevit.data.video import DecodeError
 from tubevit.errors import UserError
-from tubevit.training.workdir import Checkpoints, MetricsWriter
+from tubevit.training.checkpoints import Checkpoints
+from tubevit.training.workdir import MetricsWriter
 from tubevit.zoo.checkpoint import find_checkpoint, steps
 
 

@@ -130,7 +130,7 @@ def _ask(path: str) -> None:
         raise StorageError(f"cannot reach {path}: {address} does not answer ({reason}); is there a network?")
 
 
-def _operate(path: str | os.PathLike, operation):
+def operate(path: str | os.PathLike, operation):
     """`operation(filesystem, path in it)`; what a bucket's client raises becomes FileNotFoundError or StorageError."""
     if not is_remote(path):
         return operation(fsspec.filesystem("file"), os.path.abspath(path))
@@ -149,7 +149,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         OSError: it cannot be read; FileNotFoundError if it does not exist.
         StorageError: the bucket is out of reach or refuses.
     """
-    return _operate(path, lambda filesystem, inner: filesystem.cat_file(inner))
+    return operate(path, lambda filesystem, inner: filesystem.cat_file(inner))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -160,7 +160,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         StorageError: the bucket is out of reach or refuses.
     """
     if is_remote(path):
-        return _operate(path, lambda filesystem, inner: filesystem.pipe_file(inner, content))
+        return operate(path, lambda filesystem, inner: filesystem.pipe_file(inner, content))
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -175,7 +175,7 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
     """Copies a local file, of any size, to `path`. Raises as `write_bytes`."""
-    _operate(path, lambda filesystem, inner: filesystem.put_file(os.fspath(file), inner))
+    operate(path, lambda filesystem, inner: filesystem.put_file(os.fspath(file), inner))
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -190,7 +190,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 def _kind(path: str) -> str | None:
     try:
-        return _operate(path, lambda filesystem, inner: filesystem.info(inner)["type"])
+        return operate(path, lambda filesystem, inner: filesystem.info(inner)["type"])
     except FileNotFoundError:
         return None
 
@@ -200,7 +200,7 @@ def names(folder: str | os.PathLike) -> list[str]:
     if not is_remote(folder):
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     try:
-        paths = _operate(folder, lambda filesystem, inner: filesystem.ls(inner, detail=False))
+        paths = operate(folder, lambda filesystem, inner: filesystem.ls(inner, detail=False))
     except FileNotFoundError:
         return []
     return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
@@ -221,4 +221,4 @@ def list_files(folder: str | os.PathLike) -> list[str]:
         inner = inner.rstrip("/")
         return sorted(path[len(inner) + 1 :] for path in filesystem.find(inner))
 
-    return _operate(folder, find)
+    return operate(folder, find)

@@ -14,7 +14,7 @@ from tubevit.zoo.checkpoint import parameters
 from tubevit.zoo.paths import flatten
 
 TRAIN = {
-    "loader.threads": 1, "log.every": 1, "checkpoint.every": 2, "eval.every": 4, "precision": "float32",
+    "loader.threads": 1, "mesh.data": 1, "log.every": 1, "checkpoint.every": 2, "eval.every": 4, "precision": "float32",
     "optimizer.warmup_steps": 1, "optimizer.learning_rate": 1e-2, "data.train.videos.batch_size": 4,
     "eval.views": "1x1",
 }  # fmt: skip

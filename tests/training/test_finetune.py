@@ -101,7 +101,12 @@ def test_errors(clips, tmp_path):
 
 def test_the_experiment_runs_from_a_checkpoint(clips, tiny_run, tmp_path, capsys):
     spec = f"finetune:data={clips(12)},init={tiny_run}"
-    changes = ["--config.train.steps=2", "--config.data.train.data.batch_size=3", "--config.loader.threads=1"]
+    changes = [
+        "--config.train.steps=2",
+        "--config.data.train.data.batch_size=3",
+        "--config.loader.threads=1",
+        "--config.mesh.data=1",
+    ]
     assert main(["train", "--config", spec, "--workdir", str(tmp_path / "run"), *changes]) == 0
     text = capsys.readouterr().err
     assert "data: 9 files to train, 3 to evaluate" in text and "new heads: data" in text

@@ -52,7 +52,6 @@ def run(processes, command, stop, folder):
         address = f"localhost:{free.getsockname()[1]}"
     devices = 8 // processes
     environment = os.environ | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     running = []
     for index in range(processes):
         flags = ["--coordinator", address, "--num-processes", str(processes), "--process-id", str(index)]
@@ -87,7 +86,8 @@ def test_losses_are_those_of_one_device(interrupted, train_command, read_metrics
     expected, found = read_metrics(tmp_path / "run"), read_metrics(workdir)
     assert len(found) == len(expected) == 10
     for one, many in zip(expected, found):
-        assert many == pytest.approx(one, rel=1e-4, abs=1e-6)
+        known = {key: value for key, value in one.items() if value is not None}
+        assert set(many) == set(one) and {key: many[key] for key in known} == pytest.approx(known, rel=1e-4, abs=1e-6)
     assert steps(workdir / "checkpoints") == [6, 9]
 
 

@@ -52,6 +52,9 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     jax.distributed.initialize(
         coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN
     )
+    if processes > 1 and jax.default_backend() == "cpu":
+        # Process 0's programs are no good to the others there: their messages would not match.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _on_tpu_vm() -> bool:

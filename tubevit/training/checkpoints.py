@@ -88,7 +88,7 @@ def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
         if storage.is_remote(folder):  # copied whole before anything is removed
             files = storage.list_files(source)
             pairs = [[storage.join(place, file) for file in files] for place in (source, target)]
-            storage._operate(folder, lambda filesystem, inner: filesystem.copy(*pairs))
+            storage.operate(folder, lambda filesystem, inner: filesystem.copy(*pairs))
             storage.call(folder, epath.Path(source).rmtree)
         else:
             os.rename(source, target)

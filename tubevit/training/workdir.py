@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -13,8 +14,7 @@ from ml_collections import ConfigDict
 
 from tubevit import storage
 from tubevit.config import flatten
-from tubevit.errors import UserError
-from tubevit.training.checkpoints import Checkpoints  # noqa: F401 - where the loop looks for it
+from tubevit.errors import RunError, UserError
 from tubevit.zoo.checkpoint import RUN_FOLDER, steps
 
 # Keys that cannot change the result of a run.
@@ -28,7 +28,6 @@ _FREE = (
     "train.steps",
     "train.skip_nonfinite",
     "compilation_cache",
-    "input.path",
 )
 
 
@@ -47,6 +46,7 @@ def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict,
 
     Raises:
         UserError: it cannot be written, or holds a run of another configuration.
+        RunError: the disk is full.
         StorageError: the bucket is out of reach or refuses.
     """
     workdir = storage.as_path(workdir)
@@ -57,7 +57,8 @@ def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict,
             _compare(workdir, json.loads(storage.read_bytes(path)), content, allow_change)
         storage.write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}") from error
+        kind = RunError if error.errno == errno.ENOSPC else UserError  # a restart may help, or not
+        raise kind(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}; name a new workdir") from error
     return workdir
@@ -97,8 +98,6 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
-        from tensorboardX import SummaryWriter
-
         self._workdir, self._uploaded = workdir, time.monotonic()
         self._temporary = tempfile.TemporaryDirectory(prefix="tubevit-") if storage.is_remote(workdir) else None
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
@@ -112,18 +111,19 @@ class MetricsWriter:
             except (json.JSONDecodeError, KeyError, TypeError):
                 break  # the process died while it wrote this line
         storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._tensorboard = SummaryWriter(str(self._folder), purge_step=step + 1)
+        self._tensorboard = _Events(self._folder, step + 1)
 
     def write(self, step: int, metrics: dict[str, float | None]) -> None:
         """Appends one line, null for what is None or not finite, which TensorBoard does not get."""
         metrics = {
             name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._tensorboard.write(step, {name: value for name, value in metrics.items() if value is not None})
+        except OSError as error:
+            raise RunError(f"cannot write metrics into {self._folder}: {error.strerror or error}") from error
         if time.monotonic() - self._uploaded > _UPLOAD_EVERY:
             self.sync()
 
@@ -143,3 +143,28 @@ class MetricsWriter:
                 self.sync()
             finally:
                 self._temporary.cleanup()
+
+
+class _Events:
+    """TensorBoard's file, written at once: tensorboardX's thread ends when a disk is full, and its queue then waits."""
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides what a killed run wrote after it
+        self._writer.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars))
+        self._writer.write_event(event)
+        self._writer.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -81,4 +81,4 @@ def _entry(folder, file: str) -> dict:
         with filesystem.open(inner, "rb", **({"block_size": _BLOCK} if storage.is_remote(path) else {})) as stream:
             return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": stream.tell()}
 
-    return storage._operate(path, read)
+    return storage.operate(path, read)
