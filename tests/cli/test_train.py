@@ -116,6 +116,7 @@ def test_a_second_run_finds_its_programs(done, train_command, tmp_path, monkeypa
     monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
     folder, before, found = tmp_path / "cache", jax.config.jax_compilation_cache_dir, []
     jax.config.update("jax_disable_most_optimizations", True)  # half the time
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # by default quick ones are left out
     try:
         for name in ("first", "second"):
             reset_cache()  # as in a new process
@@ -123,6 +124,7 @@ def test_a_second_run_finds_its_programs(done, train_command, tmp_path, monkeypa
             found.append(sorted(path.name for path in folder.iterdir()))
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
         jax.config.update("jax_compilation_cache_dir", before)
         reset_cache()
     assert {"jit_step", "jit_initial_state"} <= {name.split("-")[0] for name in found[0]}

@@ -131,7 +131,6 @@ class MetricsWriter:
     def sync(self) -> None:
         """Brings a bucket up to date: to be called before a checkpoint, which a resumed run goes on from."""
         if self._temporary:
-            self._tensorboard.flush()
             for name in storage.names(self._folder):
                 storage.upload(self._folder / name, storage.join(self._workdir, name))
             self._uploaded = time.monotonic()
@@ -162,9 +161,6 @@ class _Events:
         scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars))
         self._writer.write_event(event)
-        self._writer.flush()
-
-    def flush(self) -> None:
         self._writer.flush()
 
     def close(self) -> None:
