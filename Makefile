@@ -5,6 +5,7 @@ VENV ?= .venv
 EXTRAS ?= dev
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(EXTRAS)
+GPU_COMPILER = $(VENV)/gpu-compiler
 
 .PHONY: setup quickstart test test-extras lint clean
 
@@ -24,10 +25,16 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/extras
 
-# What needs more than the core: peers in torch, the TPU compiler. They are installed on the first call.
-test-extras: $(READY)
+# What needs more than the core: peers in torch, the compilers for TPUs and GPUs. They are installed on the first call.
+test-extras: $(READY) $(GPU_COMPILER)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu]'
-	$(BIN)/python -m pytest -q tests/extras
+	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras
+
+# Without CUDA's libraries, which compiling does not need; beside the environment, since JAX would look for a GPU.
+$(GPU_COMPILER): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ \
+		jax-cuda12-plugin jax-cuda12-pjrt
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

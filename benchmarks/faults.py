@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         lab = Lab(pathlib.Path(folder), args.trials, args.minutes, args.seed)
         os.environ.setdefault("TUBEVIT_CACHE", f"{folder}/cache")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
-        os.environ.update(JAX_PLATFORMS="cpu", JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS="0")
+        os.environ.update(JAX_PLATFORMS="cpu", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
         small_data()
         for case in CASES if not args.page else ():
             if not any(text in case.__name__ for text in args.only.split(",")):

@@ -125,7 +125,7 @@ def read_only(lab: Lab) -> dict:
     with small_disk(lab.workdir().parent, "ro") as disk, Job(disk / "run") as job:
         job.wait()
     jobs = [job, file]
-    should = all(job.codes == [1] and "Traceback" not in job.text(0) for job in jobs)
+    should = all(job.codes == [2] and "Traceback" not in job.text(0) for job in jobs)
     return row("read-only workdir; a file in its place", jobs, should, [clean(job) for job in jobs], seconds="")
 
 

@@ -184,7 +184,10 @@ def test_what_is_not_to_be_had_ends(tpu, monkeypatch, capsys):
 
 
 def test_an_interrupt_leaves_the_resource_and_says_how_to_delete_it(tpu, monkeypatch, capsys):
-    monkeypatch.setattr(tpu.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tpu.time, "sleep", interrupt)
     result, cloud = watched(tpu, monkeypatch, "ACTIVE", said(*["running"] * 4))
     assert result == 1 and cloud.calls == ["describe", "status"]
     assert "# delete:\ngcloud" in capsys.readouterr().out

@@ -198,8 +198,11 @@ def test_of_several_at_once_one_gets_it(tmp_path):
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
-    with pytest.raises(RunError, match=r"cannot write .*lease.json: No such file"):
-        Lease(tmp_path / "none").acquire()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write workdir .*file: File exists"):
+        Lease(tmp_path / "file").acquire()
+    with Lease(tmp_path / "a/new/one").acquire():
+        assert (tmp_path / "a/new/one/lease.json").exists()
 
 
 def test_in_a_bucket():

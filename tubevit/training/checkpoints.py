@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
 import pathlib
+import sys
 import threading
 from collections.abc import Callable, Mapping
 
@@ -24,6 +26,8 @@ from tubevit.zoo.manifest import verify, write_manifest
 
 # What a step's folder becomes that is not to be used; neither Orbax nor `steps` takes it for a checkpoint.
 _DAMAGED, _UNVERIFIED = ".damaged", ".unverified"
+# What Orbax and TensorStore raise when a save fails.
+_FAILURES = (OSError, ValueError, RuntimeError)
 
 
 def newest_good(folder: str | os.PathLike, say: Callable[[str], None] = print) -> int | None:
@@ -101,6 +105,18 @@ def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+@functools.cache
+def _say_a_failed_save_once() -> None:
+    """Hides what TensorStore prints for each array still in flight when Orbax has ended the loop they report to."""
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The checkpoints of a run: saved in the background, the last `keep` are kept, and the best.
 
@@ -135,6 +151,7 @@ class Checkpoints:
         self._background: threading.Thread | None = None
         self._error: Exception | None = None
         logging.getLogger("absl").addFilter(_not_of_a_failed_save)
+        _say_a_failed_save_once()
 
     def _call(self, function, *args, **kwargs):
         return storage.call(self.folder, function, *args, **kwargs)
@@ -178,7 +195,7 @@ class Checkpoints:
                 self.wait()
         except storage.StorageError as error:  # which checkpoints there are is not known either
             raise storage.StorageError(f"saving a checkpoint in {self.folder} failed: {error}") from error
-        except (OSError, ValueError, RuntimeError) as error:
+        except _FAILURES as error:
             raise self._failure(error) from error
 
     def _metrics(self, metrics: Mapping | None) -> dict[str, float] | None:
@@ -233,8 +250,17 @@ class Checkpoints:
         return RunError(f"saving a checkpoint in {self.folder} failed ({reason}); {last}")
 
     def close(self) -> None:
-        """Ends the background work."""
+        """Ends the background work.
+
+        Raises:
+            RunError: the last save failed.
+        """
         try:
-            self._join()
-        finally:
-            self._call(self._checkpointer.close)
+            try:
+                self._join()
+            finally:
+                self._call(self._checkpointer.close)
+        except storage.StorageError:
+            raise
+        except _FAILURES as error:
+            raise self._failure(error) from error

@@ -14,6 +14,7 @@ import uuid
 from tubevit import storage
 from tubevit.errors import RunError, UserError
 from tubevit.sharding.hosts import from_first
+from tubevit.training.workdir import cannot_write
 
 LEASE = "lease.json"
 REFRESH, STALE = 30.0, 90.0  # seconds between two renewals; without one for so long, the holder is gone
@@ -26,7 +27,8 @@ class Lease:
     counts. Clocks of two hosts are never compared: what counts is for how long a run itself saw no renewal.
 
     Args:
-        workdir: of the run, which exists; on disk or `gs://`. Among several processes, process 0 holds the lease.
+        workdir: of the run, created where there is none; on disk or `gs://`. Among several processes, process 0 holds
+            the lease.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -46,8 +48,8 @@ class Lease:
             say: prints a line, such as that it waits.
 
         Raises:
-            UserError: a live run holds it.
-            RunError: it cannot be written; StorageError: the bucket is out of reach or refuses.
+            UserError: a live run holds it, or the workdir cannot be written.
+            RunError: the disk is full; StorageError: the bucket is out of reach or refuses.
         """
         from_first(lambda: self._acquire(say))
         return self
@@ -88,10 +90,12 @@ class Lease:
         self.release()
 
     def _acquire(self, say) -> None:
-        content = self._read()
-        if content is not None:
-            content = self._wait(content, say)
         try:
+            if not storage.is_remote(self._path):
+                pathlib.Path(self._workdir).mkdir(parents=True, exist_ok=True)
+            content = self._read()
+            if content is not None:
+                content = self._wait(content, say)
             if content is None and not storage.is_remote(self._path):
                 try:
                     self._write(new=True)
@@ -104,7 +108,7 @@ class Lease:
                 if content is None or _parse(content).get("id") != self._id:
                     raise self._refusal(content)
         except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror or error}") from error
+            raise cannot_write(self._workdir, error) from error
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 

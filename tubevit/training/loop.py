@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import tubevit
 from tubevit import storage
 from tubevit.data.joint import joint_batches
 from tubevit.data.views import Views
@@ -71,8 +70,8 @@ def train(
     graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0))))
     # Once the configuration is known to be good.
     workdir = storage.as_path(workdir)
-    from_first(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
     with Lease(workdir).acquire(say) as lease:
+        from_first(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
         state, start = begin(experiment, optimizer, workdir, mesh)
         return _run(experiment, mesh, state, start, make_step(graph, optimizer, config, mesh), workdir, lease, profile)
 
@@ -94,7 +93,7 @@ def training_mesh(experiment: Experiment) -> Mesh:
 def _run(experiment: Experiment, mesh: Mesh, state: dict, start: int, step_function, workdir, lease, profile) -> dict:
     config = experiment.config
     evaluate = functools.partial(_evaluate, experiment, _forwards(experiment, mesh), mesh)
-    metadata = {"model": model_metadata(experiment.model), "config": config.to_dict(), "tubevit": tubevit.__version__}
+    metadata = {"model": model_metadata(experiment.model), "config": config.to_dict()}
     schedule = learning_rate_schedule(config)
     batches_from = functools.partial(_batches, experiment, local_rows(mesh))
     broken = BrokenFiles(experiment.train, config.loader.max_broken)

@@ -27,8 +27,19 @@ def classification_loss(logits: jax.Array, target: jax.Array, multi_label: bool)
     return optax.softmax_cross_entropy(logits, target)
 
 
+def partners(x: jax.Array) -> jax.Array:
+    """Each sample's partner for mixup and CutMix, (B, ...): two neighbours are each other's.
+
+    Batches are in random order already, and neighbours lie on one device: nothing travels, as a permutation's would.
+    In a batch of an odd number each has the one before it.
+    """
+    if len(x) % 2:
+        return jnp.roll(x, 1, axis=0)
+    return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+
 def mixup(pixels: jax.Array, target: jax.Array, alpha: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Blends each sample with another of the batch, its share drawn from Beta(alpha, alpha).
+    """Blends each sample with its partner in the batch, its share drawn from Beta(alpha, alpha).
 
     Args:
         pixels: (B, ...), uint8 0..255 or float -1..1.
@@ -37,20 +48,18 @@ def mixup(pixels: jax.Array, target: jax.Array, alpha: float, key: jax.Array) ->
     Returns:
         Pixels as float32 -1..1, and target.
     """
-    share_key, order_key = jax.random.split(key)
-    share = jax.random.beta(share_key, alpha, alpha, (len(pixels),), jnp.float32)
-    order = jax.random.permutation(order_key, len(pixels))
-    pixels = normalise(pixels, jnp.float32)
+    share = jax.random.beta(key, alpha, alpha, (len(pixels),), jnp.float32)
 
-    def blend(x):
+    def blend(x, other):
         weight = share.reshape((-1,) + (1,) * (x.ndim - 1))
-        return weight * x + (1 - weight) * x[order]
+        return weight * x + (1 - weight) * other
 
-    return blend(pixels), blend(target)
+    mixed = blend(normalise(pixels, jnp.float32), normalise(partners(pixels), jnp.float32))
+    return mixed, blend(target, partners(target))
 
 
 def cutmix(pixels: jax.Array, target: jax.Array, alpha: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Puts a rectangle of another sample of the batch into each, the same in all frames (Yun et al. 2019, section 3.1).
+    """Puts a rectangle of its partner into each sample, the same in all frames (Yun et al. 2019, section 3.1).
 
     The share that is kept is drawn from Beta(alpha, alpha) for each sample. The rectangle has the shape of the frame
     and its centre anywhere in it; what lies outside is lost, and targets are weighted by the pixels that are kept.
@@ -62,16 +71,15 @@ def cutmix(pixels: jax.Array, target: jax.Array, alpha: float, key: jax.Array) -
     Returns:
         Pixels of the same dtype, and target.
     """
-    share_key, order_key, centre_key = jax.random.split(key, 3)
+    share_key, centre_key = jax.random.split(key)
     count, (height, width) = len(pixels), pixels.shape[-3:-1]
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (count,), jnp.float32))  # of the frame's
-    order = jax.random.permutation(order_key, count)
     centre = jax.random.uniform(centre_key, (2, count), jnp.float32)
     inside_y, inside_x = _interval(centre[0], side, height), _interval(centre[1], side, width)
     inside = inside_y[:, :, None] & inside_x[:, None, :]
     cut = (inside_y.sum(axis=1) * inside_x.sum(axis=1)).astype(jnp.float32)[:, None] / jnp.float32(height * width)
     inside = inside.reshape(count, *(1,) * (pixels.ndim - 4), height, width, 1)
-    return jnp.where(inside, pixels[order], pixels), (1 - cut) * target + cut * target[order]
+    return jnp.where(inside, partners(pixels), pixels), (1 - cut) * target + cut * partners(target)
 
 
 def _interval(centre: jax.Array, length: jax.Array, size: int) -> jax.Array:

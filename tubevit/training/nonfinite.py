@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -69,8 +70,6 @@ class FiniteLoss:
 
 
 def _save(path: str, arrays: dict[str, np.ndarray]) -> None:
-    import io
-
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     storage.write_bytes(path, file.getvalue())

@@ -37,10 +37,10 @@ _UPLOAD_EVERY = 30.0
 
 
 def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> pathlib.PurePath:
-    """Creates the folder, or checks that a run with checkpoints in it has the same configuration; writes config.json.
+    """Checks that a run with checkpoints in a folder has the same configuration; writes config.json.
 
     Args:
-        workdir: the folder; on disk or `gs://`.
+        workdir: the folder, whose lease this run has; on disk or `gs://`.
         config: resolved.
         heads: {name: Head as a dict}.
         allow_change: keys that may differ from the earlier run beyond those that cannot change the result.
@@ -58,11 +58,16 @@ def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict,
             _compare(workdir, json.loads(storage.read_bytes(path)), content, allow_change)
         storage.write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        kind = RunError if error.errno == errno.ENOSPC else UserError  # a restart may help, or not
-        raise kind(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}") from error
+        raise cannot_write(workdir, error) from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}; name a new workdir") from error
     return workdir
+
+
+def cannot_write(workdir: str | os.PathLike, error: OSError) -> RunError | UserError:
+    """The error to raise: a full disk may be mended before a restart, others need a hand."""
+    kind = RunError if error.errno == errno.ENOSPC else UserError
+    return kind(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}")
 
 
 def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> None:
