@@ -34,7 +34,7 @@ setup(
         "msgpack>=1.0",
         "tqdm>=4.60",
         "av>=14",
-        "opencv-python-headless>=4.11",
+        "opencv-python-headless>=5",
         "scikit-learn>=1.5",
         "tensorboardX>=2.6",
     ],

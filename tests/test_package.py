@@ -12,8 +12,8 @@ ROOT = pathlib.Path(tubevit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Each may import from its own layer and from those before it.
 LAYERS = [
-    ["errors"], ["tubes", "storage"], ["data", "models"], ["config"], ["zoo", "sharding"], ["recipes", "training"],
-    ["preflight"], ["cli"],
+    ["errors"], ["tubes", "storage"], ["windows"], ["data", "models"], ["config"], ["zoo", "sharding"],
+    ["recipes", "training"], ["preflight"], ["cli"],
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

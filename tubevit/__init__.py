@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Tube": "tubes", "TubeSet": "tubes", "list_tubes": "tubes",
+    "TubeBatch": "windows", "take_windows": "windows",
     "UserError": "errors",
     "Head": "models.config", "ModelConfig": "models.config", "TubeViT": "models.tubevit",
     "create_model": "models.variants", "list_models": "models.variants",

@@ -15,6 +15,8 @@ from tubevit.data.augment import Augment
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 
+INPUT_PATHS = ("dense", "tubes")
+
 
 def default_config() -> ConfigDict:
     """Every key of a configuration, locked; an experiment sets what differs.
@@ -37,7 +39,10 @@ def default_config() -> ConfigDict:
                 "add_attention": 0, "gate_layer": placeholder(int), "gate_per_channel": False,
                 "remat": "none", "scan": True, "attention": "auto",
             },
-            "input": {"frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int)},
+            # What travels from the decoder to the model: `tubes`, only the pixels that its tubes read, or `dense`, all.
+            "input": {
+                "frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int), "path": "dense",
+            },
             "data": {"train": {}, "eval": {}},
             "optimizer": {
                 "name": "adam", "learning_rate": 5e-5, "warmup_steps": 10_000, "weight_decay": 1e-3,
@@ -239,6 +244,8 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"train.label_smoothing must be at least 0 and below 1; found {config.train.label_smoothing}")
     if not 0 <= config.loader.max_broken <= 1:
         raise UserError(f"loader.max_broken is a share, 0 to 1; found {config.loader.max_broken}")
+    if config.input.path not in INPUT_PATHS:
+        raise unknown("input.path", config.input.path, INPUT_PATHS)
     Views.from_text(config.eval.views)
     pairs(config.init.rename)
     if config.init.checkpoint is None:
@@ -294,6 +301,7 @@ def model_fields(config: ConfigDict) -> dict:
     """Keyword arguments for `create_model`: `model`, `input`, `precision`, freezing and gate; None is left out."""
     frozen = config.train.freeze_below
     fields = {**config.model, **config.input, "precision": config.precision, "freeze_below": frozen}
+    del fields["path"]
     if config.train.gate and config.model.gate_layer is None:
         fields["gate_layer"] = frozen
     return {key: value for key, value in fields.items() if value is not None}

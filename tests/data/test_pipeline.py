@@ -204,10 +204,10 @@ def test_the_position_in_time_is_drawn(digits_cache):
     """Clips half as long as the files begin anywhere in the first half."""
     source = open_source("moving_digits", "train")
     load = Load(source, 8, 8.0, 64, Augment(random_crop=True))
-    whole = Load(source, 16, 8.0, 64, Augment()).augmented(0, None)
+    whole = Load(source, 16, 8.0, 64, Augment()).augmented(0, None)[0]
     starts = collections.Counter()
     for seed in range(60):
-        clip = load.augmented(0, np.random.default_rng(seed))
+        clip, _ = load.augmented(0, np.random.default_rng(seed))
         matches = [start for start in range(9) if (whole[start : start + 8] == clip).all()]
         starts[matches[0]] += 1
     assert set(range(1, 8)) <= set(starts) <= set(range(9))

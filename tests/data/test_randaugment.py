@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from tests.data.test_warp import difference, noise, reference, smooth
-from tubevit.data.randaugment import OPERATIONS, draw, geometric_map, recolour
+from tubevit.data.randaugment import OPERATIONS, colour_changes, draw, geometric_map
 from tubevit.data.warp import crop_map, flip_map, sample
 
 
@@ -54,7 +54,8 @@ def applied(clip, drawn):
     """The operations alone, without crop or resize."""
     size = clip.shape[1]
     clip = sample(clip, geometric_map(drawn, size), size)
-    recolour(clip, drawn)
+    for change, value in colour_changes(drawn):
+        change(clip, value)
     return clip
 
 

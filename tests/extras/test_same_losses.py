@@ -15,6 +15,7 @@ from tubevit.sharding.mesh import global_batch, make_mesh
 from tubevit.sharding.rules import shardings, spec
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
+from tubevit.windows import take_windows
 
 HEADS = {"motion": Head(8, "video"), "digit": Head(10, "image")}
 STEPS = 20
@@ -23,19 +24,23 @@ WIDTH = dict(width=128, depth=2, num_heads=2, mlp_width=256, frames=8, size=32)
 TUBES = "4x8x8/8x16x16_1x8x8/8x16x16"
 MODELS = {
     "joint": dict(tubes=TUBES, dropout=0.1, stochastic_depth=0.1),
+    "tubes": dict(tubes=TUBES, dropout=0.1, stochastic_depth=0.1),
     "bootstrapped": dict(
         tubes=TUBES, freeze_below=1, gate_layer=1, tube_width=64, position="learned_2d", class_token=True
     ),
 }
 
 
-def batch():
+def batch(tubes=None):
     rng = np.random.default_rng(0)
     pixels = functools.partial(rng.integers, 0, 256, dtype=np.uint8)
-    return {
+    joint = {
         "clips": {"pixels": pixels((8, 8, 32, 32, 3)), "label": rng.integers(0, 8, 8, dtype=np.int32)},
         "photos": {"pixels": pixels((8, 32, 32, 3)), "label": rng.integers(0, 10, 8, dtype=np.int32)},
     }
+    for part in joint.values() if tubes else ():
+        part["pixels"] = take_windows(part["pixels"], tubes)
+    return joint
 
 
 @functools.cache
@@ -53,13 +58,20 @@ def losses(kind, accumulate=1, calm=False, **mesh):
     make = functools.partial(initial_state, model, optimizer, 0)
     state = jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
     graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0))))
-    placed, found = global_batch(batch(), mesh), []
+    placed, found = global_batch(batch(model.tubes if kind == "tubes" else None), mesh), []
     step = make_step(graph, optimizer, config, mesh).lower(state, placed)
     step = step.compile({"xla_backend_optimization_level": 0})  # refuses states that come out other than they went in
     for _ in range(STEPS):
         state, metrics = step(state, placed)
         found.append(float(metrics.compute()["loss"]))
     return types.SimpleNamespace(losses=np.array(found), program=step.as_text(), state=state, mesh=mesh)
+
+
+def test_windows_of_tubes():
+    """They give the losses of whole clips, on one device and on several."""
+    expected = losses("joint", data=1).losses
+    for mesh in (dict(data=1), MESHES[-1]):
+        np.testing.assert_allclose(losses("tubes", **mesh).losses, expected, rtol=1e-4)
 
 
 MESHES = [dict(data=8), dict(data=1, fsdp=4), dict(data=2, fsdp=2, tensor=2)]

@@ -7,6 +7,7 @@ from flax import nnx
 from tests.models.reference import read_parameters
 from tubevit.errors import UserError
 from tubevit.models.position import position_embedding
+from tubevit.models.tokenizer import as_windows
 from tubevit.models.variants import create_model
 
 CENTRES = np.array([[0.0, 0.0, 0.0], [3.5, 7.5, 219.5], [31.0, 219.5, 7.5], [-2.5, 0.5, 100.0]])
@@ -138,7 +139,7 @@ def test_a_clip_of_one_frame_is_an_image_to_2d_tubes_alone(tiny):
 def test_no_position_adds_nothing_and_has_no_parameters(tiny):
     model, video = tiny(position="none", **LEARNED), pixels(13, 44, 41)
     assert not [name for name in read_parameters(model) if name.startswith("position")]
-    np.testing.assert_array_equal(model.tokenize(video)[0], model.tokenizer(video, model.config.tubes))
+    np.testing.assert_array_equal(model.tokenize(video)[0], model.tokenizer(as_windows(video, model.config.tubes)))
 
 
 def test_fixed_without_stride_counts_tokens(tiny):

@@ -12,6 +12,7 @@ from tubevit.models.config import ModelConfig
 from tubevit.models.tokenizer import (
     Tokenizer,
     TubeProjection,
+    as_windows,
     extract_windows,
     normalise,
     resize_trilinear,
@@ -34,7 +35,7 @@ def config_of(tubes, width=12, **fields):
 def tokenizer(randomised, text, padding="valid", width=12, **fields):
     tubes = TubeSet.from_text(text, padding)
     module = randomised(lambda: Tokenizer(config_of(tubes, width, **fields), jnp.float32, rngs=nnx.Rngs(0)))
-    return tubes, module, nnx.jit(lambda module, video: module(video, tubes))
+    return tubes, module, nnx.jit(lambda module, video: module(as_windows(video, tubes)))
 
 
 def pixels(shape, seed=0):
@@ -97,7 +98,7 @@ def test_beyond_the_clip_is_grey_and_sub_windows_lie_in_order(text, padding):
     full = -3 * tubes.tubes[0].volume
     assert any(count > full for token in counts for count in token)  # some do reach beyond the clip
     expected = np.repeat(np.array(counts), 12 // tubes.tubes[0].sub_windows, axis=1)
-    found = nnx.jit(lambda module, video: module(video, tubes))(
+    found = nnx.jit(lambda module, video: module(as_windows(video, tubes)))(
         nnx.merge(graph, state), np.zeros((1, *shape, 3), np.uint8)
     )
     np.testing.assert_array_equal(found[0], expected)

@@ -54,7 +54,7 @@ def flat(logits, axis=-1):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
 def test_probabilities_of_every_file_in_order(model, images, batch_size):
-    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     forward = make_forward(model, "letters")
     predictions = predict_source(forward, parameters(model), load, batch_size, threads=2)
     pixels = np.stack([load.view(i, 0, ONE_VIEW, None)[0] for i in range(7)])
@@ -83,7 +83,7 @@ def video_model(tiny):
 
 @pytest.fixture(scope="module")
 def video_load(video_model, videos):
-    return open_eval(video_model.config, "x", dataset_config(source=videos, split="test", head="parity"))
+    return open_eval(video_model.config, "x", dataset_config(source=videos, split="test", head="parity"), "dense")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_hosts_share_every_clip_once(video_model, video_load, many_views, hosts)
 
 
 def test_images_have_one_temporal_view(model, images):
-    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     record, predictions = evaluate_source(
         make_forward(model, "letters"), parameters(model), load, 3, name="photos", head="letters", views=Views(4, 3)
     )
@@ -144,7 +144,7 @@ def test_images_have_one_temporal_view(model, images):
 
 
 def test_record_has_the_keys_of_the_contract(model, images):
-    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     forward = make_forward(model, "letters")
     record, _ = evaluate_source(forward, parameters(model), load, 3, name="photos", head="letters")
     contract = "dataset head clips_listed clips_found clips_used views decoder crop label_hash top1 top5 map"
@@ -158,7 +158,7 @@ def test_record_has_the_keys_of_the_contract(model, images):
 
 
 def test_class_tables(model, images, tmp_path):
-    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"))
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     probabilities = np.eye(3)[[2, 1, 1, 2, 1, 0, 0]]
     predictions = Predictions(probabilities, np.array([1, 1, 1, 1, 1, 1, 0], bool), ONE_VIEW)
     classes, confusion = write_class_tables(predictions, load, str(tmp_path / "eval_x"))
@@ -172,11 +172,11 @@ def test_class_tables(model, images, tmp_path):
 
 def test_labels_follow_the_model(model, images):
     dataset = dataset_config(source=images, split="test", head="letters")
-    assert open_eval(model.config, "x", dataset).source.labels.tolist() == [2, 1, 0, 2, 1, 0, 2]
+    assert open_eval(model.config, "x", dataset, "dense").source.labels.tolist() == [2, 1, 0, 2, 1, 0, 2]
     with pytest.raises(UserError, match="unknown head of data.eval.x 'leters'; did you mean 'letters'"):
-        open_eval(model.config, "x", dataset_config(source=images, split="test", head="leters"))
+        open_eval(model.config, "x", dataset_config(source=images, split="test", head="leters"), "dense")
     with pytest.raises(UserError, match="label out of range: unknown label 'a'"):
-        open_eval(model.config, "x", dataset_config(source=images, split="test", head="other"))
+        open_eval(model.config, "x", dataset_config(source=images, split="test", head="other"), "dense")
 
 
 def test_an_experiment_derives_its_heads(tiny_config, images):

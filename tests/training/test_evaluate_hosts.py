@@ -29,7 +29,7 @@ pathlib.Path(out).write_text(json.dumps(evaluate(run)))
 def evaluate(run):
     """8 clips of 3x2 views in batches of 3 temporal views, which two hosts make 4."""
     model = tubevit.load_model(run)
-    load = open_eval(model.config, "x", dataset_config(source="moving_digits", split="test", head="motion"))
+    load = open_eval(model.config, "x", dataset_config(source="moving_digits", split="test", head="motion"), "dense")
     forward, views = make_forward(model, "motion"), Views(3, 2)
     record, predictions = evaluate_source(forward, parameters(model), load, 3, name="x", head="motion", views=views)
     return {"record": record | {"seconds": 0}, "probabilities": predictions.probabilities.tolist()}

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -120,25 +119,3 @@ def test_the_rows_are_those_of_one_process(interrupted, tiny_config):
         expected.append(sorted(map(int, np.concatenate(parts))))
     batches.close()
     assert interrupted[2] == expected
-
-
-def test_an_exception_in_one_process_ends_both(train_command, tmp_path):
-    """Within seconds, with the cause; here process 1 cannot read its configuration."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    program = (
-        "import sys\nfrom tubevit.cli.main import entry\nfrom tubevit.training import loop\n"
-        "def fail(*_):\n    raise ValueError('a defect')\n"
-        "if sys.argv[-1] == '1':\n    loop.local_rows = fail\nentry()"
-    )
-    running = []
-    for index in ("0", "1"):
-        words = [sys.executable, "-c", program, *train_command(tmp_path, **CHANGES), "--coordinator", address]
-        words += ["--num-processes", "2", "--process-id", index]
-        environment = os.environ | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=4"}
-        running.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=60)[1] for process in reversed(running)]
-    assert running[1].returncode == 1 and "ValueError: a defect" in outputs[0]
-    assert running[0].returncode not in (0, 2, 75)
-    assert not [process for process in running if process.returncode == -signal.SIGKILL]

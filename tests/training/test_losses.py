@@ -7,6 +7,8 @@ import pytest
 
 from tubevit.training import losses
 from tubevit.training.losses import classification_loss, cutmix, mix, mixup, partners, targets
+from tubevit.tubes import TubeSet
+from tubevit.windows import take_windows
 
 
 def log_softmax(x):
@@ -215,3 +217,28 @@ def test_mix_takes_one_of_the_two(monkeypatch):
     assert set(taken) == {0.25, 0.5} and 20 <= taken.count(0.25) <= 40
     for alphas, expected in (((0.0, 0.0), 1), ((0.25, 0.0), 0.25), ((0.0, 0.5), 0.5)):
         assert mix(pixels, target, *alphas, jax.random.key(0))[1][0, 0] == expected
+
+
+TUBES = TubeSet.from_text("2x4x4/4x8x8%1x2x2_3x5x6/4x6x8+1x2x0%1x3x1_1x8x8/4x6x6", "same")
+MIX = jax.jit(mix, static_argnums=(2, 3))
+
+
+@pytest.mark.parametrize("alphas, shape, count", [((0.4, 1.0), (7, 21, 30), 5), ((0.0, 1.0), (21, 30), 8)])
+def test_windows_are_mixed_as_their_clips(alphas, shape, count):
+    """Mixup and CutMix of windows are the windows of what mixup and CutMix make of the clips."""
+    for seed in range(6):  # of both, where both are asked for
+        rng, key = np.random.default_rng(seed), jax.random.key(seed)
+        clips, target = rng.integers(0, 256, (count, *shape, 3), np.uint8), rng.dirichlet(np.ones(4), count)
+        target = target.astype(np.float32)
+        with jax.numpy_dtype_promotion("strict"):
+            whole, whole_target = MIX(clips, target, *alphas, key)
+            found, found_target = MIX(take_windows(clips, TUBES), target, *alphas, key)
+        expected = take_windows(np.asarray(whole), TUBES)
+        np.testing.assert_array_equal(found_target, whole_target)
+        read = take_windows(np.ones_like(clips), TUBES)  # 0 beyond the clip: there the values do not count
+        for one, two, inside in zip(found.windows, expected.windows, read.windows, strict=True):
+            assert one.dtype == two.dtype
+            np.testing.assert_array_equal(np.where(inside, one, 0), np.where(inside, two, 0))
+        assert any(
+            (np.asarray(one) != two).any() for one, two in zip(found.windows, take_windows(clips, TUBES).windows)
+        )

@@ -8,6 +8,7 @@ import tubevit
 from tests.models.reference import read_parameters, windows
 from tubevit.errors import UserError
 from tubevit.models.config import Head
+from tubevit.models.tokenizer import as_windows
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
 from tubevit.tubes import Tube
@@ -60,7 +61,7 @@ def test_carried_tubes_have_the_small_model_s_weights_and_sub_windows(bootstrapp
     model, _ = bootstrapped()
     video = pixels(16, 64, 64)
     params = read_parameters(small[0])
-    found = np.asarray(model.tokenizer(video, model.config.tubes))
+    found = np.asarray(model.tokenizer(as_windows(video, model.config.tubes)))
     scaled, first = video / 127.5 - 1, 0
     for i, tube in enumerate(model.config.tubes.tubes[:3]):
         kernel, bias = (params[f"tokenizer/tubes/{i}/{leaf}"] for leaf in ("kernel", "bias"))
@@ -106,8 +107,8 @@ def test_fixed_positions_drop_the_vit_s(bootstrapped):
 def test_other_ways_to_widen(bootstrapped, small, widen, kept):
     model, notes = bootstrapped(widen)
     video = pixels(16, 64, 64)
-    tokens = np.asarray(model.tokenizer(video, model.config.tubes))[:, :3]  # of the first tube
-    before = np.asarray(small[0].tokenizer(video, small[0].config.tubes))[:, :3]
+    tokens = np.asarray(model.tokenizer(as_windows(video, model.config.tubes)))[:, :3]  # of the first tube
+    before = np.asarray(small[0].tokenizer(as_windows(video, small[0].config.tubes)))[:, :3]
     if widen == "zero_pad":
         np.testing.assert_allclose(tokens[..., :24], before, atol=2e-5)
         assert not tokens[..., 24:].any()

@@ -151,7 +151,7 @@ def test_runs_and_steps(tiny_run):
         find_checkpoint(tiny_run, 7)
     metadata = read_metadata(find_checkpoint(tiny_run))
     assert metadata["step"] == 9 and metadata["config"]["train"]["steps"] == 9
-    assert metadata["tubevit"] == tubevit.__version__
+    assert metadata["versions"]["tubevit"] == tubevit.__version__
     one, two = (flat(parameters(tubevit.load_model(tiny_run, step=step))) for step in (6, 9))
     assert any((one[name] != two[name]).any() for name in one)
     assert tubevit.load_model(tiny_run).labels["digit"] == tuple("0123456789")

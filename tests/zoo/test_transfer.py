@@ -6,6 +6,7 @@ from flax import nnx
 import tubevit
 from tubevit.errors import UserError
 from tubevit.models.config import Head
+from tubevit.models.tokenizer import as_windows
 from tubevit.zoo.checkpoint import parameters
 from tubevit.zoo.inflate import resize_patch, resize_positions
 from tubevit.zoo.paths import unflatten
@@ -86,8 +87,8 @@ def test_inflated_tubes_give_the_tokens_of_the_image(tiny, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (2, 48, 32, 3), np.uint8)
     kernel, bias = inflated.tokenizer.tubes["0"].kernel[...], inflated.tokenizer.tubes["0"].bias[...]
     clip = np.repeat(image[:, None], 8, axis=1)
-    tokens = inflated.tokenizer(clip, model.config.tubes)
-    expected = image_model.tokenizer(image[:, None], image_model.config.tubes)
+    tokens = inflated.tokenizer(as_windows(clip, model.config.tubes))
+    expected = image_model.tokenizer(as_windows(image[:, None], image_model.config.tubes))
     np.testing.assert_allclose(tokens.reshape(2, 2, 6, 24), np.stack([expected, expected], axis=1), atol=1e-5)
     assert kernel.shape == (4, 16, 16, 3, 24) and bias.shape == (24,)
 
@@ -115,7 +116,9 @@ def test_a_plain_vit_is_inflated_by_itself(tiny, tmp_path):
     assert "tube 4x8x8/4x16x16 begins from the 2D kernel" in text and "position/0" in text
     assert "left out: class_token" in text and "new: pooling/score/kernel" in text
     static = np.broadcast_to(np.array([30, 200, 120], np.uint8), (1, 8, 48, 48, 3))
-    tokens = nnx.merge(nnx.graphdef(model), parameters_of(model, after)).tokenizer(static, model.config.tubes)
+    tokens = nnx.merge(nnx.graphdef(model), parameters_of(model, after)).tokenizer(
+        as_windows(static, model.config.tubes)
+    )
     np.testing.assert_allclose(tokens[0, : 2 * 9], np.broadcast_to(tokens[0, -1], (18, 24)), atol=1e-5)
 
 
@@ -168,8 +171,9 @@ def test_interpolated_kernels(tiny, tmp_path):
     own = tiny({}, seed=1, depth=1, tubes=shared["tubes"])
     _, after, _ = begin(own, str(tmp_path / "shared"), skip=["tokenizer/kernel"])
     video = np.random.default_rng(0).integers(0, 256, (1, 16, 64, 64, 3), np.uint8)
-    tokens = nnx.merge(nnx.graphdef(own), parameters_of(own, after)).tokenizer(video, own.config.tubes)
-    np.testing.assert_allclose(tokens, source.tokenizer(video, source.config.tubes), atol=2e-5)
+    after = nnx.merge(nnx.graphdef(own), parameters_of(own, after))
+    tokens = after.tokenizer(as_windows(video, own.config.tubes))
+    np.testing.assert_allclose(tokens, source.tokenizer(as_windows(video, source.config.tubes)), atol=2e-5)
 
 
 def test_interpolated_kernels_from_an_image_vit(tiny, tmp_path):
@@ -181,7 +185,9 @@ def test_interpolated_kernels_from_an_image_vit(tiny, tmp_path):
     model = tiny({}, seed=1, gain_norm=True, **fields)
     _, after, _ = begin(model, str(tmp_path / "image"))
     static = np.broadcast_to(np.array([30, 200, 120], np.uint8), (1, 16, 64, 64, 3))
-    tokens = nnx.merge(nnx.graphdef(model), parameters_of(model, after)).tokenizer(static, model.config.tubes)[0]
+    tokens = nnx.merge(nnx.graphdef(model), parameters_of(model, after)).tokenizer(
+        as_windows(static, model.config.tubes)
+    )[0]
     np.testing.assert_allclose(tokens[:16], np.broadcast_to(tokens[-1], (16, 24)), atol=0.05 * np.abs(tokens).max())
 
 

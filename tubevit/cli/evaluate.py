@@ -54,9 +54,10 @@ def run(args) -> None:
     metadata = read_metadata(checkpoint)
     model = load_model(checkpoint)
     views = metadata.get("config", {}).get("eval", {}).get("views", "1x1")
+    path = metadata.get("config", {}).get("input", {}).get("path", "tubes")
     if args.config:
         config = load_config(args.config, args.config_overrides)
-        datasets, views = config.data.eval, config.eval.views
+        datasets, views, path = config.data.eval, config.eval.views, config.input.path
     elif args.data:
         datasets = {"data": _dataset(args, model)}
     else:
@@ -70,7 +71,7 @@ def run(args) -> None:
     for name, dataset in datasets.items():
         if args.batch_size:
             dataset.batch_size = args.batch_size
-        load = open_eval(model.config, name, dataset)
+        load = open_eval(model.config, name, dataset, path)
         for note in load.source.notes:
             say(note)
         record, predictions = evaluate_source(

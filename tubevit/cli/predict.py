@@ -44,7 +44,9 @@ def run(args) -> None:
     for path in files:
         try:
             kind = media_kind(path)
-            pixels = read_image(path, model.config.size) if kind == "image" else read_video(path, **model.input)
+            image = kind == "image"
+            read, settings = (read_image, {"size": model.config.size}) if image else (read_video, model.input)
+            pixels = read(path, **settings, tubes=model.config.tubes)
         except DecodeError as error:
             if len(files) == 1:
                 raise

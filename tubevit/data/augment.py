@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import av
 import numpy as np
 
 from tubevit.data import colour, randaugment
-from tubevit.data.warp import crop_map, flip_map, frame_size, sample, square_map
+from tubevit.data.warp import Frame, crop_map, flip_map, sample_grids, square_map
 from tubevit.errors import UserError, unknown
+from tubevit.windows import Grid, whole_grid
 
 FRAME_ORDERS = ("forward", "reversed", "shuffled")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """What was drawn for one clip.
+
+    Attributes:
+        matrix: (3, 3), from the output to the frame: crop, resize, flip and the geometric operations in one.
+        changes: of its colours, in order: (function, value), see `tubevit.data.colour`.
+        noise: what is put in place of a rectangle; None for nothing.
+        order: of the frames.
+    """
+
+    matrix: np.ndarray
+    changes: tuple[tuple[Callable, float], ...]
+    noise: colour.Noise | None
+    order: np.ndarray
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each pixel of the output follows from its own place alone."""
+        return all(change in colour.POINTWISE for change, _ in self.changes)
+
+    def __call__(self, frames: Sequence[Frame], size: int) -> np.ndarray:
+        """T frames, see `warp.sample_grids` -> (T, size, size, 3) uint8."""
+        return self.at_grids(frames, size, [whole_grid((len(frames), size, size))])[0]
+
+    def at_grids(self, frames: Sequence[Frame], size: int, grids: Sequence[Grid]) -> list[np.ndarray]:
+        """The same at some of its pixels, for each grid (times, rows, columns, 3) uint8.
+
+        No others are computed, but where a change of colours needs the whole clip (not `pointwise`).
+        """
+        frames = [frames[i] for i in self.order]
+        asked = grids if self.pointwise else [whole_grid((len(frames), size, size))]
+        parts = sample_grids(frames, self.matrix, size, asked)
+        for part, grid in zip(parts, asked):
+            for change, value in self.changes:
+                change(part, value)
+            if self.noise:
+                self.noise.put(part, grid)
+        return parts if self.pointwise else [parts[0][grid.index] for grid in grids]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,27 +111,25 @@ class Augment:
         """Where in the video the clip lies, 0 to 1."""
         return float(rng.uniform()) if self.random_crop else 0.5
 
-    def __call__(self, frames: Sequence[av.VideoFrame | np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
-        """T frames, see `warp.sample` -> (T, size, size, 3) uint8."""
-        matrix = self._crop(*frame_size(frames[0]), size, rng)
+    def draw(self, shape: tuple[int, int], frames: int, size: int, rng: np.random.Generator) -> Drawn:
+        """All that is random about one clip: `frames` frames of (height, width), to become (size, size)."""
+        matrix = self._crop(*shape, size, rng)
         if self.flip and rng.uniform() < 0.5:
             matrix = matrix @ flip_map(size)
-        drawn = randaugment.draw(self.rand_layers, self.rand_magnitude, rng)
-        clip = sample(frames, matrix @ randaugment.geometric_map(drawn, size), size)
-        randaugment.recolour(clip, drawn)
+        operations = randaugment.draw(self.rand_layers, self.rand_magnitude, rng)
+        changes = randaugment.colour_changes(operations)
         if self.colour_jitter:
-            colour.jitter(clip, self.colour_jitter, rng)
-        if self.erasing and rng.uniform() < self.erasing:
-            colour.erase(clip, rng)
-        return self.reorder(clip[None], rng)[0]
+            changes += colour.draw_jitter(self.colour_jitter, rng)
+        noise = colour.Noise.draw(size, rng) if self.erasing and rng.uniform() < self.erasing else None
+        matrix = matrix @ randaugment.geometric_map(operations, size)
+        return Drawn(matrix, tuple(changes), noise, self.order(frames, rng))
 
-    def reorder(self, clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(B, T, H, W, 3) with the frames in the order of `frame_order`, the same for all."""
+    def order(self, frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Which frame comes when: indices of `frames` frames, see `frame_order`."""
+        order = np.arange(frames)
         if self.frame_order == "reversed":
-            return clips[:, ::-1]
-        if self.frame_order == "shuffled":
-            return clips[:, rng.permutation(clips.shape[1])]
-        return clips
+            return order[::-1]
+        return rng.permutation(frames) if self.frame_order == "shuffled" else order
 
     def _crop(self, height: int, width: int, size: int, rng: np.random.Generator) -> np.ndarray:
         if not self.random_crop:

@@ -6,10 +6,13 @@ ImageOps give it (Pillow's rounding included); what they measure on an image is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 
 import cv2
 import numpy as np
+
+from tubevit.windows import Grid
 
 _GREY = np.array([19595, 38470, 7471]) / 2**16  # BT.601 luma, as Pillow weights it
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
@@ -45,9 +48,9 @@ def sharpness(clip: np.ndarray, factor: float) -> None:
         inner[:] = cv2.addWeighted(inner, factor, smooth[1:-1, 1:-1], 1 - factor, _CUT_OFF)
 
 
-def posterize(clip: np.ndarray, bits: int) -> None:
-    """Keeps the highest bits, 0 to 8."""
-    np.bitwise_and(clip, np.uint8(256 - (1 << 8 - bits)), out=clip)
+def posterize(clip: np.ndarray, bits: float) -> None:
+    """Keeps the highest bits, 0 to 8, rounded."""
+    np.bitwise_and(clip, np.uint8(256 - (1 << 8 - round(bits))), out=clip)
 
 
 def solarize(clip: np.ndarray, threshold: float) -> None:
@@ -56,8 +59,8 @@ def solarize(clip: np.ndarray, threshold: float) -> None:
     _look_up(clip, np.where(values < threshold, values, 255 - values))
 
 
-def autocontrast(clip: np.ndarray) -> None:
-    """Stretches the values of each channel to 0 .. 255; a flat channel stays."""
+def autocontrast(clip: np.ndarray, _: float = 0) -> None:
+    """Stretches the values of each channel to 0 .. 255; a flat channel stays. There is no strength."""
     rows = clip.reshape(-1, clip.shape[2] * 3)  # long rows: the reduction is vectorised
     lows = rows.min(axis=0).reshape(-1, 3).min(axis=0).tolist()
     highs = rows.max(axis=0).reshape(-1, 3).max(axis=0).tolist()
@@ -69,29 +72,55 @@ def autocontrast(clip: np.ndarray) -> None:
     _look_up(clip, tables.T.astype(np.uint8))
 
 
-def equalize(clip: np.ndarray) -> None:
-    """Spreads the values of each channel, so that all become equally frequent."""
+def equalize(clip: np.ndarray, _: float = 0) -> None:
+    """Spreads the values of each channel, so that all become equally frequent. There is no strength."""
     tables = [_equalizing_table(_histogram(clip, channel)) for channel in range(3)]
     _look_up(clip, np.stack(tables, axis=-1))
 
 
-def jitter(clip: np.ndarray, strength: float, rng: np.random.Generator) -> None:
+# These change each pixel by itself; the others look at its neighbours, or at the whole clip.
+POINTWISE = (brightness, saturation, posterize, solarize)
+
+
+def draw_jitter(strength: float, rng: np.random.Generator) -> list[tuple[Callable, float]]:
     """Brightness, contrast and saturation in random order, each factor drawn from 1 - strength to 1 + strength."""
-    for change in rng.permutation([brightness, contrast, saturation]):
-        change(clip, rng.uniform(1 - strength, 1 + strength))
+    changes = rng.permutation([brightness, contrast, saturation])
+    return [(change, rng.uniform(1 - strength, 1 + strength)) for change in changes]
 
 
-def erase(clip: np.ndarray, rng: np.random.Generator) -> None:
-    """Puts noise, the same in all frames, in place of a rectangle (Zhong et al. 2020, random erasing).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """Noise that takes the place of a rectangle in all frames (Zhong et al. 2020, random erasing).
 
-    Its area is drawn from 2 % to 33 % of the frame, its height over width from 0.3 to 3.3 (on a logarithmic scale); a
-    side longer than the frame's is cut to that.
+    Attributes:
+        top, left: where it lies.
+        pixels: (rows, columns, 3) uint8.
     """
-    height, width = clip.shape[1:3]
-    area, shape = height * width * rng.uniform(0.02, 0.33), np.exp(rng.uniform(np.log(0.3), np.log(3.3)))
-    rows, columns = min(round(np.sqrt(area * shape)), height), min(round(np.sqrt(area / shape)), width)
-    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-    clip[:, top : top + rows, left : left + columns] = rng.integers(0, 256, (rows, columns, 3), np.uint8)
+
+    top: int
+    left: int
+    pixels: np.ndarray
+
+    @classmethod
+    def draw(cls, size: int, rng: np.random.Generator) -> Noise:
+        """Of a frame (size, size).
+
+        Its area is drawn from 2 % to 33 % of the frame, its height over width from 0.3 to 3.3 (on a logarithmic
+        scale); a side longer than the frame's is cut to that.
+        """
+        area, shape = size * size * rng.uniform(0.02, 0.33), np.exp(rng.uniform(np.log(0.3), np.log(3.3)))
+        rows, columns = min(round(np.sqrt(area * shape)), size), min(round(np.sqrt(area / shape)), size)
+        top, left = (int(rng.integers(size - side + 1)) for side in (rows, columns))
+        return cls(top, left, rng.integers(0, 256, (rows, columns, 3), np.uint8))
+
+    def put(self, clip: np.ndarray, grid: Grid) -> None:
+        """Changes the pixels of a grid, (times, rows, columns, 3), in place."""
+        (rows, from_rows), (columns, from_columns) = (
+            (np.flatnonzero(inside), index[inside] - first)
+            for index, first, length in zip((grid.rows, grid.columns), (self.top, self.left), self.pixels.shape)
+            for inside in [(index >= first) & (index < first + length)]
+        )
+        clip[:, rows[:, None], columns] = self.pixels[from_rows[:, None], from_columns]
 
 
 def _blend_table(anchor: int, factor: float) -> np.ndarray:

@@ -25,7 +25,7 @@ def joint_batches(
         host, threads, workers: see `iterate`; threads and workers are those of each data set.
 
     Returns:
-        An iterator of {name: {"pixels", "label", "file", "broken"}}; see `training_rows`.
+        An iterator of {name: {"pixels", "label", "file", "broken", "dense"}}; see `training_rows`.
     """
     parts = {
         name: iterate(
@@ -39,4 +39,4 @@ def joint_batches(
         for name, (load, size) in loads.items()
     }
     while True:
-        yield {name: next(part) for name, part in parts.items()}
+        yield {name: loads[name][0].batch(next(part)) for name, part in parts.items()}

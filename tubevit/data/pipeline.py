@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator
 
@@ -14,7 +15,9 @@ from tubevit.data.augment import Augment
 from tubevit.data.sources import Source
 from tubevit.data.video import DecodeError, decode_frames, decode_image
 from tubevit.data.views import ONE_VIEW, Views, positions
-from tubevit.data.warp import frame_size, sample, square_map
+from tubevit.data.warp import frame_size, sample, sample_grids, square_map
+from tubevit.tubes import Triple, TubeSet
+from tubevit.windows import Reading, TubeBatch, window_shapes
 
 ATTEMPTS = 20  # files tried in place of a broken one
 ENDLESS = 2**48  # rows; Grain needs a number
@@ -28,6 +31,7 @@ class Load:
         source: of videos or of images.
         frames, fps, size: of the clips; see `tubevit.read_video`.
         augment: applied to the decoded clip in training; evaluation takes its order of frames only.
+        tubes: whose windows take the place of clips or images, those of a model that serve them; None for all pixels.
     """
 
     source: Source
@@ -35,6 +39,7 @@ class Load:
     fps: float | None
     size: int
     augment: Augment
+    tubes: TubeSet | None = None
 
     def decode(self, index: int, position: float) -> list:
         """The frames of file `index` as `warp.sample` takes them, one of an image.
@@ -50,16 +55,57 @@ class Load:
         except DecodeError as error:
             raise DecodeError(str(error).replace("the file", self.source.keys[index], 1)) from error
 
-    def augmented(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """(T, size, size, 3) uint8 of a video, (size, size, 3) of an image; raises `DecodeError`."""
-        return self._shaped(self.augment(self.decode(index, self.augment.position(rng)), self.size, rng))
+    def augmented(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray | tuple[np.ndarray, ...], bool]:
+        """A clip (T, size, size, 3) uint8 or an image (size, size, 3), or the windows of its tubes.
 
-    def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator) -> np.ndarray:
-        """The spatial views of one temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) of an image."""
+        Second, whether all pixels had to be computed for windows.
+
+        Raises:
+            DecodeError: the file is broken.
+        """
+        frames = self.decode(index, self.augment.position(rng))
+        drawn = self.augment.draw(frame_size(frames[0]), len(frames), self.size, rng)
+        if self.tubes is None:
+            return self._shaped(drawn(frames, self.size)), False
+        parts = drawn.at_grids(frames, self.size, self._reading.grids)
+        return self._reading.windows(parts), not drawn.pointwise
+
+    def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator):
+        """The spatial views of one temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) of an image, or the
+        windows of each tube (S, N, f, ...)."""
         frames = self.decode(index, positions(views.temporal)[temporal])
-        shape = frame_size(frames[0])
-        clips = [sample(frames, square_map(*shape, self.size, place), self.size) for place in positions(views.spatial)]
-        return np.stack([self._shaped(clip) for clip in self.augment.reorder(np.stack(clips), rng)])
+        frames = [frames[i] for i in self.augment.order(len(frames), rng)]
+        maps = [square_map(*frame_size(frames[0]), self.size, place) for place in positions(views.spatial)]
+        if self.tubes is None:
+            return np.stack([self._shaped(sample(frames, each, self.size)) for each in maps])
+        parts = (sample_grids(frames, each, self.size, self._reading.grids) for each in maps)
+        return tuple(map(np.stack, zip(*map(self._reading.windows, parts))))
+
+    def empty_view(self, views: Views):
+        """What `view` returns, black."""
+        if self.tubes is None:
+            return np.zeros((views.spatial, *self._shape, 3), np.uint8)
+        shapes = window_shapes(self.tubes, self._clip_shape)
+        return tuple(np.zeros((views.spatial, *shape), np.uint8) for shape in shapes)
+
+    def batch(self, rows: dict) -> dict:
+        """A batch of rows as a model takes it: windows as a `TubeBatch`."""
+        if self.tubes is None:
+            return rows
+        return rows | {"pixels": TubeBatch(rows["pixels"], self.tubes, self._shape)}
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """(T, size, size), of images (size, size)."""
+        return (*(() if self.source.modality == "image" else (self.frames,)), self.size, self.size)
+
+    @property
+    def _clip_shape(self) -> Triple:
+        return (1, *self._shape)[-3:]
+
+    @functools.cached_property
+    def _reading(self) -> Reading:
+        return Reading(self.tubes, self._clip_shape)
 
     def reason(self, index: int, views: Views = ONE_VIEW) -> str:
         """Why file `index` cannot be decoded."""
@@ -101,17 +147,17 @@ def training_rows(load: Load, seed: int) -> grain.MapDataset:
     A broken file is replaced by another that is drawn from the row's own random numbers.
 
     Returns:
-        A data set of {"pixels" uint8, "label", "file": int32 index, "broken": index of the file that was replaced, or
-        -1}.
+        A data set of {"pixels": see `Load.augmented`, "label", "file": int32 index, "broken": index of the file that
+        was replaced, or -1, "dense": 1 where all pixels were computed for windows}.
     """
 
     def row(index: int, rng: np.random.Generator) -> dict:
         broken = -1
         for attempt in range(ATTEMPTS):
             try:
-                pixels = load.augmented(index, rng)
-                label = load.source.labels[index]
-                return {"pixels": pixels, "label": label, "file": np.int32(index), "broken": np.int32(broken)}
+                pixels, dense = load.augmented(index, rng)
+                row = {"pixels": pixels, "label": load.source.labels[index], "file": np.int32(index)}
+                return row | {"broken": np.int32(broken), "dense": np.int32(dense)}
             except DecodeError:
                 if attempt == ATTEMPTS - 1:
                     raise
@@ -129,11 +175,10 @@ def evaluation_rows(load: Load, views: Views, batch_size: int, seed: int) -> gra
         int32 index of the file if it cannot be decoded, else -1}.
     """
     count = len(load.source) * views.temporal
-    shape = (views.spatial, *(() if load.source.modality == "image" else (load.frames,)), load.size, load.size, 3)
 
     def row(number: int, rng: np.random.Generator) -> dict:
         index, temporal = divmod(number, views.temporal)
-        empty = {"pixels": np.zeros(shape, np.uint8), "mask": np.float32(0), "broken": np.int32(-1)}
+        empty = {"pixels": load.empty_view(views), "mask": np.float32(0), "broken": np.int32(-1)}
         if number >= count:
             return empty | {"file": np.int32(0)}
         try:

@@ -58,12 +58,12 @@ def _enhance(change: Callable) -> Operation:
 # direction in which an image changes more. Shears keep the upper left corner, as AutoAugment's calls of Pillow do.
 OPERATIONS = {
     "identity": Operation(),
-    "autocontrast": Operation(colour=lambda clip, value: colour.autocontrast(clip)),
-    "equalize": Operation(colour=lambda clip, value: colour.equalize(clip)),
+    "autocontrast": Operation(colour=colour.autocontrast),
+    "equalize": Operation(colour=colour.equalize),
     "rotate": Operation(0, 30, True, geometry=rotation_map),
     "solarize": Operation(256, 0, colour=colour.solarize),
     "color": _enhance(colour.saturation),
-    "posterize": Operation(8, 4, colour=lambda clip, value: colour.posterize(clip, round(value))),
+    "posterize": Operation(8, 4, colour=colour.posterize),
     "contrast": _enhance(colour.contrast),
     "brightness": _enhance(colour.brightness),
     "sharpness": _enhance(colour.sharpness),
@@ -95,8 +95,6 @@ def geometric_map(drawn: Drawn, size: int) -> np.ndarray:
     return matrix
 
 
-def recolour(clip: np.ndarray, drawn: Drawn) -> None:
-    """Changes (T, H, W, 3) uint8 in place by the colour operations, in order."""
-    for name, value in drawn:
-        if change := OPERATIONS[name].colour:
-            change(clip, value)
+def colour_changes(drawn: Drawn) -> list[tuple[Callable, float]]:
+    """The colour operations, in order: (function, value), the former changes (T, H, W, 3) uint8 in place."""
+    return [(change, value) for name, value in drawn if (change := OPERATIONS[name].colour)]

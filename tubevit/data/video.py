@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import io
 import itertools
@@ -13,8 +14,10 @@ import av
 import cv2
 import numpy as np
 
-from tubevit.data.warp import centre_crop, frame_size, to_rgb
+from tubevit.data.warp import centre_crop, frame_size, sample_grids, square_map, to_rgb
 from tubevit.errors import UserError
+from tubevit.tubes import TubeSet
+from tubevit.windows import Reading, TubeBatch, take_windows
 
 # What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
 Media = str | os.PathLike | bytes | np.ndarray
@@ -303,8 +306,12 @@ def decode_image(media: Media) -> np.ndarray:
 
 
 def read_video(
-    path: str | os.PathLike, frames: int | None = None, fps: float | None = None, size: int | None = None
-) -> np.ndarray:
+    path: str | os.PathLike,
+    frames: int | None = None,
+    fps: float | None = None,
+    size: int | None = None,
+    tubes: TubeSet | None = None,
+) -> np.ndarray | TubeBatch:
     """A video as a batch of one clip, `model(read_video(path, **model.input))`.
 
     Args:
@@ -312,30 +319,52 @@ def read_video(
         frames: T; None takes every frame.
         fps: frames per second to sample at, from the middle of the video; None spreads T frames over all of it.
         size: rows and columns, of a centred square; None keeps those of the file.
+        tubes: those of a model, `model.config.tubes`: of the square, only the pixels that they read.
 
     Returns:
-        (1, T, H, W, 3) uint8, 0..255.
+        (1, T, H, W, 3) uint8, 0..255, or the windows of its tubes, which hold the same values.
 
     Raises:
         DecodeError: the file is missing, empty, truncated or not a video.
+        UserError: the clip is too small for a tube.
     """
     if size is None:
-        return decode_clip(path, frames, fps)[None]
-    return centre_crop(decode_frames(path, frames, fps), size)[None]
+        clip = decode_clip(path, frames, fps)[None]
+        return clip if tubes is None else take_windows(clip, tubes)
+    return _square(decode_frames(path, frames, fps), size, tubes)
 
 
-def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, size: int | None = None, tubes: TubeSet | None = None
+) -> np.ndarray | TubeBatch:
     """An image as a batch of one.
 
     Args:
         path: JPEG, PNG, WebP, BMP or TIFF.
         size: rows and columns, of a centred square; None keeps those of the file.
+        tubes: see `read_video`; those of temporal size 1 are taken.
 
     Returns:
-        (1, H, W, 3) uint8, 0..255.
+        (1, H, W, 3) uint8, 0..255, or the windows of its tubes.
 
     Raises:
         DecodeError: the file is missing, empty, damaged or not an image.
+        UserError: the image is too small for a tube, or no tube takes images.
     """
     image = decode_image(path)[None]
-    return image if size is None else centre_crop(image, size)
+    if size is None:
+        return image if tubes is None else take_windows(image, tubes)
+    if tubes is None:
+        return centre_crop(image, size)
+    batch = _square(image, size, tubes.for_images())
+    return dataclasses.replace(batch, shape=batch.shape[1:])
+
+
+def _square(frames: list, size: int, tubes: TubeSet | None) -> np.ndarray | TubeBatch:
+    """The centred square, (1, T, size, size, 3), or the windows of its tubes."""
+    if tubes is None:
+        return centre_crop(frames, size)[None]
+    shape = (len(frames), size, size)
+    reading = Reading(tubes, shape)
+    parts = sample_grids(frames, square_map(*frame_size(frames[0]), size), size, reading.grids)
+    return TubeBatch(tuple(window[None] for window in reading.windows(parts)), tubes, shape)

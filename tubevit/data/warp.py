@@ -6,12 +6,16 @@ matrix that takes a point of the output to the point of the source that is shown
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import av
 import cv2
 import numpy as np
 
+from tubevit.windows import Grid, whole_grid
+
+Frame = av.VideoFrame | np.ndarray  # decoded yuv420p of even size, or RGB (H, W, 3) uint8
 FILL = 128  # grey where a map leaves the source
 _TOLERANCE = 1e-6  # of a pixel, for rounding errors of products of maps
 
@@ -40,12 +44,17 @@ def flip_map(size: int) -> np.ndarray:
     return np.array([[-1.0, 0, size], [0, 1, 0], [0, 0, 1]])
 
 
-def frame_size(frame: av.VideoFrame | np.ndarray) -> tuple[int, int]:
+def frame_size(frame: Frame) -> tuple[int, int]:
     """(height, width)."""
     return frame.shape[:2] if isinstance(frame, np.ndarray) else (frame.height, frame.width)
 
 
-def sample(frames: Sequence[av.VideoFrame | np.ndarray], matrix: np.ndarray, size: int) -> np.ndarray:
+def sample(frames: Sequence[Frame], matrix: np.ndarray, size: int) -> np.ndarray:
+    """All pixels of all frames, (T, size, size, 3) uint8; see `sample_grids`."""
+    return sample_grids(frames, matrix, size, [whole_grid((len(frames), size, size))])[0]
+
+
+def sample_grids(frames: Sequence[Frame], matrix: np.ndarray, size: int, grids: Sequence[Grid]) -> list[np.ndarray]:
     """Samples the same map from all frames, bilinearly; reductions by 2 and more first average whole blocks of pixels.
 
     A map that only crops, resizes and flips left to right inside the frame is rounded to whole pixels of the source
@@ -57,23 +66,32 @@ def sample(frames: Sequence[av.VideoFrame | np.ndarray], matrix: np.ndarray, siz
             sampled, and only the result is converted to RGB.
         matrix: (3, 3), of output (x, y, 1) to source.
         size: rows and columns of the output.
+        grids: the pixels of the output that are computed; their values do not depend on what else is.
 
     Returns:
-        (T, size, size, 3) uint8.
+        For each grid (times, rows, columns, 3) uint8.
     """
+    shape = frame_size(frames[0])
     as_rgb = size % 2 or any(isinstance(frame, np.ndarray) for frame in frames)
-    sample_frame = (_rgb_sampler if as_rgb else _yuv_sampler)(frame_size(frames[0]), matrix, size)
-    output = np.empty((len(frames), size, size, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        if i and frame is frames[i - 1]:  # held
-            output[i] = output[i - 1]
-        else:
-            sample_frame(frame, output[i])
-    _fill_outside(output, frame_size(frames[0]), matrix)
-    return output
+    sampler = (_RgbSampler if as_rgb else _YuvSampler)(shape, matrix, size, grids)
+    outputs = [np.empty((*grid.shape, 3), np.uint8) for grid in grids]
+    places = [{time: place for place, time in enumerate(grid.times.tolist())} for grid in grids]
+    for time, frame in enumerate(frames):
+        readers = [i for i, place in enumerate(places) if time in place]
+        prepared = None
+        for i in readers:
+            place = places[i][time]
+            if time and frame is frames[time - 1] and time - 1 in places[i]:  # held
+                outputs[i][place] = outputs[i][place - 1]
+                continue
+            prepared = sampler.prepare(frame) if prepared is None else prepared
+            sampler.sample(prepared, i, outputs[i][place])
+    for output, grid in zip(outputs, grids):
+        _fill_outside(output, shape, matrix, size, grid)
+    return outputs
 
 
-def centre_crop(frames: Sequence[av.VideoFrame | np.ndarray], size: int) -> np.ndarray:
+def centre_crop(frames: Sequence[Frame], size: int) -> np.ndarray:
     """The largest centred square of every frame, resized: (T, size, size, 3) uint8."""
     return sample(frames, square_map(*frame_size(frames[0]), size), size)
 
@@ -83,45 +101,74 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)  # faster than swscale
 
 
-def _yuv_sampler(shape: tuple[int, int], matrix: np.ndarray, size: int) -> Callable:
-    half = size // 2
-    factor = _reduction(matrix)
-    to_half = np.diag([0.5, 0.5, 1]) @ matrix @ np.diag([2.0, 2, 1])
-    box = _box(matrix, shape, size, 2 * factor, align=2)  # whole blocks of chroma
-    if box is None:
-        sample_luma = _warper(shape, matrix, size, factor)
-        sample_chroma = _warper((shape[0] // 2, shape[1] // 2), to_half, half, factor)
-    else:
-        sample_luma = _cropper(box, factor, matrix[0, 0] < 0)
-        sample_chroma = _cropper([edge // 2 for edge in box], factor, matrix[0, 0] < 0)
-    planes = np.empty(size * size + 2 * half * half, np.uint8)  # I420
-    luma, chroma = planes[: size * size].reshape(size, size), planes[size * size :].reshape(2, half, half)
+class _YuvSampler:
+    """Of decoded yuv420p frames: of each chroma value that a grid needs its four pixels."""
 
-    def sample_frame(frame, output):
-        sample_luma(_plane(frame.planes[0]), luma)
-        for i in (0, 1):
-            sample_chroma(_plane(frame.planes[i + 1]), chroma[i])
-        cv2.cvtColor(planes.reshape(-1, size), cv2.COLOR_YUV2RGB_I420, dst=output)
+    def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[Grid]):
+        half, factor = size // 2, _reduction(matrix)
+        box = _box(matrix, shape, size, 2 * factor, align=2)  # whole blocks of chroma
+        if box is None:
+            to_half = np.diag([0.5, 0.5, 1]) @ matrix @ np.diag([2.0, 2, 1])
+            self._luma = _Blocks.of_map(shape, matrix, size, factor)
+            self._chroma = _Blocks.of_map((shape[0] // 2, shape[1] // 2), to_half, half, factor)
+        else:
+            flip = matrix[0, 0] < 0
+            self._luma = _Blocks.of_box(box, factor, size, flip)
+            self._chroma = _Blocks.of_box([edge // 2 for edge in box], factor, half, flip)
+        self._grids = [self._prepare_grid(grid) for grid in grids]
 
-    return sample_frame
+    def _prepare_grid(self, grid: Grid):
+        halves = [np.unique(index // 2) for index in (grid.rows, grid.columns)]
+        wholes = [(2 * index[:, None] + np.arange(2)).ravel() for index in halves]
+        chosen = [np.searchsorted(whole, index) for whole, index in zip(wholes, (grid.rows, grid.columns))]
+        all_chosen = all(len(index) == len(whole) for index, whole in zip(chosen, wholes))
+        points = self._luma.points(*wholes), self._chroma.points(*halves)
+        rows, columns = map(len, wholes)
+        i420 = np.empty((rows * 3 // 2, columns), np.uint8)
+        chroma = i420[rows:].reshape(2, rows // 2, columns // 2)
+        return points, i420, (i420[:rows], *chroma), None if all_chosen else np.ix_(*chosen)
+
+    def prepare(self, frame: av.VideoFrame) -> list[np.ndarray]:
+        """What is interpolated, of each plane."""
+        return [
+            blocks.of(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width])
+            for plane, blocks in zip(frame.planes, (self._luma, self._chroma, self._chroma))
+        ]
+
+    def sample(self, prepared: list[np.ndarray], i: int, output: np.ndarray) -> None:
+        """The pixels of grid `i`, (rows, columns, 3)."""
+        (luma, chroma), i420, planes, chosen = self._grids[i]
+        for blocks, points, plane in zip(prepared, (luma, chroma, chroma), planes):
+            _interpolate(blocks, points, plane)
+        if chosen is None:
+            cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=output)
+        else:
+            output[:] = cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420)[chosen]
 
 
-def _plane(plane) -> np.ndarray:
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+class _RgbSampler:
+    """Of RGB frames."""
+
+    def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[Grid]):
+        factor = _reduction(matrix)
+        box = _box(matrix, shape, size, factor)
+        if box is None:
+            self._blocks = _Blocks.of_map(shape, matrix, size, factor)
+        else:
+            self._blocks = _Blocks.of_box(box, factor, size, matrix[0, 0] < 0)
+        self._points = [self._blocks.points(grid.rows, grid.columns) for grid in grids]
+
+    def prepare(self, frame: Frame) -> np.ndarray:
+        """What is interpolated."""
+        return self._blocks.of(frame if isinstance(frame, np.ndarray) else to_rgb(frame))
+
+    def sample(self, prepared: np.ndarray, i: int, output: np.ndarray) -> None:
+        """The pixels of grid `i`, (rows, columns, 3)."""
+        _interpolate(prepared, self._points[i], output)
 
 
-def _rgb_sampler(shape: tuple[int, int], matrix: np.ndarray, size: int) -> Callable:
-    factor = _reduction(matrix)
-    box = _box(matrix, shape, size, factor)
-    if box is None:
-        sample_rgb = _warper(shape, matrix, size, factor)
-    else:
-        sample_rgb = _cropper(box, factor, matrix[0, 0] < 0)
-
-    def sample_frame(frame, output):
-        sample_rgb(frame if isinstance(frame, np.ndarray) else to_rgb(frame), output)
-
-    return sample_frame
+def _interpolate(blocks: np.ndarray, points: tuple[np.ndarray, np.ndarray], output: np.ndarray) -> None:
+    cv2.remap(blocks, *points, cv2.INTER_LINEAR, dst=output, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _reduction(matrix: np.ndarray) -> int:
@@ -148,44 +195,62 @@ def _box(matrix: np.ndarray, shape: tuple[int, int], size: int, whole: int, alig
     return starts + extents
 
 
-def _cropper(box: Sequence[int], factor: int, flip: bool) -> Callable:
-    """A function (plane, output): cuts out, reduces, resizes."""
-    top, left, height, width = box
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Blocks:
+    """What of a plane is interpolated, and where.
 
-    def crop(plane, output):
-        plane = _reduced(plane[top : top + height, left : left + width], factor)
-        cv2.resize(plane, output.shape[1::-1], dst=output)
-        if flip:
-            cv2.flip(output, 1, dst=output)
+    Attributes:
+        read: rows and columns of the plane.
+        edges: by how much its outermost pixels are continued (top, bottom, left, right), or none.
+        factor: by which it is reduced.
+        map: (2, 3), of a pixel (column, row, 1) of the output to x and y among the blocks, counted from their centres.
+    """
 
-    return crop
+    read: tuple[slice, slice]
+    edges: tuple[int, ...]
+    factor: int
+    map: np.ndarray
 
+    @classmethod
+    def of_box(cls, box: Sequence[int], factor: int, size: int, flip: bool) -> _Blocks:
+        """A rectangle, resized to (size, size)."""
+        top, left, height, width = box
+        y, x = height // factor / size, width // factor / size
+        across = [-x, 0, (size - 0.5) * x - 0.5] if flip else [x, 0, 0.5 * x - 0.5]
+        read = slice(top, top + height), slice(left, left + width)
+        return cls(read, (), factor, np.array([across, [0, y, 0.5 * y - 0.5]]))
 
-def _warper(shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> Callable:
-    """A function (plane, output): any map; the outermost pixels continue for two blocks beyond the frame."""
-    (top, bottom), (left, right) = (  # what is read, whole blocks
-        _block_range(ends.min(), ends.max(), available, factor)
-        for ends, available in zip(_corners(matrix, size), shape)
-    )
-    margin = 2 * factor  # faster than to let OpenCV continue them
-    below, beside = margin + max(bottom - shape[0], 0), margin + max(right - shape[1], 0)
-    to_blocks = np.array([[1, 0, margin - left], [0, 1, margin - top], [0, 0, factor]]) / factor
-    inside = to_blocks @ matrix
-    inside[:2, 2] += inside[:2, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from centres of pixels
-
-    def warp(plane, output):
-        plane = cv2.copyMakeBorder(plane[top:bottom, left:right], margin, below, margin, beside, cv2.BORDER_REPLICATE)
-        cv2.warpAffine(
-            _reduced(plane, factor),
-            inside[:2],
-            output.shape[1::-1],
-            dst=output,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=(FILL,) * 3,
+    @classmethod
+    def of_map(cls, shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> _Blocks:
+        """Any map; the outermost pixels continue for two blocks beyond the frame."""
+        (top, bottom), (left, right) = (  # what is read, whole blocks
+            _block_range(ends.min(), ends.max(), available, factor)
+            for ends, available in zip(_corners(matrix, size), shape)
         )
+        margin = 2 * factor
+        edges = margin, margin + max(bottom - shape[0], 0), margin, margin + max(right - shape[1], 0)
+        to_blocks = np.array([[1, 0, margin - left], [0, 1, margin - top], [0, 0, factor]]) / factor
+        inside = (to_blocks @ matrix)[:2]
+        inside[:, 2] += inside[:, :2].sum(axis=1) / 2 - 0.5
+        return cls((slice(top, bottom), slice(left, right)), edges, factor, inside)
 
-    return warp
+    def of(self, plane: np.ndarray) -> np.ndarray:
+        """The blocks of a plane."""
+        part = plane[self.read]
+        if self.edges:
+            part = cv2.copyMakeBorder(part, *self.edges, cv2.BORDER_REPLICATE)
+        if self.factor == 1:
+            return part
+        size = part.shape[1] // self.factor, part.shape[0] // self.factor
+        return cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+
+    def points(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x and y of pixels of the output among the blocks: (rows, columns) float32 each."""
+        x, y = (
+            (along_x * columns + along_y * rows[:, None] + start).astype(np.float32)
+            for along_x, along_y, start in self.map
+        )
+        return x, y
 
 
 def _corners(matrix: np.ndarray, size: int) -> np.ndarray:
@@ -200,23 +265,15 @@ def _block_range(low: float, high: float, available: int, factor: int) -> tuple[
     return first, first + -(-(last - first) // factor) * factor
 
 
-def _fill_outside(output: np.ndarray, shape: tuple[int, int], matrix: np.ndarray) -> None:
-    """Makes pixels of (T, size, size, 3) grey that a map takes from outside of a frame of (height, width)."""
-    size, limits = output.shape[1], np.array(shape)[:, None] + _TOLERANCE
-    corners = _corners(matrix, size)
+def _fill_outside(output: np.ndarray, shape: tuple[int, int], matrix: np.ndarray, size: int, grid: Grid) -> None:
+    """Makes the pixels of a grid grey that a map takes from outside of a frame of (height, width)."""
+    corners, limits = _corners(matrix, size), np.array(shape)[:, None] + _TOLERANCE
     if ((corners >= -_TOLERANCE) & (corners <= limits)).all():
         return
-    middles = np.arange(size) + 0.5
-    outside = np.zeros((size, size), bool)
+    outside = np.zeros((len(grid.rows), len(grid.columns)), bool)
     for (along_x, along_y, start), limit in zip(matrix[1::-1], shape):
-        points = along_x * middles + along_y * middles[:, None] + start
+        points = along_x * (grid.columns + 0.5) + along_y * (grid.rows[:, None] + 0.5) + start
         outside |= (points < 0) | (points >= limit)
     grey = np.full(output.shape[1:], FILL, np.uint8)
     for frame in output:
         cv2.copyTo(grey, outside.astype(np.uint8), frame)
-
-
-def _reduced(plane: np.ndarray, factor: int) -> np.ndarray:
-    if factor == 1:
-        return plane
-    return cv2.resize(plane, (plane.shape[1] // factor, plane.shape[0] // factor), interpolation=cv2.INTER_AREA)

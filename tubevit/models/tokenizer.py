@@ -15,6 +15,9 @@ from flax import nnx
 from tubevit.models.config import ModelConfig
 from tubevit.models.placement import place
 from tubevit.tubes import Tube, TubeSet
+from tubevit.windows import TubeBatch
+
+jax.tree_util.register_dataclass(TubeBatch, ["windows"], ["tubes", "shape"])
 
 
 def _windows(x: jax.Array, axis: int, start: int, count: int, kernel: int, stride: int) -> jax.Array:
@@ -56,6 +59,17 @@ def extract_windows(video: jax.Array, tube: Tube, padding: str = "valid") -> jax
     split = [size for n, f, k in zip(grid, tube.space_to_depth, tube.kernel) for size in (n, f, k)]
     windows = windows.reshape(batch, *split, channels).transpose(0, 1, 4, 7, 2, 5, 8, 3, 6, 9, 10)
     return windows.reshape(batch, math.prod(grid), tube.sub_windows, tube.volume * channels)
+
+
+def as_windows(video: jax.Array, tubes: TubeSet) -> TubeBatch:
+    """The windows of all tubes of a set.
+
+    Args:
+        video: (B, T, H, W, C), any dtype.
+        tubes: the model's set, or those of its tubes that serve images.
+    """
+    windows = tuple(extract_windows(video, tube, tubes.padding) for tube in tubes.tubes)
+    return TubeBatch(windows, tubes, video.shape[1:4])
 
 
 def _inside(tube: Tube, shape, padding: str) -> np.ndarray | None:
@@ -157,24 +171,15 @@ class Tokenizer(nnx.Module):
             shape = (*SHARED_KERNEL, 3, config.channels(shared[0]))
             self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
 
-    def __call__(self, video: jax.Array, tubes: TubeSet) -> jax.Array:
-        """Tokens without position.
-
-        Args:
-            video: (B, T, H, W, 3), uint8 0..255 or float -1..1.
-            tubes: the model's set, or those of its tubes that serve images.
-
-        Returns:
-            (B, N, D).
-        """
-        config, shape = self.config, video.shape[1:4]
-        tokens = []
+    def __call__(self, batch: TubeBatch) -> jax.Array:
+        """Tokens without position, (B, N, D), of windows of the model's tubes, or of those that serve images."""
+        config, padding, tokens = self.config, batch.tubes.padding, []
         for i, tube in enumerate(config.tubes.tubes):
-            if tube not in tubes.tubes:
+            if tube not in batch.tubes.tubes:
                 continue
-            windows = extract_windows(video, tube, tubes.padding)
+            windows = batch.windows[batch.tubes.tubes.index(tube)]
             windows = standardise(windows, config.mean, config.std, self.dtype)
-            inside = _inside(tube, shape, tubes.padding)
+            inside = _inside(tube, batch.clip_shape, padding)
             if inside is not None:  # not black lies beyond the clip, but the mean: 0
                 mask = jnp.asarray(np.repeat(inside, 3, axis=-1).reshape(*inside.shape[:2], -1))
                 windows = jnp.where(mask, windows, jnp.zeros((), self.dtype))

@@ -12,7 +12,8 @@ from tubevit.models.config import PRECISIONS, ModelConfig
 from tubevit.models.encoder import Encoder
 from tubevit.models.pooling import POOLING
 from tubevit.models.position import Position
-from tubevit.models.tokenizer import Tokenizer
+from tubevit.models.tokenizer import Tokenizer, as_windows
+from tubevit.windows import TubeBatch
 
 
 class TubeViT(nnx.Module):
@@ -50,45 +51,62 @@ class TubeViT(nnx.Module):
         """Class names of each head, () where they are not known."""
         return {name: head.labels for name, head in self.config.heads}
 
-    def tokenize(self, video: jax.Array) -> tuple[jax.Array, np.ndarray]:
+    def tokenize(self, video: jax.Array | TubeBatch) -> tuple[jax.Array, np.ndarray]:
         """Tokens as the encoder gets them.
 
         Args:
-            video: clips (B, T, H, W, 3) or images (B, H, W, 3), uint8 0..255 or float -1..1. Images take the tubes
-                of temporal size 1 only (paper section 3.5).
+            video: clips (B, T, H, W, 3) or images (B, H, W, 3), uint8 0..255 or float -1..1, or the windows of their
+                tubes. Images take the tubes of temporal size 1 only (paper section 3.5).
 
         Returns:
             tokens (B, N, D), position embedding included, the class token first; centres (N, 3), float64, order
             (t, y, x), in frames and pixels, NaN of the class token.
 
         Raises:
-            UserError: shape or dtype is not one of these, the clip is too small for a tube, or positions are learned
-                for another shape.
+            UserError: shape or dtype is not one of these, the clip is too small for a tube, windows are those of other
+                tubes, or positions are learned for another shape.
         """
-        tubes = self.config.tubes
-        video = jnp.asarray(video)
-        check_pixels(video)
-        if video.ndim == 4:
-            video, tubes = video[:, None], tubes.for_images()
-        shape = video.shape[1:4]
-        centres = tubes.centres(shape)
-        tokens = self.tokenizer(video, tubes)
+        batch = self._windows(video)
+        tubes, shape = batch.tubes, batch.clip_shape
+        tokens = self.tokenizer(batch)
         tokens = tokens + self.position(tubes, shape).astype(tokens.dtype)
+        centres = tubes.centres(shape)
         if self.config.class_token:
             first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
             tokens = jnp.concatenate([first, tokens], axis=1)
             centres = np.concatenate([np.full((1, 3), np.nan), centres])
         return tokens, centres
 
-    def encode(self, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def _windows(self, video: jax.Array | TubeBatch) -> TubeBatch:
+        """Those of the model's tubes; raises UserError as `tokenize` says."""
+        tubes = self.config.tubes
+        if not isinstance(video, TubeBatch):
+            video = jnp.asarray(video)
+            check_pixels(video)
+            if video.ndim == 4:
+                video, tubes = video[:, None], tubes.for_images()
+            tubes.grid(video.shape[1:4])
+            return as_windows(video, tubes)
+        tubes = tubes.for_images() if len(video.shape) == 2 else tubes
+        if (video.tubes.tubes, video.tubes.padding) != (tubes.tubes, tubes.padding):
+            expected, found = (f"{each} with padding {each.padding}" for each in (tubes, video.tubes))
+            raise UserError(f"the windows are those of tubes {found}; the model has {expected}")
+        video.check()
+        for window in video.windows:
+            check_dtype(window.dtype)
+        return video
+
+    def encode(self, video: jax.Array | TubeBatch, key: jax.Array | None = None) -> jax.Array:
         """Tokens after the encoder, (B, N, D). A key switches dropout on; the rest is as in `tokenize`."""
         return self.encoder(self.tokenize(video)[0], key)
 
-    def features(self, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def features(self, video: jax.Array | TubeBatch, key: jax.Array | None = None) -> jax.Array:
         """Pooled tokens, (B, D) float32; see `encode`."""
         return self.pooling(self.encode(video, key))
 
-    def __call__(self, video: jax.Array, head: str | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, video: jax.Array | TubeBatch, head: str | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
         """Logits of a head.
 
         Args:
@@ -107,7 +125,7 @@ class TubeViT(nnx.Module):
         head = self.head_for(video, head)
         return self.heads[head](self.features(video, key))
 
-    def head_for(self, video: jax.Array, head: str | None) -> str:
+    def head_for(self, video: jax.Array | TubeBatch, head: str | None) -> str:
         """The name of the head to use; raises UserError as `__call__` says."""
         heads = dict(self.config.heads)
         if head is None and len(heads) != 1:
@@ -116,7 +134,8 @@ class TubeViT(nnx.Module):
         head = next(iter(heads)) if head is None else head
         if head not in heads:
             raise unknown("head", head, heads)
-        modality, shape = heads[head].modality, tuple(np.shape(video))
+        modality = heads[head].modality
+        shape = video.dense_shape if isinstance(video, TubeBatch) else tuple(np.shape(video))
         if modality == "video" and len(shape) == 4:
             raise UserError(
                 f"head {head!r} takes videos (B, T, H, W, 3); found {shape}. "
@@ -142,5 +161,10 @@ def check_pixels(video: jax.Array) -> None:
             order = [axis for axis in range(len(shape)) if axis != channels[0]] + [channels[0]]
             message += f". Transpose it first: x.transpose({', '.join(map(str, order))})"
         raise UserError(message)
-    if video.dtype != jnp.uint8 and not jnp.issubdtype(video.dtype, jnp.floating):
-        raise UserError(f"pixels must be uint8 0..255 or float -1..1; found {video.dtype}")
+    check_dtype(video.dtype)
+
+
+def check_dtype(dtype) -> None:
+    """Raises UserError unless pixels are uint8 or floating."""
+    if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"pixels must be uint8 0..255 or float -1..1; found {dtype}")

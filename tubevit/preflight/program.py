@@ -25,6 +25,7 @@ from tubevit.training.evaluate import make_forward
 from tubevit.training.experiment import open_experiment
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
+from tubevit.windows import TubeBatch, window_shapes
 from tubevit.zoo.checkpoint import parameters
 
 _KNOWN = {  # classes, modality, several labels
@@ -109,7 +110,7 @@ def _assumed_head(source: str, head: str) -> tuple[Head, str]:
 
 
 def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
-    """{data set: {"pixels": (B, T, H, W, 3) or (B, H, W, 3) uint8, "label": (B,) int32 or (B, classes) float32}}.
+    """{data set: {"pixels": see `abstract_pixels`, "label": (B,) int32 or (B, classes) float32}}.
 
     Raises:
         UserError: a batch cannot be split over the devices.
@@ -120,16 +121,25 @@ def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
         check_batch(name, count, plan.config.train.accumulate, mesh)
         label = ((count, head.classes), jnp.float32) if head.multi_label else ((count,), jnp.int32)
         batch[name] = {
-            "pixels": jax.ShapeDtypeStruct((count, *sample_shape(plan.model, head)), jnp.uint8, sharding=sharding),
+            "pixels": abstract_pixels(plan, head, (count,), sharding),
             "label": jax.ShapeDtypeStruct(*label, sharding=sharding),
         }
     return batch
 
 
-def sample_shape(model: ModelConfig, head: Head) -> tuple[int, ...]:
-    """(T, H, W, 3), of an image head (H, W, 3)."""
-    frames = () if head.modality == "image" else (model.frames,)
-    return (*frames, model.size, model.size, 3)
+def abstract_pixels(plan: Plan, head: Head, leading: tuple[int, ...], sharding):
+    """Clips (*leading, T, H, W, 3), images (*leading, H, W, 3) or the windows of their tubes, uint8."""
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*leading, *shape), jnp.uint8, sharding=sharding)
+
+    image = head.modality == "image"
+    shape = plan.model.shape[1:] if image else plan.model.shape
+    if plan.config.input.path == "dense":
+        return array(*shape, 3)
+    tubes = plan.model.tubes.for_images() if image else plan.model.tubes
+    windows = window_shapes(tubes, (1, *shape)[-3:])
+    return TubeBatch(tuple(array(*each) for each in windows), tubes, shape)
 
 
 def _abstract(tree, placed) -> dict:
@@ -162,15 +172,14 @@ def eval_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
             continue
         head = heads[dataset.head]
         count = -(-dataset.batch_size // parts) * parts
-        shape = (count, views.spatial, *sample_shape(plan.model, head))
         frames = 1 if head.modality == "image" else plan.model.frames
-        choices.append((count * views.spatial * frames, dataset.head, shape))
+        choices.append((count * views.spatial * frames, dataset.head, count))
     if not choices:
         return None
-    _, head, shape = max(choices)
+    _, head, count = max(choices)
     params = abstract_parameters(plan.model, mesh)
-    pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-    return make_forward(abstract_model(plan.model), head, mesh), (params, pixels), shape[0] * shape[1]
+    pixels = abstract_pixels(plan, heads[head], (count, views.spatial), batch_sharding(mesh))
+    return make_forward(abstract_model(plan.model), head, mesh), (params, pixels), count * views.spatial
 
 
 def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
@@ -179,8 +188,7 @@ def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]
     clips = [d for d in plan.config.data.train.values() if heads[d.head].modality != "image"]
     dataset = max(clips or plan.config.data.train.values(), key=lambda d: d.batch_size)
     sharding = batch_sharding(mesh)
-    shape = sample_shape(plan.model, heads[dataset.head])
-    pixels = jax.ShapeDtypeStruct((dataset.batch_size, *shape), jnp.uint8, sharding=sharding)
+    pixels = abstract_pixels(plan, heads[dataset.head], (dataset.batch_size,), sharding)
     graph = nnx.graphdef(abstract_model(plan.model))
     params = abstract_parameters(plan.model, mesh)
 

@@ -20,9 +20,10 @@ class BrokenFiles:
     def __init__(self, loads: Mapping[str, Load], share: float):
         self._loads, self._share = loads, share
         self._found: dict[str, dict[int, str]] = {name: {} for name in loads}
+        self._dense: dict[str, list[int]] = {}
 
     def take(self, batch: dict) -> dict:
-        """Removes `broken` from a joint batch, see `training_rows`; names files that were not met before.
+        """Removes `broken` and `dense` from a joint batch, see `training_rows`; names files that were not met before.
 
         Raises:
             RunError: more than the share of a data set's files are broken; all of them are listed.
@@ -42,4 +43,21 @@ class BrokenFiles:
                     f"loader.max_broken={self._share:g} allows (raise it, or let tubevit shard-videos "
                     f"find all of them): {listed}"
                 )
-        return {name: {k: v for k, v in part.items() if k != "broken"} for name, part in batch.items()}
+        self._count_dense(batch)
+        return {
+            name: {key: value for key, value in part.items() if key not in ("broken", "dense")}
+            for name, part in batch.items()
+        }
+
+    def _count_dense(self, batch: dict) -> None:
+        for name, part in batch.items():
+            if self._loads[name].tubes is not None:
+                seen = self._dense.setdefault(name, [0, 0])
+                seen[0] += int(part["dense"].sum())
+                seen[1] += len(part["dense"])
+
+    def dense_shares(self) -> dict[str, float]:
+        """{train/<name>/dense: share of clips whose pixels were all computed}, on the tubes' path; counts anew."""
+        shares = {f"train/{name}/dense": dense / seen for name, (dense, seen) in self._dense.items()}
+        self._dense = {}
+        return shares

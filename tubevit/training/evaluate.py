@@ -22,20 +22,24 @@ from tubevit.models.placement import activations_placed
 from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.mesh import batch_sharding, by_rows, global_batch, local_part, local_rows
 from tubevit.training.metrics import average_precisions, class_accuracies, confusion_matrix, score
+from tubevit.windows import TubeBatch
 
 
 def make_forward(model: TubeViT, head: str, mesh: Mesh | None = None) -> Callable:
     """A compiled function (params, pixels (B, views, ...)) -> probabilities (B, views, classes) of one head.
 
-    They are softmax's, or sigmoid's of a head for several labels. With a mesh, rows are split over its devices.
+    Pixels are clips, images or windows of tubes; probabilities softmax's, or sigmoid's of a head for several labels.
+    With a mesh, rows are split over its devices.
     """
     graph = nnx.graphdef(model)
     activation = jax.nn.sigmoid if dict(model.config.heads)[head].multi_label else jax.nn.softmax
 
-    def forward(params: dict, pixels: jax.Array) -> jax.Array:
+    def forward(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
+        rows = jax.tree.leaves(pixels)[0].shape[:2]
         with activations_placed(by_rows(mesh)):
-            logits = nnx.merge(graph, params)(pixels.reshape(-1, *pixels.shape[2:]), head=head)
-        return activation(logits).reshape(*pixels.shape[:2], -1)
+            pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
+            logits = nnx.merge(graph, params)(pixels, head=head)
+        return activation(logits).reshape(*rows, -1)
 
     return jax.jit(forward, out_shardings=None if mesh is None else batch_sharding(mesh))
 
@@ -92,6 +96,7 @@ def predict_source(
     count = len(load.source)
     total, seen = None, np.zeros(count, np.int64)
     for batch in iterate(rows, batch_size, host=host, threads=threads, workers=workers):
+        batch = load.batch(batch)
         real = batch["mask"] > 0
         if mesh is None:
             probabilities = np.asarray(forward(params, batch["pixels"]))

@@ -57,16 +57,19 @@ def open_experiment(config: ConfigDict) -> Experiment:
             )
         sources[name] = source
     model = model_config(**model_fields(config), heads=heads)
-    train = {name: load_for(model, source, config.data.train[name].augment) for name, source in sources.items()}
+    train = {
+        name: load_for(model, source, config.data.train[name].augment, config.input.path)
+        for name, source in sources.items()
+    }
     evaluation = {}
     for name, dataset in config.data.eval.items():
         if name in config.data.train:
             dataset.head = dataset.head or config.data.train[name].head
-        evaluation[name] = open_eval(model, name, dataset)
+        evaluation[name] = open_eval(model, name, dataset, config.input.path)
     return Experiment(config, model, train, evaluation)
 
 
-def open_eval(model: ModelConfig, name: str, dataset: ConfigDict) -> Load:
+def open_eval(model: ModelConfig, name: str, dataset: ConfigDict, path: str) -> Load:
     """Opens a data set of `data.eval` for a model: its labels become the indices of the head's classes.
 
     Raises:
@@ -86,11 +89,11 @@ def open_eval(model: ModelConfig, name: str, dataset: ConfigDict) -> Load:
         source = dataclasses.replace(source, labels=one_hot)
     if source.multi_label and not head.multi_label:
         raise UserError(f"data.eval.{name}: files have several labels each; head {dataset.head!r} is for one")
-    return load_for(model, source, dataset.augment)
+    return load_for(model, source, dataset.augment, path)
 
 
-def load_for(model: ModelConfig, source, augment: ConfigDict) -> Load:
-    """How a model's input is loaded from a source.
+def load_for(model: ModelConfig, source, augment: ConfigDict, path: str) -> Load:
+    """How a model's input is loaded from a source; `path` is `input.path`.
 
     Raises:
         UserError: the input is too small for a tube, or the model takes no images.
@@ -98,4 +101,5 @@ def load_for(model: ModelConfig, source, augment: ConfigDict) -> Load:
     image = source.modality == "image"
     tubes = model.tubes.for_images() if image else model.tubes
     tubes.grid((1 if image else model.frames, model.size, model.size))
-    return Load(source, model.frames, model.fps, model.size, Augment(**augment))
+    windows = tubes if path == "tubes" else None
+    return Load(source, model.frames, model.fps, model.size, Augment(**augment), windows)

@@ -130,6 +130,7 @@ def _run(experiment: Experiment, mesh: Mesh, state: dict, start: int, step_funct
                 lease.check(step)  # before anything is written
             if log:
                 averages["train/learning_rate"] = float(schedule(step - 1))
+                averages |= broken.dense_shares()
                 writer.write(step, averages | progress.report(step, averages["train/loss"]))
             evaluated = last or step % config.eval.every == 0
             if evaluated:

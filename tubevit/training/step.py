@@ -52,7 +52,7 @@ def joint_loss(
     Args:
         graph: of the model.
         params, frozen: nested dicts, see `split_frozen`; the gradient is taken of the first.
-        batch: {name: {"pixels", "label"}}, see `joint_batches`, less `file` and `broken`.
+        batch: {name: {"pixels", "label"}}, see `joint_batches`, less `file`, `broken` and `dense`.
         config: the experiment's.
         key: of this step; a key for each data set, purpose and layer is folded from it.
 
@@ -70,7 +70,7 @@ def joint_loss(
         target = targets(sub_batch["label"], head.classes, config.train.label_smoothing, head.multi_label)
         mix_key = jax.random.fold_in(dataset_key, _MIX)
         pixels, target = mix(pixels, target, config.train.mixup, config.train.cutmix, mix_key)
-        logits = model(place(pixels), head=dataset.head, key=jax.random.fold_in(dataset_key, _DROPOUT))
+        logits = model(jax.tree.map(place, pixels), head=dataset.head, key=jax.random.fold_in(dataset_key, _DROPOUT))
         losses[name] = classification_loss(logits, target, head.multi_label).mean()
         total += dataset.loss_weight * losses[name]
     return total, losses

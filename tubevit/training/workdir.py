@@ -26,6 +26,7 @@ _FREE = (
     "checkpoint.",
     "eval.",
     "data.eval.",
+    "input.path",
     "train.steps",
     "train.skip_nonfinite",
     "compilation_cache",

@@ -1,0 +1,54 @@
+"""Faults of whole processes, too slow for `make test`; more of them are tried by benchmarks/faults.py."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import tubevit
+from tubevit.zoo.checkpoint import steps
+
+CHANGES = {"mesh.data": 8, "data.train.moving_digits.batch_size": 8, "data.train.still_digits.batch_size": 8}
+ROOT = pathlib.Path(tubevit.__file__).parent.parent
+
+
+def test_an_exception_in_one_process_ends_both(train_command, tmp_path):
+    """Within seconds, with the cause; here process 1 cannot read its configuration."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    program = (
+        "import sys\nfrom tubevit.cli.main import entry\nfrom tubevit.training import loop\n"
+        "def fail(*_):\n    raise ValueError('a defect')\n"
+        "if sys.argv[-1] == '1':\n    loop.local_rows = fail\nentry()"
+    )
+    running = []
+    for index in ("0", "1"):
+        words = [sys.executable, "-c", program, *train_command(tmp_path, **CHANGES), "--coordinator", address]
+        words += ["--num-processes", "2", "--process-id", index]
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
+        }
+        running.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=60)[1] for process in reversed(running)]
+    assert running[1].returncode == 1 and "ValueError: a defect" in outputs[0]
+    assert running[0].returncode not in (0, 2, 75)
+    assert not [process for process in running if process.returncode == -signal.SIGKILL]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_run, train_command, tmp_path):
+    """Files cannot grow beyond 20 kB, as if the disk were full."""
+    workdir = shutil.copytree(tiny_run, tmp_path / "copy")
+    command = train_command(workdir, **{"train.steps": 12})
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # it has files of its own
+    limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", sys.executable, "-m", "tubevit", *command]
+    result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("tubevit: saving a checkpoint") and "the last good checkpoint is step 9" in last
+    assert "Traceback" not in result.stderr
+    assert steps(workdir / "checkpoints")[-1] == 9
+    assert tubevit.load_model(workdir).config == tubevit.load_model(tiny_run).config
