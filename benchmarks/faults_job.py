@@ -167,7 +167,7 @@ class Lab:
     def __init__(self, folder: pathlib.Path, trials: int, minutes: float, seed: int):
         self.folder, self.trials, self.random = folder, trials, random.Random(seed)
         self.deadline = time.monotonic() + 60 * minutes
-        self._count, self._undisturbed, self.kept = 0, {}, None  # the workdir of the last undisturbed run
+        self._count, self._undisturbed, self.kept = 0, {}, None  # the workdir of the undisturbed run of one process
 
     def workdir(self) -> pathlib.Path:
         """A fresh one."""
@@ -183,7 +183,7 @@ class Lab:
                     stepped = time.monotonic()
                     assert job.wait() == [0] * processes, job.text(0)
                     end = time.monotonic()
-            self.kept = job.workdir
+            self.kept = job.workdir if processes == 1 else self.kept
             self._undisturbed[processes] = outcome(job.workdir), end - job.began, end - stepped
         return self._undisturbed[processes]
 

@@ -8,7 +8,7 @@ def get_config(seed: int = 0, steps: int = 9):
     config.seed = seed
     config.model.update(name="tubevit_nano8", tubes="4x8x8/8x16x16_1x8x8/16x16x16", scan=False)
     config.model.update(width=24, depth=1, num_heads=2, mlp_width=32, dropout=0.1, stochastic_depth=0.1)
-    config.input.update(fps=8.0, size=32)
+    config.input.update(fps=8.0, size=32, path="dense")
     crops = {"random_crop": True, "scale": 1.2}
     config.data.train.moving_digits = dataset_config(source="moving_digits", head="motion", batch_size=4, augment=crops)
     config.data.train.still_digits = dataset_config(source="still_digits", head="digit", batch_size=4, augment=crops)

@@ -41,7 +41,7 @@ def default_config() -> ConfigDict:
             },
             # What travels from the decoder to the model: `tubes`, only the pixels that its tubes read, or `dense`, all.
             "input": {
-                "frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int), "path": "dense",
+                "frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int), "path": "tubes",
             },
             "data": {"train": {}, "eval": {}},
             "optimizer": {

@@ -208,7 +208,7 @@ def test_interpolated_tubes_are_convolutions_with_the_resized_kernel(padding):
     video = pixels((13, 29, 41))
     kernel = jnp.asarray(resized(shared, (6, 10, 5), False) * 512 / 300, jnp.float32)
     expected = convolution(video, tubes.tubes[0], kernel, bias, padding)
-    assert_close(nnx.merge(graph, state)(video, tubes), expected, 1e-5)
+    assert_close(nnx.merge(graph, state)(as_windows(video, tubes)), expected, 1e-5)
 
 
 def test_initial_kernels_give_tokens_the_variance_of_pixels():

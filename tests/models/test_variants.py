@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tubevit import list_models
 from tubevit.errors import UserError
 from tubevit.models import variants
 from tubevit.models.config import Head
 from tubevit.models.flops import count_parameters
-from tubevit.models.variants import create_model, list_models, model_config
+from tubevit.models.variants import create_model, model_config
 from tubevit.tubes import PRESETS
 
 VOLUMES = {"8x8x8": 512, "16x4x4": 256, "4x12x12": 576, "1x16x16": 256}  # Table 12

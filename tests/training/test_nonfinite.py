@@ -20,10 +20,13 @@ from tubevit.training.experiment import open_experiment
 from tubevit.training.nonfinite import FiniteLoss
 from tubevit.training.step import metrics_class
 from tubevit.training.workdir import MetricsWriter
+from tubevit.tubes import TubeSet
+from tubevit.windows import take_windows
 from tubevit.zoo.checkpoint import steps
 
 BAD = 5  # the step whose loss is not a number
 SKIP = "train.skip_nonfinite"
+TUBES = TubeSet.from_text("2x4x4/2x4x4_1x8x8/4x8x8")
 
 
 def strict(path):
@@ -168,3 +171,17 @@ def test_what_is_looked_at(tmp_path, name, value):
     with pytest.raises(RunError, match=rf"{name} of step 2 is not finite; .*files are clips: c, a\."):
         FiniteLoss(tmp_path, names, batch_of, skip=False).take(pending)
     assert [path.name for path in tmp_path.iterdir()] == ["nonfinite_step_2.npz"]
+
+
+def test_windows_of_tubes_are_dumped(tmp_path):
+    pixels = take_windows(np.arange(2 * 4 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 4, 8, 8, 3), TUBES)
+    metrics = metrics_class(["clips"]).single_from_model_output(
+        loss=jnp.float32("nan"), gradient_norm=jnp.float32(1), clips_loss=jnp.float32(1)
+    )
+    batch = {"clips": {"pixels": pixels, "file": np.array([0, 0])}}
+    with pytest.raises(RunError):
+        FiniteLoss(tmp_path, {"clips": ("a",)}, lambda step: batch, skip=False).take([(3, metrics)])
+    with np.load(tmp_path / "nonfinite_step_3.npz") as dump:
+        assert set(dump) == {"clips/file", "clips/pixels/windows/0", "clips/pixels/windows/1"}
+        for i, window in enumerate(pixels.windows):
+            np.testing.assert_array_equal(dump[f"clips/pixels/windows/{i}"], window)

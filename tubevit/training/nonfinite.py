@@ -52,7 +52,8 @@ class FiniteLoss:
         path = storage.join(self._workdir, f"nonfinite_step_{step}.npz")
         files, batch = self._files(step), self._batch_of(step)
         if is_main():
-            _save(path, {f"{part}/{key}": value for part, values in batch.items() for key, value in values.items()})
+            leaves = jax.tree_util.tree_flatten_with_path(batch)[0]  # windows of tubes are pixels/windows/<i>
+            _save(path, {jax.tree_util.keystr(key, simple=True, separator="/"): value for key, value in leaves})
         return (
             f"{name} of step {step} is not finite; nothing of it is saved. The batch is in {path}, its files are "
             f"{files}. A smaller optimizer.learning_rate, optimizer.clip_norm or train.skip_nonfinite=true may help"
