@@ -19,6 +19,7 @@ from tubevit.preflight.hlo import Array, Program, arrays
 from tubevit.preflight.report import completed, estimate, report
 from tubevit.preflight.topology import CHIPS, GIB, accelerator_types, find_topology, topologies
 from tubevit.sharding.mesh import make_mesh
+from tubevit.windows import window_shapes
 
 LOOP = """HloModule step, is_scheduled=true
 
@@ -333,12 +334,18 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     assert plan.notes == ("data.train.charades: charades:lists@clips is not here; taken as 157 classes",)
     mesh = make_mesh(config.mesh)
     batch = program.abstract_batch(plan, mesh)["charades"]
-    assert batch["pixels"].shape == (8, 128, 224, 224, 3) and batch["label"].shape == (8, 157)
-    assert batch["pixels"].sharding.shard_shape(batch["pixels"].shape)[0] == 1
+    windows = window_shapes(plan.model.tubes, (128, 224, 224))
+    assert [x.shape for x in batch["pixels"].windows] == [(8, *each) for each in windows]
+    assert batch["label"].shape == (8, 157)
+    assert {x.sharding.shard_shape(x.shape)[0] for x in batch["pixels"].windows} == {1}
     _, (params, pixels), views = program.eval_program(plan, mesh)
-    assert pixels.shape == (16, 3, 128, 224, 224, 3) and views == 48
+    assert [x.shape for x in pixels.windows] == [(16, 3, *each) for each in windows] and views == 48
     kernel = params["encoder"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape)[-1] == 2048
+
+    dense = program.plan(load_config("charades:videos=charades:lists@clips", changes | {"input.path": "dense"}))
+    assert program.abstract_batch(dense, mesh)["charades"]["pixels"].shape == (8, 128, 224, 224, 3)
+    assert program.eval_program(dense, mesh)[1][1].shape == (16, 3, 128, 224, 224, 3)
 
     other = program.plan(load_config("bootstrap:videos=mine.csv"))
     assert other.notes[0].endswith("mine.csv is not here; a head of 600 classes for videos")
