@@ -43,10 +43,13 @@ def test_small_clips_from_scratch(clips):
     assert f"{config.train.steps} steps of 32 (100 epochs)" in text and "expected time: about" in text
 
 
-@pytest.mark.parametrize("count, steps", [(4, 20_000 // 3), (40_000, 90_000 // 32)])
-def test_few_clips_are_seen_more_often(clips, count, steps):
+@pytest.mark.parametrize(
+    "count, batch_size, steps", [(4, 2, 10_000), (40, 16, 20_000 // 16), (40_000, 32, 90_000 // 32)]
+)
+def test_few_clips_are_seen_more_often(clips, count, batch_size, steps):
+    """Three quarters are for training; a batch has as many of them as a power of two goes."""
     config, _ = finetune_config(clips(count))
-    assert config.train.steps == steps and config.data.train.data.batch_size == min(32, count * 3 // 4)
+    assert config.train.steps == steps and config.data.train.data.batch_size == batch_size
     assert config.data.train.data.augment.area == (0.3 if count > 1000 else 0.5)
 
 

@@ -107,7 +107,7 @@ def finetune_config(data: str, init: str | None = None, model: str | None = None
     if looks.seconds is not None:
         config.input.fps = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
-    batch_size = min(32, len(train))
+    batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
     epochs, fewest, most = (30, 5_000, 20_000) if init else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
     rate = 1.2e-3 * 96 / stored.width * (1 / 3 if init else 1)
