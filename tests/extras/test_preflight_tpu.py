@@ -12,6 +12,7 @@ from tubevit.cli import main
 from tubevit.preflight import devices
 from tubevit.preflight.run import preflight
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
+from tubevit.tubes import PRESETS
 
 needs_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 needs_cuda = pytest.mark.skipif(
@@ -65,7 +66,8 @@ def test_figures_of_a_small_model():
     train = found["parts"]["train"]
     assert found["fits"] and found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
     assert train["flops"] == pytest.approx(found["model_flops"], rel=0.02)
-    pixels = 16 * (16 * 64 * 64 * 3 + 64 * 64 * 3)  # of each device
+    tubes = PRESETS["small"]
+    pixels = 16 * (tubes.values_read((16, 64, 64)) + tubes.for_images().values_read((1, 64, 64)))  # of each device
     assert 1.0 < (train["arguments"] - pixels) / (3 * 4 * 700e3 / 2) < 2.0  # parameters and both moments, split by 2
     assert train["collectives"]["all-gather"]["bytes"] > 0 and train["unknown_loops"] == 0
     parts = found["parts"]
