@@ -1,21 +1,26 @@
 """Clips per CPU-second of the training pipeline, next to decoding alone and to other ways of doing it; its memory.
 
-    python benchmarks/input_pipeline.py            # about 5 minutes
-    python benchmarks/input_pipeline.py --memory   # about 3 minutes on 2 cores
+    python benchmarks/input_pipeline.py            # about 10 minutes
+    python benchmarks/input_pipeline.py --memory   # about 5 minutes on 2 cores
 
 Files of 340x256 H.264, made here: 10 s at 30 frames per second, a key frame every 30 and every 250. All decode the
-same clips with one thread and give (T, 224, 224, 3) uint8 of a crop, except `decoding`: a bare PyAV loop from the same
-key frames to the same last frames. decord2 and torchcodec are measured where they are installed (the latter needs
-FFmpeg). User and system time of all threads, medians of alternating rounds, of the share of decoding that of the ratios
-within each round; results are appended to benchmarks/input_pipeline.csv.
+same clips with one thread and give (T, 224, 224, 3) uint8 of a crop, except `tubes`: the windows of the preset `paper`
+of the same crop, and `decoding`: a bare PyAV loop from the same key frames to the same last frames. `planes_cv2`
+resizes planes by hand, the least that whole clips of a crop take; why the pipeline does not is in docs/sparse_input.md.
+decord2 and torchcodec are measured where they are installed (the latter needs FFmpeg). `augment` is a crop and a flip,
+or what the experiment k400 draws; then some clips need all pixels in `tubes` too: `dense_clips` is their share. User
+and system time of all threads, medians of alternating rounds, of ratios that of the ratios within each round; bytes are
+those of one clip in a batch; results are appended to benchmarks/input_pipeline.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import csv
 import dataclasses
 import datetime
+import multiprocessing
 import pathlib
 import resource
 import statistics
@@ -31,11 +36,15 @@ from tubevit.data.augment import Augment
 from tubevit.data.pipeline import Load, iterate, training_rows
 from tubevit.data.sources import Source
 from tubevit.data.video import TIME_TOLERANCE
+from tubevit.recipes import VIDEO_AUGMENT
+from tubevit.tubes import PRESETS
 
 RATE, SECONDS = 30, 10
 SIZE = 224
 BOX = (slice(13, 243), slice(28, 312))  # a crop of the area that random ones have on average
 SAMPLING = {"64 frames at 15 FPS": (64, 15.0), "32 frames at stride 2": (32, RATE / 2)}
+AUGMENT = {"crop, flip": Augment(random_crop=True, area=0.5, flip=True), "k400": Augment(**VIDEO_AUGMENT)}
+PATHS = {"pipeline": None, "tubes": "paper"}  # presets of tubes; None: whole clips
 MiB = 2**20
 
 
@@ -84,9 +93,11 @@ class Recorded(Load):
         return super().decode(index, position)
 
 
-def loader(paths: list[str], frames: int, fps: float, size: int, load=Load) -> Load:
+def loader(
+    paths: list[str], frames: int, fps: float, size: int, tubes: str | None = None, augment="crop, flip", load=Load
+) -> Load:
     source = Source("benchmark", paths, np.zeros(len(paths), np.int32), ("clip",), len(paths))
-    return load(source, frames, fps, size, Augment(random_crop=True, area=0.5, flip=True))
+    return load(source, frames, fps, size, AUGMENT[augment], tubes and PRESETS[tubes])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +137,27 @@ def pyav_cv2(clip: Clip) -> np.ndarray:
     return cropped([frame.to_ndarray(format="rgb24") for number, frame in decoded(clip) if number in wanted])
 
 
+def planes_cv2(clip: Clip) -> np.ndarray:
+    """The least for whole clips of a crop: planes are resized, then converted."""
+    wanted, clips = set(clip.indices), np.empty((clip.frames, SIZE, SIZE, 3), np.uint8)
+    planes, half = np.empty((SIZE * 3 // 2, SIZE), np.uint8), SIZE // 2
+    parts = planes[:SIZE], *planes[SIZE:].reshape(2, half, half)
+    for i, frame in enumerate(frame for number, frame in decoded(clip) if number in wanted):
+        for plane, part in zip(frame.planes, parts):
+            pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+            box = [slice(each.start * plane.height // 256, each.stop * plane.height // 256) for each in BOX]
+            cv2.resize(pixels[tuple(box)], part.shape[::-1], dst=part)
+        cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420, dst=clips[i])
+    return clips
+
+
 def cropped(frames) -> np.ndarray:
     return np.stack([cv2.resize(np.ascontiguousarray(frame[BOX]), (SIZE, SIZE)) for frame in frames])
 
 
 def peers() -> dict[str, Callable[[Clip], np.ndarray]]:
     """What is installed."""
-    found = {"pyav_cv2": pyav_cv2}
+    found = {"pyav_cv2": pyav_cv2, "planes_cv2": planes_cv2}
     try:
         import decord
 
@@ -168,18 +193,36 @@ def cpu_seconds(function, clips: list[Clip]) -> float:
     return (time.process_time() - start) / len(clips)
 
 
-def pipeline_round(paths: list[str], frames: int, fps: float, seed: int, count: int) -> tuple[float, list[Clip]]:
-    """CPU seconds for a clip, batches of 4 included, and which clips these were."""
-    load = loader(paths, frames, fps, SIZE, Recorded)
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What some batches took.
+
+    Attributes:
+        seconds: of CPU for a clip, batches of 4 included.
+        clips: which these were.
+        bytes: of a clip in a batch.
+        dense: share of the clips of which all pixels were computed for windows.
+    """
+
+    seconds: float
+    clips: list[Clip]
+    bytes: int
+    dense: float
+
+
+def pipeline_round(load: Recorded, seed: int, count: int) -> Round:
+    """Batches of at least `count` clips."""
     batches = iterate(training_rows(load, seed), 4, threads=1)
     next(batches)
     before, start = len(load.clips), time.process_time()
+    dense = []
     for _ in range(-(-count // 4)):
-        next(batches)
+        batch = load.batch(next(batches))
+        dense += batch["dense"].tolist()
     seconds = time.process_time() - start
-    clips = load.clips[before:]
+    clips = [clip_at(path, position, load.frames, load.fps) for path, position in load.clips[before:]]
     batches.close()
-    return seconds / len(clips), [clip_at(path, position, frames, fps) for path, position in clips]
+    return Round(seconds / len(clips), clips, batch["pixels"].nbytes // 4, statistics.mean(dense))
 
 
 def clip_at(path: str, position: float, frames: int, fps: float) -> Clip:
@@ -187,25 +230,43 @@ def clip_at(path: str, position: float, frames: int, fps: float) -> Clip:
     return Clip(path, int(((SECONDS - frames / fps) * position + TIME_TOLERANCE) * RATE), frames)
 
 
+def cases(gops: list[int]) -> list[tuple[int, str, str]]:
+    """Distances of key frames, samplings and augmentations."""
+    longest = max(SAMPLING, key=lambda name: SAMPLING[name][0])  # as k400's
+    return [(g, s, a) for g in gops for a in AUGMENT for s in (SAMPLING if a == "crop, flip" else (longest,))]
+
+
 def measure(folder: pathlib.Path, gops: list[int], rounds: int, files: int, count: int) -> list[dict]:
     others = {"decoding": decoding, **peers()}
-    rows = []
-    for gop in gops:
-        paths = write_clips(folder, gop, files)
-        for sampling, (frames, fps) in SAMPLING.items():
-            times = {name: [] for name in ("pipeline", *others)}
-            for i in range(rounds + 1):
-                seconds, clips = pipeline_round(paths, frames, fps, i, count)
-                found = {"pipeline": seconds, **{name: cpu_seconds(each, clips) for name, each in others.items()}}
-                for name, seconds in found.items() if i else ():  # the first round is to warm up
-                    times[name].append(seconds)
-            rates = {name: round(1 / statistics.median(each), 2) for name, each in times.items()}
-            row = {"gop": gop, "sampling": sampling, **rates}
-            pairs = zip(times["decoding"], times["pipeline"], strict=True)
-            row["share_of_decoding"] = round(statistics.median(floor / whole for floor, whole in pairs), 3)
-            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-            rows.append(row)
+    rows, written = [], {gop: write_clips(folder, gop, files) for gop in gops}
+    for gop, sampling, augment in cases(gops):
+        frames, fps = SAMPLING[sampling]
+        times, found = {name: [] for name in (*PATHS, *others)}, {name: [] for name in PATHS}
+        for i in range(rounds + 1):
+            for name in list(PATHS)[:: 1 if i % 2 else -1]:
+                load = loader(written[gop], frames, fps, SIZE, PATHS[name], augment, Recorded)
+                found[name].append(pipeline_round(load, i, count))
+            clips = found["pipeline"][-1].clips
+            seconds = {name: each[-1].seconds for name, each in found.items()}
+            seconds |= {name: cpu_seconds(each, clips) for name, each in others.items()}
+            for name, value in seconds.items() if i else ():  # the first round is to warm up
+                times[name].append(value)
+        rates = {name: round(1 / statistics.median(each), 2) for name, each in times.items()}
+        row = {"gop": gop, "sampling": sampling, "augment": augment, **rates}
+        row["share_of_decoding"] = ratio(times["decoding"], times["pipeline"])
+        row["tubes_share_of_decoding"] = ratio(times["decoding"], times["tubes"])
+        row["tubes_to_pipeline"] = ratio(times["pipeline"], times["tubes"])
+        row["dense_clips"] = round(statistics.mean(each.dense for each in found["tubes"]), 3)
+        row |= {f"{name}_bytes": each[0].bytes for name, each in found.items()}
+        row["no_s2d_bytes"] = PRESETS["paper_no_s2d"].values_read((frames, SIZE, SIZE))
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        rows.append(row)
     return rows
+
+
+def ratio(floor: list[float], whole: list[float]) -> float:
+    """The median of the rounds' own."""
+    return round(statistics.median(one / two for one, two in zip(floor, whole, strict=True)), 3)
 
 
 def resident() -> float:
@@ -213,31 +274,43 @@ def resident() -> float:
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MiB
 
 
-def memory(folder: pathlib.Path, batches: int, files: int) -> dict:
-    """Growth over many batches of small clips; the highest at the default settings of `train`."""
+def memory(folder: pathlib.Path, batches: int, files: int) -> list[dict]:
+    """Of whole clips and of tubes, each in a process of its own."""
     small = write_clips(folder, 10, files, height=64, width=80, seconds=2)
+    large = write_clips(folder, 250, files)
+    rows = []
+    for name, tubes in PATHS.items():
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            rows.append({"path": name} | process.submit(memory_of, small, large, tubes, batches).result())
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def memory_of(small: list[str], large: list[str], tubes: str | None, batches: int) -> dict:
+    """Growth over many batches of small clips; the highest at the default settings of `train`, and before it."""
     held, number = [], []
-    rows = iterate(training_rows(loader(small, 16, 15.0, 64), 0), 8, threads=4)
+    rows = iterate(training_rows(loader(small, 16, 15.0, 64, tubes and "small"), 0), 8, threads=4)
     for i in range(batches):
         next(rows)
         if i >= batches // 10:  # buffers are filled by then
             held.append(resident())
             number.append(i)
     rows.close()
-    growth = 1024 * np.polyfit(number, held, 1)[0]
-    whole = iterate(training_rows(loader(write_clips(folder, 250, files), 64, 15.0, SIZE), 0), 32, threads=4)
+    growth, before = 1024 * np.polyfit(number, held, 1)[0], resident()
+    whole = iterate(training_rows(loader(large, 64, 15.0, SIZE, tubes), 0), 32, threads=4)
     for _ in range(6):
         next(whole)
     whole.close()
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = {"growth_kib_per_batch": round(float(growth), 2), "highest_mib": round(highest)}
-    result["grown_mib"] = round(statistics.mean(held[-50:]) - statistics.mean(held[:50]), 1)
-    print("  ".join(f"{name} {value}" for name, value in result.items()))
-    return result
+    result |= {"before_mib": round(before)}
+    return result | {"grown_mib": round(statistics.mean(held[-50:]) - statistics.mean(held[:50]), 1)}
 
 
-FIELDS = ["date", "av", "gop", "sampling", "decoding", "pipeline", "share_of_decoding", "pyav_cv2", "decord2",
-          "torchcodec", "growth_kib_per_batch", "grown_mib", "highest_mib"]  # fmt: skip
+FIELDS = ["date", "av", "gop", "sampling", "augment", "decoding", "pipeline", "share_of_decoding", "tubes",
+          "tubes_share_of_decoding", "tubes_to_pipeline", "dense_clips", "pyav_cv2", "planes_cv2", "decord2",
+          "torchcodec", "pipeline_bytes", "tubes_bytes", "no_s2d_bytes", "path", "growth_kib_per_batch", "grown_mib",
+          "before_mib", "highest_mib"]  # fmt: skip
 
 
 def record(rows: list[dict], path: pathlib.Path) -> None:
@@ -263,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         if args.memory:
-            rows = [memory(folder, args.batches, args.files)]
+            rows = memory(folder, args.batches, args.files)
         else:
             rows = measure(folder, args.gops, args.rounds, args.files, args.clips)
     record(rows, args.out)

@@ -1,18 +1,22 @@
-"""The benchmark of the input pipeline runs, and what it compares with decodes the same frames; faults."""
+"""The benchmark of the input pipeline runs, and what it compares with decodes the same frames; faults; sparse input."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
 
-from tests.scripts import script
+from tests.scripts import ROOT, script
 from tubevit.data.video import decode_frames
+from tubevit.tubes import PRESETS
+from tubevit.windows import take_windows
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     module = script("benchmarks/input_pipeline.py")
-    monkeypatch.setattr(module, "SAMPLING", {"8 frames at stride 2": (8, 15.0)})
+    monkeypatch.setattr(module, "SAMPLING", {"20 frames at stride 2": (20, 15.0)})
+    monkeypatch.setattr(module, "AUGMENT", {name: module.AUGMENT[name] for name in ("crop, flip",)})
     monkeypatch.setattr(module, "SECONDS", 2)
     return module
 
@@ -32,8 +36,44 @@ def test_it_runs(benchmark, tmp_path):
     out = tmp_path / "out.csv"
     benchmark.main(["--gops", "30", "--rounds", "1", "--clips", "1", "--files", "1", "--out", str(out)])
     (row,) = csv.DictReader(out.open())
-    assert row["gop"] == "30" and 0.05 < float(row["share_of_decoding"]) < 2
+    assert row["gop"] == "30" and row["augment"] == "crop, flip" and float(row["dense_clips"]) == 0
     assert float(row["pipeline"]) > 0 and float(row["decoding"]) > 0 and float(row["pyav_cv2"]) > 0
+    assert 0.05 < float(row["share_of_decoding"]) < 2 and 0.05 < float(row["tubes_share_of_decoding"]) < 2
+    rates = float(row["tubes"]) / float(row["pipeline"])
+    assert float(row["tubes_to_pipeline"]) == pytest.approx(rates, rel=0.01)  # of one round
+    shape = (20, 224, 224)
+    sent = [math.prod(shape) * 3, *(PRESETS[name].values_read(shape) for name in ("paper", "paper_no_s2d"))]
+    assert [int(row[f"{name}_bytes"]) for name in ("pipeline", "tubes", "no_s2d")] == sent
+
+
+def test_sparse_input():
+    """The page holds what the csv files do, all cases are there, and what the page says of them is so."""
+    sparse = script("benchmarks/sparse_path.py")
+    text, rows = sparse.PAGE.read_text(), sparse.read(sparse.CSV)
+    assert sparse.page(text) == text
+    assert len(rows) == len(sparse.ROWS) * len(sparse.PATHS) and all(row["fits"] == "True" for row in rows)
+    for row in rows:
+        share = float(row["tokenizer_gb"]) / float(row["step_gb"])
+        assert share <= 0.1 if row["path"] == "tubes" else share > 0
+    for dense, tubes in zip(rows[::2], rows[1::2], strict=True):
+        assert (dense["path"], tubes["path"]) == sparse.PATHS and dense["encoder_gb"] == tubes["encoder_gb"]
+        assert float(tubes["step_gb"]) < float(dense["step_gb"])
+    measured = [row for row in sparse.read(sparse.PIPELINE) if row["tubes"]]
+    assert {row["augment"] for row in measured} == {"crop, flip", "k400"}
+    assert all(float(row["tubes_to_pipeline"]) > 1 for row in measured if row["sampling"].startswith("64"))
+
+
+def test_picture_of_the_sparse_input():
+    """It shows the pixels that are read, and all windows."""
+    figure = script("docs/figures/sparse_input.py")
+    clip, tubes = figure.digit(), PRESETS[figure.PRESET]
+    assert figure.read(clip).mean() == tubes.pixels_read(clip.shape[:3])
+    for tube, windows in zip(tubes.tubes, take_windows(clip[None], tubes).windows, strict=True):
+        drawn, read = (
+            np.unique(pixels.reshape(-1, 3), axis=0) for pixels in (figure.packed(windows, tube, 128), windows)
+        )
+        assert {tuple(pixel) for pixel in drawn.tolist()} == {tuple(pixel) for pixel in read.tolist()} | {(255,) * 3}
+    assert (ROOT / "docs/figures/sparse_input.png").stat().st_size < 300_000
 
 
 def test_faults():

@@ -1,9 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 
 import tubevit
+from tubevit.cli.inspect import sent_bytes
 from tubevit.config import experiments_folder
+from tubevit.tubes import PRESETS
+from tubevit.windows import take_windows
 
 
 def inspect(done, *arguments):
@@ -37,6 +41,32 @@ def test_text(done):
     assert "tubevit_b16: input 32x224x224, 539 tokens" in text and "tubevit_nano8: input 16x64x64, 176 tokens" in text
     assert "88.2 M" in text and "GFLOPs" in text and "pixels read" in text
     assert text.count("8x8x8/16x32x32%2x1x1") == 1
+
+
+@pytest.mark.parametrize("tubes, warnings", [("table14_2", 1), ("paper", 0), ("dense_2x16x16", 1)])
+def test_bytes_of_both_paths(done, tubes, warnings):
+    """Against the windows themselves; a warning where those of a clip are not smaller."""
+    (row,) = inspect(done, "tubevit_nano8", "--tubes", tubes, "--frames", 32, "--size", 96)
+    pixels = {"clip": np.zeros((1, 32, 96, 96, 3), np.uint8), "image": np.zeros((1, 96, 96, 3), np.uint8)}
+    if tubes != "paper":
+        del pixels["image"]  # no tube of the others takes them
+    windows = {kind: take_windows(each, PRESETS[tubes]).nbytes for kind, each in pixels.items()}
+    assert row["bytes"] == {kind: {"dense": pixels[kind].nbytes, "tubes": windows[kind]} for kind in pixels}
+    text = done(["inspect", "tubevit_nano8", "--tubes", tubes, "--frames", 32, "--size", 96])
+    assert f"bytes per clip: dense {pixels['clip'].nbytes / 1e3:,.1f} kB, tubes {windows['clip'] / 1e3:,.1f} kB" in text
+    assert text.count("warning: tubes are not smaller than the clip") == warnings == text.count("warning")
+
+
+def test_bytes_of_the_presets(done):
+    """The paper's at its own size, and those of Table 14 that are denser than the clip."""
+    shares = {}
+    for tubes in [f"table14_{i}" for i in range(1, 8)] + ["paper", "paper_no_s2d"]:
+        found = sent_bytes(PRESETS[tubes], (32, 224, 224))["clip"]
+        shares[tubes] = found["tubes"] / found["dense"]
+    assert {tubes for tubes, share in shares.items() if share >= 1} == {"table14_2", "table14_3", "table14_4"}
+    assert shares["paper"] < 1 / 4 and shares["paper_no_s2d"] < 1 / 8
+    (plain,) = inspect(done, "vit_nano8")
+    assert list(plain["bytes"]) == ["image"]
 
 
 def test_checkpoints_and_experiments(done, tiny_run, tmp_path):

@@ -3,7 +3,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tubevit.data.warp import FILL, centre_crop, crop_map, flip_map, sample, square_map, to_rgb
+from tubevit.data.warp import FILL, centre_crop, crop_map, flip_map, sample, sample_grids, square_map, to_rgb
+from tubevit.windows import Grid
 
 
 def affine(a, b, c, d, e, f):
@@ -229,3 +230,17 @@ def test_held_and_mixed_frames():
     assert (clip[2] != clip[0]).any()
     mixed = sample([frames[0], to_rgb(frames[1])], matrix, 32)  # a stream that changes its format
     np.testing.assert_array_equal(mixed, sample([to_rgb(frame) for frame in frames], matrix, 32))
+
+
+@pytest.mark.parametrize("size", [1450, 2161, 2162])
+def test_large_outputs(size):
+    """More pixels than OpenCV takes in one line or column; some alone and beside others are the same."""
+    frame, matrix = yuv(smooth(96, 128, 0)), about(rotated(7), 48, 64) @ square_map(96, 128, size)
+    whole = sample([frame], matrix, size)
+    time, ends = np.arange(1), np.arange(size)[[0, 1, 2, -3, -2, -1]]
+    for grids in (
+        [Grid(time, ends, np.arange(100))],
+        [Grid(time, ends, ends), Grid(time, np.arange(3, size, 3), ends)],
+    ):
+        for grid, part in zip(grids, sample_grids([frame], matrix, size, grids), strict=True):
+            np.testing.assert_array_equal(part, whole[grid.index])

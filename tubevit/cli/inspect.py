@@ -18,7 +18,9 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Adds the flags of the verb."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints or saved models")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints, saved or released models"
+    )
     parser.add_argument("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     parser.add_argument("--tubes", help="preset or text, instead of the architecture's")
     parser.add_argument("--padding", help="valid or same")
@@ -101,6 +103,7 @@ def describe(name: str, config) -> dict:
         "pixels_read": tubes.pixels_read(shape),
         "values_read": tubes.values_read(shape),
         "clip_values": 3 * math.prod(shape),
+        "bytes": sent_bytes(tubes, shape),
         "parameters": count(params),
         "trainable_share": trained / count(params),
         "state_bytes": 4 * (count(params) + 3 * trained),  # with gradients and both moments of Adam
@@ -109,6 +112,29 @@ def describe(name: str, config) -> dict:
         "training_flops": training_flops(config, shape, head),
         "activation_bytes": activation_bytes(config, shape),
     }
+
+
+def sent_bytes(tubes, shape) -> dict[str, dict[str, int]]:
+    """What a clip of `shape` (T, H, W) and an image of its size take on both paths of the input, uint8.
+
+    Returns:
+        {"clip" (if T > 1), "image" (if a tube takes images): {"dense", "tubes"}}.
+    """
+    sets = {"clip": (tubes, tuple(shape))} if shape[0] > 1 else {}
+    if any(tube.is_2d for tube in tubes.tubes):
+        sets["image"] = tubes.for_images(), (1, *shape[1:])
+    return {kind: {"dense": 3 * math.prod(of), "tubes": read.values_read(of)} for kind, (read, of) in sets.items()}
+
+
+def _sent(row: dict) -> list[str]:
+    """Lines on the bytes of both paths; a warning where tubes do not save any of a clip, or cost more of an image."""
+    lines = []
+    for kind, size in row["bytes"].items():
+        share, (dense, tubes) = size["tubes"] / size["dense"], (f"{size[path] / 1e3:,.1f} kB" for path in size)
+        lines.append(f"  bytes per {kind}: dense {dense}, tubes {tubes} ({share:.1%})")
+        if share > 1 or (share == 1 and kind == "clip"):
+            lines.append(f"  warning: tubes are not smaller than the {kind} ({share:.2f} times): use input.path=dense")
+    return lines
 
 
 def _table(rows: list[dict]) -> str:
@@ -128,7 +154,7 @@ def _table(rows: list[dict]) -> str:
             f"  {'all':44s} {'':>10s} {row['tokens']:7d} {row['pixels_read']:12.2%}"
             f"   ({row['values_read'] / 1e6:.2f} of {row['clip_values'] / 1e6:.2f} MB as uint8)"
         )
-        lines.append("")
+        lines += [*_sent(row), ""]
     width = max(len(row["name"]) for row in rows) + 2
     lines.append(
         f"{'':{width}s}{'parameters':>14s}{'trainable':>11s}{'state':>12s}{'GFLOPs':>10s}{'GMACs':>10s}"
