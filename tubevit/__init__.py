@@ -12,11 +12,11 @@ _HOME = {
     "TubeBatch": "windows", "take_windows": "windows",
     "UserError": "errors",
     "Head": "models.config", "ModelConfig": "models.config", "TubeViT": "models.tubevit",
-    "create_model": "models.variants", "list_models": "models.variants",
+    "create_model": "models.variants", "list_models": "zoo.registry",
     "read_video": "data.video", "read_image": "data.video",
     "load_model": "zoo.checkpoint", "save_model": "zoo.checkpoint",
 }  # fmt: skip
-_MODULES = ("cli", "config", "data", "errors", "models", "training", "tubes", "zoo")
+_MODULES = ("cli", "config", "data", "errors", "models", "training", "tubes", "visualize", "zoo")
 
 __all__ = ["__version__", *_HOME]
 

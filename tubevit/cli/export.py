@@ -16,7 +16,7 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Adds the flags of the verb."""
-    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder or saved model")
+    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
     parser.add_argument("folder", metavar="DIR", help="a new or empty folder")
     parser.add_argument("--format", required=True, choices=("safetensors", "jax"))
     parser.add_argument(

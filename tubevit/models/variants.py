@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping
 
 from flax import nnx
@@ -60,11 +59,6 @@ ARCHITECTURES: dict[str, dict] = {
 }
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the architectures that match a shell pattern, e.g. `tubevit_b16*`."""
-    return sorted(fnmatch.filter(ARCHITECTURES, pattern))
-
-
 def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | None = None, **fields) -> ModelConfig:
     """The configuration of an architecture; arguments are those of `create_model`.
 
@@ -112,7 +106,7 @@ def create_model(
     """A randomly initialised model in evaluation mode.
 
     Args:
-        name: architecture, one of `list_models()`.
+        name: architecture, one of `tubevit.list_models()`.
         num_classes: classes of one head named `default`; 0 or None gives pooled features.
         heads: instead of it, several: {name: classes}, {name: (classes, "video" or "image")} or {name: Head}.
         seed: of the initialisation.

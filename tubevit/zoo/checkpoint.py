@@ -18,12 +18,13 @@ import tubevit
 from tubevit import storage
 from tubevit.data.labels import label_hash
 from tubevit.errors import UserError, unknown
-from tubevit.models.config import Head, ModelConfig
+from tubevit.models.config import PRECISIONS, Head, ModelConfig
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, as_heads, model_config
 from tubevit.tubes import TubeSet
 from tubevit.zoo.inflate import resize_positions
 from tubevit.zoo.manifest import verify, write_manifest
+from tubevit.zoo.registry import find_release, is_release, list_models
 
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
 _METADATA_FILE, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
@@ -90,12 +91,13 @@ def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib
     """The folder of a checkpoint.
 
     Args:
-        name: a workdir, a checkpoint's folder, or one that `save_model` wrote; on disk or `gs://`.
+        name: a workdir, a checkpoint's folder, or one that `save_model` wrote, on disk or `gs://`; or a released one,
+            `arch@tag`, see `find_release`. What is there under that name comes first.
         step: of the checkpoint in a workdir; None takes the last one.
 
     Raises:
         UserError: there is none; close names are given.
-        StorageError: the bucket is out of reach or refuses.
+        RunError: a released one cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
     path = storage.as_path(name)
     if step is None and _is_whole(path):
@@ -110,12 +112,20 @@ def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib
         raise UserError(f"{name} holds no checkpoint; expected a workdir, or what save_model wrote; {_CONVERT}")
     if not storage.is_remote(path) and path.is_file():
         raise UserError(f"{name} is a file, not a checkpoint; {_CONVERT}")
+    if is_release(name):
+        if step is not None:
+            raise UserError(f"{name} is a released checkpoint: it has no steps; found step {step}")
+        return find_release(os.fspath(name))
     if name in ARCHITECTURES:
-        raise UserError(f"{name} is an architecture without parameters; name a checkpoint, such as a workdir, of it")
+        released = list_models(f"{name}@*", pretrained=True)
+        raise UserError(
+            f"{name} is an architecture without parameters; name a checkpoint of it, such as "
+            + " or ".join(["a workdir", *released])
+        )
     folder = os.path.dirname(os.fspath(name).rstrip("/"))
     beside = [storage.join(folder, other) for other in storage.names(folder or ".")]
     candidates = [other for other in beside if _is_whole(other) or steps(storage.join(other, RUN_FOLDER))]
-    raise unknown("checkpoint", str(name), candidates)
+    raise unknown("checkpoint", str(name), [*candidates, *list_models(pretrained=True)])
 
 
 def read_metadata(checkpoint: pathlib.PurePath) -> dict:
@@ -142,15 +152,15 @@ def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
     """
     if name in ARCHITECTURES:
         return model_config(str(name), **fields)
-    if "/" not in os.fspath(name) and not storage.exists(name):
-        raise unknown("model", str(name), ARCHITECTURES)
+    if "/" not in os.fspath(name) and not is_release(name) and not storage.exists(name):
+        raise unknown("model", str(name), [*ARCHITECTURES, *list_models(pretrained=True)])
     return config_from_metadata(read_metadata(find_checkpoint(name))["model"]).replace(**fields)
 
 
 def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
     """One tree of arrays of a checkpoint, after comparing names, shapes and dtypes from both sides.
 
-    Orbax alone would cast dtypes, pad shapes and skip names silently.
+    Orbax alone would cast dtypes, pad shapes and skip names silently. Only bfloat16 becomes float32, which is exact.
 
     Args:
         checkpoint: its folder.
@@ -173,7 +183,9 @@ def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
     problems = [f"missing {key}" for key in want if key not in have]
     problems += [f"unexpected {key}" for key in have if key not in want]
     problems += [
-        f"{key}: expected {want[key]}, found {have[key]}" for key in want if key in have and want[key] != have[key]
+        f"{key}: expected {want[key]}, found {have[key]}"
+        for key in want
+        if key in have and want[key] not in (have[key], _widened(*have[key]))
     ]
     if problems:
         raise UserError(f"{checkpoint} does not fit the model in {name}: {'; '.join(problems)}")
@@ -187,6 +199,10 @@ def load_tree(checkpoint: pathlib.PurePath, name: str, expected):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sharding info not provided")
         return storage.call(checkpoint, ocp.load_checkpointables, checkpoint, {name: abstract})[name]
+
+
+def _widened(shape: tuple, dtype: str) -> tuple[tuple, str]:
+    return shape, "float32" if dtype == "bfloat16" else dtype
 
 
 def require_good(checkpoint: pathlib.PurePath) -> None:
@@ -208,21 +224,27 @@ def load_model(
     step: int | None = None,
     num_classes: int | None = None,
     heads: Mapping | None = None,
+    dtype: str = "float32",
     **fields,
 ) -> TubeViT:
     """Loads a model in evaluation mode.
 
     Args:
-        name: a workdir, a checkpoint's folder, or one that `save_model` wrote; on disk or `gs://`.
+        name: a workdir, a checkpoint's folder, or one that `save_model` wrote, on disk or `gs://`; or a released one,
+            `arch@tag`, one of `list_models(pretrained=True)`.
         step: of the checkpoint in a workdir; None takes the last one.
         num_classes, heads: a new, randomly initialised head or heads; the rest is kept. See `create_model`.
+        dtype: of the parameters, `float32` or `bfloat16`, whichever they were saved with; half the memory and, to save
+            it again, half the disk. What is computed in is `precision`.
         **fields: replaced in the model's configuration, e.g. precision="bfloat16"; with another size, learned positions
             are resized.
 
     Raises:
         UserError: no such checkpoint, its files are damaged, it does not fit, or the labels of a head were changed.
-        StorageError: the bucket is out of reach or refuses.
+        RunError: a released one cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
+    if dtype not in PRECISIONS:
+        raise unknown("dtype", str(dtype), PRECISIONS)
     checkpoint = find_checkpoint(name, step)
     require_good(checkpoint)
     stored = config_from_metadata(read_metadata(checkpoint)["model"])
@@ -243,6 +265,7 @@ def load_model(
     if config.heads != stored.heads:
         # Compiled, so that nothing but the heads is made.
         loaded["heads"] = jax.jit(lambda: parameters(TubeViT(config, rngs=nnx.Rngs(0))).get("heads", {}))()
+    loaded = jax.tree.map(lambda leaf: leaf.astype(PRECISIONS[dtype]), loaded)
     model = nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0)))
     return nnx.merge(nnx.graphdef(model), loaded)
 

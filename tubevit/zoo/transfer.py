@@ -22,6 +22,7 @@ from tubevit.zoo.checkpoint import (
     require_good,
 )
 from tubevit.zoo.paths import flatten, matches, no_match, rename, stack, summarise, unflatten, unstack
+from tubevit.zoo.registry import is_release
 
 TUBES = ("same", "inflate", "zero", "random")
 
@@ -102,7 +103,7 @@ def initialise(
 
 
 def _read_small(name: str) -> Donor:
-    if not storage.exists(name) and "/" not in name:  # more likely one of the words
+    if not storage.exists(name) and "/" not in name and not is_release(name):  # more likely one of the words
         raise unknown("init.tubes", name, (*TUBES, "the name of a checkpoint"))
     small = read_donor(name)
     if small.config.tube_linear:

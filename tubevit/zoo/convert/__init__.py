@@ -22,6 +22,7 @@ from tubevit.zoo.convert.files import kind_of, read_arrays, read_folder, read_js
 from tubevit.zoo.convert.foreign import Foreign, Options
 from tubevit.zoo.convert.hugging_face_folder import CONFIG
 from tubevit.zoo.paths import flatten, unflatten
+from tubevit.zoo.registry import is_release
 
 FORMATS = ("hugging-face", "timm")  # that a checkpoint of ours can become
 _FOLDERS = {  # model_type of config.json
@@ -88,7 +89,7 @@ def convert(
         kind, found = _read_file(path, options)
     elif values := _foreign_config(src):
         kind, found = _read_folder(path, values, options)
-    elif not storage.exists(src):
+    elif not storage.exists(src) and not is_release(src):
         raise UserError(f"{src} does not exist; expected a file or folder of weights, or a checkpoint")
     else:
         return _write(src, dst, format, options)
@@ -154,6 +155,8 @@ def _write(src: str | os.PathLike, dst: str | os.PathLike, format: str | None, o
     try:
         checkpoint = find_checkpoint(src)
     except UserError as error:
+        if is_release(src):
+            raise
         raise UserError(
             f"{src} is neither a checkpoint nor a folder of another library, whose {CONFIG} has a model_type"
         ) from error

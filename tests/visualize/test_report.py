@@ -1,0 +1,162 @@
+import base64
+import io
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tubevit
+from tubevit.cli import main
+from tubevit.visualize import style
+from tubevit.visualize.page import Animation, Picture, Section, write_page
+from tubevit.visualize.report import learned_on
+
+
+@pytest.fixture(scope="module")
+def reported(tiny_run, tmp_path_factory):
+    """The folder of a report of the tiny run."""
+    out = tmp_path_factory.mktemp("report")
+    assert main(["report", str(tiny_run), "--out", str(out)]) == 0
+    return out
+
+
+def embedded(page):
+    """(media type, content) of each picture on a page."""
+    found = re.findall(r'(?:src|srcset)="data:([a-z/+]+);base64,([^"]+)"', page)
+    return [(kind, base64.b64decode(content)) for kind, content in found]
+
+
+def test_every_picture_is_there(reported):
+    names = {path.name for path in reported.iterdir()}
+    pictures = [f"{kind}_{i}" for kind in ("kernels", "components") for i in range(2)]
+    pictures += ["layout", "positions", "positions_2d", "loss", "scores"]
+    pictures += ["confusion_moving_digits", "confusion_still_digits", "mistakes_moving_digits"]
+    assert {f"{name}.{kind}" for name in pictures for kind in ("png", "svg")} <= names
+    assert "kernels_0.gif" in names and "kernels_1.gif" not in names  # the second tube is 2D
+    assert any(name.startswith("attention_moving_digits_0") for name in names)
+    assert not [name for name in names if name.endswith(".tmp")]
+    for path in reported.glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.std() > 2 and min(pixels.shape) > 100, path
+    for path in reported.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_the_page_holds_all_and_needs_nothing(reported):
+    page = (reported / "index.html").read_text()
+    assert not re.search(r'(?:src|srcset|href)="(?!data:)', page) and "url(" not in page and "<script" not in page
+    contents = embedded(page)
+    pictures = {path.stem for path in reported.glob("*.png")}
+    assert len(contents) == 2 * (len(pictures) + len(list(reported.glob("*.gif"))))
+    for kind, content in contents:
+        if kind == "image/svg+xml":
+            assert not re.search(rb'href="(?!#|data:)', content)
+            ElementTree.fromstring(content)
+        else:
+            Image.open(io.BytesIO(content)).verify()
+    ground = [tuple(int(theme.ground[i : i + 2], 16) for i in (1, 3, 5)) for theme in (style.DARK, style.LIGHT)]
+    photos = [Image.open(io.BytesIO(content)).convert("RGB") for kind, content in contents if kind == "image/webp"]
+    corners = [photo.getpixel((photo.width - 1, 0)) for photo in photos]
+    for dark, light in zip(corners[::2], corners[1::2]):
+        assert np.abs(np.subtract([dark, light], ground)).max() < 12
+    assert "prefers-color-scheme" in page and 'name="viewport"' in page
+    assert page.count(" alt=") == page.count("<img")
+
+
+def test_the_page_says_what_the_kernels_were_learned_on(reported, tiny_run):
+    page = (reported / "index.html").read_text()
+    assert "moving_digits and still_digits, 9 steps, from random parameters" in page
+    assert "16×32×32" in page and str(tiny_run) in page and "What tiny sees" in page and "Left out" not in page
+
+
+def test_what_is_absent_is_left_out_with_a_reason(tiny_run, tmp_path, capsys, monkeypatch):
+    tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "saved"]) == 0
+    out = capsys.readouterr().out
+    page = (tmp_path / "saved_report" / "index.html").read_text()
+    for title in ("What the tubes read", "Where predictions look", "Confusion", "Most confident mistakes"):
+        reason = f"{title}: the checkpoint names no evaluation data"
+        assert f"left out: {reason}" in out and f"<b>{title}</b>: the checkpoint names no evaluation data" in page
+    assert "left out: Training: there is no metrics.jsonl beside the checkpoint" in out
+    assert "not recorded in the checkpoint" in page and (tmp_path / "saved_report" / "kernels_0.svg").exists()
+
+
+def test_a_run_whose_data_is_gone(tiny_run, tmp_path, capsys, monkeypatch):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    from tubevit.visualize import report
+
+    evaluate, lost = report.evaluate_stored, ["still_digits"]
+
+    def some(model, name, values):
+        return evaluate(model, name, {**values, "source": "nowhere.csv"} if name in lost else values)
+
+    monkeypatch.setattr(report, "evaluate_stored", some)
+    assert main(["report", str(tmp_path / "run")]) == 0  # into the workdir
+    out, folder = capsys.readouterr().out, tmp_path / "run" / "report"
+    assert "left out: Evaluation data still_digits: " in out and "nowhere.csv" in out and "no metrics.jsonl" in out
+    assert "left out: Confusion" not in out and (folder / "confusion_moving_digits.png").exists()
+    assert not (folder / "confusion_still_digits.png").exists()
+    lost.append("moving_digits")
+    assert main(["report", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "left out: Confusion: moving_digits: " in out and "left out: Evaluation data" not in out
+
+
+@pytest.mark.parametrize(
+    "metadata, text",
+    [
+        ({}, "not recorded in the checkpoint"),
+        ({"source": "vit-large.safetensors"}, "not recorded; converted from vit-large.safetensors"),
+        (
+            {
+                "step": 1200,
+                "config": {"data": {"train": {"mine": {"source": "clips.csv"}}}, "init": {"checkpoint": "a"}},
+            },
+            "mine (clips.csv), 1,200 steps, from the parameters of a",
+        ),
+    ],
+)
+def test_learned_on(metadata, text):
+    assert learned_on(metadata) == text
+
+
+def test_without_matplotlib_one_line_says_so(tiny_run, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(tiny_run)]) == 2
+    assert capsys.readouterr().err == (
+        "tubevit: pictures need matplotlib, which is not installed: pip install 'tubevit[plot]'\n"
+    )
+
+
+def test_an_unknown_checkpoint_and_a_folder_that_cannot_be_written(tiny_run, tmp_path, capsys, monkeypatch):
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "unknown checkpoint" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(tiny_run), "--out", str(tmp_path / "file")]) == 2
+    assert f"cannot write {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_names_are_escaped_and_files_the_same_each_time(tmp_path):
+    def draw():
+        figure = style.new_figure(2, 2)
+        figure.subplots().plot([0, 1])
+        return figure
+
+    frames = np.zeros((2, 4, 4, 3), np.uint8)
+    section = Section("<b>", "a & b", [Picture("p", '"quoted" <i>', draw), Animation("g", "moving", lambda: frames)])
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for out in (first, second):
+        write_page(out, "<script>", {"<dt>": "x"}, [section, Section("gone", "why <not>")])
+    page = (first / "index.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "&quot;quoted&quot; &lt;i&gt;" in page
+    assert "a &amp; b" in page and "<b>gone</b>: why &lt;not&gt;" in page and "<figcaption>moving</figcaption>" in page
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name

@@ -1,0 +1,106 @@
+"""`tubevit release`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tubevit.errors import UserError
+
+HELP = "make a run's checkpoint a released one: weights, entry in the index, model card, evaluated"
+EXAMPLES = (
+    "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart",
+    "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --curves report/curves.png",
+    "tubevit release runs/k600 tubevit_b16@k600 --url https://example.org/tubevit_b16@k600.tar",
+)
+# Keys that change no result.
+_SURROUNDINGS = ("mesh.", "loader.", "log.", "checkpoint.", "input.path", "compilation_cache")
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument("workdir", metavar="WORKDIR", help="of a run, or the folder of one of its checkpoints")
+    parser.add_argument("name", metavar="NAME", help="ARCHITECTURE@TAG; the tag names data and variant")
+    parser.add_argument("--step", type=int, help="of the checkpoint in the workdir; default: the last")
+    parser.add_argument("--bfloat16", action="store_true", help="store the weights so, in half the bytes")
+    parser.add_argument(
+        "--config", metavar="FILE[:arg=value,...]", help="the experiment that was trained; it is compared with the run"
+    )
+    parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default Apache-2.0, as of the code)")
+    parser.add_argument("--curves", metavar="PICTURE", help="training curves for the model card")
+    parser.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        help="where the archive will be, mirrors after it: it is written to NAME.tar here, not into the repository",
+    )
+    parser.add_argument("--replace", action="store_true", help="a release of this name, with its model card")
+    parser.set_defaults(config_overrides={})
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit.zoo.checkpoint import find_checkpoint, read_metadata
+    from tubevit.zoo.registry import check_url, checkpoints_folder
+    from tubevit.zoo.release import LARGEST, check_new, publish, staged, write_weights
+
+    checkpoint = find_checkpoint(args.workdir, args.step)
+    metadata = read_metadata(checkpoint)
+    check_new(args.name, metadata, args.replace)
+    for url in args.url:
+        check_url(url)
+    if args.curves is not None and not os.path.isfile(args.curves):
+        raise UserError(f"the picture {args.curves} does not exist")
+    config = _experiment(args, metadata["config"]) if args.config else ""
+    archive, dtype = f"{args.name}.tar", "bfloat16" if args.bfloat16 else "float32"
+    if args.url and os.path.exists(archive) and not args.replace:
+        raise UserError(f"{archive} exists already: move it away, or pass --replace")
+    with staged(args.name) as folder:
+        write_weights(checkpoint, metadata, folder, dtype, None if args.url else LARGEST)
+        print(f"evaluating {args.name}", file=sys.stderr, flush=True)
+        records = _evaluate(folder)
+        release = publish(
+            folder, metadata, records, licence=args.licence, config=config, curves=args.curves, urls=args.url,
+            archive=archive,
+        )  # fmt: skip
+    for each in release.metrics:
+        scores = [f"{key} {100 * each[key]:.2f} %" for key in ("top1", "top5", "map") if each[key] is not None]
+        print(f"{each['dataset']} ({each['head']}): {', '.join(scores)} of {each['clips']}")
+    place = checkpoints_folder() / args.name
+    print(f"{args.name}: {release.bytes / 1e6:.1f} MB in {archive if args.url else place}; card: {place / 'README.md'}")
+
+
+def _experiment(args, stored: dict) -> str:
+    """The experiment as `tubevit train --config` takes it; raises UserError if it is not what was trained."""
+    import json
+
+    from tubevit.config import flatten, load_config
+
+    given = flatten(json.loads(json.dumps(load_config(args.config, args.config_overrides).to_dict())))
+    found = flatten(json.loads(json.dumps(stored)))
+    differing = [
+        f"{key}: {found.get(key)!r} there, {given.get(key)!r} now"
+        for key in sorted({*given, *found})
+        if given.get(key) != found.get(key)
+        and not key.startswith(_SURROUNDINGS)
+        and not (key.endswith(".head") and given.get(key) is None)  # follows from the data
+    ]
+    if differing:
+        raise UserError(f"{args.workdir} was not trained with {args.config}: {'; '.join(differing[:5])}")
+    return " ".join([args.config, *(f"--config.{key}={value}" for key, value in args.config_overrides.items())])
+
+
+def _evaluate(folder) -> list[dict]:
+    """What `tubevit evaluate` says about a checkpoint."""
+    import argparse
+    import contextlib
+    import io
+    import json
+
+    from tubevit.cli import evaluate
+
+    parser, out = argparse.ArgumentParser(), folder.parent / "eval.json"
+    evaluate.add_arguments(parser)
+    with contextlib.redirect_stdout(io.StringIO()):  # it names files that are not kept
+        evaluate.run(parser.parse_args(["--checkpoint", str(folder), "--out", str(out)]))
+    return json.loads(out.read_text())

@@ -1,0 +1,38 @@
+"""`tubevit report`."""
+
+from __future__ import annotations
+
+HELP = "pictures of a checkpoint (kernels, tubes, attention, curves, mistakes) as PNG and SVG, and a page of them"
+EXAMPLES = (
+    "tubevit report runs/quickstart",
+    "tubevit report my_model --out my_model_report",
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder or saved model")
+    parser.add_argument("--out", metavar="DIR", help="default: report in the workdir of a run, else NAME_report here")
+
+
+def run(args) -> None:
+    """Runs the verb."""
+    from tubevit import storage
+    from tubevit.errors import UserError
+    from tubevit.visualize.page import write_page
+    from tubevit.visualize.report import facts, read_checkpoint, sections
+    from tubevit.visualize.style import plotting
+
+    plotting()  # without it nothing else is worth the wait
+    model, metadata, checkpoint, workdir = read_checkpoint(args.name)
+    out = args.out or (storage.join(workdir, "report") if workdir else f"{checkpoint.name}_report")
+    title = workdir.name if workdir else checkpoint.name
+    parts = sections(model, metadata, workdir)
+    try:
+        page = write_page(out, f"What {title} sees", facts(args.name, model, metadata), parts)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; name another folder with --out") from error
+    for part in parts:
+        if part.left_out:
+            print(f"left out: {part.title}: {part.caption}")
+    print(f"written: {page}, and each picture beside it")

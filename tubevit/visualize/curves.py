@@ -1,0 +1,101 @@
+"""Training curves from metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from tubevit.errors import UserError
+from tubevit.visualize.style import colour, new_figure
+
+_SMOOTHED = 20  # of a curve of training this part is averaged: one in so many
+_SCORES = ("top1", "map")
+
+
+def read_metrics(text: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The content of metrics.jsonl by metric: {name: (steps, values)}, int64 and float64; null is left out.
+
+    Raises:
+        UserError: it holds no metric, or a line but the last, which a killed run may have left, is not of a run.
+    """
+    series: dict[str, list] = {}
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            step = int(row.pop("step"))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"line {number} of metrics.jsonl is not an object with a step: {line[:60]!r}") from error
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                series.setdefault(name, []).append((step, value))
+    if not series:
+        raise UserError("metrics.jsonl holds no metric")
+    return {name: (np.array([s for s, _ in pairs]), np.array([v for _, v in pairs], float))
+            for name, pairs in series.items()}  # fmt: skip
+
+
+def smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each value and those before it, `width` in all at most."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - max(width, 1), 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def loss_figure(metrics: dict):
+    """Loss over steps, in training (faint, and averaged) and in evaluation (points), as a matplotlib figure."""
+    figure, axes = _axes("loss")
+    names = _datasets(metrics)
+    losses = {name: metrics[f"train/{name}/loss"] for name in names if f"train/{name}/loss" in metrics}
+    if not losses and "train/loss" in metrics:
+        losses = {"all": metrics["train/loss"]}
+    for i, (name, (steps, values)) in enumerate(losses.items()):
+        line = colour(names.index(name) if name in names else i)
+        axes.plot(steps, values, color=line, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smoothed(values, len(values) // _SMOOTHED), color=line, linewidth=1.6, label=name)
+    _points(axes, metrics, ("loss",), 1, "{} (evaluation)")
+    axes.set(xlim=(0, None), ylim=(0, None))
+    axes.legend(loc="upper right")
+    return figure
+
+
+def score_figure(metrics: dict):
+    """Top-1 accuracy or mean average precision in evaluation over steps, as a matplotlib figure."""
+    figure, axes = _axes("top-1 or mAP, %")
+    _points(axes, metrics, _SCORES, 100, "{} {}")
+    axes.set(xlim=(0, None), ylim=(0, 100))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def has_scores(metrics: dict) -> bool:
+    """Whether there is something for `score_figure` to draw."""
+    return any(f"eval/{name}/{kind}" in metrics for name in _datasets(metrics) for kind in _SCORES)
+
+
+def _datasets(metrics: dict) -> list[str]:
+    parts = (name.split("/") for name in metrics)
+    return sorted({part[1] for part in parts if len(part) == 3 and part[0] in ("train", "eval")})
+
+
+def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: str) -> None:
+    """What was evaluated, of each data set in its colour."""
+    for i, name in enumerate(_datasets(metrics)):
+        for kind in kinds:
+            if f"eval/{name}/{kind}" in metrics:
+                steps, values = metrics[f"eval/{name}/{kind}"]
+                style = dict(color=colour(i), linewidth=1.2, linestyle=(0, (4, 2)), marker="o", markersize=4)
+                axes.plot(steps, factor * values, **style, label=text.format(name, kind), clip_on=False)
+
+
+def _axes(label: str):
+    figure = new_figure(4.6, 2.9)
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel=label)
+    axes.grid(axis="y", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes

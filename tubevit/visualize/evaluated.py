@@ -1,0 +1,98 @@
+"""The predictions of a checkpoint for the files of its evaluation data, and those files as pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tubevit.config import dataset_config
+from tubevit.data.pipeline import Load
+from tubevit.data.sources import Source
+from tubevit.data.views import ONE_VIEW
+from tubevit.errors import UserError
+from tubevit.models.tubevit import TubeViT
+from tubevit.training.evaluate import Predictions, make_forward, predict_source
+from tubevit.training.experiment import open_eval
+from tubevit.visualize.style import evenly
+from tubevit.zoo.checkpoint import parameters
+
+MOST_FILES = 2000  # of a data set that a report looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A data set and what a model says of it.
+
+    Attributes:
+        name: of the data set; head: of the model.
+        load: of its files, as pixels.
+        listed: number of its files; where there are more than `MOST_FILES`, the others are left out.
+        predictions: for the files.
+    """
+
+    name: str
+    head: str
+    load: Load
+    listed: int
+    predictions: Predictions
+
+    @property
+    def source(self) -> Source:
+        """The files."""
+        return self.load.source
+
+    @property
+    def looked_at(self) -> str:
+        """Text: how many files of which data."""
+        kind, used = f"{self.source.modality}s", int(self.predictions.used.sum())
+        count = str(used) if used == self.listed else f"{used} of {self.listed}"
+        return f"{count} {kind} of {self.name} (head {self.head})"
+
+    def clip(self, index: int) -> np.ndarray:
+        """File `index`, (T, size, size, 3) or (size, size, 3), uint8; see `Load.view`."""
+        return self.load.view(index, 0, ONE_VIEW, np.random.default_rng(0))[0]
+
+    def surest(self, count: int) -> Iterator[int]:
+        """Files whose label is predicted, the surest of each class, the surest first; at most `count`."""
+        probabilities, labels = self.predictions.probabilities, self.source.labels
+        predicted = probabilities.argmax(axis=1)
+        found = labels[np.arange(len(labels)), predicted] > 0 if self.source.multi_label else labels == predicted
+        right = np.flatnonzero(self.predictions.used & found)
+        order = right[np.argsort(-probabilities[right, predicted[right]], kind="stable")]
+        _, first = np.unique(predicted[order], return_index=True)
+        yield from order[np.sort(first)[:count]].tolist()
+
+
+def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
+    """Predicts for the files of a data set, one view each.
+
+    Args:
+        model: any.
+        name: of the data set.
+        values: its entry in `data.eval` of the configuration of a run.
+
+    Raises:
+        UserError: the files are not where they were, none can be decoded, or they do not fit the model.
+    """
+    dataset = dataset_config(**values)
+    load = open_eval(model.config, name, dataset, "tubes")
+    listed = len(load.source)
+    load = dataclasses.replace(load, source=_part(load.source, evenly(MOST_FILES, listed)))
+    forward = make_forward(model, dataset.head)
+    predictions = predict_source(forward, parameters(model), load, min(dataset.batch_size, len(load.source)))
+    if not predictions.used.any():
+        raise UserError(f"none of the {listed} files of {load.source.name} can be decoded: {load.reason(0)}")
+    return Evaluated(name, dataset.head, dataclasses.replace(load, tubes=None), listed, predictions)
+
+
+def _part(source: Source, files: np.ndarray) -> Source:
+    """Some files of a source."""
+    return dataclasses.replace(
+        source,
+        keys=[source.keys[i] for i in files],
+        labels=source.labels[files],
+        positions=[source.positions[i] for i in files] if len(source.positions) else (),
+        read=lambda index: source.media(int(files[index])),
+    )

@@ -1,0 +1,68 @@
+"""The mistakes that a model is surest of, as film strips."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tubevit.visualize.layout import enlarged
+from tubevit.visualize.style import evenly, ground, new_figure, show_image, tile
+
+_COLUMNS, _WIDTH, _GAP = 8, 7.2, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A file whose most probable class is not its label: its index, both classes, and the probability 0..1."""
+
+    file: int
+    label: int
+    predicted: int
+    probability: float
+
+
+def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, used: np.ndarray, count: int):
+    """The wrong predictions of highest probability, the surest first.
+
+    Args:
+        probabilities: (n, classes) of all files.
+        labels: (n,) indices.
+        used: (n,) bool, False for files that could not be decoded.
+        count: how many, at most.
+
+    Returns:
+        A list of `Mistake`.
+    """
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(used & (predicted != labels))
+    order = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
+    return [Mistake(int(i), int(labels[i]), int(predicted[i]), float(probabilities[i, predicted[i]])) for i in order]
+
+
+def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], classes: Sequence[str]):
+    """Mistakes with what was predicted, as a matplotlib figure: a film strip each, of images one beside the other.
+
+    Args:
+        clips: (T, H, W, 3) uint8 of each, (H, W, 3) of images.
+        mistakes: at least one.
+        classes: names of the classes.
+    """
+    images = clips[0].ndim == 3
+    columns = 6 if images else 1
+    rows = -(-len(clips) // columns)
+    shown = evenly(_COLUMNS, 1 if images else len(clips[0]))
+    strips = []
+    for clip in clips:
+        frames = enlarged((clip[None] if images else clip[shown]) / 255)[0]
+        strips.append(tile(frames, len(frames), _GAP, ground()))
+    high = _WIDTH / columns if images else _WIDTH * clips[0].shape[1] / clips[0].shape[2] / max(len(shown), 4)
+    figure = new_figure(_WIDTH, rows * (high + 0.24))
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.set_axis_off()
+    for axes, strip, mistake in zip(grid.flat, strips, mistakes):
+        show_image(axes, strip)
+        wrong, right = classes[mistake.predicted], classes[mistake.label]
+        axes.set_title(f"{wrong} ({mistake.probability:.0%}), it is {right}")
+    return figure

@@ -1,0 +1,102 @@
+"""The model card of a released checkpoint, as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tubevit.models.config import Head, ModelConfig
+from tubevit.models.flops import count_parameters, num_tokens
+from tubevit.zoo.registry import Release
+
+_LABELS = 20  # more are not listed
+
+
+def model_card(
+    release: Release, model: ModelConfig, *, steps: int | None, began: Sequence[str] = (), picture: str | None = None
+) -> str:
+    """What a release is, its data, input, numbers with their command, training, licence and limits.
+
+    Args:
+        release: its entry.
+        model: its configuration.
+        steps: that it was trained for, where they are known.
+        began: checkpoints that training began from.
+        picture: file name of its training curves, beside the card.
+    """
+    parts = [
+        f"# {release.name}",
+        _what(release, model, steps, began),
+        f'    model = tubevit.load_model("{release.name}")',
+        "## Data\n\n" + "\n".join(f"- `{name}`: `{source}`" for name, source in release.data.items()),
+        "\n".join(_classes(name, head) for name, head in model.heads),
+        "## Input\n\n" + _input(release, model),
+        "## Numbers\n\n" + _table(release.metrics),
+        f"They are what this gives, of these weights as they are stored:\n\n    {release.command}",
+        "## Training\n\n" + _training(release),
+        f"## Curves\n\n![Training curves]({picture})" if picture else "",
+        f"## Licence\n\n{release.licence}",
+        "## Limits\n\n" + _limits(release, model),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _what(release: Release, model: ModelConfig, steps: int | None, began: Sequence[str]) -> str:
+    kind = "An image ViT" if model.is_plain_vit else "A TubeViT"
+    begun = f", beginning from {' and '.join(f'`{name}`' for name in began)}" if began else ""
+    trained = "" if steps is None else f" It was trained for {steps:,} steps{begun}."
+    return (
+        f"{kind} ({model.width} wide, {model.depth} blocks, {model.num_heads} heads, "
+        f"{count_parameters(model) / 1e6:.2f} M parameters) with tubes `{model.tubes}`, "
+        f"{num_tokens(model, model.shape)} tokens a clip.{trained} The file has {release.bytes / 1e6:.1f} MB."
+    )
+
+
+def _classes(name: str, head: Head) -> str:
+    shown = ", ".join(head.labels[:_LABELS]) + (", ..." if len(head.labels) > _LABELS else "")
+    kinds = {"video": "videos", "image": "images", "any": "videos and images"}
+    several = "; a sample may have several" if head.multi_label else ""
+    return f"- head `{name}` takes {kinds[head.modality]}, {head.classes} classes{several}" + f": {shown}" * bool(shown)
+
+
+def _input(release: Release, model: ModelConfig) -> str:
+    size = f"{release.input['size']}x{release.input['size']} pixels"
+    fps = release.input["fps"]
+    rate = "the rate of the file" if fps is None else f"{fps:g} frames per second"
+    clips = "" if model.is_plain_vit else f"Clips of {release.input['frames']} frames at {rate}, {size}. "
+    images = f"Images of {size}. " if model.tubes.is_2d or _image_heads(model) else ""
+    return f"{clips}{images}RGB, {release.input['range']}; `model.input` has what `tubevit.read_video` needs."
+
+
+def _image_heads(model: ModelConfig) -> bool:
+    return any(head.modality != "video" for _, head in model.heads)
+
+
+def _table(metrics: Sequence[Mapping]) -> str:
+    rows = ["| data set | split | head | views | files | correct | top-1 | top-5 | mAP |", "|" + "---|" * 9]
+    for each in metrics:
+        shares = ["" if each[key] is None else f"{100 * each[key]:.2f} %" for key in ("top1", "top5", "map")]
+        counts = [each["clips"], "" if each["correct"] is None else each["correct"]]
+        cells = [each["dataset"], each["split"], each["head"], each["views"], *counts, *shares]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def _training(release: Release) -> str:
+    command = (
+        f"    tubevit train --workdir DIR --config {release.config}"
+        if release.config
+        else "The whole configuration stands in the checkpoint's metadata, under `config`."
+    )
+    commit = f"\n\nReleased by the code at commit {release.commit}." if release.commit else ""
+    return command + commit
+
+
+def _limits(release: Release, model: ModelConfig) -> str:
+    sources = ", ".join(dict.fromkeys(f"`{each['source']}`" for each in release.metrics))
+    lines = [
+        "It knows the classes above and no others: whatever it is shown, it names one of them.",
+        f"The numbers are of {sources}; nothing is known of other data.",
+        f"It was trained at {'x'.join(map(str, model.shape))} (frames, rows, columns). Other sizes run; how well was "
+        "not measured.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)

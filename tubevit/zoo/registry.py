@@ -1,0 +1,196 @@
+"""Released checkpoints: `checkpoints/index.json` says what there is, and where the weights of each lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+
+from tubevit import storage
+from tubevit.data.sources.embedded import cache_folder
+from tubevit.errors import RunError, UserError, unknown
+from tubevit.zoo.archive import is_whole, unpack
+
+_NAME = re.compile(r"([a-z0-9_]+)@[a-z0-9_]+")
+INPUT = ("frames", "fps", "size", "range")
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """An entry of the index.
+
+    Attributes:
+        name: `arch@tag`; the tag names data and variant.
+        urls: of its archive, mirrors after the first; () where the weights lie in `checkpoints/NAME` itself.
+        sha256, bytes: of the archive, NAME.tar as `pack` makes it of the folder, wherever that lies.
+        licence: of the weights.
+        data: {data set: source} that it was trained on.
+        input: frames, fps (None: as the file has it), size in pixels, and range of the pixel values.
+        classes: {head: number of classes}.
+        metrics: one dict for each data set that was evaluated: dataset, source, split, head, views, clips, correct
+            (None where a clip has several labels), and top1, top5, map, loss as in eval.json.
+        command: gives these metrics.
+        config: the experiment that trained it, as `tubevit train --config` takes it; "" where it was not told. All its
+            values stand in the checkpoint's metadata.
+        commit: of the code that released it, ending in `-dirty` if that had changes; None outside of a checkout.
+
+    Raises:
+        UserError: a value is malformed.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    sha256: str
+    bytes: int
+    licence: str
+    data: Mapping[str, str]
+    input: Mapping
+    classes: Mapping[str, int]
+    metrics: tuple[Mapping, ...]
+    command: str
+    config: str
+    commit: str | None
+
+    def __post_init__(self):
+        check_name(self.name)
+        for name in ("urls", "metrics"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise UserError(f"{self.name}: {name} must be a list; found {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for url in self.urls:
+            check_url(url)
+        if not re.fullmatch("[0-9a-f]{64}", str(self.sha256)):
+            raise UserError(f"{self.name}: sha256 must be 64 hexadecimal digits; found {self.sha256!r}")
+        if not isinstance(self.bytes, int) or self.bytes < 1:
+            raise UserError(f"{self.name}: bytes must be a whole number above 0; found {self.bytes!r}")
+        if not isinstance(self.input, Mapping) or set(self.input) != set(INPUT):
+            raise UserError(f"{self.name}: input must have {', '.join(INPUT)}; found {self.input!r}")
+
+
+def check_name(name: str) -> str:
+    """The architecture that a name `arch@tag` begins with.
+
+    Raises:
+        UserError: the name is malformed.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UserError(
+            "a released checkpoint is named ARCHITECTURE@TAG of lower-case letters, digits and _, such as "
+            f"tubevit_nano8@moving_digits; found {name!r}"
+        )
+    return match[1]
+
+
+def check_url(url: str) -> None:
+    """Raises UserError unless `url` is one of http or https."""
+    if not re.match(r"https?://[^/\s]", str(url)):
+        raise UserError(f"a URL of a released checkpoint begins with https:// or http://; found {url!r}")
+
+
+def is_release(name: str | os.PathLike) -> bool:
+    """Whether a name is meant as that of a released checkpoint: a word with an @, no path."""
+    name = os.fspath(name)
+    return "@" in name and "/" not in name and os.sep not in name
+
+
+def checkpoints_folder() -> pathlib.Path:
+    """Where index.json and the released weights lie: in the package of a wheel, beside it in a checkout."""
+    package = pathlib.Path(__file__).parent.parent
+    inside = package / "checkpoints"
+    return inside if inside.is_dir() else package.parent / "checkpoints"
+
+
+def read_index() -> dict[str, Release]:
+    """All released checkpoints by name.
+
+    Raises:
+        UserError: index.json is damaged, or an entry is malformed.
+    """
+    path = checkpoints_folder() / "index.json"
+    try:
+        rows = json.loads(path.read_text())
+        releases = [Release(**row) for row in rows]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: the installation is not whole") from error
+    except (ValueError, TypeError) as error:  # no JSON, or other fields; a UserError is a ValueError
+        raise UserError(f"{path} cannot be read: {str(error).replace('Release.__init__() ', '')}") from error
+    if len({release.name for release in releases}) < len(releases):
+        raise UserError(f"{path} names a checkpoint twice")
+    return {release.name: release for release in releases}
+
+
+def write_index(releases: Mapping[str, Release]) -> None:
+    """Writes index.json, by name; the inverse of `read_index`."""
+    rows = [dataclasses.asdict(releases[name]) for name in sorted(releases)]
+    storage.write_text(checkpoints_folder() / "index.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names that match a shell pattern, e.g. `tubevit_b16*`.
+
+    Args:
+        pattern: compared with the whole name.
+        pretrained: name the released checkpoints, for `load_model`, instead of the architectures, for `create_model`.
+
+    Raises:
+        UserError: the index of the released checkpoints is damaged.
+    """
+    from tubevit.models.variants import ARCHITECTURES  # loads jax, which the index does without
+
+    return sorted(fnmatch.filter(read_index() if pretrained else ARCHITECTURES, pattern))
+
+
+def find_release(name: str) -> pathlib.Path:
+    """The folder of a released checkpoint: in `checkpoints/`, else in the cache, else downloaded there.
+
+    The cache is $TUBEVIT_CACHE, by default ~/.cache/tubevit. A download goes on where an earlier one was cut off.
+
+    Raises:
+        UserError: there is no such release; the closest are named.
+        RunError: its weights are in neither place and cannot be downloaded; it says where it looked.
+        OSError: the cache cannot be written.
+    """
+    releases = read_index()
+    if name not in releases:
+        raise unknown("released checkpoint", name, releases)
+    release = releases[name]
+    local = checkpoints_folder() / name
+    cached = cache_folder() / "checkpoints" / f"{name}-{release.sha256[:12]}" / name
+    for folder in (local, cached):
+        if is_whole(folder):
+            return folder
+    looked = f"{name} is neither in {local} nor in {cached}"
+    if not release.urls:
+        raise RunError(f"{looked}, and its entry names no URL: bring its folder there, or install tubevit anew")
+    _fetch(release, cached, looked)
+    return cached
+
+
+def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
+    """Downloads a release's archive and unpacks it; other processes of this machine wait for it."""
+    import fcntl
+
+    from tubevit.zoo.download import DownloadError, download
+
+    archive = folder.parent / f"{release.name}.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_whole(folder):  # by another process
+            return
+        print(f"downloading {release.name} ({release.bytes / 1e6:.1f} MB) to {folder}", file=sys.stderr, flush=True)
+        try:
+            download(release.urls, archive, release.sha256, release.bytes)
+        except DownloadError as error:
+            raise RunError(
+                f"{looked}, and cannot be downloaded ({error}); is there a network? "
+                f"A copy of the file from elsewhere goes to {archive}"
+            ) from error
+        unpack(archive, folder)
+        archive.unlink()

@@ -1,0 +1,187 @@
+"""A new released checkpoint: its weights, its entry in the index, its model card."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import tubevit
+from tubevit.errors import UserError, unknown
+from tubevit.models.variants import ARCHITECTURES
+from tubevit.zoo import registry
+from tubevit.zoo.archive import pack
+from tubevit.zoo.card import model_card
+from tubevit.zoo.checkpoint import config_from_metadata, load_model, save_model
+from tubevit.zoo.registry import Release
+
+LARGEST = 12_000_000  # bytes that a checkpoint in the repository may have
+_SIZES = ("width", "depth", "num_heads", "mlp_width")
+_MEASURED = ("top1", "top5", "map", "loss")
+
+
+def check_new(name: str, metadata: Mapping, replace: bool = False) -> None:
+    """Checks that a run's checkpoint can be released under a name.
+
+    Args:
+        name: `arch@tag`.
+        metadata: of the run's checkpoint, see `read_metadata`.
+        replace: whether there may be a release of that name.
+
+    Raises:
+        UserError: the name is malformed, taken, or of another architecture; or it is no checkpoint of a run.
+    """
+    architecture = registry.check_name(name)
+    model = config_from_metadata(metadata["model"])
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    sizes = [ARCHITECTURES[architecture][key] for key in _SIZES]
+    if model.name != architecture and [getattr(model, key) for key in _SIZES] != sizes:
+        raise UserError(f"{name} would name a {architecture}; the model is a {model.name}, {model.width} wide")
+    if "config" not in metadata:
+        raise UserError(f"{name} must come from a run, whose configuration says what it was trained on; found none")
+    folder = registry.checkpoints_folder() / name
+    if (name in registry.read_index() or folder.exists()) and not replace:
+        raise UserError(f"{name} is released already; take another tag, or pass --replace")
+
+
+@contextlib.contextmanager
+def staged(name: str) -> Iterator[pathlib.Path]:
+    """A path for a new folder called `name`, beside the released ones; what is left there in the end is removed.
+
+    Raises:
+        UserError: the folder of the released checkpoints cannot be written.
+    """
+    folder = registry.checkpoints_folder()
+    try:
+        temporary = tempfile.mkdtemp(prefix=".release-", dir=folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; release from a checkout of your own") from error
+    try:
+        yield pathlib.Path(temporary) / name
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_weights(
+    checkpoint: str | os.PathLike, metadata: Mapping, folder: pathlib.Path, dtype: str, most: int | None = LARGEST
+) -> None:
+    """Writes the parameters of a run's checkpoint with its configuration and step, and their archive beside.
+
+    Args:
+        checkpoint: of the run.
+        metadata: its.
+        folder: of `staged`.
+        dtype: `float32` or `bfloat16`.
+        most: bytes that the archive may have.
+
+    Raises:
+        UserError: the checkpoint is damaged, or the archive too large.
+    """
+    model = load_model(checkpoint, dtype=dtype)
+    save_model(model, folder, {key: metadata[key] for key in ("config", "step") if key in metadata})
+    pack(folder, _archive_of(folder))
+    found = _archive_of(folder).stat().st_size
+    if most is not None and found > most:
+        raise UserError(
+            f"{folder.name} has {found / 1e6:.1f} MB, the repository takes {most / 1e6:.0f}: pass --bfloat16 for "
+            "half of it, or --url with the address where its archive will be"
+        )
+
+
+def _archive_of(folder: pathlib.Path) -> pathlib.Path:
+    return folder.parent / "packed.tar"
+
+
+def publish(
+    folder: pathlib.Path,
+    metadata: Mapping,
+    records: Sequence[Mapping],
+    *,
+    licence: str,
+    config: str = "",
+    curves: str | os.PathLike | None = None,
+    urls: Sequence[str] = (),
+    archive: str | os.PathLike | None = None,
+) -> Release:
+    """Puts staged weights in their place: `checkpoints/NAME` with the card, or the archive; and the entry in the index.
+
+    Args:
+        folder: of `write_weights`, called as the release; it is moved.
+        metadata: of the run's checkpoint.
+        records: what `tubevit evaluate` wrote about the folder.
+        licence: of the weights.
+        config: see `Release`.
+        curves: a picture for the card; it is copied.
+        urls: where the archive will be; the weights then do not stay in `checkpoints/`.
+        archive: the file to write for them.
+
+    Returns:
+        The entry.
+
+    Raises:
+        OSError: the picture cannot be read, or a file not be written.
+    """
+    name, model, packed = folder.name, config_from_metadata(metadata["model"]), _archive_of(folder)
+    with packed.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    release = Release(
+        name=name, urls=tuple(urls), sha256=sha256, bytes=packed.stat().st_size, licence=licence,
+        data={key: dataset["source"] for key, dataset in metadata["config"]["data"]["train"].items()},
+        input={"frames": model.frames, "fps": model.fps, "size": model.size, "range": "uint8 0..255 or float -1..1"},
+        classes={head: each.classes for head, each in model.heads},
+        metrics=tuple(map(_metrics, records)), command=f"tubevit evaluate --checkpoint {name}", config=config,
+        commit=_commit(),
+    )  # fmt: skip
+    if urls:
+        shutil.move(packed, archive)
+        shutil.rmtree(folder)
+        folder.mkdir()
+    picture = None
+    if curves is not None:
+        picture = f"curves{pathlib.Path(curves).suffix}"
+        shutil.copy(curves, folder / picture)
+    card = model_card(release, model, steps=metadata.get("step"), began=_began(metadata), picture=picture)
+    (folder / "README.md").write_text(card)
+    place = registry.checkpoints_folder() / name
+    if place.exists():
+        place.rename(folder.parent / "replaced")
+    folder.rename(place)
+    registry.write_index(registry.read_index() | {name: release})
+    return release
+
+
+def _metrics(record: Mapping) -> dict:
+    """What the index says of a record of eval.json."""
+    names = ("dataset", "source", "split", "head", "views")
+    top1, clips = record["top1"], record["clips_used"]
+    counts = {"clips": clips, "correct": None if top1 is None else round(top1 * clips)}
+    return {key: record[key] for key in names} | counts | {key: record[key] for key in _MEASURED}
+
+
+def _began(metadata: Mapping) -> list[str]:
+    """The checkpoints that training began from."""
+    init = metadata["config"]["init"]
+    words = ("same", "inflate", "zero", "random")
+    return [name for name in (init["checkpoint"], init["tubes"]) if name and name not in words]
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package lies in; what changes in `checkpoints/` does not count as a change."""
+    root = pathlib.Path(tubevit.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)checkpoints")
+        return git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
