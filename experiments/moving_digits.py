@@ -1,0 +1,38 @@
+"""The joint model that is released: motion and digit x motion from clips, digits from still images, in one backbone.
+
+    tubevit train --config moving_digits --workdir runs/moving_digits
+
+The embedded data's three label sets, each with a head of its own: 8 directions of motion, 80 pairs of digit and motion,
+10 digits. The still digits are those of the clips, not the same images.
+
+Hardware: 2 CPU cores.
+"""
+
+from tubevit.config import dataset_config, default_config
+
+
+def get_config(seed: int = 0, steps: int = 2000):
+    config = default_config()
+    config.seed = seed
+    config.model.name = "tubevit_nano8"
+    config.model.scan = False  # three blocks: unrolled they train faster on CPU
+    config.input.fps = 8.0
+    clips = dict(source="moving_digits", batch_size=32)
+    stills = dict(source="still_digits", head="digit", batch_size=32)
+    crops = {"random_crop": True, "scale": 1.1}
+    config.data.train.moving_digits = dataset_config(**clips | {"batch_size": 16}, head="motion", augment=crops)
+    config.data.train.digit_motion = dataset_config(**clips, head="digit_motion", augment=crops)
+    config.data.train.still_digits = dataset_config(**stills, augment={"random_crop": True, "scale": 1.3})
+    config.data.eval.moving_digits = dataset_config(source="moving_digits", split="test", head="motion", batch_size=50)
+    config.data.eval.digit_motion = dataset_config(
+        source="moving_digits", split="test", head="digit_motion", batch_size=50
+    )
+    config.data.eval.still_digits = dataset_config(source="still_digits", split="test", head="digit", batch_size=50)
+    config.optimizer.update(name="adamw", learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.05, clip_norm=1.0)
+    config.optimizer.b2 = 0.98
+    config.train.steps = steps
+    config.eval.every = 500
+    config.checkpoint.every = 500
+    config.loader.threads = 2
+    config.log.every = 20
+    return config
