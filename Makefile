@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(EXTRAS)
 GPU_COMPILER = $(VENV)/gpu-compiler
 
-.PHONY: setup quickstart test test-extras lint clean
+.PHONY: setup quickstart test test-extras docs lint clean
 
 setup: $(READY)
 
@@ -25,10 +25,16 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/extras
 
-# What needs more than the core: peers in torch, the compilers for TPUs and GPUs. They are installed on the first call.
+# What needs more than the core: peers in torch, the compilers for TPUs and GPUs, the site, a wheel in an environment of
+# its own. All is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs]'
 	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras
+
+# The site, in build/site; it ends with an error where a link leads nowhere.
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Without CUDA's libraries, which compiling does not need; beside the environment, since JAX would look for a GPU.
 $(GPU_COMPILER): $(READY)

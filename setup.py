@@ -1,4 +1,4 @@
-"""Packaging. `pip install -e .` for development; extras: cuda, tpu, gcs, convert, plot, peers, dev."""
+"""Packaging. `pip install -e .` for development; extras: cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev."""
 
 import pathlib
 import re
@@ -16,9 +16,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The wheel carries the experiments inside the package; a checkout has them beside it.
-    packages=[*find_packages(include=["tubevit", "tubevit.*"]), "tubevit.experiments"],
-    package_dir={"tubevit.experiments": "experiments"},
+    # The wheel carries the experiments and the released weights inside the package; a checkout has them beside it.
+    packages=[*find_packages(include=["tubevit", "tubevit.*"]), "tubevit.experiments", "tubevit.checkpoints"],
+    package_dir={"tubevit.experiments": "experiments", "tubevit.checkpoints": "checkpoints"},
+    package_data={"tubevit.checkpoints": ["**/*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.6",
@@ -33,6 +34,7 @@ setup(
         "array_record>=0.8",
         "msgpack>=1.0",
         "tqdm>=4.60",
+        "shtab>=1.13",
         "av>=14",
         "opencv-python-headless>=5",
         "scikit-learn>=1.5",
@@ -45,16 +47,21 @@ setup(
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
         "plot": ["matplotlib>=3.8"],
         "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],
+        "notebook": ["jupytext>=1.17", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29", "matplotlib>=3.8"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "build>=1.2",
             "hypothesis>=6",
             "pillow>=10",
             "gcsfs>=2024.2",
             "gcp-storage-emulator",
             "safetensors>=0.4.3",
             "flatbuffers>=24",
+            "matplotlib>=3.8",
+            "jupytext>=1.17",
         ],
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli.main:entry"]},

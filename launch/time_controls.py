@@ -24,7 +24,7 @@ from tubevit.zoo.checkpoint import parameters
 def main(workdir: str) -> None:
     model = tubevit.load_model(workdir)
     dataset = dataset_config(source="moving_digits", split="test", head="motion")
-    load = open_eval(model.config, "moving_digits", dataset)
+    load = open_eval(model.config, "moving_digits", dataset, "dense")
     forward, params, labels = make_forward(model, "motion"), parameters(model), load.source.labels
     names = model.labels["motion"]
     opposite = np.array([names.index(DIRECTIONS[(DIRECTIONS.index(name) + 4) % 8]) for name in names])

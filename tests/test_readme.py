@@ -1,4 +1,4 @@
-"""The README, as a new user would follow it: its Python, its commands, its tables, its figure."""
+"""The README and the pages, as a new user would follow them: Python, commands, links, tables, figure."""
 
 import pathlib
 import re
@@ -10,6 +10,7 @@ import pytest
 import tubevit
 from tests.scripts import script
 from tubevit.cli import main
+from tubevit.cli.main import VERBS, make_parser
 from tubevit.config import load_config
 from tubevit.models.flops import count_parameters
 from tubevit.models.variants import ARCHITECTURES, model_config
@@ -18,6 +19,9 @@ from tubevit.tubes import PRESETS
 STEPS = "--config.train.steps=1200"
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXTS = {"README": README, "CONTRIBUTING": (ROOT / "CONTRIBUTING.md").read_text(), **PAGES}
+COMMAND = re.compile(r"^    tubevit (\S.+)$", re.MULTILINE)
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_python(project, capsys):
 
 def run_commands(page, train_command):
     """Runs the page's lines `tubevit ...`; training is cut short. Returns their verbs."""
-    commands = re.findall(r"^    tubevit (\S.+)$", page, re.MULTILINE)
+    commands = COMMAND.findall(page)
     for command in commands:
         arguments = shlex.split(command)
         flags = [flag for flag in arguments if flag.startswith("--")]
@@ -88,13 +92,43 @@ def test_commands(clips, capsys, train_command):
     assert "539 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+# Those of `buckets` name buckets: see test_buckets.py.
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "buckets" and COMMAND.search(PAGES[page])])
 def test_commands_of_the_pages(clips, train_command, page):
-    text = page.read_text()
-    if page.stem != "buckets":  # there they name buckets: see test_buckets.py
-        assert run_commands(text, train_command)
-    for link in re.findall(r"\]\(([^)#]+)\)", text + README):
-        assert (page.parent / link).exists() or (ROOT / link).exists(), link
+    assert run_commands(PAGES[page], train_command)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_to_files(page):
+    folder = ROOT / "docs" if page in PAGES else ROOT
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[page]):
+        assert (folder / link).is_file(), link
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if "```sh" in TEXTS[page]])
+def test_commands_that_are_not_run_are_valid(page):
+    """What stands between ```sh and ```: flags that exist, experiments that can be loaded."""
+    blocks = "\n".join(re.findall(r"```sh\n(.+?)```", TEXTS[page], re.DOTALL))
+    for line in re.findall(r"^tubevit (.+)$", blocks, re.MULTILINE):
+        verb, *arguments = shlex.split(line, comments=True)
+        args, rest = make_parser(verb).parse_known_args(arguments)
+        overrides = dict(flag.removeprefix("--config.").split("=") for flag in rest)
+        assert all(flag.startswith("--config.") for flag in rest), line
+        if rest or (verb in ("train", "preflight") and not args.config.startswith(("finetune:", "my_experiment"))):
+            spec = "quickstart" if args.config.startswith("finetune:") else args.config  # needs the files
+            load_config(spec, overrides)
+
+
+def test_verbs_are_those_of_the_table():
+    table = README[README.index("| verb | does |") :].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\S+?)[ `]", table, re.MULTILINE)) == sorted(VERBS)
+
+
+def test_zoo_is_the_index():
+    """`python docs/generate.py` was run after the last release."""
+    generate = script("docs/generate.py")
+    assert generate.between_markers(README, generate.zoo_table("checkpoints")) == README
+    assert generate.BEGIN in README and generate.END in README
 
 
 def test_architectures_are_those_of_the_table():

@@ -22,12 +22,52 @@ def default_config() -> ConfigDict:
     """Every key of a configuration, locked; an experiment sets what differs.
 
     Optimisation defaults are those of the paper's base model on Kinetics (Table 10). Durations are steps. None means
-    that the value follows from the architecture or is switched off.
+    that the value follows from the architecture or is switched off. Keys of `model` and `input` that are not listed
+    here are fields of `ModelConfig`.
+
+    Attributes:
+        seed: all that is random follows from it and from the step.
+        model.name: the architecture; the other keys of `model` replace fields of its configuration.
+        input.path: what travels from the decoder to the model: `tubes`, only the pixels that its tubes read, or
+            `dense`, all.
+        data.train, data.eval: data sets by name, see `dataset_config`.
+        optimizer.name: `adam`, whose weight decay is added to the gradient, or `adamw`, which decays apart from it.
+        optimizer.learning_rate: after the warm-up; from there it falls to 0 along a cosine.
+        optimizer.warmup_steps: it rises in a line over so many steps.
+        optimizer.weight_decay: its factor.
+        optimizer.clip_norm: longest gradient; longer ones are scaled down to it.
+        optimizer.b1, optimizer.b2: decay of Adam's moments.
+        train.steps: length of the run.
+        train.label_smoothing: share of each label that is spread over all classes.
+        train.mixup: each clip is blended with its neighbour; the share is drawn from Beta(a, a) with this a. 0: not.
+        train.cutmix: the same with a rectangle of the neighbour; with both, one of them is drawn for each step.
+        train.freeze_below: blocks before this one, and the tokenizer, are not trained.
+        train.gate: that block has the gate of equation 8 on its output.
+        train.accumulate: a batch is computed in so many parts, one after the other.
+        train.skip_nonfinite: a step whose loss or gradient is not finite changes nothing, instead of ending the run.
+        init.checkpoint: parameters to begin from: what `load_model` takes.
+        init.skip: beginnings of paths, joined by commas, that are neither taken over nor missed.
+        init.rename: old=new,...: beginnings of the checkpoint's paths, and what they are in the model.
+        init.tubes: where 3D tubes come from that the checkpoint lacks: `same` (it has all, or those of a plain ViT are
+            inflated), `inflate`, `zero`, `random`, or a checkpoint that has them.
+        eval.every: steps between two evaluations.
+        eval.views: temporal x spatial views of a clip, e.g. 4x3, whose probabilities are averaged.
+        checkpoint.every: steps between two checkpoints.
+        checkpoint.keep: so many stay.
+        checkpoint.keep_best: a metric, e.g. eval/k600/top1, whose best checkpoint stays as well.
+        loader.threads: that decode, in each process.
+        loader.workers: processes that load; 0: the threads of the training process do.
+        loader.max_broken: largest share of broken files of a data set; more end the run.
+        mesh.data, mesh.fsdp, mesh.tensor: devices that split the batch; parameters as well; heads and MLP. -1: what is
+            left.
+        mesh.slices: slices of a TPU job of several.
+        precision: `float32` or `bfloat16` for computation; parameters, softmax and logits stay float32.
+        compilation_cache: folder or bucket that keeps compiled programs.
+        log.every: steps between two lines of metrics.
     """
     config = ConfigDict(
         {
             "seed": 0,
-            # `name` is an architecture; the others replace fields of its ModelConfig.
             "model": {
                 "name": "tubevit_b16", "tubes": placeholder(str), "padding": placeholder(str),
                 "interpolated": placeholder(bool), "gain_norm": False, "antialias": False,
@@ -39,7 +79,6 @@ def default_config() -> ConfigDict:
                 "add_attention": 0, "gate_layer": placeholder(int), "gate_per_channel": False,
                 "remat": "none", "scan": True, "attention": "auto",
             },
-            # What travels from the decoder to the model: `tubes`, only the pixels that its tubes read, or `dense`, all.
             "input": {
                 "frames": placeholder(int), "fps": placeholder(float), "size": placeholder(int), "path": "tubes",
             },
@@ -48,20 +87,14 @@ def default_config() -> ConfigDict:
                 "name": "adam", "learning_rate": 5e-5, "warmup_steps": 10_000, "weight_decay": 1e-3,
                 "clip_norm": placeholder(float), "b1": 0.9, "b2": 0.999,
             },
-            # A batch is computed in `accumulate` parts, one after the other. A step whose loss or gradient is not
-            # finite ends the run, or with `skip_nonfinite` changes nothing. Blocks before `freeze_below` and the
-            # tokenizer are not trained; with `gate` that block has the gate of equation 8 on its output.
             "train": {
                 "steps": 300_000, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "freeze_below": 0, "gate": False,
                 "accumulate": 1, "skip_nonfinite": False,
             },
-            # Parameters to begin from, see `zoo.transfer.initialise`; several names are joined by commas, those to
-            # rename are old=new.
             "init": {"checkpoint": placeholder(str), "skip": "", "rename": "", "tubes": "same"},
             "eval": {"every": 5_000, "views": "1x1"},
             "checkpoint": {"every": 1_000, "keep": 3, "keep_best": placeholder(str)},
             "loader": {"threads": 4, "workers": 0, "max_broken": 0.01},
-            # Sizes of the mesh of devices, see `sharding.mesh.make_mesh`; -1 is what is left.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1},
             "precision": "float32",
             "compilation_cache": placeholder(str),
@@ -78,7 +111,14 @@ def dataset_config(**values) -> ConfigDict:
     """One data set of `data.train` or `data.eval`, locked.
 
     Args:
-        **values: of source, split, head, batch_size (global), loss_weight, augment (see `Augment`).
+        **values: of the keys below, and augment: fields of `Augment`.
+
+    Attributes:
+        source: what `open_source` takes, e.g. clips.csv or k600:LIST@CLIPS_DIR.
+        split: `train`, `val` or `test`.
+        head: its label set; None: that of the embedded data, else the name of the data set.
+        batch_size: samples of a step, on all devices together.
+        loss_weight: factor of its loss.
 
     Raises:
         UserError: an unknown key.

@@ -1,8 +1,11 @@
 import importlib
+import importlib.metadata
 import re
+import sys
 
 import pytest
 
+import tubevit
 from tubevit.cli import main
 from tubevit.cli.main import VERBS
 from tubevit.errors import RunError, UserError
@@ -10,14 +13,17 @@ from tubevit.training.loop import Preempted
 
 FLAGS = {
     "train": {"--config", "--workdir", "--allow-change", "--profile", "--print-sharding", "--coordinator"},
-    "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json"},
-    "predict": {"--checkpoint", "--json"},
+    "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json", "--probe"},
+    "predict": {"--checkpoint", "--json", "--csv", "--every", "--features"},
     "inspect": {"--config", "--json"},
     "preflight": {"--config", "--topology", "--suggest", "--json"},
     "convert": {"--format", "--prefix", "--heads", "--headless", "--mean", "--std", "--json"},
     "export": {"--format", "--platforms", "--head"},
     "make-moving-digits": {"--seed"},
+    "report": {"--out"},
+    "release": {"--step", "--bfloat16", "--config", "--licence", "--curves", "--url", "--replace"},
     "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--json"},
+    "completion": {"--help"},
 }
 
 
@@ -43,6 +49,26 @@ def test_usage(capsys):
     assert all(verb in text and module(verb).HELP in text for verb in VERBS)
     assert set(FLAGS) <= set(VERBS)
     assert main([]) == 2
+
+
+def test_version(capsys):
+    """Those of the packages that are imported."""
+    import av
+    import cv2
+    import flax
+    import grain
+    import jax
+    import jaxlib
+    import optax
+    import orbax.checkpoint
+
+    assert main(["--version"]) == 0
+    lines = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.pop("Python") == sys.version.split()[0] and lines.pop("tubevit") == tubevit.__version__
+    assert lines.pop("opencv-python-headless").startswith(cv2.__version__)
+    assert lines.pop("orbax-checkpoint") == orbax.checkpoint.__version__
+    assert lines.pop("grain") == importlib.metadata.version(grain.__name__)
+    assert lines == {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax, av)}
 
 
 @pytest.mark.parametrize(

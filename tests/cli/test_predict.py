@@ -1,4 +1,6 @@
+import csv
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -6,6 +8,9 @@ import pytest
 import tubevit
 from tests.data.clips import write_audio, write_clip
 from tubevit.cli import main
+from tubevit.data.video import decode_frames
+from tubevit.data.warp import centre_crop
+from tubevit.models.tubevit import TubeViT
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,13 @@ def test_files_that_are_refused(tiny_run, refused, bad_files, name, part):
 def test_other_errors(tiny_run, refused, clip, image, tmp_path):
     command = ["predict", "--checkpoint", tiny_run]
     refused([*command, "--top", 0, clip], "--top must be at least 1; found 0")
+    for every in (0, -1, "nan", "inf"):
+        refused([*command, "--every", every, clip], "--every must be more than 0 seconds; found")
+    refused([*command, "--csv", "/dev/null/x.csv", clip], "cannot write /dev/null/x.csv", "name another file")
+    refused([*command, "--features", "/dev/null/x.npz", clip], "cannot write /dev/null/x.npz")
+    refused([*command, "--features", tmp_path / "x.npz", "--head", "motion", clip], "--head chooses labels")
+    refused([*command, "--features", "x.npz", "--json", clip], "--json: not allowed with argument --features")
+    refused([*command, tmp_path / "*.mp4"], f"no file fits {tmp_path}/*.mp4")
     refused([*command, "--head", "moton", clip], "unknown head 'moton'; did you mean 'motion'")
     refused([*command, "--head", "motion", image], "head 'motion' takes videos")
     refused([*command, "--head", "digit", clip], "head 'digit' takes images")
@@ -107,3 +119,96 @@ def test_a_broken_file_among_others(tiny_run, bad_files, clip, image, capsys):
     assert str(clip) in out and str(image) in out and "cut" not in out
     *each, last = err.splitlines()[-3:]
     assert "cut.png" in each[0] and "cut.mp4" in each[1] and "2 of 4 files cannot be read" in last
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """6 s at 25 FPS, each frame another."""
+    return write_clip(tmp_path_factory.mktemp("long") / "long.mkv", range(0, 6000, 40), size=(64, 80))
+
+
+def test_windows_of_a_long_video(tiny_run, done, long_video, image, tmp_path, monkeypatch):
+    """Each row is the prediction of a clip that is cut by hand; the model is compiled once for all of them."""
+    model = tubevit.load_model(tiny_run)
+    compiled, features = [], TubeViT.features
+    monkeypatch.setattr(TubeViT, "features", lambda self, *args: compiled.append(args) or features(self, *args))
+    command = ["predict", "--checkpoint", tiny_run, "--every", 0.75, "--top", 8]
+    records = [json.loads(line) for line in done([*command, "--json", long_video]).splitlines()]
+    assert len(compiled) == 1
+    monkeypatch.undo()
+    starts = [0, 0.75, 1.5, 2.25, 3.0, 3.75, 4.5]
+    assert [(row["start"], row["end"]) for row in records] == [(start, min(start + 2, 6)) for start in starts]
+    frames = decode_frames(long_video)
+    cut = [[frames[min(int((start + i / 8 + 1e-3) * 25), 149)] for i in range(16)] for start in starts]
+    logits = np.asarray(model(np.stack([centre_crop(clip, 32) for clip in cut]), head="motion"), np.float64)
+    for row, values in zip(records, logits, strict=True):
+        shares = dict(zip(model.labels["motion"], np.exp(values) / np.exp(values).sum(), strict=True))
+        assert row["head"] == "motion" and row["file"] == str(long_video)
+        assert {each["label"]: each["probability"] for each in row["top"]} == pytest.approx(shares, abs=3e-6)
+    assert records[0]["top"] != records[4]["top"]
+
+    *text, last = done([*command, long_video, image]).splitlines()
+    assert [line.split("  ")[1] for line in text] == [f"{start:.2f}-{min(start + 2, 6):.2f} s" for start in starts]
+    assert last.startswith(f"{image}  digit: ")  # as without --every
+    assert done([*command, "--csv", tmp_path / "out.csv", long_video, image]) == ""
+    *rows, _, _, _, _, _, _, _, still = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert list(still) == ["file", "start", "end", "head", "rank", "label", "probability"]
+    assert list(still.values())[:5] == [str(image), "", "", "digit", "8"]
+    flat = [(row, rank, each) for row in records for rank, each in enumerate(row["top"], 1)]
+    for row, (record, rank, each) in zip(rows, flat, strict=True):
+        assert (row["file"], row["head"], row["label"]) == (record["file"], record["head"], each["label"])
+        numbers = [float(row[column]) for column in ("start", "end", "rank", "probability")]
+        assert numbers == [record["start"], record["end"], rank, each["probability"]]
+
+
+def test_features(tiny_run, done, clip, image, long_video, tmp_path):
+    """In the order of the files; the same as the model gives on all pixels; no head is needed."""
+    model = tubevit.load_model(tiny_run, num_classes=0)
+    tubevit.save_model(model, tmp_path / "bare")
+    out = tmp_path / "features.npz"
+    assert done(["predict", "--checkpoint", tmp_path / "bare", "--features", out, image, long_video, clip]) == ""
+    with np.load(out) as found:
+        assert found["files"].tolist() == list(map(str, (image, long_video, clip)))
+        inputs = [
+            tubevit.read_image(image, size=32),
+            *(tubevit.read_video(x, **model.input) for x in (long_video, clip)),
+        ]
+        expected = np.concatenate([model.features(pixels) for pixels in inputs])
+        np.testing.assert_allclose(found["features"], expected, rtol=1e-5, atol=1e-5)
+        assert found["features"].dtype == np.float32 and np.isnan([found["start"], found["end"]]).all()
+    done(["predict", "--checkpoint", tiny_run, "--features", out, "--every", 2, long_video, image])
+    with np.load(out) as found:
+        assert found["files"].tolist() == [str(long_video)] * 3 + [str(image)] and found["features"].shape == (4, 24)
+        np.testing.assert_array_equal(found["start"], [0, 2, 4, np.nan])
+        np.testing.assert_allclose(found["end"], [2, 4, 6, np.nan])
+
+
+def test_patterns_and_animations(tiny_run, done, clip, tmp_path):
+    """A pattern that no shell replaced; a GIF is a video; a file that is named twice is taken once."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "a" / "[x].mp4").write_bytes(clip.read_bytes())
+    gif = write_clip(tmp_path / "two.gif", range(0, 240, 10), "gif", "rgb8", (64, 64), Fraction(1, 100))
+    command = ["predict", "--checkpoint", tiny_run, "--json"]
+    asked = [tmp_path / "**/*.[gm][ip]*", tmp_path / "a", tmp_path / "a" / "[x].mp4"]
+    rows = [json.loads(line) for line in done([*command, *asked]).splitlines()]
+    assert [row["file"] for row in rows] == [str(tmp_path / name) for name in ("a/[x].mp4", "a/one.mp4", "two.gif")]
+    assert {row["head"] for row in rows} == {"motion"} and rows[0]["top"] == rows[1]["top"]
+    model = tubevit.load_model(tiny_run)
+    logits = np.asarray(model(tubevit.read_video(gif, **model.input), head="motion"))[0]
+    assert rows[2]["top"][0]["label"] == model.labels["motion"][int(logits.argmax())]
+
+
+def test_warnings_once_a_file(tiny_run, capsys, clip, image, long_video, tmp_path):
+    short = write_clip(tmp_path / "short.mp4", range(0, 1000, 40), size=(64, 64))
+    slow = write_clip(tmp_path / "slow.mkv", range(0, 4000, 500), size=(64, 64))
+    small = write_clip(tmp_path / "small.mkv", range(0, 4000, 40), size=(12, 64))
+    files = [clip, image, long_video, short, slow, small]
+    for flags in ([], ["--every", 0.5]):
+        assert main(["predict", "--checkpoint", str(tiny_run), *map(str, flags), *map(str, files)]) == 0
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if "warning" in line]
+        parts = [(short, "lasts 1.0"), (slow, "different frames in a clip"), (small, "is 64x12")]
+        assert len(lines) == 3 and len(out.splitlines()) >= 6
+        for line, (path, part) in zip(lines, parts, strict=True):
+            assert line.startswith(f"tubevit: warning: {path} ") and part in line

@@ -13,6 +13,7 @@ EXAMPLES = (
     "tubevit evaluate --workdir runs/quickstart",
     "tubevit evaluate --workdir runs/quickstart --step 400 --json",
     "tubevit evaluate --checkpoint my_model --data clips.csv --head motion",
+    "tubevit evaluate --checkpoint my_model --data clips.csv --probe knn",
 )
 
 
@@ -20,7 +21,7 @@ def add_arguments(parser) -> None:
     """Adds the flags of the verb."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", help="of a run; its last checkpoint is taken")
-    which.add_argument("--checkpoint", metavar="NAME", help="workdir, checkpoint folder or saved model")
+    which.add_argument("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
     parser.add_argument("--step", type=int, help="of the checkpoint in the workdir")
     parser.add_argument("--config", metavar="FILE[:arg=value,...]", help="take data.eval from this experiment")
     parser.add_argument("--data", metavar="SOURCE", help="evaluate this source instead of data.eval")
@@ -28,7 +29,16 @@ def add_arguments(parser) -> None:
     parser.add_argument("--head", help="of --data; may be left out where the model has one")
     parser.add_argument("--batch-size", type=int, help="default: the configuration's, 16 with --data")
     parser.add_argument("--views", metavar="TxS", help="temporal x spatial, e.g. 4x3; default: the configuration's")
-    parser.add_argument("--out", help="default: eval.json in the workdir, or beside the saved model's parameters")
+    parser.add_argument(
+        "--probe",
+        choices=("linear", "knn"),
+        help="score frozen features in place of a head: a classifier on those of the split train; any classes",
+    )
+    parser.add_argument(
+        "--out",
+        help="default: eval.json, or probe_linear.json or probe_knn.json, in the workdir, beside the saved model's "
+        "parameters, or here for a released one",
+    )
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     parser.set_defaults(config_overrides={})
 
@@ -42,6 +52,7 @@ def run(args) -> None:
     from tubevit.sharding.rules import put
     from tubevit.training.evaluate import evaluate_source, make_forward, write_class_tables
     from tubevit.training.experiment import open_eval
+    from tubevit.training.probe import make_features, open_probe, probe_source
     from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata
 
     if args.data and args.config:
@@ -71,16 +82,23 @@ def run(args) -> None:
     for name, dataset in datasets.items():
         if args.batch_size:
             dataset.batch_size = args.batch_size
-        load = open_eval(model.config, name, dataset, path)
-        for note in load.source.notes:
+        opened = (model.config, name, dataset, path)
+        loads = open_probe(*opened) if args.probe else (open_eval(*opened),)
+        for note in dict.fromkeys(note for load in loads for note in load.source.notes):
             say(note)
-        record, predictions = evaluate_source(
-            make_forward(model, dataset.head, mesh), params, load, dataset.batch_size, name=name,
-            head=dataset.head, views=views, threads=threads, mesh=mesh,
-        )  # fmt: skip
+        settings = {
+            "name": name, "head": dataset.head, "views": views, "threads": threads, "mesh": mesh,
+            "progress": name if is_main() else None,
+        }  # fmt: skip
+        if args.probe:
+            features = make_features(model, mesh)
+            record, predictions = probe_source(args.probe, features, params, *loads, dataset.batch_size, **settings)
+        else:
+            forward = make_forward(model, dataset.head, mesh)
+            record, predictions = evaluate_source(forward, params, *loads, dataset.batch_size, **settings)
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": metadata.get("step")}
         records.append(record | origin)
-        tables.append((predictions, load, f"{out.removesuffix('.json')}_{name}"))
+        tables.append((predictions, loads[-1], f"{out.removesuffix('.json')}_{name}"))
     if not is_main():
         return
     try:
@@ -110,16 +128,19 @@ def _dataset(args, model):
     from tubevit.config import dataset_config
 
     heads = dict(model.config.heads)
-    if not heads:
-        raise UserError(f"{args.workdir or args.checkpoint} has no head to evaluate")
-    if args.head is None and len(heads) != 1:
+    if args.probe:
+        head = args.head  # a label set of embedded data
+    elif not heads:
+        raise UserError(f"{args.workdir or args.checkpoint} has no head to evaluate; --probe needs none")
+    elif args.head is None and len(heads) != 1:
         raise UserError(f"the model has several heads: pass --head, one of {', '.join(heads)}")
-    head = args.head or next(iter(heads))
+    else:
+        head = args.head or next(iter(heads))
     split = args.split or _held_out(args.data, head)
     return dataset_config(source=args.data, split=split, head=head, batch_size=args.batch_size or 16)
 
 
-def _held_out(data: str, head: str) -> str:
+def _held_out(data: str, head: str | None) -> str:
     from tubevit.data.sources import open_source
 
     for split in ("val", "test"):
@@ -143,16 +164,24 @@ def _stored_datasets(metadata: dict, checkpoint):
 def _default_out(args, checkpoint) -> str:
     from tubevit import storage
     from tubevit.zoo.checkpoint import RUN_FOLDER
+    from tubevit.zoo.registry import is_release
 
-    of_run = checkpoint.parent.name == RUN_FOLDER
-    return storage.join(args.workdir or (checkpoint.parent.parent if of_run else checkpoint), "eval.json")
+    name, file = args.workdir or args.checkpoint, f"probe_{args.probe}.json" if args.probe else "eval.json"
+    if is_release(name) and not storage.exists(name):
+        return file  # what was released stays as it is
+    of_run = checkpoint.parent.name == RUN_FOLDER and checkpoint.name.isdecimal()
+    return storage.join(args.workdir or (checkpoint.parent.parent if of_run else checkpoint), file)
 
 
 def _line(record: dict) -> str:
     scores = [f"{key} {100 * record[key]:.2f} %" for key in ("top1", "top5", "map") if record[key] is not None]
     broken = f", {len(record['broken'])} broken" if record["broken"] else ""
+    what, settings = record["head"], ""
+    if "probe" in record:
+        what = f"{record['probe']} probe"
+        settings = f"; learned from {record['train_clips_used']} clips: {record['probe_settings']}"
     return (
-        f"{record['dataset']} ({record['head']}): {', '.join(scores)}, loss {record['loss']:.4f}; "
+        f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
-        f"views {record['views']}, split {record['split']}"
+        f"views {record['views']}, split {record['split']}{settings}"
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 import traceback
 
 from tubevit.errors import UserError, closest
 
 VERBS = ("train", "evaluate", "predict", "inspect", "preflight", "convert", "export", "make-moving-digits",
-         "shard-videos")  # fmt: skip
+         "shard-videos", "report", "release", "completion")  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless")
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 
 
@@ -22,18 +25,33 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def _module(verb: str):
+def verb_module(verb: str):
+    """The module of a verb."""
     return importlib.import_module(f"tubevit.cli.{verb.replace('-', '_')}")
 
 
 def _usage() -> str:
     lines = ["usage: tubevit VERB [flags]        tubevit VERB --help shows the flags and examples", ""]
-    lines += [f"  {verb:20s} {_module(verb).HELP}" for verb in VERBS]
+    lines += [f"  {verb:20s} {verb_module(verb).HELP}" for verb in VERBS]
     return "\n".join(lines)
 
 
-def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
-    module = _module(verb)
+def _versions() -> str:
+    """What the result of a verb depends on, a line each."""
+    import tubevit
+
+    lines = [f"tubevit {tubevit.__version__}", f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            lines.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{name} is not installed")
+    return "\n".join(lines)
+
+
+def make_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb's flags."""
+    module = verb_module(verb)
     parser = _Parser(
         prog=f"tubevit {verb}",
         description=module.HELP,
@@ -47,6 +65,11 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
     several.add_argument("--num-processes", type=int, metavar="N", help="their number")
     several.add_argument("--process-id", type=int, metavar="I", help="the number of this one, from 0")
+    return parser
+
+
+def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser(verb)
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "config_overrides"):
         rest = _take_overrides(rest, args.config_overrides)
@@ -77,7 +100,7 @@ def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:
 
 def _run(verb: str, args: argparse.Namespace) -> None:
     """Runs a verb, in several processes if flags or the machine say so: one that is not made for that in process 0."""
-    module = _module(verb)
+    module = verb_module(verb)
     distributed = getattr(module, "DISTRIBUTED", False)
     if not distributed and (args.coordinator, args.num_processes, args.process_id) == (None, None, None):
         return module.run(args)
@@ -96,9 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_usage())
         return DONE if arguments else BAD_INPUT
     if arguments[0] == "--version":
-        import tubevit
-
-        print(tubevit.__version__)
+        print(_versions())
         return DONE
     verb, debug = arguments[0], "--debug" in arguments
     try:

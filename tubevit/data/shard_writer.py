@@ -123,7 +123,8 @@ def write_shards(
         kept = sum(len(part["records"]) for part in finished.values())
         todo = [number for number in range(job.count) if number not in finished]
         done = sum(len(part["records"]) + len(part["rejected"]) for part in finished.values())
-        with tqdm(total=len(source), initial=done, unit=" files", desc=split, file=sys.stderr) as bar:
+        shown = {"unit": " files", "desc": split, "file": sys.stderr, "disable": None}  # None: where it is a terminal
+        with tqdm(total=len(source), initial=done, **shown) as bar:
             for number, part in (_in_processes if processes > 1 else _here)(job, todo, processes, bar.update):
                 finished[number] = part
     parts = [finished[number] for number in range(job.count)]

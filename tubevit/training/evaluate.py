@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from tubevit import storage
 from tubevit.data.pipeline import Host, Load, evaluation_rows, iterate
@@ -71,6 +73,7 @@ def predict_source(
     seed: int = 0,
     host: Host | None = None,
     mesh: Mesh | None = None,
+    progress: str | None = None,
 ) -> Predictions:
     """Probabilities of every file of a source, the mean over its views (the paper does not say of what; section 4).
 
@@ -87,6 +90,7 @@ def predict_source(
         seed: of the order of shuffled frames.
         host: this process among all, each of which computes its own rows; None asks the mesh, or JAX.
         mesh: of the parameters; all processes compute a batch together.
+        progress: what a bar on stderr, if that is a terminal, is called; None shows none.
     """
     views = Views(1, views.spatial) if load.source.modality == "image" else views
     gather = host is None and jax.process_count() > 1
@@ -95,7 +99,9 @@ def predict_source(
     rows = evaluation_rows(load, views, batch_size, seed)
     count = len(load.source)
     total, seen = None, np.zeros(count, np.int64)
-    for batch in iterate(rows, batch_size, host=host, threads=threads, workers=workers):
+    batches = iterate(rows, batch_size, host=host, threads=threads, workers=workers)
+    shown = {"desc": progress, "unit": " batches", "file": sys.stderr, "disable": True if progress is None else None}
+    for batch in tqdm(batches, total=len(rows) // batch_size, **shown):
         batch = load.batch(batch)
         real = batch["mask"] > 0
         if mesh is None:

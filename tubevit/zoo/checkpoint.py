@@ -27,7 +27,7 @@ from tubevit.zoo.manifest import verify, write_manifest
 from tubevit.zoo.registry import find_release, is_release, list_models
 
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
-_METADATA_FILE, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
+_METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
 _CONVERT = "tubevit convert SRC DST makes one of another library's weights"
 
@@ -74,7 +74,7 @@ def parameters(model: nnx.Module) -> dict:
 
 
 def _is_whole(path: str | os.PathLike) -> bool:
-    return storage.exists(storage.join(path, _MARK if storage.is_remote(path) else _METADATA_FILE))
+    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else _METADATA_FILE))
 
 
 def steps(folder: str | os.PathLike) -> list[int]:

@@ -17,7 +17,8 @@ from tubevit.models.variants import ARCHITECTURES
 from tubevit.zoo import registry
 from tubevit.zoo.archive import pack
 from tubevit.zoo.card import model_card
-from tubevit.zoo.checkpoint import config_from_metadata, load_model, save_model
+from tubevit.zoo.checkpoint import MARK, config_from_metadata, load_model, save_model
+from tubevit.zoo.manifest import write_manifest
 from tubevit.zoo.registry import Release
 
 LARGEST = 12_000_000  # bytes that a checkpoint in the repository may have
@@ -85,6 +86,8 @@ def write_weights(
     """
     model = load_model(checkpoint, dtype=dtype)
     save_model(model, folder, {key: metadata[key] for key in ("config", "step") if key in metadata})
+    (folder / MARK).write_text("")  # Orbax writes there where it was: a path of this machine
+    write_manifest(folder)
     pack(folder, _archive_of(folder))
     found = _archive_of(folder).stat().st_size
     if most is not None and found > most:
@@ -135,7 +138,7 @@ def publish(
         data={key: dataset["source"] for key, dataset in metadata["config"]["data"]["train"].items()},
         input={"frames": model.frames, "fps": model.fps, "size": model.size, "range": "uint8 0..255 or float -1..1"},
         classes={head: each.classes for head, each in model.heads},
-        metrics=tuple(map(_metrics, records)), command=f"tubevit evaluate --checkpoint {name}", config=config,
+        metrics=tuple(_metrics(record, metadata) for record in records), command=f"tubevit evaluate --checkpoint {name}", config=config,
         commit=_commit(),
     )  # fmt: skip
     if urls:
@@ -156,12 +159,14 @@ def publish(
     return release
 
 
-def _metrics(record: Mapping) -> dict:
-    """What the index says of a record of eval.json."""
-    names = ("dataset", "source", "split", "head", "views")
+def _metrics(record: Mapping, metadata: Mapping) -> dict:
+    """What the index says of a record of eval.json; its source as the configuration names it, not where it lay."""
+    names = ("split", "head", "views")
+    source = metadata["config"]["data"]["eval"][record["dataset"]]["source"]
     top1, clips = record["top1"], record["clips_used"]
     counts = {"clips": clips, "correct": None if top1 is None else round(top1 * clips)}
-    return {key: record[key] for key in names} | counts | {key: record[key] for key in _MEASURED}
+    what = {"dataset": record["dataset"], "source": source} | {key: record[key] for key in names}
+    return what | counts | {key: record[key] for key in _MEASURED}
 
 
 def _began(metadata: Mapping) -> list[str]:

@@ -1,0 +1,197 @@
+"""What the documentation takes from the code: front page, zoo, configuration and API reference.
+
+As a hook of mkdocs (see mkdocs.yml) it makes these pages when the site is built. By itself it writes the zoo table into
+README.md, where it stands between two markers:
+
+    python docs/generate.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+import re
+
+from ml_collections import ConfigDict
+
+import tubevit
+from tubevit.config import dataset_config, default_config, flatten
+from tubevit.data.augment import Augment
+from tubevit.models.config import ModelConfig
+from tubevit.zoo.registry import checkpoints_folder, read_index
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_DATA = (
+    "`data.train` and `data.eval` hold data sets under names of your choice. These are the keys of one: "
+    "`data.train.<name>.source` and so on."
+)
+BEGIN, END = "<!-- zoo: written by docs/generate.py -->", "<!-- end of zoo -->"
+# What users import from, in the order of the reference; the rest of the package stands behind them.
+MODULES = ("tubes", "windows", "errors", "config", "data", "models", "zoo", "sharding", "recipes", "training",
+           "preflight", "visualize")  # fmt: skip
+
+
+def zoo_table(folder: str) -> str:
+    """The released checkpoints as a table of markdown, one row for each number.
+
+    Args:
+        folder: of the checkpoints, as a link says it; "" for none: cards are not linked.
+    """
+    releases = read_index()
+    if not releases:
+        return "No checkpoint is released yet."
+    rows = ["| checkpoint | input | head | data | top-1 | mAP | size |", "|" + "---|" * 7]
+    for release in releases.values():
+        has_card = folder and (checkpoints_folder() / release.name / "README.md").is_file()
+        name = f"[`{release.name}`]({folder}/{release.name}/README.md)" if has_card else f"`{release.name}`"
+        shape = f"{release.input['frames']}x{release.input['size']}x{release.input['size']}"
+        for i, each in enumerate(release.metrics):
+            shares = ["" if each[key] is None else f"{100 * each[key]:.1f} %" for key in ("top1", "map")]
+            data = f"{each['dataset']} {each['split']}, {each['clips']} files, {each['views']}"
+            cells = [name, shape, f"`{each['head']}`", data, *shares, f"{release.bytes / 1e6:.1f} MB"]
+            rows.append("| " + " | ".join(cells if i == 0 else ["", "", *cells[2:6], ""]) + " |")
+    return "\n".join(rows)
+
+
+def zoo_details() -> str:
+    """What the table of the released checkpoints leaves out, a section each."""
+    parts = []
+    for release in read_index().values():
+        lines = [
+            f"input: {json.dumps(dict(release.input))}",
+            "classes: " + ", ".join(f"`{head}` {count}" for head, count in release.classes.items()),
+            "trained on: " + ", ".join(f"`{name}` from `{source}`" for name, source in release.data.items()),
+            f"trained by: `{release.config}`" if release.config else "trained by: see its metadata",
+            f"its numbers: `{release.command}`",
+            f"licence: {release.licence}; commit: {release.commit}; sha256 of {release.name}.tar: `{release.sha256}`",
+        ]
+        parts.append(f"### {release.name}\n\n" + "\n".join(f"- {line}" for line in lines))
+    return "\n\n".join(parts)
+
+
+def between_markers(text: str, table: str) -> str:
+    """The text with what stands between the markers of the zoo replaced."""
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+
+
+def described(docstring: str) -> dict[str, str]:
+    """{name: text} of what stands under `Attributes:` in a docstring, `name, name: text`."""
+    lines, texts, names, inside = docstring.splitlines(), {}, [], False
+    for line in lines:
+        entry = re.match(r" {8}([\w., ]+?): (.+)", line)
+        if line == "    Attributes:":
+            inside = True
+        elif inside and entry:
+            names = entry[1].split(", ")
+            texts |= dict.fromkeys(names, entry[2])
+        elif inside and line.startswith(" " * 12):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        elif line.strip():
+            inside = False
+    return texts
+
+
+def meanings() -> dict[str, str]:
+    """{key: meaning} of every key of a configuration; those of a data set begin with `data.*.*.`.
+
+    Raises:
+        ValueError: a key is described nowhere, or what is described is no key.
+    """
+    keys = [*flatten(default_config()), *(f"data.*.*.{key}" for key in flatten(dataset_config()))]
+    found = described(default_config.__doc__)
+    fields = described(ModelConfig.__doc__)
+    for key in keys:
+        group, _, name = key.partition(".")
+        if group in ("model", "input") and name in fields:
+            found.setdefault(key, fields[name])
+    for prefix, described_by in (("", dataset_config), ("augment.", Augment)):
+        texts = described(described_by.__doc__)
+        found |= {f"data.*.*.{prefix}{key}": text for key, text in texts.items()}
+    wrong = found.keys() ^ {*keys, "data.train", "data.eval"}
+    if wrong:
+        raise ValueError(f"these are described and no keys, or keys and not described: {', '.join(sorted(wrong))}")
+    return found
+
+
+def configuration() -> str:
+    """All keys with type, default and meaning, a table for each group."""
+    texts, config, dataset = meanings(), default_config(), dataset_config()
+    groups = [name for name, value in config.items() if isinstance(value, ConfigDict) and name != "data"]
+    alone = [name for name, value in config.items() if not isinstance(value, ConfigDict)]
+    parts = ["## Without a group\n\n" + _rows("", config, alone, texts)]
+    parts += [f"## {name}\n\n" + _rows(f"{name}.", config[name], config[name], texts) for name in groups]
+    own = [key for key in dataset if key != "augment"]
+    parts.append(f"## data\n\n{_DATA}\n\n" + _rows("data.*.*.", dataset, own, texts))
+    parts.append("## augment\n\n" + _rows("data.*.*.augment.", dataset.augment, dataset.augment, texts))
+    return "\n\n".join(parts)
+
+
+def _rows(prefix: str, group: ConfigDict, keys, texts: dict[str, str]) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in keys:
+        default = "none" if group[key] is None else "empty" if group[key] == "" else f"`{group[key]}`".lower()
+        text = texts[prefix + key].replace("|", "\\|")
+        shown = prefix.removeprefix("data.*.*.") + key
+        rows.append(f"| `{shown}` | {group.get_type(key).__name__} | {default} | {text} |")
+    return "\n".join(rows)
+
+
+def api_index() -> str:
+    """The names of the package itself: what each is, and a link to its module."""
+    rows = ["| name | |", "|---|---|"]
+    for name, home in tubevit._HOME.items():
+        summary = inspect.getdoc(getattr(tubevit, name)).split("\n\n")[0]
+        rows.append(f"| [`tubevit.{name}`][tubevit.{home}.{name}] | {' '.join(summary.split())} |")
+    what = "What `import tubevit` gives. Shapes, units, ranges and errors stand behind the links."
+    return "\n\n".join(["# API", what, "\n".join(rows)]) + "\n"
+
+
+def api_page(name: str) -> str:
+    """A module, or the modules of a package."""
+    module = importlib.import_module(f"tubevit.{name}")
+    members = pkgutil.walk_packages(getattr(module, "__path__", []), f"tubevit.{name}.")
+    paths = [f"tubevit.{name}", *(member.name for member in members if "._" not in member.name)]
+    return "\n\n".join(
+        f"::: {path}\n    options:\n      heading: {path}\n      toc_label: {path.removeprefix('tubevit.')}\n"
+        f"      heading_level: {1 if path == paths[0] else 2}"
+        for path in paths
+    )
+
+
+def on_config(config):
+    """Hook of mkdocs: adds the rendered notebooks to the menu, behind the tutorial."""
+    pages = sorted((ROOT / "docs/colabs").glob("*.md"))
+    if pages:
+        config.nav.insert(2, {"Notebooks": [f"colabs/{page.name}" for page in pages]})
+    return config
+
+
+def on_files(files, config):
+    """Hook of mkdocs: adds the pages that do not lie in `docs/`: those of the repository's root, and the API."""
+    from mkdocs.structure.files import File
+
+    texts = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+    pages = {name: text.replace("](docs/", "](") for name, text in texts.items()}
+    pages["index.md"] = re.sub(r"\[(`[^`]+`)\]\(checkpoints/[^)]+\)", r"\1", pages.pop("README.md"))
+    pages["api/index.md"] = api_index()
+    pages |= {f"api/{name}.md": api_page(name) for name in MODULES}
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """Hook of mkdocs: fills in the zoo and the keys of a configuration."""
+    if page.file.src_uri == "zoo.md":
+        return markdown.replace("<!-- zoo table -->", zoo_table("")).replace("<!-- zoo details -->", zoo_details())
+    if page.file.src_uri == "configuration.md":
+        return markdown.replace("<!-- keys -->", configuration())
+    return markdown
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(between_markers(readme.read_text(), zoo_table("checkpoints")))

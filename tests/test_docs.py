@@ -1,0 +1,87 @@
+"""What the documentation takes from the code: tables of the zoo and of the configuration, pages of the API.
+
+That the site builds is in tests/extras/test_docs_site.py.
+"""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from tests.scripts import script
+from tubevit.config import dataset_config, default_config, flatten
+from tubevit.zoo import registry
+from tubevit.zoo.registry import Release
+
+generate = script("docs/generate.py")
+
+
+def test_every_key_has_its_row():
+    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| (.+?) \| (.+) \|$", generate.configuration(), re.MULTILINE)
+    keys = flatten(default_config()) | flatten(dataset_config())
+    assert len(rows) == len(keys) and {row[0] for row in rows} == set(keys)
+    shown = {key: (kind, default) for key, kind, default, _ in rows}
+    assert shown["optimizer.learning_rate"] == ("float", "`5e-05`") and shown["train.gate"] == ("bool", "`false`")
+    assert shown["model.mean"] == ("tuple", "none") and shown["augment.frame_order"] == ("str", "`forward`")
+    meaning = {key: text for key, _, _, text in rows}
+    assert meaning["model.width"] == meaning["model.depth"] == "sizes of the encoder (Table 11)."
+    assert meaning["optimizer.b1"] == meaning["optimizer.b2"] == "decay of Adam's moments."
+    assert meaning["init.tubes"].endswith("or a checkpoint that has them.")  # of several lines
+
+
+def test_a_key_without_description_is_an_error(monkeypatch):
+    def undescribed():
+        """No keys."""
+        return default_config()
+
+    monkeypatch.setattr(generate, "default_config", undescribed)
+    with pytest.raises(ValueError, match=r"keys and not described: .*optimizer\.b1"):
+        generate.meanings()
+
+
+def release(name, **changes):
+    metrics = dict(dataset="clips", source="moving_digits", split="test", head="motion", views="1x1", clips=900,
+                   correct=880, top1=0.97777, top5=1.0, map=None, loss=0.1)  # fmt: skip
+    values = dict(
+        name=name, urls=("https://example.org/a.tar",), sha256="0" * 64, bytes=1_234_567, licence="Apache-2.0",
+        data={"clips": "moving_digits"}, input=dict(frames=16, fps=8.0, size=64, range="uint8 0..255"),
+        classes={"motion": 8}, metrics=(metrics,), command=f"tubevit evaluate --checkpoint {name}",
+        config="quickstart", commit=None,
+    )  # fmt: skip
+    return Release(**values | changes)
+
+
+def test_the_zoo_is_made_from_the_index(monkeypatch, tmp_path):
+    several = dataclasses.asdict(release("tubevit_nano8@one"))["metrics"][0]
+    releases = [
+        release("tubevit_nano8@one", metrics=(several, {**several, "head": "tags", "top1": None, "map": 0.5})),
+        release("tubevit_ti8@two"),
+    ]
+    (tmp_path / "index.json").write_text(json.dumps([dataclasses.asdict(each) for each in releases]))
+    (tmp_path / "tubevit_ti8@two").mkdir()
+    (tmp_path / "tubevit_ti8@two/README.md").write_text("a card")
+    for module in (registry, generate):
+        monkeypatch.setattr(module, "checkpoints_folder", lambda: tmp_path)
+    table = generate.zoo_table("checkpoints").splitlines()[2:]
+    assert [len(line.split(" | ")) for line in table] == [7, 7, 7]
+    assert table[0].startswith("| `tubevit_nano8@one` | 16x64x64 | `motion` |") and "97.8 %" in table[0]
+    assert table[1].startswith("|  |  | `tags` |") and "| 50.0 % |" in table[1]
+    assert table[2].startswith("| [`tubevit_ti8@two`](checkpoints/tubevit_ti8@two/README.md) |")
+    assert "tubevit evaluate --checkpoint tubevit_ti8@two" in generate.zoo_details()
+    text = f"before\n{generate.BEGIN}\nold\n{generate.END}\nafter"
+    assert generate.between_markers(text, "new") == text.replace("old", "new")
+
+
+def test_the_api_has_every_name():
+    import tubevit
+
+    index = generate.api_index()
+    assert all(f"`tubevit.{name}`" in index for name in tubevit.__all__ if name != "__version__")
+    pages = "\n".join(generate.api_page(name) for name in generate.MODULES)
+    documented = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    files = generate.ROOT.glob("tubevit/**/*.py")
+    modules = {".".join(path.relative_to(generate.ROOT).with_suffix("").parts) for path in files}
+    public = {name.removesuffix(".__init__") for name in modules if not re.search(r"\._|\.cli\b|__main__", name)}
+    # What users do not import from: the command line is documented by its own help.
+    assert public - {"tubevit", "tubevit.__init__"} - documented == {"tubevit.storage"}
