@@ -138,7 +138,8 @@ def publish(
         data={key: dataset["source"] for key, dataset in metadata["config"]["data"]["train"].items()},
         input={"frames": model.frames, "fps": model.fps, "size": model.size, "range": "uint8 0..255 or float -1..1"},
         classes={head: each.classes for head, each in model.heads},
-        metrics=tuple(_metrics(record, metadata) for record in records), command=f"tubevit evaluate --checkpoint {name}", config=config,
+        metrics=tuple(_metrics(record, metadata) for record in records),
+        command=f"tubevit evaluate --checkpoint {name}", config=config,
         commit=_commit(),
     )  # fmt: skip
     if urls:

@@ -1,0 +1,38 @@
+"""The weights in checkpoints/ are really there: each gives the numbers of its entry, and its kernels are learned."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+import tubevit
+from tubevit.cli import main
+from tubevit.zoo.registry import read_index
+
+RELEASES = read_index()
+
+
+def test_there_are_some():
+    assert "tubevit_nano8@moving_digits" in tubevit.list_models(pretrained=True)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_its_command_gives_its_numbers(name, tmp_path, monkeypatch):
+    """The same count of correct files, give or take one, of the whole embedded data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
+    program, *arguments = shlex.split(RELEASES[name].command)
+    assert program == "tubevit" and main([*arguments, "--out", "eval.json"]) == 0
+    records = json.loads((tmp_path / "eval.json").read_text())
+    assert len(records) == len(RELEASES[name].metrics)
+    for record, entry in zip(records, RELEASES[name].metrics, strict=True):
+        assert (record["dataset"], record["clips_used"]) == (entry["dataset"], entry["clips"])
+        assert abs(record["top1"] * record["clips_used"] - entry["correct"]) <= 1.5
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_it_loads_in_both_precisions(name):
+    video = np.random.default_rng(0).integers(0, 256, (1, *tubevit.load_model(name).config.shape, 3), np.uint8)
+    full, half = (tubevit.load_model(name, dtype=dtype).features(video) for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(np.asarray(half, np.float32), full, atol=0.1 * float(np.abs(full).max()))
