@@ -28,7 +28,7 @@ test: $(READY)
 # What needs more than the core: peers in torch, the compilers for TPUs and GPUs, the site, a wheel in an environment of
 # its own. All is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs,notebook]'
 	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras
 
 # The site, in build/site; it ends with an error where a link leads nowhere.

@@ -5,7 +5,7 @@
     python colabs/render.py 1_quickstart checkpoint=runs/quickstart
 
 `NAME=VALUE` replaces a value of the cell of parameters. A notebook that was changed in Jupyter or Colab is brought back
-by `jupytext --to py:percent colabs/NAME.ipynb`. Needs the extra `notebook`.
+by `jupytext --sync colabs/NAME.ipynb`. Needs the extra `notebook`.
 """
 
 from __future__ import annotations
