@@ -47,6 +47,7 @@ ROWS = [  # experiment, changes, topology
     ("table6:row=last_8_gate", {}, "v5e:16x16"),
     ("table9:row=full", {}, "v5e:8x8"),
     ("quickstart", {}, "v5e:1x1"),
+    ("moving_digits", {}, "v5e:1x1"),
     ("digits_bootstrap:stage=scratch", {}, "v5e:1x1"),
     ("finetune", {}, "v5e:1x1"),
     ("k600", FULL, "cuda:h100x8"),

@@ -23,7 +23,7 @@ from tubevit.recipes import TABLE_10, paper_config
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 ROWS = ("kinetics", "two_stage", "joint", "patches_2d", "inflated_3d")
 SPECS = [
-    "quickstart", "k400", "k600", "k600:model=tubevit_l16", "k700", "ssv2", "charades",
+    "quickstart", "moving_digits", "k400", "k600", "k600:model=tubevit_l16", "k700", "ssv2", "charades",
     "charades:interpolated=true", "imagenet",
     *(f"table5:row={row}" for row in ROWS),
     "bootstrap", "bootstrap:small=tubevit_b16,large=vit_l16,train_last=4,widen=linear,position=fixed",
