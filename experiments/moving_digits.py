@@ -6,8 +6,8 @@ The embedded data's three label sets, each with a head of its own: 8 directions 
 10 digits. The still digits are those of the clips, not the same images.
 
 Hardware: 2 CPU cores. Time: half an hour.
-Expected: held-out top-1 of 99.6 % for motion, 30.7 % for digit x motion (chance: 1.25 %), 98.4 % for still digits (seed 0;
-`checkpoints/tubevit_nano8@moving_digits`).
+Expected: held-out top-1 of 99.6 % for motion, 30.7 % for digit x motion (chance: 1.25 %), 98.4 % for still digits (seed
+0; `checkpoints/tubevit_nano8@moving_digits`).
 """
 
 from tubevit.config import dataset_config, default_config
