@@ -13,14 +13,14 @@ from tubevit.data.video import (
     MIN_COVERAGE,
     TIME_TOLERANCE,
     Media,
-    _check_coverage,
-    _each_once,
-    _end,
-    _square,
-    _timed_frames,
     called,
+    check_coverage,
     declared_seconds,
+    each_once,
+    last_end,
     open_video,
+    square_clip,
+    timed_frames,
 )
 from tubevit.errors import UserError
 from tubevit.tubes import TubeSet
@@ -42,7 +42,7 @@ class Clip:
 
     def pixels(self, size: int, tubes: TubeSet | None = None) -> np.ndarray | TubeBatch:
         """The centred square as a batch of one, (1, T, size, size, 3) uint8, or the windows of its tubes."""
-        return _square(self.frames, size, tubes)
+        return square_clip(self.frames, size, tubes)
 
 
 @dataclasses.dataclass
@@ -97,23 +97,23 @@ def stream_clips(media: Media, frames: int, fps: float | None, every: float) -> 
     name = called(media)
     with open_video(media) as (container, stream):
         current, shown, error = None, 0.0, None
-        decoded = _timed_frames(container, stream, 0.0)
+        decoded = timed_frames(container, stream, 0.0)
         while True:
             try:
                 time, frame = next(decoded, (None, None))
-            except av.FFmpegError as caught:  # maybe the tail only, which `_end` tells
+            except av.FFmpegError as caught:  # maybe the tail only, which `last_end` tells
                 error = caught
                 break
             if frame is None:
                 break
             if current is not None:
                 for clip in show(current, time):
-                    yield Clip(_each_once(name, clip.picked), clip.start, clip.start + span)
+                    yield Clip(each_once(name, clip.picked), clip.start, clip.start + span)
             current, shown = frame, time
-        end = _end(name, container, stream, current, shown, error)
-        _check_coverage(name, 0.0, declared_seconds(container, stream) or 0.0, end, error)
+        end = last_end(name, container, stream, current, shown, error)
+        check_coverage(name, 0.0, declared_seconds(container, stream) or 0.0, end, error)
         complete = list(show(current, end))
         for clip in (*complete, *clips):
             if clip.start == 0 or end - clip.start >= MIN_COVERAGE * span:
                 held = [current] * (frames - len(clip.picked))
-                yield Clip(_each_once(name, clip.picked + held), clip.start, min(clip.start + span, end))
+                yield Clip(each_once(name, clip.picked + held), clip.start, min(clip.start + span, end))

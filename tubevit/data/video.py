@@ -145,7 +145,7 @@ def video_seconds(media: Media) -> float | None:
         return declared_seconds(container, stream) or _measured_seconds(media)
 
 
-def _timed_frames(container, stream, start: float):
+def timed_frames(container, stream, start: float):
     """Frames with their presentation times in seconds from the stream's beginning, from a key frame <= start on."""
     unit = float(stream.time_base)  # as a fraction it would cost 10 % of decoding
     first = (stream.start_time or 0) * unit
@@ -206,7 +206,7 @@ def _at_times(name: str, container, stream, times: np.ndarray, step: float, seco
     current, shown, error = None, 0.0, None
     latest = times + TIME_TOLERANCE
     try:
-        for time, frame in _timed_frames(container, stream, float(times[0])):
+        for time, frame in timed_frames(container, stream, float(times[0])):
             while current is not None and len(picked) < len(times) and latest[len(picked)] < time:
                 picked.append(current)
             if len(picked) == len(times):
@@ -215,13 +215,13 @@ def _at_times(name: str, container, stream, times: np.ndarray, step: float, seco
     except av.FFmpegError as caught:
         error = caught
     if len(picked) < len(times):
-        end = _end(name, container, stream, current, shown, error)
-        _check_coverage(name, float(times[0]), min(len(times) * step, seconds - times[0]), end, error)
+        end = last_end(name, container, stream, current, shown, error)
+        check_coverage(name, float(times[0]), min(len(times) * step, seconds - times[0]), end, error)
         picked += [current] * (len(times) - len(picked))
-    return _each_once(name, picked)
+    return each_once(name, picked)
 
 
-def _end(name: str, container, stream, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
+def last_end(name: str, container, stream, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
     """When the last frame, shown from `time` on, ends.
 
     Raises if there is none, or if more can be decoded behind the error than decoders hold back: only a damaged tail
@@ -240,7 +240,8 @@ def _end(name: str, container, stream, last: av.VideoFrame | None, time: float, 
     return end
 
 
-def _check_coverage(name: str, start: float, span: float, end: float, error: Exception | None) -> None:
+def check_coverage(name: str, start: float, span: float, end: float, error: Exception | None) -> None:
+    """Raises DecodeError where what could be decoded ends before a part of the span that is too small."""
     if end - start < MIN_COVERAGE * span:
         raise DecodeError(
             f"{name} is truncated: of the {span:.2f} s from {start:.2f} s on, decoding ends at {end:.2f} s"
@@ -248,7 +249,12 @@ def _check_coverage(name: str, start: float, span: float, end: float, error: Exc
         )
 
 
-def _each_once(name: str, picked: list[av.VideoFrame]) -> list:
+def each_once(name: str, picked: list[av.VideoFrame]) -> list:
+    """Frames as `warp.sample_grids` takes them; a held one is the same object again.
+
+    Raises:
+        DecodeError: they are not of one size.
+    """
     upright, last = [], None
     for frame in picked:
         upright.append(upright[-1] if frame is last else _upright(frame))
@@ -261,12 +267,12 @@ def _each_once(name: str, picked: list[av.VideoFrame]) -> list:
 def _every_frame(name: str, container, stream, declared: float | None) -> list:
     decoded, error = [], None
     try:
-        decoded.extend(_timed_frames(container, stream, 0.0))
+        decoded.extend(timed_frames(container, stream, 0.0))
     except av.FFmpegError as caught:  # what came before it is in the list
         error = caught
     time, last = decoded[-1] if decoded else (0.0, None)
-    _check_coverage(name, 0.0, declared or 0.0, _end(name, container, stream, last, time, error), error)
-    return _each_once(name, [frame for _, frame in decoded])
+    check_coverage(name, 0.0, declared or 0.0, last_end(name, container, stream, last, time, error), error)
+    return each_once(name, [frame for _, frame in decoded])
 
 
 def _of_pixels(clip: np.ndarray, frames: int | None, position: float) -> list[np.ndarray]:
@@ -331,7 +337,7 @@ def read_video(
     if size is None:
         clip = decode_clip(path, frames, fps)[None]
         return clip if tubes is None else take_windows(clip, tubes)
-    return _square(decode_frames(path, frames, fps), size, tubes)
+    return square_clip(decode_frames(path, frames, fps), size, tubes)
 
 
 def read_image(
@@ -356,11 +362,11 @@ def read_image(
         return image if tubes is None else take_windows(image, tubes)
     if tubes is None:
         return centre_crop(image, size)
-    batch = _square(image, size, tubes.for_images())
+    batch = square_clip(image, size, tubes.for_images())
     return dataclasses.replace(batch, shape=batch.shape[1:])
 
 
-def _square(frames: list, size: int, tubes: TubeSet | None) -> np.ndarray | TubeBatch:
+def square_clip(frames: list, size: int, tubes: TubeSet | None) -> np.ndarray | TubeBatch:
     """The centred square, (1, T, size, size, 3), or the windows of its tubes."""
     if tubes is None:
         return centre_crop(frames, size)[None]
