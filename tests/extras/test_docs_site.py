@@ -22,7 +22,7 @@ def build(config, out):
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     code, said = build(ROOT / "mkdocs.yml", out)
-    assert code == 0 and "WARNING" not in said, said
+    assert code == 0 and not re.search(r"^WARNING +- ", said, re.MULTILINE), said  # mkdocs'; abseil has its own
     return out
 
 
