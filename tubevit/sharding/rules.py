@@ -146,7 +146,7 @@ def sharding_table(params, mesh: Mesh) -> str:
         mib = size / _split(spec, mesh) / 2**20
         lines.append(f"{path:{width}s}  {'x'.join(map(str, shape)) or 'scalar':>22s}  {split:22s} {mib:8.2f} MiB")
     total = sum(size for _, _, size, _ in rows)
-    local = sum(size / _split(spec, mesh) for _, _, size, spec in rows)
+    local = device_bytes(params, mesh)
     whole = sum(size for _, _, size, spec in rows if _split(spec, mesh) == 1)
     lines.append(
         f"{total / 2**20:.1f} MiB in all, {local / 2**20:.1f} MiB on a device, "
