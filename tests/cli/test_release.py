@@ -34,9 +34,7 @@ def places(tmp_path_factory, digits_cache):
 @pytest.fixture(scope="module")
 def released(places, tiny_run):
     """The folder of the tiny run's last checkpoint, released."""
-    picture = places.parent / "my_curves.svg"
-    picture.write_text("<svg/>")
-    flags = ["--bfloat16", "--config", TINY, "--curves", str(picture), "--licence", "CC-BY-4.0"]
+    flags = ["--bfloat16", "--config", TINY, "--licence", "CC-BY-4.0"]
     assert main(["release", str(tiny_run), NAME, *flags]) == 0
     return places / NAME
 
@@ -74,7 +72,8 @@ def test_the_weights_are_the_runs_in_bfloat16(released, tiny_run):
         np.testing.assert_allclose(leaf, exact, rtol=2**-8, err_msg=path)
     assert read_metadata(released)["step"] == 9
     names = {path.name for path in released.iterdir()}
-    assert {"manifest.json", "README.md", "curves.svg"} <= names and not {"optimizer", "eval.json"} & names
+    assert {"manifest.json", "README.md", "loss.svg", "accuracy.svg"} <= names
+    assert not {"optimizer", "eval.json"} & names
     assert sorted(path.name for path in released.parent.iterdir()) == ["index.json", NAME]  # nothing else is left
     for path in released.rglob("*"):
         assert not path.is_file() or str(tiny_run).encode() not in path.read_bytes()
@@ -103,11 +102,15 @@ def test_the_card(released, places):
         f"| moving_digits | test | motion | 1x1 | 8 | {motion['correct']} | {100 * motion['top1']:.2f} % |",
         f"| still_digits | test | digit | 1x1 | 4 | {still['correct']} |",
         f"    tubevit evaluate --checkpoint {NAME}\n",
-        f"    tubevit train --workdir DIR --config {TINY}\n", "![Training curves](curves.svg)",
+        f"    tubevit train --workdir DIR --config {TINY}\n",
+        "## Curves\n\n![loss](loss.svg)\n\n![accuracy](accuracy.svg)\n",
         "## Licence\n\nCC-BY-4.0\n", "## Limits\n\n- It knows the classes above", "16x32x32 (frames, rows, columns)",
     ):  # fmt: skip
         assert part in card
     assert "None" not in card and str(places) not in card
+    for curve, label in (("loss", "loss"), ("accuracy", "top-1 or mAP, %")):
+        drawn = (released / f"{curve}.svg").read_text()
+        assert f"<!-- {label} -->" in drawn and "<!-- step -->" in drawn and "<!-- moving_digits" in drawn
 
 
 def test_every_verb_takes_the_name(released, done, refused, clip, tmp_path):
@@ -165,18 +168,20 @@ def test_a_plain_vit_is_converted_by_name(released, places, tiny, done, tmp_path
         shutil.rmtree(places / VIT)
 
 
-def test_replacing(released, refused, done, tiny_run, capsys):
+def test_replacing(released, refused, done, tiny_run, tmp_path, capsys):
     before = {path: path.read_bytes() for path in released.rglob("*") if path.is_file()}
     refused(["release", tiny_run, NAME], f"{NAME} is released already; take another tag, or pass --replace")
     assert {path: path.read_bytes() for path in released.rglob("*") if path.is_file()} == before
     index = (released.parent / "index.json").read_text()
     kept = shutil.copytree(released.parent, released.parent.parent / "kept")
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
     try:
-        text = done(["release", tiny_run, NAME, "--replace", "--step", 6])
+        text = done(["release", run, NAME, "--replace", "--step", 6])
         assert "moving_digits (motion): top1 " in text and f"card: {released / 'README.md'}" in text
         entry = registry.read_index()[NAME]
         assert (entry.config, entry.licence) == ("", "Apache-2.0") and entry.sha256 not in index
-        assert read_metadata(released)["step"] == 6 and not (released / "curves.svg").exists()
+        assert read_metadata(released)["step"] == 6 and not (released / "loss.svg").exists()
         card = (released / "README.md").read_text()
         assert "trained for 6 steps" in card and "stands in the checkpoint's metadata" in card and "Curves" not in card
         stored = flatten(ocp.load_checkpointables(released)["params"])
@@ -196,7 +201,7 @@ def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
     entry = registry.read_index()[name]
     try:
         assert f"MB in {name}.tar" in text and entry.urls == (url, "https://mirror.org/far.tar")
-        assert [path.name for path in (places / name).iterdir()] == ["README.md"]
+        assert {path.name for path in (places / name).iterdir()} == {"README.md", "loss.svg", "accuracy.svg"}
         assert (tmp_path / f"{name}.tar").stat().st_size == entry.bytes
         refused(["release", tiny_run, f"{name}_2", "--url", "ftp://e.org/x"], "begins with https:// or http://")
         monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
@@ -220,7 +225,6 @@ def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
         ("tubevit_nano@x", [], ["unknown architecture 'tubevit_nano'; did you mean 'tubevit_nano8'"]),
         ("tubevit_b16@x", [], ["would name a tubevit_b16; the model is a tubevit_nano8, 24 wide"]),
         ("tubevit_nano8@x", ["--step", "7"], ["has no checkpoint of step 7; it has [6, 9]"]),
-        ("tubevit_nano8@x", ["--curves", "none.png"], ["the picture none.png does not exist"]),
         ("tubevit_nano8@x", ["--config", "quickstart"], ["was not trained with quickstart: ", "there", "now"]),
         ("tubevit_nano8@x", ["--config", f"{TINY}:seed=3"], ["seed: 0 there, 3 now"]),
         ("tubevit_nano8@x", ["--licens", "MIT"], ["did you mean '--licence'"]),
@@ -239,3 +243,10 @@ def test_what_is_too_large_or_no_run(places, tiny_run, refused, monkeypatch, tmp
     tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")
     refused(["release", tmp_path / "saved", "tubevit_nano8@x"], "must come from a run")
     assert sorted(places.rglob("*")) == before
+
+
+def test_not_into_an_installed_package(tiny_run, refused, monkeypatch):
+    inside = pathlib.Path(tubevit.__file__).parent / "checkpoints"
+    monkeypatch.setattr(registry, "checkpoints_folder", lambda: inside)
+    refused(["release", tiny_run, NAME], f"{inside} goes with the next version", "release from a checkout")
+    assert not inside.exists()

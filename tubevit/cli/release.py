@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -10,7 +11,7 @@ from tubevit.errors import UserError
 HELP = "make a run's checkpoint a released one: weights, entry in the index, model card, evaluated"
 EXAMPLES = (
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart",
-    "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --curves report/curves.png",
+    "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --step 600",
     "tubevit release runs/k600 tubevit_b16@k600 --url https://example.org/tubevit_b16@k600.tar",
 )
 # Keys that change no result.
@@ -27,14 +28,15 @@ def add_arguments(parser) -> None:
         "--config", metavar="FILE[:arg=value,...]", help="the experiment that was trained; it is compared with the run"
     )
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default Apache-2.0, as of the code)")
-    parser.add_argument("--curves", metavar="PICTURE", help="training curves for the model card")
     parser.add_argument(
         "--url",
         action="append",
         default=[],
         help="where the archive will be, mirrors after it: it is written to NAME.tar here, not into the repository",
     )
-    parser.add_argument("--replace", action="store_true", help="a release of this name, with its model card")
+    parser.add_argument(
+        "--replace", action="store_true", help="a release of this name, with its model card, edited or not"
+    )
     parser.set_defaults(config_overrides={})
 
 
@@ -49,8 +51,7 @@ def run(args) -> None:
     check_new(args.name, metadata, args.replace)
     for url in args.url:
         check_url(url)
-    if args.curves is not None and not os.path.isfile(args.curves):
-        raise UserError(f"the picture {args.curves} does not exist")
+    curves = _curves(checkpoint)
     config = _experiment(args, metadata["config"]) if args.config else ""
     archive, dtype = f"{args.name}.tar", "bfloat16" if args.bfloat16 else "float32"
     if args.url and os.path.exists(archive) and not args.replace:
@@ -60,7 +61,7 @@ def run(args) -> None:
         print(f"evaluating {args.name}", file=sys.stderr, flush=True)
         records = _evaluate(folder)
         release = publish(
-            folder, metadata, records, licence=args.licence, config=config, curves=args.curves, urls=args.url,
+            folder, metadata, records, licence=args.licence, config=config, curves=curves, urls=args.url,
             archive=archive,
         )  # fmt: skip
     for each in release.metrics:
@@ -68,6 +69,25 @@ def run(args) -> None:
         print(f"{each['dataset']} ({each['head']}): {', '.join(scores)} of {each['clips']}")
     place = checkpoints_folder() / args.name
     print(f"{args.name}: {release.bytes / 1e6:.1f} MB in {archive if args.url else place}; card: {place / 'README.md'}")
+
+
+def _curves(checkpoint) -> dict[str, bytes]:
+    """Pictures of the training of a run's checkpoint, by file name; none where the run's metrics are not beside it."""
+    from tubevit import storage
+    from tubevit.visualize.curves import has_scores, loss_figure, read_metrics, score_figure
+    from tubevit.visualize.page import Picture
+    from tubevit.visualize.style import LIGHT
+
+    path = storage.join(checkpoint.parent.parent, "metrics.jsonl")
+    if not storage.exists(path):
+        print(f"the card gets no curves: there is no {path}", file=sys.stderr, flush=True)
+        return {}
+    metrics = read_metrics(storage.read_bytes(path).decode())
+    figures = {"loss": loss_figure} | ({"accuracy": score_figure} if has_scores(metrics) else {})
+    return {
+        f"{name}.svg": Picture(name, "", functools.partial(draw, metrics)).rendered(LIGHT, ["svg"])["svg"]
+        for name, draw in figures.items()
+    }
 
 
 def _experiment(args, stored: dict) -> str:

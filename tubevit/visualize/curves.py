@@ -59,7 +59,7 @@ def loss_figure(metrics: dict):
         axes.plot(steps, smoothed(values, len(values) // _SMOOTHED), color=line, linewidth=1.6, label=name)
     _points(axes, metrics, ("loss",), 1, "{} (evaluation)")
     axes.set(xlim=(0, None), ylim=(0, None))
-    axes.legend(loc="upper right")
+    _legend(axes)
     return figure
 
 
@@ -68,7 +68,7 @@ def score_figure(metrics: dict):
     figure, axes = _axes("top-1 or mAP, %")
     _points(axes, metrics, _SCORES, 100, "{} {}")
     axes.set(xlim=(0, None), ylim=(0, 100))
-    axes.legend(loc="lower right")
+    _legend(axes)
     return figure
 
 
@@ -90,6 +90,11 @@ def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: st
                 steps, values = metrics[f"eval/{name}/{kind}"]
                 style = dict(color=colour(i), linewidth=1.2, linestyle=(0, (4, 2)), marker="o", markersize=4)
                 axes.plot(steps, factor * values, **style, label=text.format(name, kind), clip_on=False)
+
+
+def _legend(axes) -> None:
+    """Above the axes, where it hides no curve."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
 
 
 def _axes(label: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from tubevit.models.config import Head, ModelConfig
@@ -12,7 +13,7 @@ _LABELS = 20  # more are not listed
 
 
 def model_card(
-    release: Release, model: ModelConfig, *, steps: int | None, began: Sequence[str] = (), picture: str | None = None
+    release: Release, model: ModelConfig, *, steps: int | None, began: Sequence[str] = (), curves: Sequence[str] = ()
 ) -> str:
     """What a release is, its data, input, numbers with their command, training, licence and limits.
 
@@ -21,7 +22,7 @@ def model_card(
         model: its configuration.
         steps: that it was trained for, where they are known.
         began: checkpoints that training began from.
-        picture: file name of its training curves, beside the card.
+        curves: file names of pictures of its training, beside the card.
     """
     parts = [
         f"# {release.name}",
@@ -33,7 +34,7 @@ def model_card(
         "## Numbers\n\n" + _table(release.metrics),
         f"They are what this gives, of these weights as they are stored:\n\n    {release.command}",
         "## Training\n\n" + _training(release),
-        f"## Curves\n\n![Training curves]({picture})" if picture else "",
+        "\n\n".join(["## Curves", *(f"![{pathlib.PurePath(name).stem}]({name})" for name in curves)]) if curves else "",
         f"## Licence\n\n{release.licence}",
         "## Limits\n\n" + _limits(release, model),
     ]

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import types
 from collections.abc import Iterator, Mapping, Sequence
 
 import tubevit
@@ -35,8 +36,12 @@ def check_new(name: str, metadata: Mapping, replace: bool = False) -> None:
         replace: whether there may be a release of that name.
 
     Raises:
-        UserError: the name is malformed, taken, or of another architecture; or it is no checkpoint of a run.
+        UserError: the name is malformed, taken, or of another architecture; it is no checkpoint of a run; or tubevit
+            is installed from a wheel.
     """
+    folder = registry.checkpoints_folder()
+    if folder.parent == pathlib.Path(tubevit.__file__).parent:
+        raise UserError(f"{folder} goes with the next version of tubevit; release from a checkout (pip install -e .)")
     architecture = registry.check_name(name)
     model = config_from_metadata(metadata["model"])
     if architecture not in ARCHITECTURES:
@@ -46,8 +51,7 @@ def check_new(name: str, metadata: Mapping, replace: bool = False) -> None:
         raise UserError(f"{name} would name a {architecture}; the model is a {model.name}, {model.width} wide")
     if "config" not in metadata:
         raise UserError(f"{name} must come from a run, whose configuration says what it was trained on; found none")
-    folder = registry.checkpoints_folder() / name
-    if (name in registry.read_index() or folder.exists()) and not replace:
+    if (name in registry.read_index() or (folder / name).exists()) and not replace:
         raise UserError(f"{name} is released already; take another tag, or pass --replace")
 
 
@@ -108,7 +112,7 @@ def publish(
     *,
     licence: str,
     config: str = "",
-    curves: str | os.PathLike | None = None,
+    curves: Mapping[str, bytes] = types.MappingProxyType({}),
     urls: Sequence[str] = (),
     archive: str | os.PathLike | None = None,
 ) -> Release:
@@ -120,7 +124,7 @@ def publish(
         records: what `tubevit evaluate` wrote about the folder.
         licence: of the weights.
         config: see `Release`.
-        curves: a picture for the card; it is copied.
+        curves: pictures of the training for the card, by file name.
         urls: where the archive will be; the weights then do not stay in `checkpoints/`.
         archive: the file to write for them.
 
@@ -128,7 +132,7 @@ def publish(
         The entry.
 
     Raises:
-        OSError: the picture cannot be read, or a file not be written.
+        OSError: a file cannot be written.
     """
     name, model, packed = folder.name, config_from_metadata(metadata["model"]), _archive_of(folder)
     with packed.open("rb") as stream:
@@ -146,11 +150,9 @@ def publish(
         shutil.move(packed, archive)
         shutil.rmtree(folder)
         folder.mkdir()
-    picture = None
-    if curves is not None:
-        picture = f"curves{pathlib.Path(curves).suffix}"
-        shutil.copy(curves, folder / picture)
-    card = model_card(release, model, steps=metadata.get("step"), began=_began(metadata), picture=picture)
+    for file, content in curves.items():
+        (folder / file).write_bytes(content)
+    card = model_card(release, model, steps=metadata.get("step"), began=_began(metadata), curves=list(curves))
     (folder / "README.md").write_text(card)
     place = registry.checkpoints_folder() / name
     if place.exists():
