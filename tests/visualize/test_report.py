@@ -5,6 +5,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,6 +85,30 @@ def test_what_is_absent_is_left_out_with_a_reason(tiny_run, tmp_path, capsys, mo
         assert f"left out: {reason}" in out and f"<b>{title}</b>: the checkpoint names no evaluation data" in page
     assert "left out: Training: there is no metrics.jsonl beside the checkpoint" in out
     assert "not recorded in the checkpoint" in page and (tmp_path / "saved_report" / "kernels_0.svg").exists()
+
+
+def test_on_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
+    """A saved model, which names no data, shows tubes and attention on the files that are given."""
+    clip = min((digits_cache / "videos/test").iterdir())
+    image = min((digits_cache / "images/test").iterdir())
+    model, out = tubevit.load_model(tiny_run), tmp_path / "out"
+    tubevit.save_model(model, tmp_path / "saved")
+    assert main(["report", str(tmp_path / "saved"), str(image), str(clip), "--out", str(out)]) == 0
+    assert {"layout.png", "attention_0.svg", "attention_1.png"} <= {path.name for path in out.iterdir()}
+    page = (out / "index.html").read_text()
+    for path, head, pixels in (
+        (image, "digit", tubevit.read_image(image, model.config.size)),
+        (clip, "motion", tubevit.read_video(clip, **model.input)),
+    ):
+        logits = model(pixels, head=head)[0]
+        share = float(jax.nn.softmax(logits).max())
+        assert f"Attention on {path.name},  {head}: {model.labels[head][int(logits.argmax())]} ({share:.0%})" in page
+    assert f"{clip.name}: in colour what a tube reads" in page and "left out: What the tubes read" not in page
+    assert main(["report", str(tmp_path / "saved"), str(image), "--out", str(out)]) == 0  # the tubes of images alone
+    assert f"{image.name}: in colour what a tube reads" in (out / "index.html").read_text()
+    capsys.readouterr()
+    assert main(["report", str(tiny_run), "nothing.mp4"]) == 2
+    assert "nothing.mp4 does not exist" in capsys.readouterr().err
 
 
 def test_a_run_whose_data_is_gone(tiny_run, tmp_path, capsys, monkeypatch):

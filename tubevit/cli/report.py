@@ -5,20 +5,28 @@ from __future__ import annotations
 HELP = "pictures of a checkpoint (kernels, tubes, attention, curves, mistakes) as PNG and SVG, and a page of them"
 EXAMPLES = (
     "tubevit report runs/quickstart",
-    "tubevit report my_model --out my_model_report",
+    "tubevit report my_model --out my_model_report clip.mp4 photo.jpg",
 )
 
 
 def add_arguments(parser) -> None:
     """Adds the flags of the verb."""
-    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder or saved model")
+    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE_OR_DIR",
+        help="videos and images to show tubes and attention on; default: some of the run's evaluation data",
+    )
     parser.add_argument("--out", metavar="DIR", help="default: report in the workdir of a run, else NAME_report here")
 
 
 def run(args) -> None:
     """Runs the verb."""
     from tubevit import storage
+    from tubevit.cli.predict import find_files
     from tubevit.errors import UserError
+    from tubevit.visualize.own_files import read_files
     from tubevit.visualize.page import write_page
     from tubevit.visualize.report import facts, read_checkpoint, sections
     from tubevit.visualize.style import plotting
@@ -27,7 +35,7 @@ def run(args) -> None:
     model, metadata, checkpoint, workdir = read_checkpoint(args.name)
     out = args.out or (storage.join(workdir, "report") if workdir else f"{checkpoint.name}_report")
     title = workdir.name if workdir else checkpoint.name
-    parts = sections(model, metadata, workdir)
+    parts = sections(model, metadata, workdir, read_files(model, find_files(args.files)))
     try:
         page = write_page(out, f"What {title} sees", facts(args.name, model, metadata), parts)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,12 +15,19 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.training.metrics import confusion_matrix
 from tubevit.visualize import attention, confusion, curves, kernels, layout, mistakes, positions
 from tubevit.visualize.evaluated import Evaluated, evaluate_stored
+from tubevit.visualize.own_files import OwnFile
 from tubevit.visualize.page import Animation, Picture, Section
 from tubevit.zoo.checkpoint import RUN_FOLDER, find_checkpoint, load_model, parameters, read_metadata
 from tubevit.zoo.paths import flatten
 
 _NO_DATA = "the checkpoint names no evaluation data: it is not of a run"
 _CLIPS, _IMAGES, _MISTAKES = 3, 8, 6
+_TUBES, _LOOK = "What the tubes read", "Where predictions look"
+_ATTENTION = (
+    "Pooling: the weights of the tokens in the last step. Rollout: the same, followed back through the attention of "
+    "all blocks, half of it past the attention; what the MLPs do is left out. Each token's weight is spread over the "
+    "pixels that it reads; darker red, on a dark page brighter, is more."
+)
 
 
 def read_checkpoint(name: str | os.PathLike) -> tuple[TubeViT, dict, pathlib.PurePath, pathlib.PurePath | None]:
@@ -65,20 +73,26 @@ def learned_on(metadata: dict) -> str:
     return f"{' and '.join(data)}, {metadata.get('step', 0):,} steps, from {begun}"
 
 
-def sections(model: TubeViT, metadata: dict, workdir: pathlib.PurePath | None) -> list[Section]:
+def sections(
+    model: TubeViT, metadata: dict, workdir: pathlib.PurePath | None, files: Sequence[OwnFile] = ()
+) -> list[Section]:
     """The sections of the page, in order; those whose inputs are absent have no pictures and say why.
 
     Args:
         model: in evaluation mode.
         metadata: of its checkpoint.
         workdir: of the run that the checkpoint is of, if it is of one.
+        files: to show tubes and attention on, in place of the evaluation data.
     """
     evaluated, missing = _evaluated(model, metadata)
     reason = "; ".join(f"{name}: {why}" for name, why in missing.items()) or _NO_DATA
     return [
         *_kernels(model, learned_on(metadata)),
-        _layout(model, evaluated, reason),
-        _attention(model, evaluated, reason),
+        *(
+            _on_files(model, files)
+            if files
+            else (_layout(model, evaluated, reason), _attention(model, evaluated, reason))
+        ),
         _positions(model),
         _curves(workdir),
         *_confusion(evaluated, reason),
@@ -131,22 +145,44 @@ def _kernels(model: TubeViT, data: str) -> list[Section]:
 
 
 def _layout(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Section:
-    title = "What the tubes read"
+    title = _TUBES
     videos = [each for each in evaluated if each.source.modality == "video"]
     if not videos:
         return Section(title, reason if not evaluated else "the evaluation data holds no video")
     clip = videos[0].clip(int(np.flatnonzero(videos[0].predictions.used)[0]))
-    tubes = model.config.tubes
+    return Section(title, *_layout_of(model, clip, f"A clip of {videos[0].name}"))
+
+
+def _layout_of(model: TubeViT, pixels: np.ndarray, what: str) -> tuple[str, list[Picture]]:
+    """Caption and picture of the tubes over a clip or an image."""
+    image = pixels.ndim == 3
+    tubes = model.config.tubes.for_images() if image else model.config.tubes
+    clip = pixels[None] if image else pixels
     text = (
-        f"A clip of {videos[0].name}: in colour what a tube reads, each window framed, the rest faded; bars show in "
-        f"which frames. All tubes together read {tubes.pixels_read(clip.shape[:3]):.1%} of its pixels."
+        f"{what}: in colour what a tube reads, each window framed, the rest faded; bars show in which frames. All "
+        f"tubes together read {tubes.pixels_read(clip.shape[:3]):.1%} of its pixels."
     )
-    picture = Picture("layout", "Tubes over a clip", lambda: layout.layout_figure(clip, tubes), photo=True, wide=True)
-    return Section(title, text, [picture])
+    picture = Picture("layout", f"Tubes over {what}", lambda: layout.layout_figure(clip, tubes), photo=True, wide=True)
+    return text, [picture]
+
+
+def _on_files(model: TubeViT, files: Sequence[OwnFile]) -> list[Section]:
+    """Tubes and attention on files of one's own, the tubes on the first video if there is one."""
+    first = next((file for file in files if file.pixels.ndim == 4), files[0])
+    pictures = []
+    for i, file in enumerate(files):
+        maps = attention.heat_maps(model, file.pixels)
+        clip = file.pixels if file.pixels.ndim == 4 else file.pixels[None]
+        draw = functools.partial(attention.attention_figure, clip, *maps, file.text)
+        pictures.append(Picture(f"attention_{i}", f"Attention on {file.text}", draw, photo=True, wide=True))
+    return [
+        Section(_TUBES, *_layout_of(model, first.pixels, first.name)),
+        Section(_LOOK, f"What is predicted for your files. {_ATTENTION}", pictures),
+    ]
 
 
 def _attention(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Section:
-    title, pictures = "Where predictions look", []
+    title, pictures = _LOOK, []
     for each in evaluated:
         images = each.source.modality == "image"
         files = list(each.surest(_IMAGES if images else _CLIPS))
@@ -164,13 +200,7 @@ def _attention(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Secti
             pictures.append(Picture(f"attention_{each.name}_{i}", describes, draw, photo=True, wide=True))
     if not pictures:
         return Section(title, reason if not evaluated else "no prediction for the evaluation data is right")
-    text = (
-        "Right predictions, the surest of each of a few classes. Pooling: the weights of the tokens in the last step. "
-        "Rollout: the same, followed back through the attention of all blocks, half of it past the attention; what the "
-        "MLPs do is left out. Each token's weight is spread over the pixels that it reads; darker red, on a dark page "
-        "brighter, is more."
-    )
-    return Section(title, text, pictures)
+    return Section(title, f"Right predictions, the surest of each of a few classes. {_ATTENTION}", pictures)
 
 
 def _relative(heat: np.ndarray) -> np.ndarray:

@@ -1,0 +1,60 @@
+"""Files of one's own, and what a model says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from tubevit.data.video import media_kind, read_image, read_video
+from tubevit.models.config import Head
+from tubevit.models.tubevit import TubeViT
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFile:
+    """A video or an image.
+
+    Attributes:
+        name: of the file.
+        pixels: as the model takes them, (T, H, W, 3) or (H, W, 3) uint8.
+        text: the most probable label of each head that takes such a file, and how probable it is.
+    """
+
+    name: str
+    pixels: np.ndarray
+    text: str
+
+
+def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFile]:
+    """Reads files and predicts their labels.
+
+    Raises:
+        UserError: a file cannot be decoded, or is none that is known.
+    """
+    return [_read(model, pathlib.Path(path)) for path in paths]
+
+
+def _read(model: TubeViT, path: pathlib.Path) -> OwnFile:
+    kind = media_kind(path)
+    if kind == "image":
+        pixels = np.asarray(read_image(path, model.config.size))
+    else:
+        pixels = np.asarray(read_video(path, **model.input))
+    pooled = model.features(pixels)
+    said = [
+        _most_probable(name, head, np.asarray(model.heads[name](pooled)[0]))
+        for name, head in model.config.heads
+        if head.modality in (kind, "any")
+    ]
+    return OwnFile(path.name, pixels[0], ",  ".join([path.name, *said]))
+
+
+def _most_probable(name: str, head: Head, logits: np.ndarray) -> str:
+    shares = jax.nn.sigmoid(logits) if head.multi_label else jax.nn.softmax(logits)
+    best = int(logits.argmax())
+    return f"{name}: {head.labels[best] if head.labels else best} ({float(shares[best]):.0%})"
