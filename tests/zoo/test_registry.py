@@ -236,6 +236,12 @@ def test_downloaded_once(places, saved, serve, model):
     assert not (folder / "README.md").exists() and server.ranges == [None]
     loaded = tubevit.load_model(NAME)
     assert loaded.config == model.config and server.ranges == [None]  # from the cache
+    damaged = next(path for path in sorted(folder.rglob("d/*")) if path.stat().st_size)
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"{folder} is damaged: .*; delete it, to have it downloaded anew"):
+        tubevit.load_model(NAME)
     (folder / "manifest.json").unlink()  # as if it had been cut off
     assert find_release(NAME) == folder and is_whole(folder) and server.ranges == [None] * 2
 

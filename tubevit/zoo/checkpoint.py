@@ -24,7 +24,7 @@ from tubevit.models.variants import ARCHITECTURES, as_heads, model_config
 from tubevit.tubes import TubeSet
 from tubevit.zoo.inflate import resize_positions
 from tubevit.zoo.manifest import verify, write_manifest
-from tubevit.zoo.registry import find_release, is_release, list_models
+from tubevit.zoo.registry import find_release, is_cached, is_release, list_models
 
 # Without it a checkpoint is not whole: on disk Orbax renames the folder last, in a bucket it marks it with a file.
 _METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
@@ -215,7 +215,8 @@ def require_good(checkpoint: pathlib.PurePath) -> None:
     problems = verify(checkpoint)
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(f"{checkpoint} is damaged: {'; '.join(problems[:5])}{more}; use a good copy or another step")
+        mend = "delete it, to have it downloaded anew" if is_cached(checkpoint) else "use a good copy or another step"
+        raise UserError(f"{checkpoint} is damaged: {'; '.join(problems[:5])}{more}; {mend}")
 
 
 def load_model(

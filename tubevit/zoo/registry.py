@@ -161,7 +161,7 @@ def find_release(name: str) -> pathlib.Path:
         raise unknown("released checkpoint", name, releases)
     release = releases[name]
     local = checkpoints_folder() / name
-    cached = cache_folder() / "checkpoints" / f"{name}-{release.sha256[:12]}" / name
+    cached = _downloads() / f"{name}-{release.sha256[:12]}" / name
     for folder in (local, cached):
         if is_whole(folder):
             return folder
@@ -170,6 +170,15 @@ def find_release(name: str) -> pathlib.Path:
         raise RunError(f"{looked}, and its entry names no URL: bring its folder there, or install tubevit anew")
     _fetch(release, cached, looked)
     return cached
+
+
+def _downloads() -> pathlib.Path:
+    return cache_folder() / "checkpoints"
+
+
+def is_cached(folder: pathlib.PurePath) -> bool:
+    """Whether a folder is a downloaded release, which `find_release` downloads again if it is not there."""
+    return _downloads() in folder.parents
 
 
 def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
