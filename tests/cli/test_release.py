@@ -11,6 +11,7 @@ import tubevit
 from tests.conftest import TINY
 from tubevit.cli import main
 from tubevit.errors import UserError
+from tubevit.visualize.curves import read_metrics
 from tubevit.zoo import registry, release
 from tubevit.zoo.checkpoint import parameters, read_metadata
 from tubevit.zoo.manifest import verify
@@ -72,7 +73,7 @@ def test_the_weights_are_the_runs_in_bfloat16(released, tiny_run):
         np.testing.assert_allclose(leaf, exact, rtol=2**-8, err_msg=path)
     assert read_metadata(released)["step"] == 9
     names = {path.name for path in released.iterdir()}
-    assert {"manifest.json", "README.md", "loss.svg", "accuracy.svg"} <= names
+    assert {"manifest.json", "README.md", "loss.svg", "accuracy.svg", "metrics.jsonl"} <= names
     assert not {"optimizer", "eval.json"} & names
     assert sorted(path.name for path in released.parent.iterdir()) == ["index.json", NAME]  # nothing else is left
     for path in released.rglob("*"):
@@ -92,7 +93,7 @@ def test_its_command_gives_its_numbers(released, done, tmp_path, monkeypatch):
             assert each[key] == record[key]
 
 
-def test_the_card(released, places):
+def test_the_card(released, places, tiny_run):
     card = (released / "README.md").read_text()
     (motion, still) = registry.read_index()[NAME].metrics
     for part in (
@@ -108,6 +109,11 @@ def test_the_card(released, places):
     ):  # fmt: skip
         assert part in card
     assert "None" not in card and str(places) not in card
+    kept, run = (read_metrics((folder / "metrics.jsonl").read_text()) for folder in (released, tiny_run))
+    assert {"train/moving_digits/loss", "eval/moving_digits/top1"} <= set(kept) < set(run)
+    for name, (steps, values) in kept.items():  # what `report` draws of the release
+        np.testing.assert_array_equal(steps, run[name][0])
+        np.testing.assert_allclose(values, run[name][1], atol=1e-5)
     for curve, label in (("loss", "loss"), ("accuracy", "top-1 or mAP, %")):
         drawn = (released / f"{curve}.svg").read_text()
         assert f"<!-- {label} -->" in drawn and "<!-- step -->" in drawn and "<!-- moving_digits" in drawn
@@ -201,7 +207,9 @@ def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
     entry = registry.read_index()[name]
     try:
         assert f"MB in {name}.tar" in text and entry.urls == (url, "https://mirror.org/far.tar")
-        assert {path.name for path in (places / name).iterdir()} == {"README.md", "loss.svg", "accuracy.svg"}
+        assert {path.name for path in (places / name).iterdir()} == {
+            "README.md", "loss.svg", "accuracy.svg", "metrics.jsonl",
+        }  # fmt: skip
         assert (tmp_path / f"{name}.tar").stat().st_size == entry.bytes
         refused(["release", tiny_run, f"{name}_2", "--url", "ftp://e.org/x"], "begins with https:// or http://")
         monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))

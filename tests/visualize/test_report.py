@@ -111,6 +111,17 @@ def test_on_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
     assert "nothing.mp4 does not exist" in capsys.readouterr().err
 
 
+def test_a_released_checkpoint_is_not_of_a_run(tiny_run, tmp_path, monkeypatch):
+    """Although its folder lies in one that is called as that of a run's checkpoints."""
+    name = tmp_path / "checkpoints" / "tubevit_nano8@tiny"
+    tubevit.save_model(tubevit.load_model(tiny_run), name)
+    (name / "metrics.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(name)]) == 0
+    page = (tmp_path / f"{name.name}_report" / "index.html").read_text()
+    assert f"What {name.name} sees" in page and "Loss over steps" in page
+
+
 def test_a_run_whose_data_is_gone(tiny_run, tmp_path, capsys, monkeypatch):
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()

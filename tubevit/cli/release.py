@@ -72,9 +72,9 @@ def run(args) -> None:
 
 
 def _curves(checkpoint) -> dict[str, bytes]:
-    """Pictures of the training of a run's checkpoint, by file name; none where the run's metrics are not beside it."""
+    """Pictures of the training of a run's checkpoint and what they show, by file name; none without its metrics."""
     from tubevit import storage
-    from tubevit.visualize.curves import has_scores, loss_figure, read_metrics, score_figure
+    from tubevit.visualize.curves import drawn_metrics, has_scores, loss_figure, read_metrics, score_figure
     from tubevit.visualize.page import Picture
     from tubevit.visualize.style import LIGHT
 
@@ -84,10 +84,11 @@ def _curves(checkpoint) -> dict[str, bytes]:
         return {}
     metrics = read_metrics(storage.read_bytes(path).decode())
     figures = {"loss": loss_figure} | ({"accuracy": score_figure} if has_scores(metrics) else {})
-    return {
+    pictures = {
         f"{name}.svg": Picture(name, "", functools.partial(draw, metrics)).rendered(LIGHT, ["svg"])["svg"]
         for name, draw in figures.items()
     }
+    return pictures | {"metrics.jsonl": drawn_metrics(metrics).encode()}
 
 
 def _experiment(args, stored: dict) -> str:

@@ -35,7 +35,7 @@ def run(args) -> None:
     model, metadata, checkpoint, workdir = read_checkpoint(args.name)
     out = args.out or (storage.join(workdir, "report") if workdir else f"{checkpoint.name}_report")
     title = workdir.name if workdir else checkpoint.name
-    parts = sections(model, metadata, workdir, read_files(model, find_files(args.files)))
+    parts = sections(model, metadata, workdir or checkpoint, read_files(model, find_files(args.files)))
     try:
         page = write_page(out, f"What {title} sees", facts(args.name, model, metadata), parts)
     except OSError as error:

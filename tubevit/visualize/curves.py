@@ -38,6 +38,16 @@ def read_metrics(text: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             for name, pairs in series.items()}  # fmt: skip
 
 
+def drawn_metrics(metrics: dict) -> str:
+    """What the figures below need of metrics, in the form of metrics.jsonl."""
+    rows: dict[int, dict] = {}
+    for name, (steps, values) in metrics.items():
+        if name.split("/")[-1] in ("loss", *_SCORES):
+            for step, value in zip(steps.tolist(), values.tolist()):
+                rows.setdefault(step, {"step": step})[name] = round(value, 5)
+    return "".join(json.dumps(rows[step]) + "\n" for step in sorted(rows))
+
+
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     """The mean of each value and those before it, `width` in all at most."""
     sums = np.cumsum(np.concatenate([[0.0], values]))

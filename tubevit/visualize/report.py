@@ -37,7 +37,8 @@ def read_checkpoint(name: str | os.PathLike) -> tuple[TubeViT, dict, pathlib.Pur
         name: what `load_model` takes.
     """
     checkpoint = find_checkpoint(name)
-    workdir = checkpoint.parent.parent if checkpoint.parent.name == RUN_FOLDER else None
+    of_run = checkpoint.parent.name == RUN_FOLDER and checkpoint.name.isdigit()  # the zoo's folder is called so too
+    workdir = checkpoint.parent.parent if of_run else None
     return load_model(checkpoint), read_metadata(checkpoint), checkpoint, workdir
 
 
@@ -73,15 +74,13 @@ def learned_on(metadata: dict) -> str:
     return f"{' and '.join(data)}, {metadata.get('step', 0):,} steps, from {begun}"
 
 
-def sections(
-    model: TubeViT, metadata: dict, workdir: pathlib.PurePath | None, files: Sequence[OwnFile] = ()
-) -> list[Section]:
+def sections(model: TubeViT, metadata: dict, folder: pathlib.PurePath, files: Sequence[OwnFile] = ()) -> list[Section]:
     """The sections of the page, in order; those whose inputs are absent have no pictures and say why.
 
     Args:
         model: in evaluation mode.
         metadata: of its checkpoint.
-        workdir: of the run that the checkpoint is of, if it is of one.
+        folder: where the metrics of its training may lie: the run's workdir, else the checkpoint itself.
         files: to show tubes and attention on, in place of the evaluation data.
     """
     evaluated, missing = _evaluated(model, metadata)
@@ -94,7 +93,7 @@ def sections(
             else (_layout(model, evaluated, reason), _attention(model, evaluated, reason))
         ),
         _positions(model),
-        _curves(workdir),
+        _curves(folder),
         *_confusion(evaluated, reason),
         *_mistakes(evaluated, reason),
         *(Section(f"Evaluation data {name}", why) for name, why in missing.items() if evaluated),
@@ -231,10 +230,10 @@ def _positions(model: TubeViT) -> Section:
     return Section(title, text, pictures)
 
 
-def _curves(workdir: pathlib.PurePath | None) -> Section:
+def _curves(folder: pathlib.PurePath) -> Section:
     title = "Training"
-    path = storage.join(workdir, "metrics.jsonl") if workdir else None
-    if path is None or not storage.exists(path):
+    path = storage.join(folder, "metrics.jsonl")
+    if not storage.exists(path):
         return Section(title, "there is no metrics.jsonl beside the checkpoint")
     try:
         metrics = curves.read_metrics(storage.read_bytes(path).decode())

@@ -124,7 +124,7 @@ def publish(
         records: what `tubevit evaluate` wrote about the folder.
         licence: of the weights.
         config: see `Release`.
-        curves: pictures of the training for the card, by file name.
+        curves: files about the training that go beside the card, by name; it shows those that are .svg.
         urls: where the archive will be; the weights then do not stay in `checkpoints/`.
         archive: the file to write for them.
 
@@ -152,7 +152,8 @@ def publish(
         folder.mkdir()
     for file, content in curves.items():
         (folder / file).write_bytes(content)
-    card = model_card(release, model, steps=metadata.get("step"), began=_began(metadata), curves=list(curves))
+    pictures = [file for file in curves if file.endswith(".svg")]
+    card = model_card(release, model, steps=metadata.get("step"), began=_began(metadata), curves=pictures)
     (folder / "README.md").write_text(card)
     place = registry.checkpoints_folder() / name
     if place.exists():
