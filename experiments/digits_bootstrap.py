@@ -25,12 +25,15 @@ TRAINED = {"gate": 2, "last": 2, "last_fc": 0, "full": DEPTH}
 STAGES = ("vit", *TRAINED, "scratch")
 
 
-def get_config(stage: str = "gate", small: str = "tubevit_nano8", large: str = "vit_ti8", seed: int = 0):
+def get_config(
+    stage: str = "gate", small: str = "tubevit_nano8", large: str = "vit_ti8", seed: int = 0, steps: int | None = None
+):
     if stage not in STAGES:
         raise unknown("stage", stage, STAGES)
+    steps = steps or (600 if stage == "vit" else 300)
     if stage in TRAINED:
         gate = stage == "gate"
-        config = bootstrap(small, large, train_last=TRAINED[stage], gate=gate, videos="moving_digits", steps=300)
+        config = bootstrap(small, large, train_last=TRAINED[stage], gate=gate, videos="moving_digits", steps=steps)
         config.data.train, config.data.eval, config.precision = {}, {}, "float32"
     else:
         config = default_config()
@@ -40,16 +43,16 @@ def get_config(stage: str = "gate", small: str = "tubevit_nano8", large: str = "
     config.model.scan = False  # few blocks: unrolled they train faster on CPU
     config.input.fps = 8.0
     if stage == "vit":
-        name, data, scale, steps = "still_digits", dict(source="still_digits", head="digit"), 1.3, 600
+        name, data, scale = "still_digits", dict(source="still_digits", head="digit"), 1.3
     else:
-        name, data, scale, steps = "moving_digits", dict(source="moving_digits", head="digit_motion"), 1.1, 300
+        name, data, scale = "moving_digits", dict(source="moving_digits", head="digit_motion"), 1.1
     crops = {"random_crop": True, "scale": scale}
     config.data.train[name] = dataset_config(**data, batch_size=32, augment=crops)
     config.data.eval[name] = dataset_config(**data, split="test", batch_size=50)
     config.optimizer.update(name="adam", learning_rate=6e-4, warmup_steps=steps // 10, weight_decay=0.0, clip_norm=1.0)
     config.optimizer.b2 = 0.98
     config.train.steps = steps
-    config.eval.update(every=steps if stage == "vit" else 100, views="1x1")
+    config.eval.update(every=steps if stage == "vit" else max(100, steps // 10), views="1x1")
     config.checkpoint.every = steps
     config.loader.threads = 1
     config.log.every = 20

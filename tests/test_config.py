@@ -88,6 +88,10 @@ def test_paths_bare_names_and_arguments(experiment):
     path = experiment(GOOD + "c.model.scan = scan\nc.optimizer.learning_rate = lr\nreturn c", "scan=True, lr=0.5")
     config = load_config(f"{path}:scan=false,lr=1e-3")
     assert config.model.scan is False and config.optimizer.learning_rate == 1e-3
+    path = experiment(GOOD + "c.train.steps, c.seed = n or 5, seed\nreturn c", "seed: int, n: int | None = None")
+    assert load_config(f"{path}:seed=3").train.steps == 5  # no default, and none: as annotated
+    config = load_config(f"{path}:n=7,seed=3")
+    assert (config.train.steps, config.seed) == (7, 3)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import pathlib
+import typing
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -236,14 +237,20 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
 
 
 def _arguments(function, text: str, path: str) -> dict:
-    parameters = inspect.signature(function).parameters
-    values = {}
+    parameters, hints, values = inspect.signature(function).parameters, typing.get_type_hints(function), {}
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
         if not equals or name not in parameters:
             raise UserError(f"unknown argument {item!r} of {path}; {closest(name, parameters)}")
-        values[name] = _parse(value, type(parameters[name].default), name)
+        values[name] = _parse(value, _type_of(parameters[name], hints.get(name, str)), name)
     return values
+
+
+def _type_of(parameter: inspect.Parameter, hint) -> type:
+    """As what an argument is read: its default's type, else the annotated one (`int` of `int | None`)."""
+    if parameter.default is not parameter.empty and parameter.default is not None:
+        return type(parameter.default)
+    return next(kind for kind in typing.get_args(hint) or [hint] if kind is not type(None))
 
 
 def check_config(config: ConfigDict) -> None:
