@@ -8,7 +8,7 @@ epochs and the expected time; `--config.KEY=VALUE` changes any. It evaluates on 
 `flip=true` mirrors half of the clips, where the labels allow it; `model=NAME` chooses what begins from scratch.
 
 Hardware: any; small models for few clips. Time: printed.
-Expected: on 400 clips of the embedded moving digits (8 classes), see README.
+Expected: follows from the data; docs/colabs/2_finetune.md shows a run.
 """
 
 import sys

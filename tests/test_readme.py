@@ -78,8 +78,8 @@ def run_commands(page, train_command):
 def clips(project, digits_cache, tiny):
     """clips.csv of the embedded clips, and a ViT of Hugging Face, small under its large name, beside the runs."""
     fields = dict(tubes="1x8x8/32x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
-    tubevit.save_model(tiny(9, width=48, num_heads=4, **fields), project / "foreign")
-    foreign = str(project / "vit-large-patch16-224")
+    tubevit.save_model(tiny(9, width=192, depth=8, num_heads=4, **fields), project / "foreign")
+    foreign = str(project / "vit-base-patch16-224")
     assert main(["convert", str(project / "foreign"), foreign, "--format", "hugging-face"]) == 0
     lines = (digits_cache / "motion.csv").read_text().splitlines()
     rows = [f"{digits_cache / line}".replace(",test", ",val") for line in lines[1:]]
