@@ -100,11 +100,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("what", nargs="*", metavar="NOTEBOOK or NAME=VALUE")
     args = parser.parse_args(arguments)
     values = dict(each.split("=", 1) for each in args.what if "=" in each)
-    names = [each for each in args.what if "=" not in each] or [source.stem for source in SOURCES]
+    known = [source.stem for source in SOURCES]
+    names = [each for each in args.what if "=" not in each] or known
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown notebook {', '.join(sorted(unknown))}; expected one of {', '.join(known)}")
     for source in SOURCES:
+        if source.stem not in names:
+            continue
         if args.sync:
             nbformat.write(notebook_of(source), source.with_suffix(".ipynb"))
-        elif source.stem in names:
+        else:
             book = with_parameters(notebook_of(source), {name: _value(text) for name, text in values.items()})
             with tempfile.TemporaryDirectory() as folder:
                 write_page(execute(book, pathlib.Path(folder)), source.stem)

@@ -24,6 +24,12 @@ def parts(book):
     return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
 
 
+def test_a_notebook_that_is_not_there(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        render.main(["1_quikstart"])
+    assert "unknown notebook 1_quikstart; expected one of 1_quickstart, " in capsys.readouterr().err
+
+
 def test_which_there_are():
     assert NAMES == ["1_quickstart", "2_finetune", "3_joint_training", "4_small_to_large", "5_tpu_pod"]
     assert NAMES == sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))

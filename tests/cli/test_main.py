@@ -1,13 +1,14 @@
 import importlib
 import importlib.metadata
 import re
+import shlex
 import sys
 
 import pytest
 
 import tubevit
 from tubevit.cli import main
-from tubevit.cli.main import VERBS
+from tubevit.cli.main import VERBS, _parse
 from tubevit.errors import RunError, UserError
 from tubevit.training.loop import Preempted
 
@@ -21,7 +22,7 @@ FLAGS = {
     "export": {"--format", "--platforms", "--head"},
     "make-moving-digits": {"--seed"},
     "report": {"--out"},
-    "release": {"--step", "--bfloat16", "--config", "--licence", "--curves", "--url", "--replace"},
+    "release": {"--step", "--bfloat16", "--config", "--licence", "--url", "--replace"},
     "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--json"},
     "completion": {"--help"},
 }
@@ -41,6 +42,21 @@ def test_help_shows_flags_and_examples(verb, capsys):
     assert FLAGS[verb] <= set(re.findall(r"--[\w-]+", text))
     for example in module(verb).EXAMPLES:
         assert example in text and example.startswith(f"tubevit {verb}")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_are_understood(verb):
+    for example in module(verb).EXAMPLES:
+        _, _, *arguments = shlex.split(example, comments=True)
+        _parse(verb, arguments[: arguments.index(">")] if ">" in arguments else arguments)
+
+
+def test_files_before_and_behind_flags():
+    for arguments, files in (
+        (["a", "--checkpoint", "x", "b"], ["a", "b"]),
+        (["--checkpoint", "x", "--", "-a", "--top"], ["-a", "--top"]),
+    ):
+        assert _parse("predict", arguments).files == files
 
 
 def test_usage(capsys):

@@ -1,5 +1,9 @@
 import csv
+import io
 import json
+import os
+import shutil
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +12,8 @@ import pytest
 import tubevit
 from tests.data.clips import write_audio, write_clip
 from tubevit.cli import main
+from tubevit.cli.main import entry
+from tubevit.cli.predict import find_files
 from tubevit.data.video import decode_frames
 from tubevit.data.warp import centre_crop
 from tubevit.models.tubevit import TubeViT
@@ -118,7 +124,37 @@ def test_a_broken_file_among_others(tiny_run, bad_files, clip, image, capsys):
     out, err = capsys.readouterr()
     assert str(clip) in out and str(image) in out and "cut" not in out
     *each, last = err.splitlines()[-3:]
-    assert "cut.png" in each[0] and "cut.mp4" in each[1] and "2 of 4 files cannot be read" in last
+    assert "cut.png" in each[0] and "cut.mp4" in each[1] and "2 of 4 files are left out" in last
+
+
+def test_what_no_head_takes_among_others(tiny_run, clip, image, tmp_path, capsys):
+    tubevit.save_model(tubevit.load_model(tiny_run, heads={"a": (3, "image")}), tmp_path / "images_only")
+    assert main(["predict", "--checkpoint", str(tmp_path / "images_only"), str(clip), str(image)]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{image}  a: ") and f"{clip} is a video; no head of" in err
+    assert f"1 of 2 files are left out: {clip}" in err
+
+
+def test_folders_are_listed_as_sources_list_them(tmp_path):
+    """Without what systems leave beside the files; a folder of frames may be called as the video was."""
+    wanted = [tmp_path / "x.avi" / "0.png", tmp_path / "y.MP4"]
+    for path in (*wanted, *(tmp_path / name for name in (".trash/z.mp4", "__MACOSX/z.mp4", "._y.mp4", "notes.txt"))):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert find_files([str(tmp_path)]) == wanted
+
+
+def test_a_name_that_is_no_utf8(tiny_run, clip, tmp_path, monkeypatch):
+    name = os.fsencode(tmp_path) + b"/\xff.mp4"
+    shutil.copy(clip, name)
+    command = ["predict", "--checkpoint", str(tiny_run), "--top", "1", os.fsdecode(name)]
+    assert main([*command, "--csv", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").read_bytes().splitlines()[1].startswith(name + b",,,motion,1,")
+    monkeypatch.setattr(sys, "argv", ["tubevit", *command])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True))
+    with pytest.raises(SystemExit, match="0"):
+        entry()
+    assert sys.stdout.buffer.getvalue().startswith(os.fsencode(tmp_path) + b"/\\udcff.mp4  motion: ")
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +217,13 @@ def test_features(tiny_run, done, clip, image, long_video, tmp_path):
         assert found["files"].tolist() == [str(long_video)] * 3 + [str(image)] and found["features"].shape == (4, 24)
         np.testing.assert_array_equal(found["start"], [0, 2, 4, np.nan])
         np.testing.assert_allclose(found["end"], [2, 4, 6, np.nan])
+
+
+def test_features_stay_where_there_are_no_new_ones(tiny_run, refused, bad_files, tmp_path):
+    out = tmp_path / "features.npz"
+    out.write_bytes(b"those of yesterday")
+    refused(["predict", "--checkpoint", tiny_run, "--features", out, bad_files / "cut.mp4"], "cut.mp4")
+    assert out.read_bytes() == b"those of yesterday"
 
 
 def test_patterns_and_animations(tiny_run, done, clip, tmp_path):

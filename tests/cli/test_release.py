@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,7 +14,8 @@ from tubevit.cli import main
 from tubevit.errors import UserError
 from tubevit.visualize.curves import read_metrics
 from tubevit.zoo import registry, release
-from tubevit.zoo.checkpoint import parameters, read_metadata
+from tubevit.zoo.card import model_card
+from tubevit.zoo.checkpoint import find_checkpoint, parameters, read_metadata
 from tubevit.zoo.manifest import verify
 from tubevit.zoo.paths import flatten, unflatten
 from tubevit.zoo.transfer import initialise
@@ -109,6 +111,10 @@ def test_the_card(released, places, tiny_run):
     ):  # fmt: skip
         assert part in card
     assert "None" not in card and str(places) not in card
+    entry = registry.read_index()[NAME]
+    spread = dataclasses.replace(entry, input={**entry.input, "fps": None})
+    text = model_card(spread, tubevit.load_model(NAME).config, steps=9)
+    assert "Clips of 16 frames spread over the whole video, 32x32 pixels." in text
     kept, run = (read_metrics((folder / "metrics.jsonl").read_text()) for folder in (released, tiny_run))
     assert {"train/moving_digits/loss", "eval/moving_digits/top1"} <= set(kept) < set(run)
     for name, (steps, values) in kept.items():  # what `report` draws of the release
@@ -250,6 +256,10 @@ def test_what_is_too_large_or_no_run(places, tiny_run, refused, monkeypatch, tmp
     refused(["release", tiny_run, "tubevit_nano8@x"], "MB, the repository takes 0: pass --bfloat16", "--url")
     tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")
     refused(["release", tmp_path / "saved", "tubevit_nano8@x"], "must come from a run")
+    metadata = read_metadata(find_checkpoint(tiny_run))
+    metadata["config"]["data"]["eval"] = {}
+    with pytest.raises(UserError, match="must come from a run with data under data.eval"):
+        release.check_new("tubevit_nano8@x", metadata)
     assert sorted(places.rglob("*")) == before
 
 

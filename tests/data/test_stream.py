@@ -57,6 +57,14 @@ def test_a_short_video_is_held_as_read_video_holds_it(tmp_path):
     assert found == indices(tubevit.read_video(video, 16, 8)[0])
 
 
+def test_parts_that_end_at_their_first_time_or_before_it(tmp_path):
+    """Spread over a second, two frames lie at 0.25 and 0.75 s; one of each two seconds lies in their middle."""
+    short = write_clip(tmp_path / "short.mp4", range(0, 200, 40))
+    assert numbers(stream_clips(short, 2, None, 1.0)) == [(0, pytest.approx(0.2), [4, 4])]
+    video = write_clip(tmp_path / "a.mp4", range(0, 5000, 40))
+    assert [clip.start for clip in stream_clips(video, 1, None, 2.0)] == [0, 2, 4]  # half of the last lies in it
+
+
 def test_windows_of_tubes_hold_the_same_pixels(tmp_path):
     video = write_clip(tmp_path / "a.mp4", range(0, 3000, 40), size=(64, 96))
     tubes = tubevit.TubeSet.from_text("4x8x8/8x16x16_1x8x8/16x16x16")

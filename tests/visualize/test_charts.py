@@ -5,7 +5,7 @@ import pytest
 
 from tubevit.errors import UserError
 from tubevit.models.position import position_embedding
-from tubevit.visualize import confusion, curves, mistakes, positions, style
+from tubevit.visualize import attention, confusion, curves, mistakes, positions, style
 
 METRICS = """{"step": 10, "train/loss": 2.0, "train/a/loss": 2.0, "time/step": 0.1}
 {"step": 20, "train/loss": null, "train/a/loss": 1.0}
@@ -79,6 +79,16 @@ def test_confusion_figure():
     assert not large.texts and len(large.get_xticklabels()) <= 40
 
 
+def test_confusion_of_long_names():
+    names = [f"Pretending to be tearing something that is not tearable, number {i}" for i in range(6)]
+    with style.themed(style.LIGHT):
+        figure = confusion.confusion_figure(np.eye(6, dtype=int), names)
+        figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.5
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(set(shown)) == 6 and shown[3] == "Pretending t…e, number 3"
+
+
 def test_most_confident_mistakes():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.99, 0.01], [0.95, 0.05]])
     labels, used = np.array([1, 1, 0, 1, 0]), np.array([True, True, True, False, True])
@@ -89,3 +99,24 @@ def test_most_confident_mistakes():
     axes = mistakes.mistakes_figure(clips, found, ("cat", "dog")).axes
     assert [each.get_title() for each in axes] == ["cat (90%), it is dog", "cat (80%), it is dog"]
     assert [each.images[0].get_array()[0, 0, 0] * 255 for each in axes] == pytest.approx([10, 200])
+
+
+def test_long_names_leave_room_for_the_pictures():
+    names = ("hammerhead shark, or one of its relatives", "pretending_to_be_tearing_something_that_is_not_tearable")
+    found = [mistakes.Mistake(i, i % 2, 1 - i % 2, 0.9) for i in range(8)]
+    clip, heat = np.zeros((16, 32, 32, 3), np.uint8), np.ones((16, 32, 32))
+    text = "imagenet: " + ",  ".join(f"{name} (90%)" for name in names * 4)
+    with style.themed(style.LIGHT):
+        figures = [
+            (mistakes.mistakes_figure([clip[0]] * 8, found, names), 6),
+            (mistakes.mistakes_figure([clip] * 8, found, names), 1),
+            (attention.attention_figure(clip, heat, heat, text), 1),
+        ]
+        for figure, columns in figures:
+            figure.draw_without_rendering()
+            for axes in (axes for axes in figure.axes if axes.images):
+                assert axes.get_position().width * columns > 0.9
+                title = axes.get_tightbbox()
+                assert title.x1 <= figure.bbox.x1 + 1 and title.y1 <= figure.bbox.y1 + 1
+        written = figure._suptitle.get_window_extent()
+        assert written.x1 <= figure.bbox.x1 and figure.axes[0].get_tightbbox().y1 <= written.y0 + 1

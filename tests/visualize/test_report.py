@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 import tubevit
 from tubevit.cli import main
 from tubevit.visualize import style
+from tubevit.visualize.own_files import read_files
 from tubevit.visualize.page import Animation, Picture, Section, write_page
 from tubevit.visualize.report import learned_on
 
@@ -109,6 +111,13 @@ def test_on_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", str(tiny_run), "nothing.mp4"]) == 2
     assert "nothing.mp4 does not exist" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_utf8(tiny_run, digits_cache, tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(min((digits_cache / "images/test").iterdir()), name)
+    (file,) = read_files(tubevit.load_model(tiny_run), [os.fsdecode(name)])
+    assert file.name == "\N{REPLACEMENT CHARACTER}.png" and file.text.startswith(f"{file.name},  digit: ")
 
 
 def test_a_released_checkpoint_is_not_of_a_run(tiny_run, tmp_path, monkeypatch):

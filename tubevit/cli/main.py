@@ -70,7 +70,9 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
 
 def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(verb)
-    args, rest = parser.parse_known_args(arguments)
+    # Intermixed: files may stand before and behind flags. It would forget a "--", behind which nothing is a flag.
+    parse = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args
+    args, rest = parse(arguments)
     if hasattr(args, "config_overrides"):
         rest = _take_overrides(rest, args.config_overrides)
         if args.config_overrides and not args.config:
@@ -149,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The process: `main`, and an end to it."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files and labels may be of any encoding
     code = main()
     if code == BAD_INPUT and "jax" in sys.modules:
         from tubevit.sharding.hosts import end_at_once

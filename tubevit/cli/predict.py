@@ -47,7 +47,6 @@ def run(args) -> None:
     from tqdm import tqdm
 
     from tubevit.cli.predict_output import FeatureFile, LabelRows
-    from tubevit.data.video import DecodeError
     from tubevit.zoo.checkpoint import load_model
 
     if args.top < 1:
@@ -61,7 +60,7 @@ def run(args) -> None:
         raise UserError(f"{args.checkpoint} has no head to predict with; --features needs none")
     if args.head is not None:
         model.head_for((), args.head)  # an unknown one is an error
-    files, broken = find_files(args.files), []
+    files, left_out = find_files(args.files), []
     features = nnx.jit(type(model).features)  # compiled once for all videos: their clips have one shape
     output = FeatureFile(args.features, model.config.width) if args.features else LabelRows(args, model)
     silent = args.csv or args.features
@@ -69,14 +68,14 @@ def run(args) -> None:
         try:
             for kind, pixels, start, end in _inputs(path, model, args.every):
                 output.add(path, kind, features(model, pixels), start, end)
-        except DecodeError as error:
+        except UserError as error:  # damaged, or nothing that the model takes
             if len(files) == 1:
                 raise
-            broken.append(path)
+            left_out.append(path)
             print(f"tubevit: {error}", file=sys.stderr, flush=True)
     output.close()
-    if broken:
-        raise UserError(f"{len(broken)} of {len(files)} files cannot be read: {', '.join(map(str, broken))}")
+    if left_out:
+        raise UserError(f"{len(left_out)} of {len(files)} files are left out: {', '.join(map(str, left_out))}")
 
 
 def _inputs(path: pathlib.Path, model, every: float | None):
@@ -128,12 +127,12 @@ def find_files(names: list[str]) -> list[pathlib.Path]:
 
 
 def _in_folder(path: pathlib.Path) -> list[pathlib.Path]:
-    from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+    from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 
     if not path.is_dir():
         return [path]
-    known = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-    inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+    known = (p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES)
+    inside = sorted(p for p in known if not is_hidden(p.relative_to(path).as_posix()) and p.is_file())
     if not inside:
         raise UserError(f"{path} holds no video or image")
     return inside

@@ -38,7 +38,8 @@ class LabelRows:
     def __init__(self, args: argparse.Namespace, model):
         self._args, self._model, self._heads = args, model, dict(model.config.heads)
         if args.csv:
-            self._file = _open(args.csv, "w", newline="")
+            # UTF-8 everywhere; names of files that are none come out as they are.
+            self._file = _open(args.csv, "w", newline="", encoding="utf-8", errors="surrogateescape")
             self._csv = csv.writer(self._file, lineterminator="\n")
             self._csv.writerow(COLUMNS)
 
@@ -104,8 +105,8 @@ class FeatureFile:
     """
 
     def __init__(self, path: str, width: int):
-        self._file = _open(path, "wb")
-        self._width = width
+        _open(path, "ab").close()  # can it be written? What it holds stays until there is something in its place
+        self._path, self._width = path, width
         self._rows: list[tuple] = []
 
     def add(self, path: pathlib.Path, kind: str, pooled: jax.Array, start: float | None, end: float | None) -> None:
@@ -116,7 +117,7 @@ class FeatureFile:
     def close(self) -> None:
         """Writes the file."""
         files, start, end, features = zip(*self._rows) if self._rows else ((),) * 4
-        with self._file as file:
+        with _open(self._path, "wb") as file:
             np.savez(
                 file,
                 files=np.array(files, str),

@@ -85,7 +85,7 @@ def stream_clips(media: Media, frames: int, fps: float | None, every: float) -> 
     def show(frame: av.VideoFrame, until: float) -> Iterator[_Open]:
         """Gives a frame to the clips that take it, those that begin included; yields the complete ones."""
         nonlocal begun
-        while begun * every + latest[0] < until:
+        while begun * every < until:
             clips.append(_Open(begun * every, []))
             begun += 1
         for clip in clips:

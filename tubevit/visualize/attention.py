@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from tubevit.visualize.style import evenly, ground, is_dark, new_figure, plottin
 from tubevit.windows import Reading
 
 _COLUMNS, _WIDTH, _GAP = 8, 7.2, 4
+_CHARACTERS, _LINE = 84, 0.17  # of the text that fit into the width; inches
 
 
 def softmax_weights(attention: Attention, x: jax.Array) -> jax.Array:
@@ -169,7 +172,8 @@ def attention_figure(clip: np.ndarray, pooling: np.ndarray, rolled: np.ndarray, 
         largest = np.quantile(heat[heat > 0], 0.98) if (heat > 0).any() else 0
         sheets.append(painted(frames, enlarged(heat[shown])[0], largest))
     row = _WIDTH * clip.shape[1] / clip.shape[2] / max(len(shown), 4)
-    figure = new_figure(_WIDTH, 3 * (row + 0.22) + 0.2)
+    text = textwrap.fill(text, _CHARACTERS)
+    figure = new_figure(_WIDTH, 3 * (row + 0.22) + 0.2 + text.count("\n") * _LINE)
     figure.suptitle(text, x=0.006, ha="left", fontsize=10)
     for axes, sheet, name in zip(figure.subplots(3, 1), sheets, ("input", "attention pooling", "attention rollout")):
         show_image(axes, tile(sheet, len(shown), _GAP, ground()))

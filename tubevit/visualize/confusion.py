@@ -9,6 +9,7 @@ import numpy as np
 from tubevit.visualize.style import ground, is_dark, new_figure, plotting
 
 NUMBERED, _NAMED = 12, 40  # classes up to which cells have numbers, and axes all names
+_LONGEST = 24  # characters of a name: more would take the room of the cells
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
@@ -33,8 +34,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
             ink = ground() if shares[row, column] > 0.5 else matplotlib.rcParams["text.color"]
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=ink)
     ticks = range(count) if count <= _NAMED else range(0, count, -(-count // _NAMED))
-    axes.set_xticks(ticks, [classes[i] for i in ticks], rotation=90 if _long(classes) else 0)
-    axes.set_yticks(ticks, [classes[i] for i in ticks])
+    names = [_shortened(classes[i]) for i in ticks]
+    axes.set_xticks(ticks, names, rotation=90 if _long(classes) else 0)
+    axes.set_yticks(ticks, names)
     if count > NUMBERED:
         axes.tick_params(labelsize=6)
     axes.tick_params(length=0)
@@ -48,3 +50,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
 
 def _long(classes: Sequence[str]) -> bool:
     return max(map(len, classes)) > 2
+
+
+def _shortened(name: str) -> str:
+    """Without its middle where it is long: names of classes may begin alike, or end."""
+    half = _LONGEST // 2
+    return name if len(name) <= _LONGEST else f"{name[:half].rstrip()}…{name[1 - half :].lstrip()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from tubevit.visualize.layout import enlarged
 from tubevit.visualize.style import evenly, ground, new_figure, show_image, tile
 
 _COLUMNS, _WIDTH, _GAP = 8, 7.2, 4
+_CHARACTERS, _LINE = 84, 0.17  # that fit into the width; inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +60,18 @@ def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], cl
         frames = enlarged((clip[None] if images else clip[shown]) / 255)[0]
         strips.append(tile(frames, len(frames), _GAP, ground()))
     high = _WIDTH / columns if images else _WIDTH * clips[0].shape[1] / clips[0].shape[2] / max(len(shown), 4)
-    figure = new_figure(_WIDTH, rows * (high + 0.24))
+    texts = [  # in lines that fit: longer ones would leave no room for the pictures
+        textwrap.fill(
+            f"{classes[each.predicted]} ({each.probability:.0%}), it is {classes[each.label]}", _CHARACTERS // columns
+        )
+        for each in mistakes
+    ]
+    lines = 1 + max(text.count("\n") for text in texts)
+    figure = new_figure(_WIDTH, rows * (high + 0.07 + lines * _LINE))
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.set_axis_off()
-    for axes, strip, mistake in zip(grid.flat, strips, mistakes):
+    for axes, strip, text in zip(grid.flat, strips, texts):
         show_image(axes, strip)
-        wrong, right = classes[mistake.predicted], classes[mistake.label]
-        axes.set_title(f"{wrong} ({mistake.probability:.0%}), it is {right}")
+        axes.set_title(text)
+        axes.set_anchor("N")  # below the text, whose room the layout measures from where the axes may begin
     return figure

@@ -20,7 +20,7 @@ class OwnFile:
     """A video or an image.
 
     Attributes:
-        name: of the file.
+        name: of the file, as it can be shown.
         pixels: as the model takes them, (T, H, W, 3) or (H, W, 3) uint8.
         text: the most probable label of each head that takes such a file, and how probable it is.
     """
@@ -51,7 +51,8 @@ def _read(model: TubeViT, path: pathlib.Path) -> OwnFile:
         for name, head in model.config.heads
         if head.modality in (kind, "any")
     ]
-    return OwnFile(path.name, pixels[0], ",  ".join([path.name, *said]))
+    shown = os.fsencode(path.name).decode(errors="replace")  # a name need not be UTF-8, a page is
+    return OwnFile(shown, pixels[0], ",  ".join([shown, *said]))
 
 
 def _most_probable(name: str, head: Head, logits: np.ndarray) -> str:

@@ -62,8 +62,8 @@ def _classes(name: str, head: Head) -> str:
 def _input(release: Release, model: ModelConfig) -> str:
     size = f"{release.input['size']}x{release.input['size']} pixels"
     fps = release.input["fps"]
-    rate = "the rate of the file" if fps is None else f"{fps:g} frames per second"
-    clips = "" if model.is_plain_vit else f"Clips of {release.input['frames']} frames at {rate}, {size}. "
+    rate = "spread over the whole video" if fps is None else f"at {fps:g} frames per second"
+    clips = "" if model.is_plain_vit else f"Clips of {release.input['frames']} frames {rate}, {size}. "
     images = f"Images of {size}. " if model.tubes.is_2d or _image_heads(model) else ""
     return f"{clips}{images}RGB, {release.input['range']}; `model.input` has what `tubevit.read_video` needs."
 

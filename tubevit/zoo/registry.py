@@ -30,7 +30,7 @@ class Release:
         sha256, bytes: of the archive, NAME.tar as `pack` makes it of the folder, wherever that lies.
         licence: of the weights.
         data: {data set: source} that it was trained on.
-        input: frames, fps (None: as the file has it), size in pixels, and range of the pixel values.
+        input: frames, fps (None: spread over the whole video), size in pixels, and range of the pixel values.
         classes: {head: number of classes}.
         metrics: one dict for each data set that was evaluated: dataset, source, split, head, views, clips, correct
             (None where a clip has several labels), and top1, top5, map, loss as in eval.json.

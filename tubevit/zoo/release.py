@@ -36,8 +36,8 @@ def check_new(name: str, metadata: Mapping, replace: bool = False) -> None:
         replace: whether there may be a release of that name.
 
     Raises:
-        UserError: the name is malformed, taken, or of another architecture; it is no checkpoint of a run; or tubevit
-            is installed from a wheel.
+        UserError: the name is malformed, taken, or of another architecture; it is no checkpoint of a run, or of one
+            without data to evaluate; or tubevit is installed from a wheel.
     """
     folder = registry.checkpoints_folder()
     if folder.parent == pathlib.Path(tubevit.__file__).parent:
@@ -51,6 +51,8 @@ def check_new(name: str, metadata: Mapping, replace: bool = False) -> None:
         raise UserError(f"{name} would name a {architecture}; the model is a {model.name}, {model.width} wide")
     if "config" not in metadata:
         raise UserError(f"{name} must come from a run, whose configuration says what it was trained on; found none")
+    if not metadata["config"]["data"]["eval"]:
+        raise UserError(f"{name} must come from a run with data under data.eval, which it is scored on; found none")
     if (name in registry.read_index() or (folder / name).exists()) and not replace:
         raise UserError(f"{name} is released already; take another tag, or pass --replace")
 
