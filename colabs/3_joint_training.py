@@ -28,6 +28,7 @@ import sys
 REPOSITORY = "https://github.com/OWNER/tubevit"  # put the owner of the repository that you opened this from
 
 if "google.colab" in sys.modules:
+    assert "OWNER" not in REPOSITORY, f"change the line above: {REPOSITORY} is no address"
     here = [each for each in importlib.metadata.distributions() if each.name.startswith(("jax", "libtpu", "numpy"))]
     pathlib.Path("constraints.txt").write_text("".join(f"{each.name}=={each.version}\n" for each in here))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "-c", "constraints.txt"]

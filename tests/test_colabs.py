@@ -74,12 +74,14 @@ def test_install_cell_keeps_jax(monkeypatch, tmp_path):
     exec(source, {})
     assert calls == [] and not list(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    exec(source, {})
+    with pytest.raises(AssertionError, match="change the line above: https://github.com/OWNER/tubevit is no address"):
+        exec(source, {})
+    exec(source.replace("/OWNER/", "/me/", 1), {})
     ((command, check),) = calls
     assert check and command[:4] == [sys.executable, "-m", "pip", "install"]
     kept = set((tmp_path / command[command.index("-c") + 1]).read_text().split())
     assert {f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy")} <= kept
-    assert command[-1].startswith("tubevit[plot] @ git+https://")
+    assert command[-1] == "tubevit[plot] @ git+https://github.com/me/tubevit"
 
 
 def test_pages_are_of_these_notebooks():

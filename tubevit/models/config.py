@@ -69,8 +69,8 @@ class ModelConfig:
         class_token: whether a learned token stands before those of the tubes.
         pooling: `linear`, `query`, `map`, `mean` or `cls`, see `models.pooling`.
         mean, std: of the pixels as 0..1, red, green and blue: (p - mean) / std reaches the kernels.
-        frames, fps, size: the clip that it is made for: frames, frames per second (None: as the file has it), and
-            rows = columns. The model takes others as well, unless positions are learned.
+        frames, fps, size: the clip that it is made for: frames, frames per second (None: spread over the whole video),
+            and rows = columns. The model takes others as well, unless positions are learned.
         heads: pairs of name and `Head`.
         dropout, stochastic_depth: rates, see `Encoder`.
         gelu: `exact` or `tanh`, its approximation.
