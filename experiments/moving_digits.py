@@ -36,8 +36,8 @@ def get_config(seed: int = 0, steps: int = 5000):
     config.optimizer.update(name="adamw", learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.05, clip_norm=1.0)
     config.optimizer.b2 = 0.98
     config.train.steps = steps
-    config.eval.every = 500
-    config.checkpoint.every = 500
+    config.eval.every = 1000
+    config.checkpoint.every = 1000
     config.loader.threads = 2
     config.log.every = 20
     return config
