@@ -250,6 +250,16 @@ def test_refused(places, tiny_run, refused, name, flags, parts):
     assert sorted(places.rglob("*")) == before
 
 
+def test_a_bootstrapped_model_has_the_name_of_its_vit(places, tiny_run):
+    """Of other sizes than the architecture of that name, as here, it may still be called after it."""
+    metadata = read_metadata(tiny_run / "checkpoints" / "9")
+    metadata["model"] |= {"name": "vit_nano8"}
+    release.check_new("tubevit_nano8@tiny", metadata)
+    release.check_new("vit_nano8@tiny", metadata)
+    with pytest.raises(UserError, match="tubevit_ti8@tiny would name a tubevit_ti8; the model is a vit_nano8, 24 wide"):
+        release.check_new("tubevit_ti8@tiny", metadata)
+
+
 def test_what_is_too_large_or_no_run(places, tiny_run, refused, monkeypatch, tmp_path):
     before = sorted(places.rglob("*"))
     monkeypatch.setattr(release, "LARGEST", 50_000)

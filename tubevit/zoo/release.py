@@ -47,7 +47,8 @@ def check_new(name: str, metadata: Mapping, replace: bool = False) -> None:
     if architecture not in ARCHITECTURES:
         raise unknown("architecture", architecture, ARCHITECTURES)
     sizes = [ARCHITECTURES[architecture][key] for key in _SIZES]
-    if model.name != architecture and [getattr(model, key) for key in _SIZES] != sizes:
+    own_names = (architecture, architecture.removeprefix("tube"))  # the second: bootstrapped or inflated, of that ViT
+    if model.name not in own_names and [getattr(model, key) for key in _SIZES] != sizes:
         raise UserError(f"{name} would name a {architecture}; the model is a {model.name}, {model.width} wide")
     if "config" not in metadata:
         raise UserError(f"{name} must come from a run, whose configuration says what it was trained on; found none")
