@@ -165,6 +165,10 @@ def test_a_run_whose_data_is_gone(tiny_run, tmp_path, capsys, monkeypatch):
             },
             "mine (clips.csv), 1,200 steps, from the parameters of a",
         ),
+        (
+            {"step": 9, "config": {"data": {"train": {}}, "init": {"checkpoint": "vit", "tubes": "small"}}},
+            ", 9 steps, from the parameters of vit and small",
+        ),
     ],
 )
 def test_learned_on(metadata, text):

@@ -19,6 +19,7 @@ from tubevit.visualize.own_files import OwnFile
 from tubevit.visualize.page import Animation, Picture, Section
 from tubevit.zoo.checkpoint import RUN_FOLDER, find_checkpoint, load_model, parameters, read_metadata
 from tubevit.zoo.paths import flatten
+from tubevit.zoo.release import began_from
 
 _NO_DATA = "the checkpoint names no evaluation data: it is not of a run"
 _CLIPS, _IMAGES, _MISTAKES = 3, 8, 6
@@ -69,8 +70,8 @@ def learned_on(metadata: dict) -> str:
         name if values["source"] == name else f"{name} ({values['source']})"
         for name, values in config["data"]["train"].items()
     ]
-    start = config.get("init", {}).get("checkpoint")
-    begun = f"the parameters of {start}" if start else "random parameters"
+    start = began_from(metadata)
+    begun = f"the parameters of {' and '.join(start)}" if start else "random parameters"
     return f"{' and '.join(data)}, {metadata.get('step', 0):,} steps, from {begun}"
 
 

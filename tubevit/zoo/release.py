@@ -156,7 +156,7 @@ def publish(
     for file, content in curves.items():
         (folder / file).write_bytes(content)
     pictures = [file for file in curves if file.endswith(".svg")]
-    card = model_card(release, model, steps=metadata.get("step"), began=_began(metadata), curves=pictures)
+    card = model_card(release, model, steps=metadata.get("step"), began=began_from(metadata), curves=pictures)
     (folder / "README.md").write_text(card)
     place = registry.checkpoints_folder() / name
     if place.exists():
@@ -176,11 +176,11 @@ def _metrics(record: Mapping, metadata: Mapping) -> dict:
     return what | counts | {key: record[key] for key in _MEASURED}
 
 
-def _began(metadata: Mapping) -> list[str]:
-    """The checkpoints that training began from."""
-    init = metadata["config"]["init"]
+def began_from(metadata: Mapping) -> list[str]:
+    """The checkpoints that the training of a run's checkpoint began from."""
+    init = metadata["config"].get("init", {})
     words = ("same", "inflate", "zero", "random")
-    return [name for name in (init["checkpoint"], init["tubes"]) if name and name not in words]
+    return [name for name in (init.get("checkpoint"), init.get("tubes")) if name and name not in words]
 
 
 def _commit() -> str | None:
