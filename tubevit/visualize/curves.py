@@ -104,7 +104,7 @@ def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: st
 
 def _legend(axes) -> None:
     """Above the axes, where it hides no curve."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, frameon=False)
 
 
 def _axes(label: str):
