@@ -12,6 +12,9 @@ wide with 6 blocks and has seen still digits only. What they become learns digit
 | gate, last, last_fc, full | bootstrapped; the last 2 blocks and the gate are trained, without, head only, all |
 | scratch | the larger tube model from random parameters, on the same batches |
 
+`tubevit_ti8@moving_digits_bootstrap` is
+`stage=gate,steps=2000,small=tubevit_nano8@moving_digits,large=runs/digits_vit`.
+
 Hardware: 2 CPU cores. Time: 2 to 6 minutes a stage; `python benchmarks/digits_bootstrap.py` runs all, for 3 seeds.
 Expected: docs/bootstrapping.md.
 """
