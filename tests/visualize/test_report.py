@@ -15,7 +15,6 @@ import tubevit
 from tubevit.cli import main
 from tubevit.visualize import style
 from tubevit.visualize.own_files import read_files
-from tubevit.visualize.own_files import read_files
 from tubevit.visualize.page import Animation, Picture, Section, write_page
 from tubevit.visualize.report import learned_on, sections
 
