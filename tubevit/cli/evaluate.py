@@ -163,14 +163,13 @@ def _stored_datasets(metadata: dict, checkpoint):
 
 def _default_out(args, checkpoint) -> str:
     from tubevit import storage
-    from tubevit.zoo.checkpoint import RUN_FOLDER
+    from tubevit.zoo.checkpoint import workdir_of
     from tubevit.zoo.registry import is_release
 
     name, file = args.workdir or args.checkpoint, f"probe_{args.probe}.json" if args.probe else "eval.json"
     if is_release(name) and not storage.exists(name):
         return file  # what was released stays as it is
-    of_run = checkpoint.parent.name == RUN_FOLDER and checkpoint.name.isdecimal()
-    return storage.join(args.workdir or (checkpoint.parent.parent if of_run else checkpoint), file)
+    return storage.join(args.workdir or workdir_of(checkpoint) or checkpoint, file)
 
 
 def _line(record: dict) -> str:

@@ -58,9 +58,9 @@ class LabelRows:
         for name in self._names(path, kind):
             head = self._heads[name]
             logits = self._model.heads[name](pooled)[0]
-            shares = np.asarray(jax.nn.sigmoid(logits) if head.multi_label else jax.nn.softmax(logits))
+            shares = np.asarray(head.probabilities(logits))
             best = np.argsort(-shares, kind="stable")[: self._args.top]
-            top = [(head.labels[i] if head.labels else str(i), float(shares[i])) for i in best]
+            top = [(head.class_name(i), float(shares[i])) for i in best]
             self._write(str(path), [] if start is None else [round(start, 3), round(end, 3)], name, top)
 
     def _names(self, path: pathlib.Path, kind: str) -> list[str]:

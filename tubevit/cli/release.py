@@ -77,8 +77,9 @@ def _curves(checkpoint) -> dict[str, bytes]:
     from tubevit.visualize.curves import drawn_metrics, has_scores, loss_figure, read_metrics, score_figure
     from tubevit.visualize.page import Picture
     from tubevit.visualize.style import LIGHT
+    from tubevit.zoo.checkpoint import workdir_of
 
-    path = storage.join(checkpoint.parent.parent, "metrics.jsonl")
+    path = storage.join(workdir_of(checkpoint) or checkpoint, "metrics.jsonl")
     if not storage.exists(path):
         print(f"the card gets no curves: there is no {path}", file=sys.stderr, flush=True)
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 
 from tubevit.errors import UserError, unknown
@@ -47,6 +48,14 @@ class Head:
             raise unknown("modality", str(self.modality), MODALITIES)
         if self.labels and len(self.labels) != self.classes:
             raise UserError(f"a head of {self.classes} classes needs as many labels; found {len(self.labels)}")
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """Of logits (..., classes): softmax's, or sigmoid's where a sample may have several labels."""
+        return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits)
+
+    def class_name(self, index: int) -> str:
+        """The label of a class, its number where labels are not known."""
+        return self.labels[index] if self.labels else str(index)
 
 
 @dataclasses.dataclass(frozen=True)

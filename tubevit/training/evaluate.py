@@ -34,14 +34,14 @@ def make_forward(model: TubeViT, head: str, mesh: Mesh | None = None) -> Callabl
     With a mesh, rows are split over its devices.
     """
     graph = nnx.graphdef(model)
-    activation = jax.nn.sigmoid if dict(model.config.heads)[head].multi_label else jax.nn.softmax
+    probabilities = dict(model.config.heads)[head].probabilities
 
     def forward(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
         rows = jax.tree.leaves(pixels)[0].shape[:2]
         with activations_placed(by_rows(mesh)):
             pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
             logits = nnx.merge(graph, params)(pixels, head=head)
-        return activation(logits).reshape(*rows, -1)
+        return probabilities(logits).reshape(*rows, -1)
 
     return jax.jit(forward, out_shardings=None if mesh is None else batch_sharding(mesh))
 

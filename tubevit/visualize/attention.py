@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +11,21 @@ from tubevit.models.block import Attention
 from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet
 from tubevit.visualize.layout import enlarged
-from tubevit.visualize.style import evenly, ground, is_dark, new_figure, plotting, show_image, tile
+from tubevit.visualize.style import (
+    COLUMNS,
+    GAP,
+    LINE,
+    WIDTH,
+    evenly,
+    ground,
+    is_dark,
+    new_figure,
+    plotting,
+    show_image,
+    tile,
+    wrapped,
+)
 from tubevit.windows import Reading
-
-_COLUMNS, _WIDTH, _GAP = 8, 7.2, 4
-_CHARACTERS, _LINE = 84, 0.17  # of the text that fit into the width; inches
 
 
 def softmax_weights(attention: Attention, x: jax.Array) -> jax.Array:
@@ -165,17 +173,17 @@ def attention_figure(clip: np.ndarray, pooling: np.ndarray, rolled: np.ndarray, 
         pooling, rolled: (T, H, W), see `heat_maps`.
         text: above it.
     """
-    shown = evenly(_COLUMNS, len(clip))
+    shown = evenly(COLUMNS, len(clip))
     frames = enlarged(clip[shown] / 255)[0]
     sheets = [frames]
     for heat in (pooling, rolled):
         largest = np.quantile(heat[heat > 0], 0.98) if (heat > 0).any() else 0
         sheets.append(painted(frames, enlarged(heat[shown])[0], largest))
-    row = _WIDTH * clip.shape[1] / clip.shape[2] / max(len(shown), 4)
-    text = textwrap.fill(text, _CHARACTERS)
-    figure = new_figure(_WIDTH, 3 * (row + 0.22) + 0.2 + text.count("\n") * _LINE)
+    row = WIDTH * clip.shape[1] / clip.shape[2] / max(len(shown), 4)
+    text = wrapped(text)
+    figure = new_figure(WIDTH, 3 * (row + 0.22) + 0.2 + text.count("\n") * LINE)
     figure.suptitle(text, x=0.006, ha="left", fontsize=10)
     for axes, sheet, name in zip(figure.subplots(3, 1), sheets, ("input", "attention pooling", "attention rollout")):
-        show_image(axes, tile(sheet, len(shown), _GAP, ground()))
+        show_image(axes, tile(sheet, len(shown), GAP, ground()))
         axes.set_title(name, fontsize=8)
     return figure

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tubevit.tubes import Tube, TubeSet, as_tube_set
-from tubevit.visualize.style import colour, evenly, ground, new_figure, plotting, show_image, tile
+from tubevit.visualize.style import COLUMNS, GAP, WIDTH, colour, evenly, ground, new_figure, plotting, show_image, tile
 from tubevit.windows import Reading
 
-_COLUMNS, _WIDTH, _GAP = 8, 7.2, 4  # frames; inches; pixels between frames
 _SMALLEST = 128  # drawn pixels of a frame, at least
 _FADED = 0.35  # of its contrast is left to what is not read
 
@@ -51,17 +50,17 @@ def layout_figure(clip: np.ndarray, tubes: str | Tube | TubeSet):
     """
     tubes, shape = as_tube_set(tubes), clip.shape[:3]
     read = pixels_read(tubes, shape)
-    shown = evenly(_COLUMNS, shape[0])
+    shown = evenly(COLUMNS, shape[0])
     frames, scale = enlarged(clip[shown] / 255)
     faded = ground() + _FADED * (frames.mean(axis=-1, keepdims=True) - ground())
-    row = _WIDTH * shape[1] / shape[2] / len(shown)
-    figure = new_figure(_WIDTH, len(read) * (row + 0.5) + 0.2)
+    row = WIDTH * shape[1] / shape[2] / len(shown)
+    figure = new_figure(WIDTH, len(read) * (row + 0.5) + 0.2)
     figure.get_layout_engine().set(h_pad=0.01, hspace=0.01)
     heights = [row, 0.07] * len(read)
     axes = figure.subplots(2 * len(read), 1, gridspec_kw={"height_ratios": heights})
     for i, tube in enumerate(tubes.tubes):
         mask, _ = enlarged(read[i][shown])
-        strip = tile(np.where(mask[..., None], frames, faded), len(shown), _GAP, ground())
+        strip = tile(np.where(mask[..., None], frames, faded), len(shown), GAP, ground())
         show_image(axes[2 * i], strip)
         axes[2 * i].set_anchor("S")  # close to its bar
         axes[2 * i].set_title(_describe(tube, tubes, read[i]), color=colour(i))
@@ -101,7 +100,7 @@ def _windows(tube: Tube, tubes: TubeSet, shape, shown: np.ndarray, scale: int) -
     for place, frame in enumerate(shown):
         if not ((times <= frame) & (frame < times + tube.kernel[0])).any():
             continue
-        left = place * (shape[2] * scale + _GAP)
+        left = place * (shape[2] * scale + GAP)
         inside = (np.clip(corners + (y, x), 0, frame_size) for y in rows for x in columns)
         boxes += [box[:, ::-1] * scale + (left - 0.5, -0.5) for box in inside]
     return boxes

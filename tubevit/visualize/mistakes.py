@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 
 from tubevit.visualize.layout import enlarged
-from tubevit.visualize.style import evenly, ground, new_figure, show_image, tile
-
-_COLUMNS, _WIDTH, _GAP = 8, 7.2, 4
-_CHARACTERS, _LINE = 84, 0.17  # that fit into the width; inches
+from tubevit.visualize.style import COLUMNS, GAP, LINE, WIDTH, evenly, ground, new_figure, show_image, tile, wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +50,18 @@ def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], cl
     images = clips[0].ndim == 3
     columns = 6 if images else 1
     rows = -(-len(clips) // columns)
-    shown = evenly(_COLUMNS, 1 if images else len(clips[0]))
+    shown = evenly(COLUMNS, 1 if images else len(clips[0]))
     strips = []
     for clip in clips:
         frames = enlarged((clip[None] if images else clip[shown]) / 255)[0]
-        strips.append(tile(frames, len(frames), _GAP, ground()))
-    high = _WIDTH / columns if images else _WIDTH * clips[0].shape[1] / clips[0].shape[2] / max(len(shown), 4)
+        strips.append(tile(frames, len(frames), GAP, ground()))
+    high = WIDTH / columns if images else WIDTH * clips[0].shape[1] / clips[0].shape[2] / max(len(shown), 4)
     texts = [  # in lines that fit: longer ones would leave no room for the pictures
-        textwrap.fill(
-            f"{classes[each.predicted]} ({each.probability:.0%}), it is {classes[each.label]}", _CHARACTERS // columns
-        )
+        wrapped(f"{classes[each.predicted]} ({each.probability:.0%}), it is {classes[each.label]}", columns)
         for each in mistakes
     ]
     lines = 1 + max(text.count("\n") for text in texts)
-    figure = new_figure(_WIDTH, rows * (high + 0.07 + lines * _LINE))
+    figure = new_figure(WIDTH, rows * (high + 0.07 + lines * LINE))
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.set_axis_off()
     for axes, strip, text in zip(grid.flat, strips, texts):

@@ -7,7 +7,6 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-import jax
 import numpy as np
 
 from tubevit.data.video import media_kind, read_image, read_video
@@ -56,6 +55,5 @@ def _read(model: TubeViT, path: pathlib.Path) -> OwnFile:
 
 
 def _most_probable(name: str, head: Head, logits: np.ndarray) -> str:
-    shares = jax.nn.sigmoid(logits) if head.multi_label else jax.nn.softmax(logits)
     best = int(logits.argmax())
-    return f"{name}: {head.labels[best] if head.labels else best} ({float(shares[best]):.0%})"
+    return f"{name}: {head.class_name(best)} ({float(head.probabilities(logits)[best]):.0%})"

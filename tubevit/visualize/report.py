@@ -17,7 +17,7 @@ from tubevit.visualize import attention, confusion, curves, kernels, layout, mis
 from tubevit.visualize.evaluated import Evaluated, evaluate_stored
 from tubevit.visualize.own_files import OwnFile
 from tubevit.visualize.page import Animation, Picture, Section
-from tubevit.zoo.checkpoint import RUN_FOLDER, find_checkpoint, load_model, parameters, read_metadata
+from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata, workdir_of
 from tubevit.zoo.paths import flatten
 from tubevit.zoo.release import began_from
 
@@ -38,9 +38,7 @@ def read_checkpoint(name: str | os.PathLike) -> tuple[TubeViT, dict, pathlib.Pur
         name: what `load_model` takes.
     """
     checkpoint = find_checkpoint(name)
-    of_run = checkpoint.parent.name == RUN_FOLDER and checkpoint.name.isdigit()  # the zoo's folder is called so too
-    workdir = checkpoint.parent.parent if of_run else None
-    return load_model(checkpoint), read_metadata(checkpoint), checkpoint, workdir
+    return load_model(checkpoint), read_metadata(checkpoint), checkpoint, workdir_of(checkpoint)
 
 
 def facts(name: str | os.PathLike, model: TubeViT, metadata: dict) -> dict[str, str]:

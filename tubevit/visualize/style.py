@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import textwrap
 
 import numpy as np
 
 from tubevit.errors import UserError
+
+WIDTH, LINE = 7.2, 0.17  # inches: of figures of frames, of a line of their titles
+COLUMNS, GAP = 8, 4  # frames side by side in them; pixels between two
+_CHARACTERS = 84  # of a title that fit into the width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +106,11 @@ def tile(images: np.ndarray, columns: int, gap: int, fill: np.ndarray) -> np.nda
         top, left = row * (height + gap), column * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def wrapped(text: str, columns: int = 1) -> str:
+    """A title of so many lines of `LINE` that each fits into one of the columns of a figure of `WIDTH`."""
+    return textwrap.fill(text, _CHARACTERS // columns)
 
 
 def evenly(count: int, total: int) -> np.ndarray:

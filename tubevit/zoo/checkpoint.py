@@ -87,6 +87,12 @@ def steps(folder: str | os.PathLike) -> list[int]:
     return sorted(map(int, found))
 
 
+def workdir_of(checkpoint: pathlib.PurePath) -> pathlib.PurePath | None:
+    """The workdir of the run that a checkpoint's folder lies in; None of saved and of released models."""
+    of_run = checkpoint.parent.name == RUN_FOLDER and checkpoint.name.isdecimal()  # the zoo's folder is called so too
+    return checkpoint.parent.parent if of_run else None
+
+
 def find_checkpoint(name: str | os.PathLike, step: int | None = None) -> pathlib.PurePath:
     """The folder of a checkpoint.
 
