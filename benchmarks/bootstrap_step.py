@@ -20,16 +20,15 @@ import time
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from tubevit.config import dataset_config, default_config
+from tubevit.models.abstract import graph_of
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import count, training_flops
-from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
-from tubevit.zoo.bootstrap import bootstrapped_config
+from tubevit.transfer.small_to_large import bootstrapped_config
 
 ROWS = {
     "full": (None, False),
@@ -54,7 +53,7 @@ def step_of(base: ModelConfig, row: str, batch: int):
     config = default_config()
     config.data.train.clips = dataset_config(source="clips", head="k600", batch_size=batch)
     optimizer = make_optimizer(config)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0))))
+    graph = graph_of(model)
     clips = {"pixels": jnp.zeros((batch, *model.shape, 3), jnp.uint8), "label": jnp.zeros(batch, jnp.int32)}
     return make_step(graph, optimizer, config), lambda: initial_state(model, optimizer, 0), {"clips": clips}, model
 
@@ -109,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         large = bootstrapped_config(model_config("tubevit_b16"), model_config("vit_h16", depth=args.depth))
         rows += [{"what": "ViT-H, 1 clip, counted"} | figures(large, row, 1) for row in args.rows]
     if args.time or not args.count:
-        sizes = dict(width=args.width, num_heads=4, mlp_width=4 * args.width, depth=args.depth)
+        sizes = dict(width=args.width, num_heads=4, mlp_dim=4 * args.width, depth=args.depth)
         small = model_config("tubevit_nano8", width=args.width // 2, num_heads=4)
         base = bootstrapped_config(small, model_config("vit_nano8", **sizes))
         what = f"{args.depth} blocks, {args.width} wide, {args.batch} clips of {'x'.join(map(str, base.shape))}, timed"

@@ -133,8 +133,8 @@ def logged(workdir: pathlib.Path) -> int:
 
 def good(workdir: pathlib.Path) -> list[int]:
     """Steps of the checkpoints whose files are those of their manifest."""
-    from tubevit.zoo.checkpoint import steps
-    from tubevit.zoo.manifest import verify
+    from tubevit.checkpoint.checkpoint import steps
+    from tubevit.checkpoint.manifest import verify
 
     folder = workdir / "checkpoints"
     return [step for step in steps(folder) if verify(folder / str(step)) == []]

@@ -33,10 +33,10 @@ import cv2
 import numpy as np
 
 from tubevit.data.augment import Augment
-from tubevit.data.pipeline import Load, iterate, training_rows
+from tubevit.data.pipeline import SampleLoader, iterate, training_rows
 from tubevit.data.sources import Source
 from tubevit.data.video import TIME_TOLERANCE
-from tubevit.recipes import VIDEO_AUGMENT
+from tubevit.recipes.paper import VIDEO_AUGMENT
 from tubevit.tubes import PRESETS
 
 RATE, SECONDS = 30, 10
@@ -83,7 +83,7 @@ def write_clips(folder: pathlib.Path, gop: int, count: int, **shape) -> list[str
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded(Load):
+class Recorded(SampleLoader):
     """Notes which clips were decoded, so that the others decode the same."""
 
     clips: list = dataclasses.field(default_factory=list)
@@ -94,8 +94,14 @@ class Recorded(Load):
 
 
 def loader(
-    paths: list[str], frames: int, fps: float, size: int, tubes: str | None = None, augment="crop, flip", load=Load
-) -> Load:
+    paths: list[str],
+    frames: int,
+    fps: float,
+    size: int,
+    tubes: str | None = None,
+    augment="crop, flip",
+    load=SampleLoader,
+) -> SampleLoader:
     source = Source("benchmark", paths, np.zeros(len(paths), np.int32), ("clip",), len(paths))
     return load(source, frames, fps, size, AUGMENT[augment], tubes and PRESETS[tubes])
 

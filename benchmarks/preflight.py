@@ -32,7 +32,7 @@ ROWS = [  # experiment, changes, topology
     ("k600:model=tubevit_h16", FSDP, "v6e:16x16"),
     ("k600:model=tubevit_h16", {}, "v5p:4x8x8"),
     ("k600:model=tubevit_h16", FSDP | TWO_SLICES, "v5e:16x16"),
-    ("k600", FULL | {"train.accumulate": 8}, "v5e:2x2"),
+    ("k600", FULL | {"train.grad_accum_steps": 8}, "v5e:2x2"),
     ("k600", {}, "v5e:8x8"),
     ("k600:model=tubevit_l16", {}, "v6e:16x16"),
     ("k400", {}, "v6e:8x8"),

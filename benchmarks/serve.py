@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 import tubevit
-from tubevit.zoo.export import export_jax, load_exported
+from tubevit.convert.export import export_jax, load_exported
 
 CLIENTS = (1, 4, 8, 16)
 SIZES = (1, 2, 4, 8)

@@ -62,8 +62,8 @@ import numpy as np
 
 from tubevit.config import load_config
 from tubevit.data.moving_digits import DIRECTIONS, make_moving_digits
+from tubevit.evaluation.metrics import confusion_matrix
 from tubevit.training.loop import train
-from tubevit.training.metrics import confusion_matrix
 from tubevit.visualize.attention import attention_figure, heat_maps
 from tubevit.visualize.confusion import confusion_figure
 from tubevit.visualize.curves import loss_figure, read_metrics, score_figure

@@ -54,6 +54,7 @@ import numpy as np
 
 import tubevit
 from tubevit.config import load_config
+from tubevit.models.abstract import parameters
 from tubevit.models.freeze import split_frozen
 from tubevit.training.loop import train
 from tubevit.visualize.attention import attention_figure, heat_maps
@@ -61,7 +62,6 @@ from tubevit.visualize.curves import loss_figure, read_metrics
 from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.visualize.kernels import kernel_figure
 from tubevit.visualize.report import read_checkpoint
-from tubevit.zoo.checkpoint import parameters
 
 vit = f"{workdir}/vit"
 train(load_config("digits_bootstrap:stage=vit", vit_changes), vit)

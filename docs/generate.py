@@ -30,8 +30,8 @@ _DATA = (
 )
 BEGIN, END = "<!-- zoo: written by docs/generate.py -->", "<!-- end of zoo -->"
 # What users import from, in the order of the reference; the rest of the package stands behind them.
-MODULES = ("tubes", "windows", "errors", "config", "data", "models", "zoo", "sharding", "recipes", "training",
-           "preflight", "visualize")  # fmt: skip
+MODULES = ("tubes", "windows", "errors", "data", "models", "sharding", "checkpoint", "convert", "zoo",
+           "transfer", "config", "recipes", "evaluation", "training", "preflight", "visualize")  # fmt: skip
 
 
 def zoo_table(folder: str) -> str:

@@ -16,7 +16,7 @@ happens on the embedded data is in docs/bootstrapping.md.
 
 import sys
 
-from tubevit.recipes import bootstrap
+from tubevit.recipes.paper import bootstrap
 
 
 def get_config(

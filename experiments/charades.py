@@ -13,7 +13,7 @@ paper's (Table 13). Nobody has reproduced them. The text says that Mixup was use
 labels of several classes are smoothed is ours: as single ones.
 """
 
-from tubevit.recipes import add_videos, paper_config
+from tubevit.recipes.paper import add_videos, paper_config
 
 
 def get_config(

@@ -21,7 +21,7 @@ Expected: docs/bootstrapping.md.
 
 from tubevit.config import dataset_config, default_config
 from tubevit.errors import unknown
-from tubevit.recipes import bootstrap
+from tubevit.recipes.paper import bootstrap
 
 DEPTH = 6
 TRAINED = {"gate": 2, "last": 2, "last_fc": 0, "full": DEPTH}
@@ -52,7 +52,9 @@ def get_config(
     crops = {"random_crop": True, "scale": scale}
     config.data.train[name] = dataset_config(**data, batch_size=32, augment=crops)
     config.data.eval[name] = dataset_config(**data, split="test", batch_size=50)
-    config.optimizer.update(name="adam", learning_rate=6e-4, warmup_steps=steps // 10, weight_decay=0.0, clip_norm=1.0)
+    config.optimizer.update(
+        name="adam", learning_rate=6e-4, warmup_steps=steps // 10, weight_decay=0.0, grad_clip_norm=1.0
+    )
     config.optimizer.b2 = 0.98
     config.train.steps = steps
     config.eval.update(every=steps if stage == "vit" else max(100, steps // 10), views="1x1")

@@ -13,7 +13,7 @@ Expected: follows from the data; docs/colabs/2_finetune.md shows a run.
 
 import sys
 
-from tubevit.training.finetune import finetune_config
+from tubevit.recipes.finetune import finetune_config
 
 
 def get_config(data: str = "moving_digits", init: str = "", model: str = "", flip: bool = False):

@@ -9,7 +9,7 @@ Expected: 78.1 % top-1 (B, image only; 81.4 % when trained jointly with Kinetics
 hyper-parameters for this run: those of Kinetics in Table 10 are taken, and one view.
 """
 
-from tubevit.recipes import add_images, paper_config
+from tubevit.recipes.paper import add_images, paper_config
 
 
 def get_config(model: str = "tubevit_b16", images: str = "imagenet:data/imagenet"):

@@ -10,7 +10,7 @@ Expected: 83.8 % (L; no B is given) top-1 with 4x3 views are the paper's (Table 
 them, with this or any other public code.
 """
 
-from tubevit.recipes import kinetics_and_imagenet
+from tubevit.recipes.paper import kinetics_and_imagenet
 
 
 def get_config(

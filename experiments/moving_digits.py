@@ -33,7 +33,7 @@ def get_config(seed: int = 0, steps: int = 5000):
         source="moving_digits", split="test", head="digit_motion", batch_size=50
     )
     config.data.eval.still_digits = dataset_config(source="still_digits", split="test", head="digit", batch_size=50)
-    config.optimizer.update(name="adamw", learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.05, clip_norm=1.0)
+    config.optimizer.update(name="adamw", learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.05, grad_clip_norm=1.0)
     config.optimizer.b2 = 0.98
     config.train.steps = steps
     config.eval.every = 1000

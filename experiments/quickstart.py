@@ -23,7 +23,7 @@ def get_config(seed: int = 0, steps: int = 900):
     )
     config.data.eval.moving_digits = dataset_config(source="moving_digits", split="test", head="motion", batch_size=50)
     config.data.eval.still_digits = dataset_config(source="still_digits", split="test", head="digit", batch_size=50)
-    config.optimizer.update(name="adam", learning_rate=1.2e-3, warmup_steps=100, weight_decay=0.0, clip_norm=1.0)
+    config.optimizer.update(name="adam", learning_rate=1.2e-3, warmup_steps=100, weight_decay=0.0, grad_clip_norm=1.0)
     config.optimizer.b2 = 0.98
     config.train.steps = steps
     config.eval.every = 450

@@ -7,7 +7,7 @@ Time: 300,000 steps of 256 clips of 32x224x224; not measured, we have not run it
 Expected: 76.1 % top-1, 95.2 % top-5 with 4x3 views (L) are the paper's (Table 4). Nobody has reproduced them.
 """
 
-from tubevit.recipes import add_videos, paper_config
+from tubevit.recipes.paper import add_videos, paper_config
 
 
 def get_config(model: str = "tubevit_l16", videos: str = "ssv2:data/ssv2@data/ssv2/clips", init: str = "runs/k600_l16"):

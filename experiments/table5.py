@@ -16,7 +16,7 @@ strides of the 2D ones in this table: those are ours. With 64 frames the inflate
 """
 
 from tubevit.errors import unknown
-from tubevit.recipes import add_images, add_videos, paper_config
+from tubevit.recipes.paper import add_images, add_videos, paper_config
 
 ROWS = ("kinetics", "two_stage", "joint", "patches_2d", "inflated_3d")
 

@@ -16,7 +16,7 @@ those of Tables 9 and 14.
 """
 
 from tubevit.errors import unknown
-from tubevit.recipes import bootstrap
+from tubevit.recipes.paper import bootstrap
 
 ROWS = {"full": None, "last_fc": 0, "last_4": 4, "last_8": 8, "last_8_gate": 8}
 

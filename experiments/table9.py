@@ -14,7 +14,7 @@ Expected: the column above; nobody has reproduced it.
 """
 
 from tubevit.errors import unknown
-from tubevit.recipes import bootstrap
+from tubevit.recipes.paper import bootstrap
 
 ROWS = {"last_fc": 0, "last_1": 1, "last_4": 4, "full": None}
 

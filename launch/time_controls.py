@@ -14,18 +14,18 @@ import numpy as np
 
 import tubevit
 from tubevit.config import dataset_config
+from tubevit.config.experiment import open_eval
 from tubevit.data.augment import Augment
 from tubevit.data.moving_digits import DIRECTIONS
-from tubevit.training.evaluate import make_forward, predict_source
-from tubevit.training.experiment import open_eval
-from tubevit.zoo.checkpoint import parameters
+from tubevit.evaluation.evaluate import make_forward, predict_source
+from tubevit.models.abstract import parameters
 
 
 def main(workdir: str) -> None:
     model = tubevit.load_model(workdir)
     dataset = dataset_config(source="moving_digits", split="test", head="motion")
     load = open_eval(model.config, "moving_digits", dataset, "dense")
-    forward, params, labels = make_forward(model, "motion"), parameters(model), load.source.labels
+    forward, params, labels = make_forward(model.config, "motion"), parameters(model), load.source.labels
     names = model.labels["motion"]
     opposite = np.array([names.index(DIRECTIONS[(DIRECTIONS.index(name) + 4) % 8]) for name in names])
 

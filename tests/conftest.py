@@ -68,7 +68,7 @@ def tiny(randomised):
 
     def build(heads=5, seed=0, **fields):
         heads = {"default": Head(heads)} if isinstance(heads, int) else heads
-        sizes = dict(width=24, depth=2, num_heads=2, mlp_width=40, tubes="small", frames=16, size=64)
+        sizes = dict(width=24, depth=2, num_heads=2, mlp_dim=40, tubes="small", frames=16, size=64)
         config = ModelConfig(name="tiny", heads=tuple(heads.items()), **{**sizes, **fields})
         return randomised(lambda: TubeViT(config, rngs=nnx.Rngs(0)), seed)
 

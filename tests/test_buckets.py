@@ -11,14 +11,16 @@ import tubevit
 from tests import gcs
 from tests.data.clips import write_clip
 from tubevit import storage
+from tubevit.checkpoint.checkpoint import Checkpoint, steps
+from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.data.sources import open_source
 from tubevit.data.video import decode_frames
 from tubevit.errors import RunError, UserError
+from tubevit.models.abstract import parameters
 from tubevit.models.config import Head
-from tubevit.training import workdir as workdirs
-from tubevit.training.checkpoints import Checkpoints
-from tubevit.training.workdir import MetricsWriter, prepare_workdir
-from tubevit.zoo.checkpoint import find_checkpoint, load_tree, parameters, read_metadata, steps
+from tubevit.training.run import workdir as workdirs
+from tubevit.training.run.workdir import MetricsWriter, prepare_workdir
+from tubevit.zoo.names import open_checkpoint
 
 HEADS = {"motion": {"classes": 2, "labels": ("a", "b")}}
 
@@ -77,12 +79,13 @@ def test_a_run_and_its_resumption(bucket, tiny_config):
     writer.write(5, {"loss": 0.1})
     writer.close(), checkpoints.close()
     assert steps(workdir / "checkpoints") == [3, 4] and len(lines(workdir)) == 4
-    assert find_checkpoint(workdir) == workdir / "checkpoints/4" == find_checkpoint(workdir / "checkpoints/4")
-    assert find_checkpoint(workdir, 3) == workdir / "checkpoints/3"
+    found = [open_checkpoint(name).folder for name in (workdir, workdir / "checkpoints/4")]
+    assert found == [workdir / "checkpoints/4"] * 2
+    assert open_checkpoint(workdir, 3).folder == workdir / "checkpoints/3"
     with pytest.raises(UserError, match=r"gs://bucket/runs/a has no checkpoint of step 9; it has \[3, 4\]"):
-        find_checkpoint(workdir, 9)
-    assert read_metadata(find_checkpoint(workdir))["step"] == 4
-    kernel = load_tree(workdir / "checkpoints/4", "params", state(4)["params"])["a"]["kernel"]
+        open_checkpoint(workdir, 9)
+    assert open_checkpoint(workdir).metadata["step"] == 4
+    kernel = Checkpoint(workdir / "checkpoints/4").read("params", state(4)["params"])["a"]["kernel"]
     np.testing.assert_array_equal(kernel, np.full((30, 40), 4))
 
     with pytest.raises(UserError, match="gs://bucket/runs/a holds a run of another configuration"):
@@ -124,12 +127,12 @@ def test_a_save_that_was_killed_is_not_taken(bucket):
 
     gcsfs.GCSFileSystem().rm("bucket/runs/killed/checkpoints/6/commit_success.txt")
     assert storage.exists(workdir / "checkpoints/6/_CHECKPOINT_METADATA")
-    assert steps(workdir / "checkpoints") == [3] and find_checkpoint(workdir).name == "3"
+    assert steps(workdir / "checkpoints") == [3] and open_checkpoint(workdir).folder.name == "3"
     checkpoints = Checkpoints(workdir, keep=3)
     checkpoints.save(state(6), {"model": {}}, wait=True)
     checkpoints.close()
     assert steps(workdir / "checkpoints") == [3, 6]
-    kernel = load_tree(workdir / "checkpoints/6", "params", state(6)["params"])["a"]["kernel"]
+    kernel = Checkpoint(workdir / "checkpoints/6").read("params", state(6)["params"])["a"]["kernel"]
     np.testing.assert_array_equal(kernel, np.full((30, 40), 6))
 
 
@@ -169,6 +172,6 @@ def test_a_bucket_that_goes_out_of_reach_during_a_run(bucket, accepts, monkeypat
         with pytest.raises(storage.StorageError, match=f"cannot reach {workdir}"):
             writer.close()
         with pytest.raises(storage.StorageError):
-            load_tree(workdir / "checkpoints/1", "params", state(1)["params"])
+            Checkpoint(workdir / "checkpoints/1").read("params", state(1)["params"])
     assert time.monotonic() - begin < 20  # the clients alone: 35 seconds and more than 100
     assert 1 in steps(workdir / "checkpoints")

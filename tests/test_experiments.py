@@ -18,7 +18,7 @@ from tubevit.errors import UserError
 from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
-from tubevit.recipes import TABLE_10, paper_config
+from tubevit.recipes.paper import TABLE_10, paper_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 ROWS = ("kinetics", "two_stage", "joint", "patches_2d", "inflated_3d")

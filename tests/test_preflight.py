@@ -305,7 +305,7 @@ def test_suggest(compiler, capsys):
 def test_changes_halve_batches_last():
     tries = run.changes("k600", {"model.remat": "full"}, 64)
     assert tries[0] == {"mesh.fsdp": "4"} and tries[1] == {"mesh.fsdp": "32"}
-    assert tries[2] == {"mesh.fsdp": "32", "train.accumulate": "2"}
+    assert tries[2] == {"mesh.fsdp": "32", "train.grad_accum_steps": "2"}
     assert tries[-1]["data.train.k600.batch_size"] == tries[-1]["data.train.imagenet.batch_size"] == "32"
 
 

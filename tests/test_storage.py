@@ -10,13 +10,14 @@ import pytest
 
 from tests import gcs
 from tubevit import storage
+from tubevit.checkpoint.checkpoint import steps
+from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.data.sources import open_source
 from tubevit.data.sources.source import read_file
 from tubevit.data.video import DecodeError
 from tubevit.errors import UserError
-from tubevit.training.checkpoints import Checkpoints
-from tubevit.training.workdir import MetricsWriter
-from tubevit.zoo.checkpoint import find_checkpoint, steps
+from tubevit.training.run.workdir import MetricsWriter
+from tubevit.zoo.names import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_what_is_missing_in_a_bucket(bucket):
         with pytest.raises(FileNotFoundError):
             storage.read_bytes(path)
         with pytest.raises(UserError, match="unknown checkpoint"):
-            find_checkpoint(path)
+            open_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         storage.write_bytes("gs://no-such-bucket/file", b"")
 
@@ -103,7 +104,7 @@ OPERATIONS = {
     "clip": lambda path: read_file(path),
     "csv": lambda path: open_source(path + ".csv"),
     "steps": lambda path: steps(path),
-    "find_checkpoint": lambda path: find_checkpoint(path),
+    "find_checkpoint": lambda path: open_checkpoint(path).folder,
     "metrics": lambda path: MetricsWriter(path, 0),
     "checkpoints": lambda path: Checkpoints(path, 2),
 }

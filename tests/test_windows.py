@@ -12,7 +12,7 @@ from tubevit.errors import UserError
 from tubevit.models.config import Head
 from tubevit.models.tokenizer import as_windows
 from tubevit.tubes import PRESETS, TubeSet
-from tubevit.windows import Reading, TubeBatch, take_windows, whole_grid, window_shapes
+from tubevit.windows import TubeBatch, WindowPlan, take_windows, whole_grid, window_shapes
 
 OVERLAPPING = "3x9x10/4x6x8+1x2x0%2x3x1_1x12x12/8x8x8"
 HEADS = {"motion": Head(8, "video"), "digit": Head(10, "image")}
@@ -129,7 +129,7 @@ def test_reading_is_the_share_of_pixels_read():
     """The grids hold what at least one tube reads, and nothing else."""
     for name in ("paper", "charades", "small"):
         tubes, shape = PRESETS[name], (64, 224, 224)
-        read, reading = np.zeros(shape, bool), Reading(PRESETS[name], shape)
+        read, reading = np.zeros(shape, bool), WindowPlan(PRESETS[name], shape)
         for grid in reading.grids:
             read[grid.index] = True
         assert read.mean() == tubes.pixels_read(shape)

@@ -14,9 +14,10 @@ _HOME = {
     "Head": "models.config", "ModelConfig": "models.config", "TubeViT": "models.tubevit",
     "create_model": "models.variants", "list_models": "zoo.registry",
     "read_video": "data.video", "read_image": "data.video",
-    "load_model": "zoo.checkpoint", "save_model": "zoo.checkpoint",
+    "load_model": "zoo.names", "save_model": "checkpoint.checkpoint",
 }  # fmt: skip
-_MODULES = ("cli", "config", "data", "errors", "models", "training", "tubes", "visualize", "zoo")
+_MODULES = ("checkpoint", "cli", "config", "convert", "data", "errors", "evaluation", "models", "recipes", "training",
+            "transfer", "tubes", "visualize", "zoo")  # fmt: skip
 
 __all__ = ["__version__", *_HOME]
 

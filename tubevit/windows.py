@@ -139,7 +139,7 @@ def arrange(pixels: np.ndarray, tube: Tube, axes: tuple[Axis, Axis, Axis]) -> np
     return windows.reshape(n_t * n_y * n_x, tube.sub_windows, 3 * tube.volume)
 
 
-class Reading:
+class WindowPlan:
     """What the tubes of a set read of a clip, and how it becomes their windows.
 
     Args:
@@ -177,6 +177,6 @@ def take_windows(clips: np.ndarray, tubes: TubeSet) -> TubeBatch:
     shape = clips.shape[1:-1]
     if len(shape) == 2:
         tubes, clips = tubes.for_images(), clips[:, None]
-    reading = Reading(tubes, clips.shape[1:-1])
+    reading = WindowPlan(tubes, clips.shape[1:-1])
     windows = [reading.windows([clip[grid.index] for grid in reading.grids]) for clip in clips]
     return TubeBatch(tuple(map(np.stack, zip(*windows))), tubes, shape)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tubevit
-from tubevit.zoo.export import load_exported
+from tubevit.convert.export import load_exported
 
 
 def test_both_formats(tiny_run, done, tmp_path):

@@ -10,15 +10,17 @@ from orbax.checkpoint import v1 as ocp
 
 import tubevit
 from tests.conftest import TINY
+from tubevit.checkpoint.checkpoint import Checkpoint
+from tubevit.checkpoint.manifest import verify
+from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
 from tubevit.errors import UserError
+from tubevit.models.abstract import parameters
+from tubevit.transfer.initialise import initialise
 from tubevit.visualize.curves import read_metrics
 from tubevit.zoo import registry, release
 from tubevit.zoo.card import model_card
-from tubevit.zoo.checkpoint import find_checkpoint, parameters, read_metadata
-from tubevit.zoo.manifest import verify
-from tubevit.zoo.paths import flatten, unflatten
-from tubevit.zoo.transfer import initialise
+from tubevit.zoo.names import open_checkpoint
 
 NAME, VIT = "tubevit_nano8@tiny_digits", "vit_nano8@still"
 
@@ -73,7 +75,7 @@ def test_the_weights_are_the_runs_in_bfloat16(released, tiny_run):
         assert leaf.dtype == np.float32
         exact = np.asarray(flatten(parameters(run))[path])
         np.testing.assert_allclose(leaf, exact, rtol=2**-8, err_msg=path)
-    assert read_metadata(released)["step"] == 9
+    assert Checkpoint(released).metadata["step"] == 9
     names = {path.name for path in released.iterdir()}
     assert {"manifest.json", "README.md", "loss.svg", "accuracy.svg", "metrics.jsonl"} <= names
     assert not {"optimizer", "eval.json"} & names
@@ -193,7 +195,7 @@ def test_replacing(released, refused, done, tiny_run, tmp_path, capsys):
         assert "moving_digits (motion): top1 " in text and f"card: {released / 'README.md'}" in text
         entry = registry.read_index()[NAME]
         assert (entry.config, entry.licence) == ("", "Apache-2.0") and entry.sha256 not in index
-        assert read_metadata(released)["step"] == 6 and not (released / "loss.svg").exists()
+        assert Checkpoint(released).metadata["step"] == 6 and not (released / "loss.svg").exists()
         card = (released / "README.md").read_text()
         assert "trained for 6 steps" in card and "stands in the checkpoint's metadata" in card and "Curves" not in card
         stored = flatten(ocp.load_checkpointables(released)["params"])
@@ -252,7 +254,7 @@ def test_refused(places, tiny_run, refused, name, flags, parts):
 
 def test_a_bootstrapped_model_has_the_name_of_its_vit(places, tiny_run):
     """Of other sizes than the architecture of that name, as here, it may still be called after it."""
-    metadata = read_metadata(tiny_run / "checkpoints" / "9")
+    metadata = Checkpoint(tiny_run / "checkpoints" / "9").metadata
     metadata["model"] |= {"name": "vit_nano8"}
     release.check_new("tubevit_nano8@tiny", metadata)
     release.check_new("vit_nano8@tiny", metadata)
@@ -266,7 +268,7 @@ def test_what_is_too_large_or_no_run(places, tiny_run, refused, monkeypatch, tmp
     refused(["release", tiny_run, "tubevit_nano8@x"], "MB, the repository takes 0: pass --bfloat16", "--url")
     tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")
     refused(["release", tmp_path / "saved", "tubevit_nano8@x"], "must come from a run")
-    metadata = read_metadata(find_checkpoint(tiny_run))
+    metadata = open_checkpoint(tiny_run).metadata
     metadata["config"]["data"]["eval"] = {}
     with pytest.raises(UserError, match="must come from a run with data under data.eval"):
         release.check_new("tubevit_nano8@x", metadata)

@@ -6,9 +6,10 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import tubevit
+from tubevit.checkpoint.checkpoint import steps
 from tubevit.data.sources.embedded import embedded_folder
+from tubevit.models.abstract import parameters
 from tubevit.training import loop
-from tubevit.zoo.checkpoint import parameters, steps
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tests.data.clips import indices, write_clip
 from tubevit.data.augment import Augment
 from tubevit.data.joint import joint_batches
-from tubevit.data.pipeline import Host, Load, dataset_seed, evaluation_rows, iterate, training_rows
+from tubevit.data.pipeline import BatchShards, SampleLoader, dataset_seed, evaluation_rows, iterate, training_rows
 from tubevit.data.sources import open_source
 from tubevit.data.video import DecodeError, decode_clip
 from tubevit.data.views import ONE_VIEW, Views
@@ -22,7 +22,10 @@ RANDOM = Augment(random_crop=True, scale=1.3)
 def loads(digits_cache):
     """Clips and images, with their batch sizes."""
     clips, images = open_source("moving_digits", "train"), open_source("still_digits", "train")
-    return {"clips": (Load(clips, 8, 8.0, 32, RANDOM), 3), "stills": (Load(images, 8, 8.0, 32, RANDOM), 5)}
+    return {
+        "clips": (SampleLoader(clips, 8, 8.0, 32, RANDOM), 3),
+        "stills": (SampleLoader(images, 8, 8.0, 32, RANDOM), 5),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def coloured(tmp_path_factory):
     for i in range(12):
         cv2.imwrite(str(folder / f"{i}.png"), np.full((9, 9, 3), i, np.uint8))
     (folder / "list.csv").write_text("path,label,split\n" + "".join(f"{i}.png,{i},x\n" for i in range(12)))
-    return Load(open_source(str(folder / "list.csv"), "x"), 1, None, 4, Augment())
+    return SampleLoader(open_source(str(folder / "list.csv"), "x"), 1, None, 4, Augment())
 
 
 def assert_same(one, two):
@@ -82,7 +85,9 @@ def test_hosts_share_the_rows_of_every_batch(coloured, hosts, workers):
     """12 files in batches of 8: an epoch ends within the second batch, and again after the third."""
     rows = training_rows(coloured, 3)
     whole = take(iterate(rows, 8), 5)
-    parts = [take(iterate(rows, 8, host=Host((i,), hosts), workers=workers if i == 1 else 0), 5) for i in range(hosts)]
+    parts = [
+        take(iterate(rows, 8, host=BatchShards((i,), hosts), workers=workers if i == 1 else 0), 5) for i in range(hosts)
+    ]
     joined = [{key: np.concatenate([part[key] for part in of_step]) for key in whole[0]} for of_step in zip(*parts)]
     assert_same([{"x": batch} for batch in joined], [{"x": batch} for batch in whole])
     assert len({batch["label"].tobytes() for batch in whole}) == 5
@@ -138,7 +143,7 @@ def test_evaluation_takes_every_file_once_in_order(coloured, size):
 def test_views_of_a_file(digits_cache, tmp_path):
     write_clip(tmp_path / "a.mp4", range(0, 4000, 40), size=(32, 96))
     (tmp_path / "a.csv").write_text("path,label,split\na.mp4,0,test\n")
-    load = Load(open_source(str(tmp_path / "a.csv"), "test"), 10, 25.0, 32, Augment())
+    load = SampleLoader(open_source(str(tmp_path / "a.csv"), "test"), 10, 25.0, 32, Augment())
     rows = evaluation_rows(load, Views(3, 3), 3, 0)
     assert len(rows) == 3 and rows[0]["pixels"].shape == (3, 10, 32, 32, 3)
     clip = decode_clip(load.source.media(0))
@@ -203,8 +208,8 @@ def test_views_are_checked(text):
 def test_the_position_in_time_is_drawn(digits_cache):
     """Clips half as long as the files begin anywhere in the first half."""
     source = open_source("moving_digits", "train")
-    load = Load(source, 8, 8.0, 64, Augment(random_crop=True))
-    whole = Load(source, 16, 8.0, 64, Augment()).augmented(0, None)[0]
+    load = SampleLoader(source, 8, 8.0, 64, Augment(random_crop=True))
+    whole = SampleLoader(source, 16, 8.0, 64, Augment()).augmented(0, None)[0]
     starts = collections.Counter()
     for seed in range(60):
         clip, _ = load.augmented(0, np.random.default_rng(seed))

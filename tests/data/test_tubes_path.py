@@ -11,13 +11,13 @@ from tests.data.clips import indices, write_clip
 from tubevit.data import colour, warp
 from tubevit.data.augment import Augment
 from tubevit.data.joint import joint_batches
-from tubevit.data.pipeline import Load, evaluation_rows, iterate
+from tubevit.data.pipeline import SampleLoader, evaluation_rows, iterate
 from tubevit.data.sources import open_source
 from tubevit.data.video import read_image, read_video
 from tubevit.data.views import Views
 from tubevit.data.warp import sample, sample_grids, square_map
 from tubevit.tubes import PRESETS, TubeSet
-from tubevit.windows import Reading, TubeBatch, take_windows
+from tubevit.windows import TubeBatch, WindowPlan, take_windows
 
 ALL = Augment(
     random_crop=True, area=0.3, flip=True, rand_layers=3, rand_magnitude=9.0, colour_jitter=0.4, erasing=0.5,
@@ -42,7 +42,7 @@ def frames():
 
 def same(parts, tubes, clip):
     batch = take_windows(clip[None], tubes)
-    for one, two in zip(Reading(tubes, clip.shape[:3]).windows(parts), batch.windows, strict=True):
+    for one, two in zip(WindowPlan(tubes, clip.shape[:3]).windows(parts), batch.windows, strict=True):
         np.testing.assert_array_equal(one, two[0])
 
 
@@ -52,7 +52,7 @@ def same(parts, tubes, clip):
 def test_every_preset_with_every_augmentation(frames, name, kind, size):
     """For the same seed exactly the same values; frames of 96 are enlarged in part and reduced in part."""
     tubes, some = TubeSet(PRESETS[name].tubes, "same"), frames[kind]
-    grids = Reading(tubes, (T, size, size)).grids
+    grids = WindowPlan(tubes, (T, size, size)).grids
     for seed in range(3):
         drawn = ALL.draw(warp.frame_size(some[0]), T, size, np.random.default_rng(seed))
         same(drawn.at_grids(some, size, grids), tubes, drawn(some, size))
@@ -76,7 +76,7 @@ def test_pointwise_colours(frames, change, value, monkeypatch):
     """They need no other pixels, and none are computed."""
     plain = dataclasses.replace(ALL, rand_layers=0, colour_jitter=0.0, erasing=1.0)
     tubes, asked = TubeSet.from_text("4x4x4/8x16x16%2x1x1_2x6x6/8x16x16"), []
-    reading = Reading(tubes, (T, 64, 64))
+    reading = WindowPlan(tubes, (T, 64, 64))
     for some in frames.values():
         drawn = plain.draw(warp.frame_size(some[0]), T, 64, np.random.default_rng(5))
         drawn = dataclasses.replace(drawn, changes=((change, value),))
@@ -97,7 +97,7 @@ def test_colours_of_the_whole_clip(frames, change):
     drawn = Augment().draw((98, 146), T, 64, np.random.default_rng(0))
     drawn = dataclasses.replace(drawn, changes=((colour.brightness, 0.5), (change, 0.3)))
     assert not drawn.pointwise
-    parts = drawn.at_grids(frames["decoded"], 64, Reading(tubes, (T, 64, 64)).grids)
+    parts = drawn.at_grids(frames["decoded"], 64, WindowPlan(tubes, (T, 64, 64)).grids)
     same(parts, tubes, drawn(frames["decoded"], 64))
 
 
@@ -118,7 +118,7 @@ def test_held_frames_are_sampled_once(frames, monkeypatch):
     made, of = [], warp._Blocks.of
     monkeypatch.setattr(warp._Blocks, "of", lambda self, plane: made.append(1) or of(self, plane))
     some = [frames["rgb"][0]] * T
-    grids = Reading(PRESETS["small"], (T, 48, 48)).grids
+    grids = WindowPlan(PRESETS["small"], (T, 48, 48)).grids
     parts = sample_grids(some, square_map(57, 91, 48), 48, grids)
     assert len(made) < 10 and len(sample(some, square_map(57, 91, 48), 48)) == T
     assert all((part == part[0]).all() for part in parts)
@@ -126,11 +126,11 @@ def test_held_frames_are_sampled_once(frames, monkeypatch):
 
 @pytest.fixture(scope="module")
 def loads(digits_cache):
-    """{path: {name: (Load, batch size)}} of clips and images."""
+    """{path: {name: (SampleLoader, batch size)}} of clips and images."""
     tubes = TubeSet.from_text("4x8x8/8x16x16_1x8x8/16x16x16")
     augment = dataclasses.replace(ALL, rand_layers=1, colour_jitter=0.0, frame_order="forward")
     dense = {
-        name: (Load(open_source(source, "train"), 16, 8.0, 48, augment), size)
+        name: (SampleLoader(open_source(source, "train"), 16, 8.0, 48, augment), size)
         for name, source, size in (("clips", "moving_digits", 3), ("stills", "still_digits", 5))
     }
     read = {"clips": tubes, "stills": tubes.for_images()}

@@ -99,7 +99,7 @@ def test_joint_training(execute):
 
 def test_small_to_large(execute, tiny_run):
     batches = [STEPS | {f"data.train.{name}.batch_size": "4"} for name in ("still_digits", "moving_digits")]
-    size = {"model.width": "48", "model.mlp_width": "96", "model.depth": "3"}
+    size = {"model.width": "48", "model.mlp_dim": "96", "model.depth": "3"}
     text, pictures, folder = execute(
         "4_small_to_large", small=str(tiny_run), vit_changes=batches[0] | size, changes=batches[1]
     )

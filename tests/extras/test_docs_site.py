@@ -31,8 +31,8 @@ def test_all_pages_are_there(site):
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} < pages
     assert {"index", "CHANGELOG", "api/index", "api/models"} < pages
     assert "optimizer.learning_rate" in (site / "configuration.html").read_text()
-    assert 'id="tubevit.zoo.checkpoint.load_model"' in (site / "api/zoo.html").read_text()
-    assert 'href="zoo.html#tubevit.zoo.checkpoint.load_model"' in (site / "api/index.html").read_text()
+    assert 'id="tubevit.checkpoint.checkpoint.load_model"' in (site / "api/zoo.html").read_text()
+    assert 'href="zoo.html#tubevit.checkpoint.checkpoint.load_model"' in (site / "api/index.html").read_text()
 
 
 def test_names_that_are_described_together_are_apart(site):

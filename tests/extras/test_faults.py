@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import tubevit
-from tubevit.zoo.checkpoint import steps
+from tubevit.checkpoint.checkpoint import steps
 
 CHANGES = {"mesh.data": 8, "data.train.moving_digits.batch_size": 8, "data.train.still_digits.batch_size": 8}
 ROOT = pathlib.Path(tubevit.__file__).parent.parent

@@ -13,8 +13,9 @@ import transformers
 from flax import nnx
 
 import tubevit
-from tubevit.zoo.checkpoint import read_metadata
-from tubevit.zoo.convert import convert
+from tubevit.checkpoint.checkpoint import Checkpoint
+from tubevit.convert import convert
+from tubevit.convert.foreign import Options
 
 TINY = dict(
     hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80, image_size=32, patch_size=8
@@ -110,7 +111,7 @@ def test_hugging_face_vit_without_its_head(tmp_path):
     assert [note.split(":")[0] for note in done.notes] == [
         f"{tmp_path}/theirs/preprocessor_config.json does not say mean and std", "left out"
     ]  # fmt: skip
-    assert len(read_metadata(tmp_path / "ours")["source"]["sha256"]) > 1
+    assert len(Checkpoint(tmp_path / "ours").metadata["source"]["sha256"]) > 1
     images = pixels(32)
     inputs = standardised(images, (0.5,) * 3, (0.5,) * 3)
     expected = peer(inputs).last_hidden_state
@@ -139,7 +140,7 @@ def test_timm_both_ways(size, suffix, tmp_path):
         from safetensors.torch import save_file
 
         save_file(peer.state_dict(), file)
-    done = convert(file, tmp_path / "ours", mean=MEAN, std=STD)
+    done = convert(file, tmp_path / "ours", options=Options(mean=MEAN, std=STD))
     assert done.format == "timm" and done.config.name == ("vit_b16" if size == "base" else "vit_ti16")
     images = pixels(image)
     inputs = standardised(images, MEAN, STD)
@@ -157,7 +158,7 @@ def test_timm_with_layer_scale_and_without_class_token(tmp_path):
     for name, options in variants.items():
         peer = randomised(timm.models.VisionTransformer(**shape, **options))
         torch.save(peer.state_dict(), tmp_path / f"{name}.pth")
-        convert(tmp_path / f"{name}.pth", tmp_path / name, heads=4)
+        convert(tmp_path / f"{name}.pth", tmp_path / name, options=Options(heads=4))
         assert_same(run(tmp_path / name, images), peer(standardised(images, (0.5,) * 3, (0.5,) * 3)), 1e-5)
 
 
@@ -173,7 +174,7 @@ def test_a_folder_of_timm(tmp_path):
     convert(tmp_path / "theirs", tmp_path / "ours")
     images = pixels(32)
     assert_same(run(tmp_path / "ours", images), peer(standardised(images, MEAN, STD)), 1e-5)
-    assert read_metadata(tmp_path / "ours")["source"]["preprocessing"]["interpolation"] == "bicubic"
+    assert Checkpoint(tmp_path / "ours").metadata["source"]["preprocessing"]["interpolation"] == "bicubic"
 
 
 @pytest.mark.parametrize("size", SIZES)

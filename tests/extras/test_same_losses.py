@@ -6,11 +6,10 @@ import types
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from tubevit.config import dataset_config, default_config
+from tubevit.models.abstract import graph_of
 from tubevit.models.config import Head, ModelConfig
-from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.mesh import global_batch, make_mesh
 from tubevit.sharding.rules import shardings, spec
 from tubevit.training.optimizer import make_optimizer
@@ -20,7 +19,7 @@ from tubevit.windows import take_windows
 HEADS = {"motion": Head(8, "video"), "digit": Head(10, "image")}
 STEPS = 20
 # Wide enough that fsdp splits its arrays, heads for tensor.
-WIDTH = dict(width=128, depth=2, num_heads=2, mlp_width=256, frames=8, size=32)
+WIDTH = dict(width=128, depth=2, num_heads=2, mlp_dim=256, frames=8, size=32)
 TUBES = "4x8x8/8x16x16_1x8x8/8x16x16"
 MODELS = {
     "joint": dict(tubes=TUBES, dropout=0.1, stochastic_depth=0.1),
@@ -49,15 +48,15 @@ def losses(kind, accumulate=1, calm=False, **mesh):
     config = default_config()
     config.data.train.clips = dataset_config(source="-", head="motion", batch_size=8)
     config.data.train.photos = dataset_config(source="-", head="digit", batch_size=8, loss_weight=0.5)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=2, clip_norm=1.0)
-    config.train.update(mixup=0.0 if calm else 0.2, label_smoothing=0.1, accumulate=accumulate)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=2, grad_clip_norm=1.0)
+    config.train.update(mixup=0.0 if calm else 0.2, label_smoothing=0.1, grad_accum_steps=accumulate)
     config.mesh.update(mesh)
     fields = WIDTH | MODELS[kind] | ({"dropout": 0.0, "stochastic_depth": 0.0} if calm else {})
     model = ModelConfig(name="vit", heads=tuple(HEADS.items()), **fields)
     optimizer, mesh = make_optimizer(config), make_mesh(config.mesh)
     make = functools.partial(initial_state, model, optimizer, 0)
     state = jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
-    graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0))))
+    graph = graph_of(model)
     placed, found = global_batch(batch(model.tubes if kind == "tubes" else None), mesh), []
     step = make_step(graph, optimizer, config, mesh).lower(state, placed)
     step = step.compile({"xla_backend_optimization_level": 0})  # refuses states that come out other than they went in

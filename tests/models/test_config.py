@@ -7,7 +7,7 @@ from tubevit.models.config import ATTENTION, GELUS, POOLINGS, REMAT, Head, Model
 from tubevit.models.position import POSITIONS
 from tubevit.tubes import PRESETS, as_tube_set
 
-SIZES = dict(name="x", width=24, depth=2, num_heads=2, mlp_width=8)
+SIZES = dict(name="x", width=24, depth=2, num_heads=2, mlp_dim=8)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_channels_of_tubes():
 
 
 def test_other_tubes_bring_their_own_padding_and_kernels():
-    config = ModelConfig(name="x", width=24, depth=1, num_heads=1, mlp_width=8, tubes="paper_no_s2d", padding="same")
+    config = ModelConfig(name="x", width=24, depth=1, num_heads=1, mlp_dim=8, tubes="paper_no_s2d", padding="same")
     assert config.replace(tubes="interpolated").interpolated and config.replace(tubes="core").padding == "valid"
     back = config.replace(tubes="interpolated").replace(tubes="paper")
     assert not back.interpolated and back.tubes == PRESETS["paper"]

@@ -17,7 +17,7 @@ GATED = dict(gate_layer=1, add_attention=1, freeze_below=1, layer_scale=0.1)
 
 
 def sizes(**fields):
-    fields = dict(width=WIDTH, depth=DEPTH, num_heads=2, mlp_width=20, tubes="small", attention="einsum") | fields
+    fields = dict(width=WIDTH, depth=DEPTH, num_heads=2, mlp_dim=20, tubes="small", attention="einsum") | fields
     return ModelConfig(name="x", **fields)
 
 
@@ -114,7 +114,7 @@ def test_dropout_differs_by_layer_and_place_and_is_off_without_a_key(encoder):
 
 
 def test_dropout_inside_the_mlp(randomised):
-    mlp = randomised(lambda: Mlp(sizes(width=8, mlp_width=8), jnp.float32, rngs=nnx.Rngs(0)))
+    mlp = randomised(lambda: Mlp(sizes(width=8, mlp_dim=8), jnp.float32, rngs=nnx.Rngs(0)))
     mlp.down.kernel[...], mlp.down.bias[...] = jnp.eye(8), jnp.zeros(8)
     x = normal(50, 4, 8)
     ratio = np.asarray(jax.jit(lambda key: mlp(x, 0.5, key) / mlp(x))(jax.random.key(0)))

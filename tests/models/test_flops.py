@@ -60,7 +60,7 @@ def test_new_parts_by_hand():
     """A multiply-add counts 2. Width 12, MLP 20, 2 blocks; a clip of 4x8x8 has 1 token of 3D tubes and 4 of 2D ones."""
 
     def parts(shape=(4, 8, 8), **fields):
-        sizes = dict(width=12, depth=2, num_heads=2, mlp_width=20, tubes="4x8x8/4x8x8%2x1x1_1x4x4/4x4x4")
+        sizes = dict(width=12, depth=2, num_heads=2, mlp_dim=20, tubes="4x8x8/4x8x8%2x1x1_1x4x4/4x4x4")
         config = ModelConfig(name="x", heads=(("a", Head(7)),), **sizes, **fields)
         return num_tokens(config, shape), dataclasses.astuple(count_flops(config, shape, "a"))
 

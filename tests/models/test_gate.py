@@ -17,7 +17,7 @@ DEPTH, WIDTH, TOKENS = 4, 12, 7
 @pytest.fixture
 def encoder(randomised):
     def build(**fields):
-        fields = dict(width=WIDTH, depth=DEPTH, num_heads=2, mlp_width=20, tubes="small", **fields)
+        fields = dict(width=WIDTH, depth=DEPTH, num_heads=2, mlp_dim=20, tubes="small", **fields)
         return randomised(lambda: Encoder(ModelConfig(name="x", **fields), jnp.float32, rngs=nnx.Rngs(0)))
 
     return build
@@ -119,7 +119,7 @@ def test_a_closed_gate_changes_no_bit_of_the_output(encoder, layer, per_channel)
 
 def test_the_gate_begins_closed_and_layer_scale_at_its_value():
     config = ModelConfig(
-        name="x", width=WIDTH, depth=1, num_heads=2, mlp_width=20, tubes="small", layer_scale=1, gate_layer=0
+        name="x", width=WIDTH, depth=1, num_heads=2, mlp_dim=20, tubes="small", layer_scale=1, gate_layer=0
     )
     module = Encoder(config, jnp.float32, rngs=nnx.Rngs(0))
     assert module.gate.dtype == jnp.float32 and module.gate.shape == () and float(module.gate[...]) == 0

@@ -82,7 +82,7 @@ OPTIONS = {
     "cls": (dict(pooling="cls", class_token=True), dict(pooling="mean"), SHAPE),
     "mean and std": (dict(**COLOURS), dict(std=(0.5, 0.5, 0.5)), SHAPE),
     "mean and std, same": (dict(padding="same", **COLOURS), dict(mean=(0.5, 0.5, 0.5)), SHAPE),
-    "gelu": (dict(gelu="tanh", mlp_width=160, pooling="map"), dict(gelu="exact"), SHAPE),
+    "gelu": (dict(gelu="tanh", mlp_dim=160, pooling="map"), dict(gelu="exact"), SHAPE),
     "norm_epsilon": (dict(norm_epsilon=1e-2), dict(norm_epsilon=1e-6), SHAPE),
     "layer_scale": (dict(layer_scale=1e-5), dict(layer_scale=None), SHAPE),
     "add_attention": (dict(add_attention=2, depth=3), dict(add_attention=0), SHAPE),

@@ -46,7 +46,7 @@ def textbook(params, images, patch, heads, epsilon):
 def vit(randomised):
     """`vit_nano8`, narrower, with the mean and standard deviation of ImageNet and the epsilon of Hugging Face."""
     colours = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    fields = dict(width=24, mlp_width=40, size=40, num_classes=5, norm_epsilon=1e-12, **colours)
+    fields = dict(width=24, mlp_dim=40, size=40, num_classes=5, norm_epsilon=1e-12, **colours)
     config = model_config("vit_nano8", **fields)
     return randomised(lambda: TubeViT(config, rngs=nnx.Rngs(0)))
 

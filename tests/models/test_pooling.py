@@ -8,7 +8,7 @@ from tests.models.reference import assert_close, difference, pool, read_paramete
 from tubevit.models.config import POOLINGS, ModelConfig
 from tubevit.models.pooling import POOLING
 
-SIZES = dict(name="x", width=20, depth=1, num_heads=4, mlp_width=30, tubes="small")
+SIZES = dict(name="x", width=20, depth=1, num_heads=4, mlp_dim=30, tubes="small")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ TUBES = [  # gaps, overlaps along some axes, offsets, a 2D patch
 
 
 def config_of(tubes, width=12, **fields):
-    return ModelConfig(name="x", width=width, depth=1, num_heads=1, mlp_width=8, tubes=tubes, **fields)
+    return ModelConfig(name="x", width=width, depth=1, num_heads=1, mlp_dim=8, tubes=tubes, **fields)
 
 
 def tokenizer(randomised, text, padding="valid", width=12, **fields):

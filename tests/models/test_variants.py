@@ -14,11 +14,11 @@ from tubevit.tubes import PRESETS
 VOLUMES = {"8x8x8": 512, "16x4x4": 256, "4x12x12": 576, "1x16x16": 256}  # Table 12
 
 
-def parameters(width, depth, mlp_width, parts, classes):
+def parameters(width, depth, mlp_dim, parts, classes):
     """By hand: each tube's kernel and bias make width / part channels."""
     tubes = sum((3 * volume + 1) * width // part for volume, part in zip(VOLUMES.values(), parts))
     attention = 4 * width**2 + 4 * width
-    mlp = 2 * width * mlp_width + width + mlp_width
+    mlp = 2 * width * mlp_dim + width + mlp_dim
     encoder = depth * (attention + mlp + 4 * width) + 2 * width
     return tubes + encoder + width + classes * (width + 1)  # pooling has one vector
 
@@ -78,10 +78,10 @@ def test_names():
     ],
 )  # fmt: skip
 def test_plain_vits_have_the_parameters_of_vits(name, millions):
-    width, depth, mlp_width = (getattr(model_config(name), field) for field in ("width", "depth", "mlp_width"))
+    width, depth, mlp_dim = (getattr(model_config(name), field) for field in ("width", "depth", "mlp_dim"))
     patch = int(name[-2:])
     count = count_parameters(model_config(name, num_classes=1000))
-    block = 4 * width**2 + 4 * width + 2 * width * mlp_width + width + mlp_width + 4 * width
+    block = 4 * width**2 + 4 * width + 2 * width * mlp_dim + width + mlp_dim + 4 * width
     embedding = (3 * patch**2 + 1) * width + (224 // patch) ** 2 * width + width
     assert count == embedding + depth * block + 2 * width + 1000 * (width + 1)
     # Theirs count the class token's position apart from the class token.
@@ -100,7 +100,7 @@ def test_plain_vits():
         assert config.shape == ((1, 64, 64) if patch == 8 else (1, 224, 224))
         assert config.heads == (("default", Head(2, "any")),)
     for small, large in (("vit_b16", "tubevit_b16"), ("vit_nano8", "tubevit_nano8")):
-        fields = ("width", "depth", "num_heads", "mlp_width")
+        fields = ("width", "depth", "num_heads", "mlp_dim")
         assert [getattr(model_config(small), f) for f in fields] == [getattr(model_config(large), f) for f in fields]
 
 
@@ -138,8 +138,8 @@ def test_errors_name_the_closest(name, fields, words):
 
 
 def test_a_vit_of_another_size_needs_all_of_them():
-    sizes = dict(width=1152, depth=27, num_heads=16, mlp_width=4304, tubes="1x14x14/32x14x14")
-    assert model_config("vit", **sizes).mlp_width == 4304
+    sizes = dict(width=1152, depth=27, num_heads=16, mlp_dim=4304, tubes="1x14x14/32x14x14")
+    assert model_config("vit", **sizes).mlp_dim == 4304
     for name, given in (("vit", sizes.keys() - {"tubes"}), ("vit_so400m", sizes.keys())):
         with pytest.raises(UserError, match=f"unknown model '{name}'"):
             model_config(name, **{key: sizes[key] for key in given})

@@ -101,7 +101,7 @@ class Coordinator:
 
 @pytest.fixture
 def two(monkeypatch):
-    """`two(function)`: the outcomes of `from_first(function)` in process 0 and in process 1."""
+    """`two(function)`: the outcomes of `run_on_main(function)` in process 0 and in process 1."""
     here = types.SimpleNamespace(index=0, numbers=[0, 0])
     coordinator = Coordinator()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -114,7 +114,7 @@ def two(monkeypatch):
             monkeypatch.setattr(hosts, "_numbers", iter([here.numbers[here.index]]))
             here.numbers[here.index] += 1
             try:
-                outcomes.append(hosts.from_first(function))
+                outcomes.append(hosts.run_on_main(function))
             except Exception as error:
                 outcomes.append(error)
         return outcomes
@@ -148,9 +148,9 @@ def test_a_defect_is_named_in_all(two):
 
 
 def test_alone_nothing_is_sent(monkeypatch):
-    assert hosts.from_first(lambda: {1, 2}) == {1, 2}  # need not be JSON
+    assert hosts.run_on_main(lambda: {1, 2}) == {1, 2}  # need not be JSON
     with pytest.raises(KeyError):
-        hosts.from_first(failing(KeyError("width")))
+        hosts.run_on_main(failing(KeyError("width")))
 
 
 def test_one_process_logs(monkeypatch, capsys):

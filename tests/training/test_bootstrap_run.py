@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import tubevit
+from tubevit.checkpoint.paths import flatten
 from tubevit.cli import main
 from tubevit.config import load_config
-from tubevit.zoo.checkpoint import parameters
-from tubevit.zoo.paths import flatten
+from tubevit.models.abstract import parameters
 
 TRAIN = {
     "loader.threads": 1, "mesh.data": 1, "log.every": 1, "checkpoint.every": 2, "eval.every": 4, "precision": "float32",
@@ -25,7 +25,7 @@ def vit(tiny, tmp_path_factory):
     """A plain ViT 48 wide for images of 32 pixels."""
     path = tmp_path_factory.mktemp("vit") / "vit"
     fields = dict(tubes="1x8x8/16x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
-    model = tiny(5, width=48, num_heads=4, depth=3, mlp_width=64, **fields)
+    model = tiny(5, width=48, num_heads=4, depth=3, mlp_dim=64, **fields)
     model.config = dataclasses.replace(model.config, name="vit_nano8")
     tubevit.save_model(model, path)
     return path

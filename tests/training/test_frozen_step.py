@@ -9,14 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
+from tubevit.checkpoint.paths import flatten
 from tubevit.config import dataset_config, default_config
+from tubevit.models.abstract import abstract_parameters, graph_of, parameters
 from tubevit.models.config import Head
 from tubevit.models.freeze import join_frozen, split_frozen
-from tubevit.models.tubevit import TubeViT
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import joint_loss, make_step, state_of
-from tubevit.zoo.checkpoint import parameters
-from tubevit.zoo.paths import flatten
 
 DEPTH = 4
 FIELDS = dict(depth=DEPTH, position="learned_2d", class_token=True, tubes="4x4x4/8x16x16_1x8x8/16x16x16")
@@ -120,10 +119,10 @@ def test_only_what_is_trained_changes_and_has_state(model, config):
 
 def compiled_step(model, config, s, **fields):
     """The step of 8 blocks that are most of the work, compiled from shapes at the lowest level."""
-    settings = dataclasses.replace(model(0).config, depth=8, width=64, mlp_width=256, freeze_below=s, **fields)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(settings, rngs=nnx.Rngs(0))))
+    settings = dataclasses.replace(model(0).config, depth=8, width=64, mlp_dim=256, freeze_below=s, **fields)
+    graph = graph_of(settings)
     optimizer = make_optimizer(config)
-    params = jax.eval_shape(lambda: parameters(TubeViT(settings, rngs=nnx.Rngs(0))))
+    params = abstract_parameters(settings)
     state = jax.eval_shape(lambda p: state_of(p, settings, optimizer), params)
     lowered = make_step(graph, optimizer, config).lower(state, jax.tree.map(jnp.asarray, BATCH))
     return lowered.compile({"xla_backend_optimization_level": 0})

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import tubevit
-from tubevit.zoo.checkpoint import steps
+from tubevit.checkpoint.checkpoint import steps
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Sends SIGTERM to itself, in one process of the job only, before step `at` is computed; says what it loaded.
@@ -40,7 +40,7 @@ entry()
 """
 QUICK = "--xla_backend_optimization_level=0"  # compiles
 CHANGES = {
-    "train.steps": 9, "model.width": 32, "model.mlp_width": 512, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
+    "train.steps": 9, "model.width": 32, "model.mlp_dim": 512, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
     "checkpoint.every": 100, "eval.every": 100, "input.path": "tubes",
 }  # fmt: skip
 
@@ -108,8 +108,8 @@ def test_the_rows_are_those_of_one_process(interrupted, tiny_config):
     """The data position follows from the step: none twice, none left out, in the same order."""
     import numpy as np
 
+    from tubevit.config.experiment import open_experiment
     from tubevit.data.joint import joint_batches
-    from tubevit.training.experiment import open_experiment
 
     experiment = open_experiment(tiny_config({"input.path": "tubes"}))
     loads = {name: (load, 4) for name, load in experiment.train.items()}

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import tubevit
+from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
+from tubevit.models.abstract import parameters
 from tubevit.training import loop
-from tubevit.zoo.checkpoint import parameters, steps
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Ends itself by SIGKILL at a moment of the run.
@@ -23,7 +24,7 @@ KILLED = """
 import os, pathlib, signal, sys, threading, time
 from tubevit.cli import main
 from tubevit.training import loop
-from tubevit.zoo.checkpoint import steps
+from tubevit.checkpoint.checkpoint import steps
 
 moment, at, *arguments = sys.argv[1:]
 workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])

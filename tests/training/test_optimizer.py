@@ -73,7 +73,7 @@ def test_equals_float64_by_hand(name, decay, clip):
     params = {key: rng.normal(0, 1, shape).astype(np.float32) for key, shape in shapes.items()}
     gradients = [{key: rng.normal(0, 1, shape).astype(np.float32) for key, shape in shapes.items()} for _ in range(6)]
     gradients[3] = {key: value * 1e-3 for key, value in gradients[3].items()}  # below the clip
-    settings = {} if clip is None else {"clip_norm": clip}
+    settings = {} if clip is None else {"grad_clip_norm": clip}
     optimizer = make_optimizer(config(name=name, weight_decay=decay, **settings))
     with jax.enable_x64(True):  # 1 - 0.999 alone is off by 1e-5 in float32
         ours = {key: jnp.asarray(value, jnp.float64) for key, value in params.items()}
@@ -89,7 +89,7 @@ def test_equals_float64_by_hand(name, decay, clip):
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_only_kernels_decay(name, tiny):
     """With a gradient of 0, what moves decays."""
-    from tubevit.zoo.checkpoint import parameters
+    from tubevit.models.abstract import parameters
 
     params = parameters(tiny())
     optimizer = make_optimizer(config(name=name, weight_decay=0.1))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tubevit.config.experiment import open_experiment
 from tubevit.data.joint import joint_batches
-from tubevit.models.tubevit import TubeViT
-from tubevit.training.experiment import open_experiment
+from tubevit.models.abstract import graph_of
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, joint_loss, make_step
 
@@ -23,7 +23,7 @@ class Setup:
         experiment = open_experiment(config)
         self.config, self.model = experiment.config, experiment.model
         self.optimizer = make_optimizer(self.config)
-        self.graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(self.model, rngs=nnx.Rngs(0))))
+        self.graph = graph_of(self.model)
         self.step = make_step(self.graph, self.optimizer, self.config)
         loads = {name: (load, self.config.data.train[name].batch_size) for name, load in experiment.train.items()}
         batches = joint_batches(loads, 0)

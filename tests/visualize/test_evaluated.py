@@ -4,7 +4,7 @@ import numpy as np
 
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW
-from tubevit.training.evaluate import Predictions
+from tubevit.evaluation.evaluate import Predictions
 from tubevit.visualize.evaluated import Evaluated, _part
 from tubevit.visualize.style import evenly
 

@@ -15,14 +15,15 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import tubevit
+from tubevit.checkpoint.paths import flatten
 from tubevit.errors import RunError, UserError
+from tubevit.models.abstract import parameters
 from tubevit.sharding.rules import put
+from tubevit.transfer.initialise import read_donor
 from tubevit.zoo import download, registry
 from tubevit.zoo.archive import is_whole, pack, unpack
-from tubevit.zoo.checkpoint import find_checkpoint, named_config, parameters
-from tubevit.zoo.paths import flatten
+from tubevit.zoo.names import named_config, open_checkpoint
 from tubevit.zoo.registry import Release, find_release, read_index, write_index
-from tubevit.zoo.transfer import read_donor
 
 NAME = "tubevit_x@tag"
 
@@ -209,12 +210,12 @@ def test_the_folder_beside_the_index_comes_first(places, saved, model):
     folder, archive = saved
     write_index({NAME: entry(archive, ["http://localhost:1/a.tar"])})
     (places[0] / NAME).symlink_to(folder)
-    assert find_checkpoint(NAME) == places[0] / NAME and not places[1].exists()
+    assert open_checkpoint(NAME).folder == places[0] / NAME and not places[1].exists()
     ours, theirs = flatten(parameters(model)), flatten(parameters(tubevit.load_model(NAME)))
     for path in ours | theirs:
         np.testing.assert_array_equal(ours[path], theirs[path])
     assert named_config(NAME) == model.config
-    with pytest.raises(UserError, match="is a released checkpoint: it has no steps; found step 3"):
+    with pytest.raises(UserError, match="is a released model, which has no steps; found step 3"):
         tubevit.load_model(NAME, step=3)
 
 
@@ -223,7 +224,7 @@ def test_what_lies_under_that_name_here_comes_before(places, saved, tmp_path, mo
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / NAME).symlink_to(saved[0])
     monkeypatch.chdir(tmp_path / "here")
-    assert find_checkpoint(NAME) == tmp_path / "here" / NAME
+    assert open_checkpoint(NAME).folder == tmp_path / "here" / NAME
 
 
 def test_downloaded_once(places, saved, serve, model):
@@ -240,7 +241,7 @@ def test_downloaded_once(places, saved, serve, model):
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match=f"{folder} is damaged: .*; delete it, to have it downloaded anew"):
+    with pytest.raises(UserError, match=f"{folder} is damaged: .*; delete it, to have it downloaded again"):
         tubevit.load_model(NAME)
     (folder / "manifest.json").unlink()  # as if it had been cut off
     assert find_release(NAME) == folder and is_whole(folder) and server.ranges == [None] * 2

@@ -34,19 +34,21 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Runs the verb."""
-    from tubevit.zoo.convert import convert
+    from tubevit.convert import convert
+    from tubevit.convert.foreign import Options
+    from tubevit.zoo.names import open_checkpoint
 
+    mean, std = args.mean and tuple(args.mean), args.std and tuple(args.std)
+    options = Options(args.prefix, args.heads, args.headless, mean, std)
     try:
-        done = convert(
-            args.source, args.destination, format=args.format, prefix=args.prefix, heads=args.heads,
-            headless=args.headless, mean=args.mean, std=args.std,
-        )  # fmt: skip
+        done = convert(args.source, args.destination, format=args.format, options=options,
+                       open_checkpoint=open_checkpoint)  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot convert to {args.destination}: {error.strerror}: {error.filename}") from error
     config, heads = done.config, dict(done.config.heads)
     result = {
         "path": done.path, "format": done.format, "architecture": config.name, "width": config.width,
-        "depth": config.depth, "num_heads": config.num_heads, "mlp_width": config.mlp_width, "size": config.size,
+        "depth": config.depth, "num_heads": config.num_heads, "mlp_dim": config.mlp_dim, "size": config.size,
         "patch": config.tubes.tubes[0].kernel[1], "pooling": config.pooling,
         "classes": sum(head.classes for head in heads.values()),
         "mean": config.mean, "std": config.std, "notes": done.notes,

@@ -47,13 +47,14 @@ def run(args) -> None:
     """Runs the verb."""
     from tubevit import storage
     from tubevit.config import load_config
+    from tubevit.config.experiment import open_eval
     from tubevit.data.views import Views
+    from tubevit.evaluation.evaluate import evaluate_source, make_forward, write_class_tables
+    from tubevit.evaluation.probe import make_features, open_probe, probe_source
+    from tubevit.models.abstract import parameters
     from tubevit.sharding.hosts import is_main, say
     from tubevit.sharding.rules import put
-    from tubevit.training.evaluate import evaluate_source, make_forward, write_class_tables
-    from tubevit.training.experiment import open_eval
-    from tubevit.training.probe import make_features, open_probe, probe_source
-    from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata
+    from tubevit.zoo.names import open_checkpoint
 
     if args.data and args.config:
         raise UserError("pass --data or --config, not both")
@@ -61,9 +62,8 @@ def run(args) -> None:
         raise UserError("--split and --head go with --data")
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
-    checkpoint = find_checkpoint(args.workdir or args.checkpoint, args.step)
-    metadata = read_metadata(checkpoint)
-    model = load_model(checkpoint)
+    checkpoint = open_checkpoint(args.workdir or args.checkpoint, args.step)
+    metadata, model = checkpoint.metadata, checkpoint.load_model()
     views = metadata.get("config", {}).get("eval", {}).get("views", "1x1")
     path = metadata.get("config", {}).get("input", {}).get("path", "tubes")
     if args.config:
@@ -91,10 +91,10 @@ def run(args) -> None:
             "progress": name if is_main() else None,
         }  # fmt: skip
         if args.probe:
-            features = make_features(model, mesh)
+            features = make_features(model.config, mesh)
             record, predictions = probe_source(args.probe, features, params, *loads, dataset.batch_size, **settings)
         else:
-            forward = make_forward(model, dataset.head, mesh)
+            forward = make_forward(model.config, dataset.head, mesh)
             record, predictions = evaluate_source(forward, params, *loads, dataset.batch_size, **settings)
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": metadata.get("step")}
         records.append(record | origin)
@@ -163,13 +163,12 @@ def _stored_datasets(metadata: dict, checkpoint):
 
 def _default_out(args, checkpoint) -> str:
     from tubevit import storage
-    from tubevit.zoo.checkpoint import workdir_of
     from tubevit.zoo.registry import is_release
 
     name, file = args.workdir or args.checkpoint, f"probe_{args.probe}.json" if args.probe else "eval.json"
     if is_release(name) and not storage.exists(name):
         return file  # what was released stays as it is
-    return storage.join(args.workdir or workdir_of(checkpoint) or checkpoint, file)
+    return storage.join(args.workdir or checkpoint.workdir or checkpoint.folder, file)
 
 
 def _line(record: dict) -> str:

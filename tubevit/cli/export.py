@@ -27,8 +27,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Runs the verb."""
-    from tubevit.zoo.checkpoint import load_model
-    from tubevit.zoo.export import PLATFORMS, export_jax, export_safetensors
+    from tubevit.convert.export import PLATFORMS, export_jax, export_safetensors
+    from tubevit.zoo.names import load_model
 
     if args.format != "jax" and (args.platforms is not None or args.head is not None):
         raise UserError("--platforms and --head go with --format jax")

@@ -46,7 +46,7 @@ def run(args) -> None:
 
 def _model(name: str, args, changes: dict):
     from tubevit.models.variants import ARCHITECTURES
-    from tubevit.zoo.checkpoint import named_config
+    from tubevit.zoo.names import named_config
 
     classes = {"num_classes": 600 if args.num_classes is None else args.num_classes} if name in ARCHITECTURES else {}
     return named_config(name, **classes, **changes)
@@ -54,8 +54,8 @@ def _model(name: str, args, changes: dict):
 
 def _experiment_model(args, changes: dict):
     from tubevit.config import load_config, model_fields
+    from tubevit.config.experiment import open_experiment
     from tubevit.models.variants import model_config
-    from tubevit.training.experiment import open_experiment
 
     config = load_config(args.config, args.config_overrides)
     try:
@@ -71,16 +71,14 @@ def describe(name: str, config) -> dict:
     """The figures of one model, for one view of its input; `training` is a step on one, `state` what the optimiser
     needs with the parameters and their gradients, in float32."""
     import jax
-    from flax import nnx
 
+    from tubevit.models.abstract import abstract_parameters
     from tubevit.models.flops import activation_bytes, count, count_flops, num_tokens, training_flops
     from tubevit.models.freeze import split_frozen
-    from tubevit.models.tubevit import TubeViT
     from tubevit.tubes import TubeSet
-    from tubevit.zoo.checkpoint import parameters
 
     shape, tubes = config.shape, config.tubes
-    params = nnx.eval_shape(lambda: parameters(TubeViT(config, rngs=nnx.Rngs(0))))
+    params = abstract_parameters(config)
     trained = count(jax.eval_shape(lambda params: split_frozen(params, config)[0], params))
     per_tube = [
         {

@@ -111,7 +111,7 @@ def _run(verb: str, args: argparse.Namespace) -> None:
     hosts.start(args.coordinator, args.num_processes, args.process_id)
     if distributed:
         return module.run(args)
-    hosts.from_first(lambda: module.run(args))
+    hosts.run_on_main(lambda: module.run(args))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except Exception as error:
         from tubevit.errors import RunError
-        from tubevit.training.preemption import Preempted
+        from tubevit.training.run.preemption import Preempted
 
         if isinstance(error, Preempted):
             return _report(error, PREEMPTED, False)

@@ -47,7 +47,7 @@ def run(args) -> None:
     from tqdm import tqdm
 
     from tubevit.cli.predict_output import FeatureFile, LabelRows
-    from tubevit.zoo.checkpoint import load_model
+    from tubevit.zoo.names import load_model
 
     if args.top < 1:
         raise UserError(f"--top must be at least 1; found {args.top}")

@@ -42,12 +42,12 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Runs the verb."""
-    from tubevit.zoo.checkpoint import find_checkpoint, read_metadata
+    from tubevit.zoo.names import open_checkpoint
     from tubevit.zoo.registry import check_url, checkpoints_folder
     from tubevit.zoo.release import LARGEST, check_new, publish, staged, write_weights
 
-    checkpoint = find_checkpoint(args.workdir, args.step)
-    metadata = read_metadata(checkpoint)
+    checkpoint = open_checkpoint(args.workdir, args.step)
+    metadata = checkpoint.metadata
     check_new(args.name, metadata, args.replace)
     for url in args.url:
         check_url(url)
@@ -77,9 +77,8 @@ def _curves(checkpoint) -> dict[str, bytes]:
     from tubevit.visualize.curves import drawn_metrics, has_scores, loss_figure, read_metrics, score_figure
     from tubevit.visualize.page import Picture
     from tubevit.visualize.style import LIGHT
-    from tubevit.zoo.checkpoint import workdir_of
 
-    path = storage.join(workdir_of(checkpoint) or checkpoint, "metrics.jsonl")
+    path = storage.join(checkpoint.workdir or checkpoint.folder, "metrics.jsonl")
     if not storage.exists(path):
         print(f"the card gets no curves: there is no {path}", file=sys.stderr, flush=True)
         return {}

@@ -30,7 +30,7 @@ def run(args) -> None:
     """Runs the verb."""
     from tubevit.config import load_config
     from tubevit.training.loop import train
-    from tubevit.training.profile import parse_steps
+    from tubevit.training.run.profile import parse_steps
 
     config = load_config(args.config, args.config_overrides)
     if args.print_sharding:
@@ -40,17 +40,13 @@ def run(args) -> None:
 
 
 def _print_sharding(config) -> None:
-    from flax import nnx
-
-    from tubevit.models.tubevit import TubeViT
+    from tubevit.config.experiment import open_experiment
+    from tubevit.models.abstract import abstract_parameters
     from tubevit.sharding.hosts import is_main
     from tubevit.sharding.rules import sharding_table
-    from tubevit.training.experiment import open_experiment
     from tubevit.training.loop import training_mesh
-    from tubevit.zoo.checkpoint import parameters
 
     experiment = open_experiment(config)
     mesh = training_mesh(experiment)
     if is_main():
-        params = nnx.eval_shape(lambda: parameters(TubeViT(experiment.model, rngs=nnx.Rngs(0))))
-        print(sharding_table(params, mesh))
+        print(sharding_table(abstract_parameters(experiment.model), mesh))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tubevit.data.pipeline import ONE_HOST, Host, Load, dataset_seed, iterate, training_rows
+from tubevit.data.pipeline import ONE_HOST, BatchShards, SampleLoader, dataset_seed, iterate, training_rows
 
 
 def joint_batches(
-    loads: Mapping[str, tuple[Load, int]],
+    loads: Mapping[str, tuple[SampleLoader, int]],
     seed: int,
     *,
     first: int = 0,
-    host: Host = ONE_HOST,
+    host: BatchShards = ONE_HOST,
     threads: int = 1,
     workers: int = 0,
 ) -> Iterator[dict]:

@@ -17,14 +17,14 @@ from tubevit.data.video import DecodeError, decode_frames, decode_image
 from tubevit.data.views import ONE_VIEW, Views, positions
 from tubevit.data.warp import frame_size, sample, sample_grids, square_map
 from tubevit.tubes import Triple, TubeSet
-from tubevit.windows import Reading, TubeBatch, window_shapes
+from tubevit.windows import TubeBatch, WindowPlan, window_shapes
 
 ATTEMPTS = 20  # files tried in place of a broken one
 ENDLESS = 2**48  # rows; Grain needs a number
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class SampleLoader:
     """Decodes and augments the files of a source.
 
     Attributes:
@@ -104,8 +104,8 @@ class Load:
         return (1, *self._shape)[-3:]
 
     @functools.cached_property
-    def _reading(self) -> Reading:
-        return Reading(self.tubes, self._clip_shape)
+    def _reading(self) -> WindowPlan:
+        return WindowPlan(self.tubes, self._clip_shape)
 
     def reason(self, index: int, views: Views = ONE_VIEW) -> str:
         """Why file `index` cannot be decoded."""
@@ -121,7 +121,7 @@ class Load:
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
+class BatchShards:
     """Which rows of every batch this process loads: `shards`, rising, of `count` equal parts."""
 
     shards: tuple[int, ...] = (0,)
@@ -133,7 +133,7 @@ class Host:
         return [shard * size + row for shard in self.shards for row in range(size)]
 
 
-ONE_HOST = Host()
+ONE_HOST = BatchShards()
 
 
 def dataset_seed(seed: int, name: str) -> int:
@@ -141,14 +141,14 @@ def dataset_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def training_rows(load: Load, seed: int) -> grain.MapDataset:
+def training_rows(load: SampleLoader, seed: int) -> grain.MapDataset:
     """Endless shuffled rows: row i of the stream is row i % B of the batch of step i // B, for any batch size B.
 
     A broken file is replaced by another that is drawn from the row's own random numbers.
 
     Returns:
-        A data set of {"pixels": see `Load.augmented`, "label", "file": int32 index, "broken": index of the file that
-        was replaced, or -1, "dense": 1 where all pixels were computed for windows}.
+        A data set of {"pixels": see `SampleLoader.augmented`, "label", "file": int32 index, "broken": index of the
+        file that was replaced, or -1, "dense": 1 where all pixels were computed for windows}.
     """
 
     def row(index: int, rng: np.random.Generator) -> dict:
@@ -167,12 +167,12 @@ def training_rows(load: Load, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(len(load.source)).seed(seed).shuffle().repeat().random_map(row)
 
 
-def evaluation_rows(load: Load, views: Views, batch_size: int, seed: int) -> grain.MapDataset:
+def evaluation_rows(load: SampleLoader, views: Views, batch_size: int, seed: int) -> grain.MapDataset:
     """Every temporal view of every file once, in order, filled up to whole batches with rows of `mask` 0.
 
     Returns:
-        A data set of {"pixels": the spatial views, see `Load.view`, "file": int32 index, "mask": float32, "broken":
-        int32 index of the file if it cannot be decoded, else -1}.
+        A data set of {"pixels": the spatial views, see `SampleLoader.view`, "file": int32 index, "mask": float32,
+        "broken": int32 index of the file if it cannot be decoded, else -1}.
     """
     count = len(load.source) * views.temporal
 
@@ -196,7 +196,7 @@ def iterate(
     batch_size: int,
     *,
     first: int = 0,
-    host: Host = ONE_HOST,
+    host: BatchShards = ONE_HOST,
     threads: int = 1,
     workers: int = 0,
 ) -> Iterator[dict]:

@@ -17,7 +17,7 @@ import numpy as np
 from tubevit.data.warp import centre_crop, frame_size, sample_grids, square_map, to_rgb
 from tubevit.errors import UserError
 from tubevit.tubes import TubeSet
-from tubevit.windows import Reading, TubeBatch, take_windows
+from tubevit.windows import TubeBatch, WindowPlan, take_windows
 
 # What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
 Media = str | os.PathLike | bytes | np.ndarray
@@ -371,6 +371,6 @@ def square_clip(frames: list, size: int, tubes: TubeSet | None) -> np.ndarray | 
     if tubes is None:
         return centre_crop(frames, size)[None]
     shape = (len(frames), size, size)
-    reading = Reading(tubes, shape)
+    reading = WindowPlan(tubes, shape)
     parts = sample_grids(frames, square_map(*frame_size(frames[0]), size), size, reading.grids)
     return TubeBatch(tuple(window[None] for window in reading.windows(parts)), tubes, shape)

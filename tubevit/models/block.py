@@ -87,8 +87,8 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
         settings = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(config.width, config.mlp_width, **settings)
-        self.down = nnx.Linear(config.mlp_width, config.width, **settings)
+        self.up = nnx.Linear(config.width, config.mlp_dim, **settings)
+        self.down = nnx.Linear(config.mlp_dim, config.width, **settings)
         self.gelu = config.gelu
 
     def __call__(self, x: jax.Array, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:

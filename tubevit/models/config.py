@@ -64,7 +64,7 @@ class ModelConfig:
 
     Attributes:
         name: architecture.
-        width, depth, num_heads, mlp_width: sizes of the encoder (Table 11).
+        width, depth, num_heads, mlp_dim: sizes of the encoder (Table 11).
         tubes: preset, text or `TubeSet`.
         padding: `valid` or `same`; None keeps that of `tubes`.
         interpolated: whether the 3D tubes share one kernel of 8x8x8, resized to each (section 3.4); None keeps that of
@@ -101,7 +101,7 @@ class ModelConfig:
     width: int
     depth: int
     num_heads: int
-    mlp_width: int
+    mlp_dim: int
     tubes: TubeSet
     padding: str | None = None
     interpolated: bool | None = None
@@ -139,7 +139,7 @@ class ModelConfig:
         object.__setattr__(self, "interpolated", self.tubes.interpolated)
         for name in ("mean", "std"):
             object.__setattr__(self, name, _colours(getattr(self, name), name))
-        for name in ("width", "depth", "num_heads", "mlp_width", "frames", "size", "tube_width"):
+        for name in ("width", "depth", "num_heads", "mlp_dim", "frames", "size", "tube_width"):
             self._check_whole(name, 1)
         for name, most in (("add_attention", self.depth), ("freeze_below", self.depth), ("gate_layer", self.depth - 1)):
             self._check_whole(name, 0, most)

@@ -7,10 +7,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
+from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import PRECISIONS, ModelConfig
-from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import Triple
 
 
@@ -55,7 +54,7 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
         tokenizer += 2 * math.prod(grid) * of_token
     tokens = num_tokens(config, shape)
     attention = 4 * width**2 * tokens + 2 * tokens**2 * width
-    mlp = 2 * width * config.mlp_width
+    mlp = 2 * width * config.mlp_dim
     encoder = config.depth * (attention + mlp * tokens) + config.add_attention * attention
     pooling = {"linear": 2 * tokens * width, "mean": 0, "cls": 0}
     pooling["query"] = 2 * width**2 * (tokens + 1) + 2 * tokens * width
@@ -72,8 +71,7 @@ def num_tokens(config: ModelConfig, shape: Triple) -> int:
 
 def count_parameters(config: ModelConfig) -> int:
     """Parameters of the model, heads included; the model is built abstractly, without memory."""
-    shapes = nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0)))
-    return count(nnx.state(shapes, nnx.Param))
+    return count(abstract_parameters(config))
 
 
 def count(tree) -> int:
@@ -120,5 +118,5 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     tokens = num_tokens(config, shape)
     kept = tokens * config.width
     if config.remat != "full":
-        kept = tokens * (8 * config.width + 2 * config.mlp_width) + 2 * config.num_heads * tokens**2
+        kept = tokens * (8 * config.width + 2 * config.mlp_dim) + 2 * config.num_heads * tokens**2
     return (config.depth - first_with_gradient(config)) * kept * jnp.dtype(PRECISIONS[config.precision]).itemsize

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from tubevit.errors import UserError
-from tubevit.tubes import Tube, TubeSet
+from tubevit.tubes import Triple, Tube, TubeSet
 
 MAX_PERIOD = 10_000.0  # tau of equation 3
 # fixed: of the tubes' centres. fixed_no_stride: of the tokens' indices in each tube's grid. fixed_literal: with the
@@ -101,3 +101,24 @@ class Position(nnx.Module):
 def is_learned(kind: str, tube: Tube) -> bool:
     """Whether a tube has a table under this kind of position."""
     return kind == "learned" or (kind == "learned_2d" and tube.is_2d)
+
+
+def resize_positions(table: np.ndarray, grid: Triple) -> np.ndarray:
+    """A table of learned positions for another grid: bicubic over rows and columns, antialiased where they shrink.
+
+    Args:
+        table: (n_t, n_y, n_x, D); n_t of 1 holds for every frame.
+        grid: new (n_t, n_y, n_x).
+
+    Returns:
+        (*grid, D) float32.
+
+    Raises:
+        UserError: another number of frames, unless it was 1.
+    """
+    table = np.asarray(table, np.float32)
+    if table.shape[1:3] != grid[1:]:
+        table = np.asarray(jax.image.resize(table, (len(table), *grid[1:], table.shape[-1]), "cubic", antialias=True))
+    if len(table) not in (1, grid[0]):
+        raise UserError(f"learned positions of {len(table)} frames do not fit {grid[0]}: expected 1 or {grid[0]}")
+    return np.broadcast_to(table, (*grid, table.shape[-1]))

@@ -24,7 +24,7 @@ _PAPER = dict(tubes="paper", frames=32, size=224)
 _EMBEDDED = dict(tubes="small", frames=16, size=64)  # the embedded moving digits
 _PATCHES = (14, 16, 32)
 OTHER_VIT = "vit"
-_DEFINING = {"width", "depth", "num_heads", "mlp_width", "tubes"}
+_DEFINING = {"width", "depth", "num_heads", "mlp_dim", "tubes"}
 
 
 def patch_tubes(patch: int) -> TubeSet:
@@ -45,8 +45,8 @@ def _plain_vit(size: str, patch: int) -> dict:
     return _sizes(*_SIZES[size]) | learned | dict(tubes=tubes, frames=1, size=224)
 
 
-def _sizes(width: int, depth: int, num_heads: int, mlp_width: int) -> dict:
-    return dict(width=width, depth=depth, num_heads=num_heads, mlp_width=mlp_width)
+def _sizes(width: int, depth: int, num_heads: int, mlp_dim: int) -> dict:
+    return dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
 
 
 ARCHITECTURES: dict[str, dict] = {

@@ -12,21 +12,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tubevit.config import model_fields
+from tubevit.config.experiment import open_experiment
 from tubevit.data.sources import default_head, open_source
 from tubevit.data.views import Views
 from tubevit.errors import UserError
+from tubevit.evaluation.evaluate import make_forward
+from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import training_flops
-from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
 from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch
 from tubevit.sharding.rules import check_sharding, shardings
-from tubevit.training.evaluate import make_forward
-from tubevit.training.experiment import open_experiment
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
 from tubevit.windows import TubeBatch, window_shapes
-from tubevit.zoo.checkpoint import parameters
 
 _KNOWN = {  # classes, modality, several labels
     "k400": (400, "video", False),
@@ -118,7 +117,7 @@ def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
     batch, heads, sharding = {}, dict(plan.model.heads), batch_sharding(mesh)
     for name, dataset in plan.config.data.train.items():
         head, count = heads[dataset.head], dataset.batch_size
-        check_batch(name, count, plan.config.train.accumulate, mesh)
+        check_batch(name, count, plan.config.train.grad_accum_steps, mesh)
         label = ((count, head.classes), jnp.float32) if head.multi_label else ((count,), jnp.int32)
         batch[name] = {
             "pixels": abstract_pixels(plan, head, (count,), sharding),
@@ -153,7 +152,7 @@ def train_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple]:
         UserError: the batch or the parameters cannot be split so.
     """
     optimizer = make_optimizer(plan.config)
-    graph = nnx.graphdef(abstract_model(plan.model))
+    graph = graph_of(plan.model)
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
     check_sharding(state["params"], mesh)
     state = _abstract(state, shardings(state, mesh))
@@ -177,9 +176,9 @@ def eval_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
     if not choices:
         return None
     _, head, count = max(choices)
-    params = abstract_parameters(plan.model, mesh)
+    params = _sharded_parameters(plan.model, mesh)
     pixels = abstract_pixels(plan, heads[head], (count, views.spatial), batch_sharding(mesh))
-    return make_forward(abstract_model(plan.model), head, mesh), (params, pixels), count * views.spatial
+    return make_forward(plan.model, head, mesh), (params, pixels), count * views.spatial
 
 
 def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
@@ -189,8 +188,8 @@ def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]
     dataset = max(clips or plan.config.data.train.values(), key=lambda d: d.batch_size)
     sharding = batch_sharding(mesh)
     pixels = abstract_pixels(plan, heads[dataset.head], (dataset.batch_size,), sharding)
-    graph = nnx.graphdef(abstract_model(plan.model))
-    params = abstract_parameters(plan.model, mesh)
+    graph = graph_of(plan.model)
+    params = _sharded_parameters(plan.model, mesh)
 
     def tokenize(params, pixels):
         return nnx.merge(graph, params).tokenize(pixels)[0]
@@ -203,14 +202,9 @@ def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]
     return {"tokenizer": (jax.jit(tokenize), (params, pixels)), "encoder": (jax.jit(encode), (params, tokens))}
 
 
-def abstract_model(model: ModelConfig) -> TubeViT:
-    """The model without memory."""
-    return nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0)))
-
-
-def abstract_parameters(model: ModelConfig, mesh: Mesh) -> dict:
-    """Its parameters as sharded shapes."""
-    params = jax.eval_shape(lambda: parameters(TubeViT(model, rngs=nnx.Rngs(0))))
+def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
+    """Return the parameters as sharded shapes."""
+    params = abstract_parameters(model)
     return _abstract(params, shardings(params, mesh))
 
 

@@ -143,7 +143,7 @@ def verdicts(found: Mapping) -> list[str]:
         more = _size(needed - chip["hbm"])
         lines.append(f"DOES NOT FIT: {name} needs {_size(needed)} of {_size(chip['hbm'])}, {more} too much")
     if lines:
-        room = "model.remat=full, mesh.fsdp=N, train.accumulate=N, smaller batches, more chips"
+        room = "model.remat=full, mesh.fsdp=N, train.grad_accum_steps=N, smaller batches, more chips"
         return [*lines, f"what makes room: {room}; --suggest tries them"]
     peak = max(part["peak"] for part in found["parts"].values())
     return [f"FITS: at most {_size(peak)} of {_size(chip['hbm'])} ({peak / chip['hbm']:.0%})"]

@@ -97,7 +97,7 @@ def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dic
     tries += [remat | {"mesh.fsdp": str(n)} for n in splits]
     best, sizes = tries[-1] if splits else remat, {n: d.batch_size for n, d in settings.data.train.items()}
     for factor in (2, 4, 8):
-        tries.append(best | {"train.accumulate": str(settings.train.accumulate * factor)})
+        tries.append(best | {"train.grad_accum_steps": str(settings.train.grad_accum_steps * factor)})
     for factor in (2, 4, 8):
         if all(size % factor == 0 for size in sizes.values()):
             tries.append(best | {f"data.train.{n}.batch_size": str(size // factor) for n, size in sizes.items()})

@@ -75,7 +75,7 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def from_first(function: Callable):
+def run_on_main(function: Callable):
     """`function()`, run by process 0 alone, whose outcome all processes get; every process must call it.
 
     The others wait at the coordinator, not in a collective, which has a short time limit on some devices.

@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from tubevit.data.pipeline import Host
+from tubevit.data.pipeline import BatchShards
 from tubevit.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -102,7 +102,7 @@ def by_rows(mesh: Mesh | None):
     return lambda array: jax.lax.with_sharding_constraint(array, batch_sharding(mesh))
 
 
-def local_rows(mesh: Mesh) -> Host:
+def local_rows(mesh: Mesh) -> BatchShards:
     """The parts of a batch that lie on this process's devices.
 
     Raises:
@@ -116,7 +116,7 @@ def local_rows(mesh: Mesh) -> Host:
             f"{len(mesh.local_devices)}"
         )
     own = jax.process_index()
-    return Host(tuple(i for i, owner in enumerate(owners) if own in owner), len(owners))
+    return BatchShards(tuple(i for i, owner in enumerate(owners) if own in owner), len(owners))
 
 
 def global_batch(batch, mesh: Mesh):
@@ -149,6 +149,6 @@ def check_batch(name: str, batch_size: int, accumulate: int, mesh: Mesh) -> None
         above = -(-batch_size // unit) * unit
         near = " or ".join(str(size) for size in (above - unit, above) if size)
         of = f"{batch_shards(mesh)} devices along data and fsdp" + (
-            f" x train.accumulate={accumulate}" * (accumulate > 1)
+            f" x train.grad_accum_steps={accumulate}" * (accumulate > 1)
         )
         raise UserError(f"data.train.{name}.batch_size={batch_size} must be a multiple of {unit} ({of}): {near}")

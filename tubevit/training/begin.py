@@ -7,19 +7,18 @@ import functools
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
+from tubevit.checkpoint.checkpoint import RUN_FOLDER, Checkpoint
+from tubevit.checkpoint.run_checkpoints import newest_good
 from tubevit.config import names, pairs
+from tubevit.config.experiment import Experiment
+from tubevit.models.abstract import initial_parameters
 from tubevit.models.freeze import join_frozen, split_frozen
-from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.hosts import say
 from tubevit.sharding.rules import put, shardings
-from tubevit.training.checkpoints import newest_good
-from tubevit.training.experiment import Experiment
 from tubevit.training.step import initial_state, state_of
-from tubevit.zoo.checkpoint import RUN_FOLDER, load_tree, parameters
-from tubevit.zoo.transfer import initialise
+from tubevit.transfer.initialise import initialise
 
 
 def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workdir, mesh: Mesh) -> tuple[dict, int]:
@@ -33,9 +32,9 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
     if step is None:
         return new_state(experiment, optimizer, mesh), 0
     make = functools.partial(initial_state, experiment.model, optimizer, experiment.config.seed)
-    abstract, checkpoint = jax.eval_shape(make), workdir / RUN_FOLDER / str(step)
+    abstract, checkpoint = jax.eval_shape(make), Checkpoint(workdir / RUN_FOLDER / str(step))
     whole = jax.eval_shape(join_frozen, abstract["params"], abstract["frozen"])
-    params = load_tree(checkpoint, "params", _placed(whole, mesh))
+    params = checkpoint.read("params", _placed(whole, mesh))
     params, frozen = jax.jit(
         functools.partial(split_frozen, model=experiment.model),
         out_shardings=(shardings(abstract["params"], mesh), shardings(abstract["frozen"], mesh)),
@@ -44,7 +43,7 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
         "step": put(np.int32(step), mesh),
         "params": params,
         "frozen": frozen,
-        "opt_state": load_tree(checkpoint, "optimizer", _placed(abstract["opt_state"], mesh)),
+        "opt_state": checkpoint.read("optimizer", _placed(abstract["opt_state"], mesh)),
     }
     say(f"resuming {workdir} from step {step}")
     return state, step
@@ -65,7 +64,7 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
     make = functools.partial(initial_state, model, optimizer, config.seed)
     if config.init.checkpoint is None:
         return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
-    params = jax.jit(lambda: parameters(TubeViT(model, rngs=nnx.Rngs(config.seed))))()
+    params = jax.jit(functools.partial(initial_parameters, model, config.seed))()
     params, notes = initialise(
         params,
         model,

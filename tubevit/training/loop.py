@@ -8,32 +8,31 @@ import functools
 import os
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tubevit import storage
+from tubevit.checkpoint.metadata import model_metadata
+from tubevit.checkpoint.run_checkpoints import Checkpoints
+from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.data.joint import joint_batches
 from tubevit.data.views import Views
+from tubevit.evaluation.evaluate import evaluate_source, make_forward
+from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.freeze import join_frozen
-from tubevit.models.tubevit import TubeViT
-from tubevit.sharding.hosts import from_first, is_main, say
+from tubevit.sharding.hosts import is_main, run_on_main, say
 from tubevit.sharding.mesh import check_batch, global_batch, local_rows, make_mesh
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.begin import begin
-from tubevit.training.broken import BrokenFiles
-from tubevit.training.checkpoints import Checkpoints
-from tubevit.training.evaluate import evaluate_source, make_forward
-from tubevit.training.experiment import Experiment, open_experiment
-from tubevit.training.lease import Lease
-from tubevit.training.nonfinite import FiniteLoss
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
-from tubevit.training.preemption import Preempted, preemption
-from tubevit.training.profile import Profile
-from tubevit.training.progress import Progress
+from tubevit.training.run.broken_files import BrokenFiles
+from tubevit.training.run.lease import Lease
+from tubevit.training.run.nonfinite import NonFiniteGuard
+from tubevit.training.run.preemption import Preempted, preemption
+from tubevit.training.run.profile import Profile
+from tubevit.training.run.progress import Progress
+from tubevit.training.run.workdir import MetricsWriter, prepare_workdir
 from tubevit.training.step import make_step
-from tubevit.training.workdir import MetricsWriter, prepare_workdir
-from tubevit.zoo.checkpoint import model_metadata, parameters
 
 
 def train(
@@ -67,11 +66,11 @@ def train(
     mesh = training_mesh(experiment)
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
     optimizer = make_optimizer(config)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: TubeViT(model, rngs=nnx.Rngs(0))))
+    graph = graph_of(model)
     # Once the configuration is known to be good.
     workdir = storage.as_path(workdir)
     with Lease(workdir).acquire(say) as lease:
-        from_first(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
+        run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
         state, start = begin(experiment, optimizer, workdir, mesh)
         return _run(experiment, mesh, state, start, make_step(graph, optimizer, config, mesh), workdir, lease, profile)
 
@@ -84,8 +83,8 @@ def training_mesh(experiment: Experiment) -> Mesh:
     """
     config, mesh = experiment.config, make_mesh(experiment.config.mesh)
     for name, dataset in config.data.train.items():
-        check_batch(name, dataset.batch_size, config.train.accumulate, mesh)
-    check_sharding(nnx.eval_shape(lambda: parameters(TubeViT(experiment.model, rngs=nnx.Rngs(0)))), mesh)
+        check_batch(name, dataset.batch_size, config.train.grad_accum_steps, mesh)
+    check_sharding(abstract_parameters(experiment.model), mesh)
     local_rows(mesh)
     return mesh
 
@@ -98,7 +97,7 @@ def _run(experiment: Experiment, mesh: Mesh, state: dict, start: int, step_funct
     batches_from = functools.partial(_batches, experiment, local_rows(mesh))
     broken = BrokenFiles(experiment.train, config.loader.max_broken)
     names = {name: load.source.keys for name, load in experiment.train.items()}
-    watch = FiniteLoss(workdir, names, functools.partial(_batch_of, batches_from), config.train.skip_nonfinite)
+    watch = NonFiniteGuard(workdir, names, functools.partial(_batch_of, batches_from), config.train.skip_nonfinite)
     progress, traces = Progress(config, start), Profile(workdir, profile)
     results: dict = {}
     pending = []
@@ -164,9 +163,8 @@ def _batch_of(batches_from, step: int) -> dict:
 
 
 def _forwards(experiment: Experiment, mesh: Mesh) -> dict:
-    model = nnx.eval_shape(lambda: TubeViT(experiment.model, rngs=nnx.Rngs(0)))
     heads = {dataset.head for dataset in experiment.config.data.eval.values()}
-    return {head: make_forward(model, head, mesh) for head in heads}
+    return {head: make_forward(experiment.model, head, mesh) for head in heads}
 
 
 def _evaluate(experiment: Experiment, forwards: dict, mesh: Mesh, state: dict) -> dict[str, float | None]:

@@ -32,6 +32,6 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
     decay = [optax.add_decayed_weights(settings.weight_decay, kernels)] if settings.weight_decay else []
     adam = [optax.scale_by_adam(settings.b1, settings.b2)]
-    clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm is not None else []
+    clip = [optax.clip_by_global_norm(settings.grad_clip_norm)] if settings.grad_clip_norm is not None else []
     middle = decay + adam if settings.name == "adam" else adam + decay
     return optax.chain(*clip, *middle, optax.scale_by_learning_rate(learning_rate_schedule(config)))

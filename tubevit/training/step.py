@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from tubevit.models.abstract import initial_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.models.placement import activations_placed, place
@@ -20,14 +21,13 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.mesh import by_rows
 from tubevit.sharding.rules import shardings
 from tubevit.training.losses import classification_loss, mix, targets
-from tubevit.zoo.checkpoint import parameters
 
 _MIX, _DROPOUT = 0, 1  # purposes that keys are folded for
 
 
 def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
     """A new training state of random parameters, see `state_of`."""
-    return state_of(parameters(TubeViT(model, rngs=nnx.Rngs(seed))), model, optimizer)
+    return state_of(initial_parameters(model, seed), model, optimizer)
 
 
 def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransformation) -> dict:
@@ -87,8 +87,8 @@ def make_step(
 ) -> Callable:
     """The compiled step (state, batch) -> (state, clu metrics); the old state's memory is reused.
 
-    All randomness follows from `config.seed` and the state's step, whatever the mesh. With `config.train.accumulate`
-    the batch is computed in parts, whose gradients are averaged.
+    All randomness follows from `config.seed` and the state's step, whatever the mesh. With
+    `config.train.grad_accum_steps` the batch is computed in parts, whose gradients are averaged.
 
     Args:
         graph: of the model.
@@ -96,7 +96,7 @@ def make_step(
         config: the experiment's.
         mesh: of the state, see `shardings`, and of the batch, see `global_batch`; None is one device.
     """
-    collection, parts = metrics_class(config.data.train), config.train.accumulate
+    collection, parts = metrics_class(config.data.train), config.train.grad_accum_steps
 
     def placed(tree):
         return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))

@@ -25,7 +25,7 @@ from tubevit.visualize.style import (
     tile,
     wrapped,
 )
-from tubevit.windows import Reading
+from tubevit.windows import WindowPlan
 
 
 def softmax_weights(attention: Attention, x: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, int, int]) -> n
     Returns:
         (T, H, W) float64, whose sum is that of the weights.
     """
-    Reading(tubes, shape)  # a clip that is too small is an error
+    WindowPlan(tubes, shape)  # a clip that is too small is an error
     heat, first = np.zeros(shape), 0
     for tube in tubes.tubes:
         grid = tube.grid(shape, tubes.padding)

@@ -17,7 +17,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
 
     Args:
         matrix: (classes, classes) number of files by label (row) and prediction (column), as
-            `tubevit.training.metrics.confusion_matrix` gives it.
+            `tubevit.evaluation.metrics.confusion_matrix` gives it.
         classes: their names.
     """
     matplotlib = plotting()

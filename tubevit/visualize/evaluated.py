@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from tubevit.config import dataset_config
-from tubevit.data.pipeline import Load
+from tubevit.config.experiment import open_eval
+from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW
 from tubevit.errors import UserError
+from tubevit.evaluation.evaluate import Predictions, make_forward, predict_source
+from tubevit.models.abstract import parameters
 from tubevit.models.tubevit import TubeViT
-from tubevit.training.evaluate import Predictions, make_forward, predict_source
-from tubevit.training.experiment import open_eval
 from tubevit.visualize.style import evenly
-from tubevit.zoo.checkpoint import parameters
 
 MOST_FILES = 2000  # of a data set that a report looks at
 
@@ -34,7 +34,7 @@ class Evaluated:
 
     name: str
     head: str
-    load: Load
+    load: SampleLoader
     listed: int
     predictions: Predictions
 
@@ -51,7 +51,7 @@ class Evaluated:
         return f"{count} {kind} of {self.name} (head {self.head})"
 
     def clip(self, index: int) -> np.ndarray:
-        """File `index`, (T, size, size, 3) or (size, size, 3), uint8; see `Load.view`."""
+        """File `index`, (T, size, size, 3) or (size, size, 3), uint8; see `SampleLoader.view`."""
         return self.load.view(index, 0, ONE_VIEW, np.random.default_rng(0))[0]
 
     def surest(self, count: int) -> Iterator[int]:
@@ -80,7 +80,7 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
     load = open_eval(model.config, name, dataset, "tubes")
     listed = len(load.source)
     load = dataclasses.replace(load, source=_part(load.source, evenly(MOST_FILES, listed)))
-    forward = make_forward(model, dataset.head)
+    forward = make_forward(model.config, dataset.head)
     predictions = predict_source(forward, parameters(model), load, min(dataset.batch_size, len(load.source)))
     if not predictions.used.any():
         raise UserError(f"none of the {listed} files of {load.source.name} can be decoded: {load.reason(0)}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from tubevit.tubes import Tube, TubeSet, as_tube_set
 from tubevit.visualize.style import COLUMNS, GAP, WIDTH, colour, evenly, ground, new_figure, plotting, show_image, tile
-from tubevit.windows import Reading
+from tubevit.windows import WindowPlan
 
 _SMALLEST = 128  # drawn pixels of a frame, at least
 _FADED = 0.35  # of its contrast is left to what is not read
@@ -27,7 +27,7 @@ def pixels_read(tubes: str | Tube | TubeSet, shape: tuple[int, int, int]) -> np.
     """
     tubes = as_tube_set(tubes)
     read = np.zeros((len(tubes.tubes), *shape), bool)
-    for mask, grid in zip(read, Reading(tubes, shape).grids):
+    for mask, grid in zip(read, WindowPlan(tubes, shape).grids):
         mask[grid.index] = True
     return read
 

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from tubevit import storage
+from tubevit.checkpoint.paths import flatten
 from tubevit.errors import UserError
+from tubevit.evaluation.metrics import confusion_matrix
+from tubevit.models.abstract import parameters
 from tubevit.models.tubevit import TubeViT
-from tubevit.training.metrics import confusion_matrix
 from tubevit.visualize import attention, confusion, curves, kernels, layout, mistakes, positions
 from tubevit.visualize.evaluated import Evaluated, evaluate_stored
 from tubevit.visualize.own_files import OwnFile
 from tubevit.visualize.page import Animation, Picture, Section
-from tubevit.zoo.checkpoint import find_checkpoint, load_model, parameters, read_metadata, workdir_of
-from tubevit.zoo.paths import flatten
+from tubevit.zoo.names import open_checkpoint
 from tubevit.zoo.release import began_from
 
 _NO_DATA = "the checkpoint names no evaluation data: it is not of a run"
@@ -37,8 +38,8 @@ def read_checkpoint(name: str | os.PathLike) -> tuple[TubeViT, dict, pathlib.Pur
     Args:
         name: what `load_model` takes.
     """
-    checkpoint = find_checkpoint(name)
-    return load_model(checkpoint), read_metadata(checkpoint), checkpoint, workdir_of(checkpoint)
+    checkpoint = open_checkpoint(name)
+    return checkpoint.load_model(), checkpoint.metadata, checkpoint.folder, checkpoint.workdir
 
 
 def facts(name: str | os.PathLike, model: TubeViT, metadata: dict) -> dict[str, str]:

@@ -8,8 +8,8 @@ import pathlib
 import shutil
 import tarfile
 
+from tubevit.checkpoint.manifest import MANIFEST
 from tubevit.errors import UserError
-from tubevit.zoo.manifest import MANIFEST
 
 
 def is_whole(folder: pathlib.Path) -> bool:

@@ -13,17 +13,18 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 
 import tubevit
+from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
+from tubevit.checkpoint.manifest import write_manifest
+from tubevit.checkpoint.metadata import config_from_metadata
 from tubevit.errors import UserError, unknown
 from tubevit.models.variants import ARCHITECTURES
 from tubevit.zoo import registry
 from tubevit.zoo.archive import pack
 from tubevit.zoo.card import model_card
-from tubevit.zoo.checkpoint import MARK, config_from_metadata, load_model, save_model
-from tubevit.zoo.manifest import write_manifest
 from tubevit.zoo.registry import Release
 
 LARGEST = 12_000_000  # bytes that a checkpoint in the repository may have
-_SIZES = ("width", "depth", "num_heads", "mlp_width")
+_SIZES = ("width", "depth", "num_heads", "mlp_dim")
 _MEASURED = ("top1", "top5", "map", "loss")
 
 
@@ -77,7 +78,7 @@ def staged(name: str) -> Iterator[pathlib.Path]:
 
 
 def write_weights(
-    checkpoint: str | os.PathLike, metadata: Mapping, folder: pathlib.Path, dtype: str, most: int | None = LARGEST
+    checkpoint: Checkpoint, metadata: Mapping, folder: pathlib.Path, dtype: str, most: int | None = LARGEST
 ) -> None:
     """Writes the parameters of a run's checkpoint with its configuration and step, and their archive beside.
 
@@ -91,7 +92,7 @@ def write_weights(
     Raises:
         UserError: the checkpoint is damaged, or the archive too large.
     """
-    model = load_model(checkpoint, dtype=dtype)
+    model = checkpoint.load_model(dtype=dtype)
     save_model(model, folder, {key: metadata[key] for key in ("config", "step") if key in metadata})
     (folder / MARK).write_text("")  # Orbax writes there where it was: a path of this machine
     write_manifest(folder)

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from sklearn.linear_model import LogisticRegression
+
+import tubevit
+from tubevit.cli import main
+from tubevit.config import dataset_config
+from tubevit.data.sources import open_source
+from tubevit.errors import UserError
+from tubevit.evaluation.probe import open_probe, probe_probabilities
+
+
+@pytest.fixture(scope="module")
+def lists(digits_cache, tmp_path_factory):
+    """Clips with labels of their own, 24 to learn from and 8 held out, whose classes no head has."""
+    lines = (digits_cache / "motion.csv").read_text().splitlines()[1:]
+    rows = [line.split(",") for line in lines]
+    text = "".join(f"{digits_cache / path},{'xyz'[len(label) % 3]},{split}\n" for path, label, split, *_ in rows)
+    path = tmp_path_factory.mktemp("probe") / "clips.csv"
+    path.write_text("path,label,split\n" + text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def by_hand(tiny_run, lists):
+    """Features and labels of both splits, from all pixels of each file."""
+    model = tubevit.load_model(tiny_run)
+    features = nnx.jit(type(model).features)
+    found = []
+    for source in (open_source(str(lists), split) for split in ("train", "test")):
+        clips = np.concatenate([tubevit.read_video(path, **model.input) for path in source.keys])
+        found += [np.asarray(features(model, clips), np.float64), np.array(source.labels)]
+    return found
+
+
+def linear(x, y, z):
+    """Probabilities of the classes 0, 1, 2."""
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit((x - mean) / deviation, y)
+    return fitted.predict_proba((z - mean) / deviation)
+
+
+def knn(x, y, z):
+    """The same."""
+    x, z = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, z))
+    cosine = z @ x.T
+    near = np.argsort(-cosine, axis=1)[:, :20]
+    votes = np.exp(np.take_along_axis(cosine, near, axis=1) / 0.07)
+    shares = np.stack([(votes * (y[near] == label)).sum(axis=1) for label in range(3)], axis=1)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind, batch_size", [(linear, 3), (knn, 8)])
+def test_as_scikit_learn_on_features_computed_by_hand(tiny_run, lists, by_hand, tmp_path, capsys, kind, batch_size):
+    x, y, z, labels = by_hand
+    shares = kind(x, y, z)
+    command = ["evaluate", "--checkpoint", tiny_run, "--data", lists, "--probe", kind.__name__, "--json"]
+    command += ["--out", tmp_path / "out.json", "--batch-size", batch_size]
+    assert main(list(map(str, command))) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out.json").read_text()) == [record]
+    assert record["top1"] == (shares.argmax(axis=1) == labels).mean()
+    assert record["loss"] == pytest.approx(-np.log(shares[range(8), labels]).mean(), rel=1e-3)
+    assert (record["probe"], record["train_clips_used"], record["clips_used"]) == (kind.__name__, 24, 8)
+    assert record["split"] == "test" and record["source"] == str(lists)
+
+
+def test_the_datasets_of_the_checkpoint(tiny_run, capsys, tmp_path):
+    """Both kinds of input; settings are printed; eval.json stays as it is."""
+    before = (tiny_run / "eval.json").exists()
+    out = tmp_path / "probe.json"
+    assert main(["evaluate", "--workdir", str(tiny_run), "--probe", "knn", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "moving_digits (knn probe): top1 " in text and "still_digits (knn probe): top1 " in text
+    assert "20 nearest files" in text and "learned from 24 clips" in text
+    still = json.loads(out.read_text())[1]
+    assert (still["head"], still["clips_used"], still["train_clips_used"]) == ("digit", 4, 1347)
+    assert (tmp_path / "probe_still_digits_confusion.csv").exists() and (tiny_run / "eval.json").exists() == before
+
+
+def test_classes_that_are_not_there_get_nothing():
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    for kind in ("linear", "knn"):  # fewer files than neighbours
+        shares = probe_probabilities(kind, features, np.array([0, 0, 2, 2, 4, 4]), features[:2], 6)
+        assert (shares[:, [1, 3, 5]] == 0).all() and shares.sum(axis=1) == pytest.approx(np.ones(2))
+        again = probe_probabilities(kind, features, np.array([0, 0, 2, 2, 4, 4]), features[:2], 6)
+        np.testing.assert_array_equal(shares, again)
+
+
+def test_splits_and_labels_that_are_refused(tiny, lists, tmp_path):
+    config = tiny().config
+
+    def refused(text, part, split="test", tmp=tmp_path / "a.csv"):
+        tmp.write_text("path,label,split\n" + text)
+        with pytest.raises(UserError, match=part):
+            open_probe(config, "data", dataset_config(source=str(tmp), split=split), "tubes")
+
+    clip = open_source(str(lists), "test").keys[0]
+    row = lambda *labels, split: "".join(f"{clip},{label},{split}\n" for label in labels)  # noqa: E731
+    both = row("a", "b", split="train")
+    refused(both + row("a", split="test"), "held-out split, val or test; found 'train'", "train")
+    refused(both + row("a", split="test"), "held-out split, val or test; found 'all'", "all")
+    refused(row("a", "b", split="test"), "unknown split")
+    refused(row("a", split="train") + row("a", split="test"), "two classes or more")
+    refused(row("a", "b|c", split="train") + row("a", split="test"), "one label a file")

@@ -1,0 +1,118 @@
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+import tubevit
+from tubevit.cli import main
+from tubevit.config import load_config
+from tubevit.data.moving_digits import write_video
+from tubevit.data.sources import open_source
+from tubevit.errors import UserError
+from tubevit.recipes.finetune import finetune_config, probe
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """`clips(count, size=(32, 48), frames=12, fps=6, splits)`: a csv of videos of noise in two classes."""
+
+    def make(count, size=(32, 48), frames=12, fps=6, splits=("train", "train", "train", "val")):
+        folder = tmp_path_factory.mktemp("clips")
+        video = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
+        write_video(folder / "a.mp4", video, fps)
+        lines = [f"a.mp4,{'xy'[i % 2]},{splits[i % len(splits)]}" for i in range(count)]
+        (folder / "list.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+        return str(folder / "list.csv")
+
+    return make
+
+
+def test_small_clips_from_scratch(clips):
+    data = clips(400)
+    config, lines = finetune_config(data)
+    assert config.model.name == "tubevit_nano8" and (config.input.frames, config.input.size) == (16, 64)
+    assert config.input.fps == 8.0  # 16 frames over 2 seconds
+    dataset = config.data.train.data
+    assert (dataset.source, dataset.split, dataset.batch_size) == (data, "train", 32)
+    assert (config.data.eval.data.source, config.data.eval.data.split) == (data, "val")
+    assert config.train.steps == 30_000 // 32 and config.optimizer.warmup_steps == config.train.steps // 10
+    assert config.optimizer.learning_rate == 1.2e-3 and dataset.augment.random_crop and not dataset.augment.flip
+    text = "\n".join(lines)
+    assert "300 files to train, 100 to evaluate (split val), 2 classes; median short side 32 pixels, 2.0 s" in text
+    assert f"{config.train.steps} steps of 32 (100 epochs)" in text and "expected time: about" in text
+
+
+@pytest.mark.parametrize(
+    "count, batch_size, steps", [(4, 2, 10_000), (40, 16, 20_000 // 16), (40_000, 32, 90_000 // 32)]
+)
+def test_few_clips_are_seen_more_often(clips, count, batch_size, steps):
+    """Three quarters are for training; a batch has as many of them as a power of two goes."""
+    config, _ = finetune_config(clips(count))
+    assert config.train.steps == steps and config.data.train.data.batch_size == batch_size
+    assert config.data.train.data.augment.area == (0.3 if count > 1000 else 0.5)
+
+
+def test_large_frames_and_long_videos(clips):
+    config, _ = finetune_config(clips(8, size=(130, 100), frames=40, fps=1), flip=True)
+    assert config.model.name == "tubevit_ti16" and (config.input.frames, config.input.size) == (32, 224)
+    assert config.input.fps == 3.2 and config.data.train.data.augment.flip  # 32 frames over 10 of the 40 seconds
+    config, _ = finetune_config(clips(8), model="tubevit_s16")
+    assert config.model.name == "tubevit_s16" and config.optimizer.learning_rate == 3e-4
+
+
+def test_images(tmp_path):
+    for split in ("train", "test"):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / split / label / "x.png"), np.zeros((20, 30, 3), np.uint8))
+    config, lines = finetune_config(str(tmp_path))
+    assert config.input.fps is None and config.data.eval.data.split == "test" and "input 1x64x64" in lines[1]
+
+
+def test_from_a_checkpoint(clips, tiny_run):
+    config, lines = finetune_config(clips(8), str(tiny_run))
+    stored = tubevit.load_model(tiny_run).config
+    assert config.init.checkpoint == str(tiny_run) and config.model.tubes == str(stored.tubes)
+    assert (config.model.width, config.model.depth, config.input.fps) == (stored.width, stored.depth, 8.0)
+    assert config.optimizer.learning_rate == 1.6e-3 and f"from {tiny_run}" in lines[1]  # 1.2e-3 * 96 / 24 / 3
+    with pytest.raises(UserError, match="model= goes without init="):
+        finetune_config(clips(8), str(tiny_run), "tubevit_b16")
+
+
+def test_probe_takes_the_median(tmp_path):
+    sizes = [(32, 40), (64, 48), (80, 90)]
+    for i, (height, width) in enumerate(sizes):
+        write_video(tmp_path / f"{i}.mp4", np.zeros((4 * (i + 1), height, width, 3), np.uint8), 4)
+    (tmp_path / "broken.mp4").write_bytes(b"broken")
+    rows = ["path,label,split", *(f"{name}.mp4,a,train" for name in (0, 1, 2, "broken"))]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    looks = probe(open_source(str(tmp_path / "list.csv"), "train"))
+    assert (looks.short_side, looks.seconds) == (48, 2.0) and looks.decoding > 0
+
+
+def test_errors(clips, tmp_path):
+    with pytest.raises(UserError, match="has neither a split val nor a split test to evaluate on"):
+        finetune_config(clips(4, splits=("train",)))
+    with pytest.raises(UserError, match="unknown split of .* 'train'"):
+        finetune_config(clips(4, splits=("val",)))
+    (tmp_path / "x.mp4").write_bytes(b"broken")
+    (tmp_path / "list.csv").write_text("path,label,split\nx.mp4,a,train\nx.mp4,a,val\n")
+    with pytest.raises(UserError, match="none of .* files .* can be decoded"):
+        finetune_config(str(tmp_path / "list.csv"))
+
+
+def test_the_experiment_runs_from_a_checkpoint(clips, tiny_run, tmp_path, capsys):
+    spec = f"finetune:data={clips(12)},init={tiny_run}"
+    changes = [
+        "--config.train.steps=2",
+        "--config.data.train.data.batch_size=3",
+        "--config.loader.threads=1",
+        "--config.mesh.data=1",
+    ]
+    assert main(["train", "--config", spec, "--workdir", str(tmp_path / "run"), *changes]) == 0
+    text = capsys.readouterr().err
+    assert "data: 9 files to train, 3 to evaluate" in text and "new heads: data" in text
+    model = tubevit.load_model(tmp_path / "run")
+    assert model.labels["data"] == ("x", "y") and load_config(spec).model.depth == model.config.depth
+    assert pathlib.Path(tmp_path / "run" / "metrics.jsonl").read_text().count("eval/data/top1") == 1

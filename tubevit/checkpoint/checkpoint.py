@@ -1,0 +1,224 @@
+"""Checkpoints: parameters as nested dicts in Orbax's format, the model's configuration in their metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import warnings
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from tubevit import storage
+from tubevit.checkpoint.manifest import verify, write_manifest
+from tubevit.checkpoint.metadata import config_from_metadata, model_metadata, versions
+from tubevit.checkpoint.renamed import with_current_keys
+from tubevit.errors import UserError, unknown
+from tubevit.models.abstract import abstract_parameters, initial_parameters, model_of, parameters
+from tubevit.models.config import PRECISIONS, ModelConfig
+from tubevit.models.position import resize_positions
+from tubevit.models.tubevit import TubeViT
+from tubevit.models.variants import as_heads
+
+# A checkpoint is whole once this is there: on disk Orbax renames the folder last, in a bucket it writes a marker file.
+_METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
+RUN_FOLDER = "checkpoints"
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Tell whether a folder is a checkpoint that was written to its end."""
+    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else _METADATA_FILE))
+
+
+def steps(folder: str | os.PathLike) -> list[int]:
+    """List the steps of the whole checkpoints of a run, in ascending order.
+
+    Raises:
+        StorageError: the bucket is out of reach or refuses.
+    """
+    found = [name for name in storage.names(folder) if name.isdecimal() and is_whole(storage.join(folder, name))]
+    return sorted(map(int, found))
+
+
+class Checkpoint:
+    """A checkpoint's folder: verifies, describes and reads it; each of these at most once.
+
+    Args:
+        folder: of a whole checkpoint, on disk or `gs://`. `tubevit.zoo.open_checkpoint` finds it by name.
+        remedy: what to do if its files are damaged, for the error.
+
+    Attributes:
+        folder: its path.
+        name: what the user called it, for messages.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        name: str | os.PathLike | None = None,
+        remedy: str = "use a good copy or another step",
+    ):
+        self.folder, self._remedy = storage.as_path(folder), remedy
+        self.name = str(self.folder if name is None else name)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @functools.cached_property
+    def _stored(self):
+        return storage.call(self.folder, ocp.checkpointables_metadata, self.folder)
+
+    @functools.cached_property
+    def metadata(self) -> dict:
+        """What is stored beside the parameters: `model`, and for a checkpoint of a run `step` and `config`.
+
+        Raises:
+            UserError: the folder is a checkpoint of something else.
+        """
+        values = self._stored.custom_metadata
+        if not isinstance(values, dict) or "model" not in values:
+            raise UserError(f"{self.folder} is an Orbax checkpoint, but not of a TubeViT: its metadata names no model")
+        return values | ({"config": with_current_keys(values["config"])} if "config" in values else {})
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        """The configuration of the model; raises UserError if the labels of a head were changed."""
+        return config_from_metadata(self.metadata["model"])
+
+    @property
+    def experiment(self) -> dict:
+        """The configuration of the run that wrote it, nested dicts; {} for saved and converted models."""
+        return self.metadata.get("config", {})
+
+    @property
+    def step(self) -> int | None:
+        """The step of the run; None for saved and converted models."""
+        return self.metadata.get("step")
+
+    @property
+    def workdir(self) -> pathlib.PurePath | None:
+        """The workdir of the run that the folder lies in; None for saved and released models."""
+        parent = self.folder.parent
+        of_run = parent.name == RUN_FOLDER and self.folder.name.isdecimal()  # the zoo's folder has the same name
+        return parent.parent if of_run else None
+
+    @functools.cached_property
+    def _problems(self) -> list[str] | None:
+        return verify(self.folder)
+
+    def verify(self) -> None:
+        """Compare the files with the manifest, where there is one: Orbax does not notice a flipped byte.
+
+        Raises:
+            UserError: files are damaged; they are named.
+            StorageError: the bucket is out of reach or refuses.
+        """
+        if self._problems:
+            more = f"; and {len(self._problems) - 5} more" if len(self._problems) > 5 else ""
+            raise UserError(f"{self.folder} is damaged: {'; '.join(self._problems[:5])}{more}; {self._remedy}")
+
+    def read(self, name: str, expected):
+        """Read one tree of arrays, after comparing names, shapes and dtypes from both sides.
+
+        Orbax alone would cast dtypes, pad shapes and skip names silently. Only bfloat16 becomes float32,
+        which is exact.
+
+        Args:
+            name: `params` or `optimizer`.
+            expected: the tree of arrays or ShapeDtypeStructs that is wanted. A ShapeDtypeStruct with a sharding is
+                restored to that, whatever mesh and number of processes wrote it; others go to this process's first
+                device.
+
+        Raises:
+            UserError: what is missing, unexpected or of another shape or dtype, all of it.
+        """
+        stored = self._stored.metadata
+        if name not in stored:
+            raise UserError(f"{self.folder} holds no {name!r}; it holds {', '.join(map(repr, stored))}")
+        problems = _differences(_leaves(stored[name]), _leaves(expected))
+        if problems:
+            raise UserError(f"{self.folder} does not fit the model in {name}: {'; '.join(problems)}")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def placed(leaf):
+            wanted = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted or here)
+
+        abstract = jax.tree.map(placed, expected)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            return storage.call(self.folder, ocp.load_checkpointables, self.folder, {name: abstract})[name]
+
+    def read_parameters(self) -> dict:
+        """Verify the files and read the parameters: nested dicts of float32 arrays. Raises as `verify` and `read`."""
+        self.verify()
+        return self.read("params", abstract_parameters(self.model))
+
+    def load_model(
+        self, *, num_classes: int | None = None, heads: Mapping | None = None, dtype: str = "float32", **fields
+    ) -> TubeViT:
+        """Load the model in evaluation mode; arguments and errors are those of `tubevit.load_model`."""
+        if dtype not in PRECISIONS:
+            raise unknown("dtype", str(dtype), PRECISIONS)
+        known = {field.name for field in dataclasses.fields(ModelConfig)}
+        for field in fields:
+            if field not in known:
+                raise unknown("keyword", field, known)
+        self.verify()
+        stored = config = self.model
+        if num_classes is not None or heads is not None:
+            config = dataclasses.replace(config, heads=as_heads(num_classes, heads, config.tubes))
+        config = config.replace(**fields)
+        wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
+        params = self.read("params", abstract_parameters(wanted))
+        for i, table in params.get("position", {}).items():
+            grid = config.tubes.tubes[int(i)].grid(config.shape, config.padding)
+            params["position"][i] = jnp.asarray(resize_positions(table, grid))
+        if config.heads != stored.heads:
+            # Compiled, so that nothing but the heads is made.
+            params["heads"] = jax.jit(lambda: initial_parameters(config, 0).get("heads", {}))()
+        return model_of(config, jax.tree.map(lambda leaf: leaf.astype(PRECISIONS[dtype]), params))
+
+
+def _leaves(tree) -> dict[str, tuple[tuple[int, ...], str]]:
+    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): (tuple(x.shape), str(x.dtype)) for p, x in pairs}
+
+
+def _differences(have: Mapping, want: Mapping) -> list[str]:
+    problems = [f"missing {key}" for key in want if key not in have]
+    problems += [f"unexpected {key}" for key in have if key not in want]
+    return problems + [
+        f"{key}: expected {want[key]}, found {have[key]}"
+        for key in want
+        if key in have and want[key] not in (have[key], _widened(*have[key]))
+    ]
+
+
+def _widened(shape: tuple, dtype: str) -> tuple[tuple, str]:
+    return shape, "float32" if dtype == "bfloat16" else dtype
+
+
+def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
+    """Save a model: parameters by Orbax, its configuration and labels in the metadata, hashes in manifest.json.
+
+    Args:
+        model: any.
+        path: a new folder, on disk or `gs://`.
+        metadata: JSON values to store beside the configuration, such as `source` for converted weights.
+
+    Raises:
+        UserError: the path exists already.
+        StorageError: the bucket is out of reach or refuses.
+    """
+    path = storage.as_path(path)
+    if storage.exists(path):
+        raise UserError(f"{path} exists already; name a new folder")
+    metadata = {**(metadata or {}), "model": model_metadata(model.config), "versions": versions()}
+    storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
+    if jax.process_index() == 0:
+        write_manifest(path)

@@ -1,0 +1,51 @@
+"""What is stored beside the parameters: the model's configuration, and the versions of the packages that wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping
+
+import tubevit
+from tubevit.checkpoint.renamed import with_current_keys
+from tubevit.data.labels import label_hash
+from tubevit.errors import UserError
+from tubevit.models.config import Head, ModelConfig
+from tubevit.tubes import TubeSet
+
+
+def model_metadata(config: ModelConfig) -> dict:
+    """Return a model's configuration as JSON values; heads with known labels carry their `label_hash`."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    heads = {name: dataclasses.asdict(head) | _label_hash(head.labels) for name, head in config.heads}
+    return values | {"tubes": str(config.tubes), "heads": heads}
+
+
+def _label_hash(labels) -> dict[str, str]:
+    return {"label_hash": label_hash(labels)} if labels else {}
+
+
+def config_from_metadata(values: Mapping) -> ModelConfig:
+    """Invert `model_metadata`.
+
+    Raises:
+        UserError: the labels of a head are not those that it was trained with, by their hash.
+    """
+    values = with_current_keys({"model": values})["model"]
+    heads = []
+    for name, stored in values["heads"].items():
+        fields = {key: value for key, value in stored.items() if key != "label_hash"}
+        expected, found = stored.get("label_hash"), _label_hash(fields["labels"]).get("label_hash")
+        if expected not in (None, found):
+            raise UserError(
+                f"the labels of head {name!r} were changed: expected those of label_hash {expected}, found {found}"
+            )
+        heads.append((name, Head(**fields)))
+    tubes = TubeSet.from_text(values["tubes"], values["padding"])
+    return ModelConfig(**{**values, "tubes": tubes, "heads": tuple(heads)})
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a checkpoint is written with."""
+    packages = ("jax", "flax", "orbax-checkpoint", "numpy")
+    return {"tubevit": tubevit.__version__} | {name: importlib.metadata.version(name) for name in packages}

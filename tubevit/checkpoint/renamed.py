@@ -1,0 +1,22 @@
+"""Keys that were renamed: the one table by which what is on disk under an old name is read under the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Old key of a configuration -> its name today.
+RENAMED = {
+    "model.mlp_width": "model.mlp_dim",
+    "optimizer.clip_norm": "optimizer.grad_clip_norm",
+    "train.grad_accum_steps": "train.grad_accum_steps",
+}
+
+
+def with_current_keys(config: Mapping) -> dict:
+    """Return a stored configuration, nested dicts, with every renamed key under its name of today."""
+    current = {name: dict(group) if isinstance(group, Mapping) else group for name, group in config.items()}
+    for old, new in RENAMED.items():
+        (group, old_name), (_, new_name) = old.split("."), new.split(".")
+        if old_name in current.get(group, {}):
+            current[group] = {new_name if key == old_name else key: value for key, value in current[group].items()}
+    return current

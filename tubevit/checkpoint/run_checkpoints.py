@@ -1,0 +1,267 @@
+"""The checkpoints of a run: saved in the background, with hashes of their files; the newest that is good."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from tubevit import storage
+from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
+from tubevit.checkpoint.manifest import verify, write_manifest
+from tubevit.checkpoint.metadata import versions
+from tubevit.errors import RunError, UserError, unknown
+from tubevit.models.freeze import join_frozen
+from tubevit.sharding.hosts import run_on_main
+
+# What a step's folder becomes that is not to be used; neither Orbax nor `steps` takes it for a checkpoint.
+_DAMAGED, _UNVERIFIED = ".damaged", ".unverified"
+# What Orbax and TensorStore raise when a save fails.
+_FAILURES = (OSError, ValueError, RuntimeError)
+
+
+def newest_good(folder: str | os.PathLike, say: Callable[[str], None] = print) -> int | None:
+    """The step to go on from: the newest whose files are those that were written.
+
+    Folders of newer steps are renamed, since their steps are to be saved again: to `<step>.damaged`, or to
+    `<step>.unverified` (only the last is kept) where the manifest is missing, as when a process is killed before it
+    is written. If no checkpoint has a manifest that fits, the newest without one is taken.
+
+    Every process of a run calls it, before `Checkpoints` is made; process 0 does the work.
+
+    Args:
+        folder: of the checkpoints of a run, on disk or `gs://`.
+        say: prints a line for each step that is passed over, and for one that cannot be verified.
+
+    Returns:
+        The step; None if there is no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
+        RunError: a folder cannot be renamed; StorageError: the bucket is out of reach or refuses.
+    """
+    return run_on_main(lambda: _newest_good(storage.as_path(folder), say))
+
+
+def _newest_good(folder: pathlib.PurePath, say) -> int | None:
+    good, unverified, reasons = None, None, {}
+    for step in reversed(steps(folder)):
+        problems = verify(folder / str(step))
+        if problems == []:
+            good = step
+            break
+        if problems is None and unverified is None:
+            unverified = step
+        reasons[step] = "has no manifest" if problems is None else f"is damaged ({_some(problems)})"
+    if good is None and unverified is None:
+        if not reasons:
+            return None
+        listed = "; ".join(f"step {step} {reason}" for step, reason in reasons.items())
+        raise UserError(f"no checkpoint in {folder} can be used: {listed}; bring a good copy, or name a new workdir")
+    chosen = unverified if good is None else good
+    if good is None:
+        say(f"checkpoint {chosen} in {folder} has no manifest: it is taken, but whether it is damaged is not known")
+    for step, reason in reasons.items():
+        if step > chosen:
+            suffix = _UNVERIFIED if reason == "has no manifest" else _DAMAGED
+            say(f"checkpoint {step} in {folder} {reason}: going on from step {chosen}; it is now {step}{suffix}")
+            _set_aside(folder, step, suffix)
+    return chosen
+
+
+def _some(problems: list[str]) -> str:
+    return problems[0] + (f", and {len(problems) - 1} more files" if len(problems) > 1 else "")
+
+
+def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
+    old = [name for name in storage.names(folder) if name == f"{step}{suffix}" or name.endswith(_UNVERIFIED)]
+    source, target = folder / str(step), folder / f"{step}{suffix}"
+    try:
+        for name in old:
+            storage.call(folder, epath.Path(folder / name).rmtree)
+        if storage.is_remote(folder):  # copied whole before anything is removed
+            files = storage.list_files(source)
+            pairs = [[storage.join(place, file) for file in files] for place in (source, target)]
+            storage.operate(folder, lambda filesystem, inner: filesystem.copy(*pairs))
+            storage.call(folder, epath.Path(source).rmtree)
+        else:
+            os.rename(source, target)
+    except OSError as error:
+        raise RunError(f"cannot rename {source}: {error.strerror or error}") from error
+
+
+def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that each of Orbax's threads logs: `Checkpoints` raises one error for all of them."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+@functools.cache
+def _say_a_failed_save_once() -> None:
+    """Hides what TensorStore prints for each array still in flight when Orbax has ended the loop they report to."""
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+class Checkpoints:
+    """The checkpoints of a run: saved in the background, the last `keep` are kept, and the best.
+
+    Once a checkpoint is whole its `manifest.json` is written, and `best.json`, {"step", "metric", "value"}, in the
+    workdir, by process 0. All processes of a run make it and call the same methods.
+
+    Args:
+        workdir: of the run; on disk or `gs://`.
+        keep: number of checkpoints.
+        keep_best: a metric of the evaluation, such as eval/clips/top1; the checkpoint with its largest value, of a
+            loss the smallest, is kept too. None keeps the last ones only.
+
+    Raises:
+        StorageError: the bucket is out of reach or refuses; so do `save`, `wait` and `close`.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int, keep_best: str | None = None):
+        self.folder = storage.as_path(workdir) / RUN_FOLDER
+        self.keep_best, self._best_file = keep_best, storage.join(workdir, "best.json")
+        policies = ocp.training.preservation_policies
+        policy = policies.LatestN(keep)
+        if keep_best is not None:
+            best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+            policy = policies.AnyPreservationPolicy([policy, best])
+        make = ocp.training.Checkpointer
+        options = {"preservation_policy": policy, "cleanup_tmp_directories": True}
+        try:
+            self._checkpointer = self._call(make, self.folder, **options)
+        except ValueError:  # it reads the metrics of all; those of an older checkpoint are no JSON
+            run_on_main(self._set_damaged_aside)
+            self._checkpointer = self._call(make, self.folder, **options)
+        self._background: threading.Thread | None = None
+        self._error: Exception | None = None
+        logging.getLogger("absl").addFilter(_not_of_a_failed_save)
+        _say_a_failed_save_once()
+
+    def _call(self, function, *args, **kwargs):
+        return storage.call(self.folder, function, *args, **kwargs)
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """What is larger for a better checkpoint."""
+        value = metrics.get(self.keep_best, math.nan)
+        value = -value if self.keep_best.rpartition("/")[2].endswith("loss") else value
+        return -math.inf if math.isnan(value) else value
+
+    def _set_damaged_aside(self) -> None:
+        for step in steps(self.folder):
+            if verify(self.folder / str(step)):
+                _set_aside(self.folder, step, _DAMAGED)
+
+    def save(self, state: dict, metadata: dict, metrics: Mapping | None = None, wait: bool = False) -> None:
+        """Saves a training state; returns once it is copied, or when it is written if `wait`.
+
+        Args:
+            state: of the training; a step that is not newer than the last one saved is left out.
+            metadata: JSON values; `step` and `versions` are added.
+            metrics: {name: value} of the evaluation of this state; None or {} if there was none.
+            wait: until the checkpoint and its manifest are written.
+
+        Raises:
+            UserError: the metrics do not have the one that `keep_best` names.
+            RunError: this save or the one before failed; earlier checkpoints are untouched.
+        """
+        step, metrics = int(state["step"]), self._metrics(metrics)
+        try:
+            self._join()
+            if self._checkpointer.latest is None or self._checkpointer.latest.step < step:
+                params = join_frozen(state["params"], state["frozen"])
+                trees = {"params": params, "optimizer": state["opt_state"]}
+                metadata = metadata | {"step": step, "versions": versions()}
+                save = self._checkpointer.save_checkpointables_async
+                self._call(save, step, trees, force=True, custom_metadata=metadata, metrics=metrics)
+                self._background = threading.Thread(target=self._finish, args=(step, self._best()), daemon=True)
+                self._background.start()
+            if wait:
+                self.wait()
+        except storage.StorageError as error:  # which checkpoints there are is not known either
+            raise storage.StorageError(f"saving a checkpoint in {self.folder} failed: {error}") from error
+        except _FAILURES as error:
+            raise self._failure(error) from error
+
+    def _metrics(self, metrics: Mapping | None) -> dict[str, float] | None:
+        if self.keep_best is None or not metrics:
+            return None
+        if self.keep_best not in metrics:
+            raise unknown("metric of checkpoint.keep_best", self.keep_best, metrics)
+        value = metrics[self.keep_best]
+        return None if value is None or not math.isfinite(value) else {self.keep_best: float(value)}
+
+    def _best(self) -> dict | None:
+        """What best.json is to hold once the present save is whole."""
+        if self.keep_best is None:
+            return None
+        scored = [info for info in self._checkpointer.checkpoints if info.metrics and self.keep_best in info.metrics]
+        if not scored:
+            return None
+        best = max(reversed(scored), key=lambda info: self._score(info.metrics))  # of equals the newest, as Orbax does
+        return {"step": best.step, "metric": self.keep_best, "value": best.metrics[self.keep_best]}
+
+    def _finish(self, step: int, best: dict | None) -> None:
+        """In the background: once Orbax has written a step, its manifest."""
+        try:
+            self._call(self._checkpointer.wait)
+            if jax.process_index() == 0:
+                write_manifest(self.folder / str(step))
+                if best:
+                    storage.write_text(self._best_file, json.dumps(best) + "\n")
+        except Exception as error:
+            self._error = error
+
+    def _join(self) -> None:
+        """Waits for the background work and raises what it raised."""
+        if self._background is not None:
+            self._background.join()
+            self._background = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            with contextlib.suppress(Exception):
+                self._call(self._checkpointer.wait)  # it tells each thread, and shall not do so again at the end
+            raise error
+
+    def wait(self) -> None:
+        """Waits until the last save and its manifest are written."""
+        self._join()
+        self._call(self._checkpointer.wait)
+
+    def _failure(self, error: Exception) -> RunError:
+        whole = steps(self.folder)
+        last = f"the last good checkpoint is step {whole[-1]}" if whole else "there is no earlier checkpoint"
+        reason = " ".join(str(error).split())[:300]
+        return RunError(f"saving a checkpoint in {self.folder} failed ({reason}); {last}")
+
+    def close(self) -> None:
+        """Ends the background work.
+
+        Raises:
+            RunError: the last save failed.
+        """
+        try:
+            try:
+                self._join()
+            finally:
+                self._call(self._checkpointer.close)
+        except storage.StorageError:
+            raise
+        except _FAILURES as error:
+            raise self._failure(error) from error

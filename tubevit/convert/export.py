@@ -1,0 +1,261 @@
+"""Models for programs without this package: safetensors with a json, or a program of jax.export that serves one head.
+
+Safetensors, `export_safetensors`: `model.safetensors` holds the parameters with the names that they have on disk,
+`config.json` the model's configuration. Neither jax nor this package is needed to read them:
+
+    from safetensors.numpy import load_file
+
+    kernel = load_file("DIR/model.safetensors")["encoder/blocks/mlp/up/kernel"]  # (L, D, 4D)
+
+jax.export, `export_jax`: `model.jaxexport` is the program, `params.safetensors` its first argument (as constants they
+would pass the 2 GB that a program may have), `config.json` says what goes in and comes out. `load_exported` reads it
+and checks what it is given; without this package:
+
+    import jax.export
+    from safetensors.numpy import load_file
+
+    program = jax.export.deserialize(open("DIR/model.jaxexport", "rb").read())
+    params = jax.device_put(load_file("DIR/params.safetensors"))
+    probabilities = jax.jit(program.call)(params, pixels)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from tubevit import __version__, storage
+from tubevit.checkpoint.metadata import model_metadata
+from tubevit.checkpoint.paths import flatten, unflatten
+from tubevit.errors import UserError
+from tubevit.models.abstract import abstract_parameters, model_of, parameters
+from tubevit.models.config import ModelConfig
+from tubevit.models.tubevit import TubeViT
+
+PLATFORMS = ("cpu", "tpu", "cuda")
+_CONFIG, _PROGRAM, _PARAMS, _MODEL = "config.json", "model.jaxexport", "params.safetensors", "model.safetensors"
+
+
+def export_safetensors(model: TubeViT, folder: str | os.PathLike) -> None:
+    """Writes `model.safetensors` and `config.json`: model, input (shapes, dtype, range), labels of each head.
+
+    Args:
+        model: all its heads are kept.
+        folder: a local one that does not exist, or is empty; it appears when it is whole.
+
+    Raises:
+        UserError: the folder cannot be used, or safetensors is not installed.
+    """
+    takes_images = any(tube.is_2d for tube in model.config.tubes.tubes)
+    with _new_folder(folder) as inside:
+        _save(flatten(parameters(model)), inside / _MODEL)
+        _write_config(inside, "safetensors", model.config, ("video", "image") if takes_images else ("video",))
+
+
+def export_jax(
+    model: TubeViT, folder: str | os.PathLike, head: str | None = None, platforms: Sequence[str] = PLATFORMS
+) -> None:
+    """Writes `model.jaxexport`, `params.safetensors` and `config.json`; see `export_program`.
+
+    Args:
+        model: of its parameters those that the head needs are stored.
+        folder: a local one that does not exist, or is empty; it appears when it is whole.
+        head: may be left out where there is only one, and where there is none (pooled features).
+        platforms: of `PLATFORMS`: where it can run. None of them has to be at hand.
+
+    Raises:
+        UserError: the folder cannot be used, there is no such head or platform, the head takes images and no tube
+            does, or safetensors or flatbuffers is not installed.
+    """
+    if model.config.heads or head is not None:
+        head = model.head_for((), head)
+    config = dataclasses.replace(model.config, heads=tuple(pair for pair in model.config.heads if pair[0] == head))
+    exported = export_program(config, platforms)
+    params, (needed, _) = flatten(parameters(model)), _inputs(exported)
+    with _new_folder(folder) as inside:
+        (inside / _PROGRAM).write_bytes(exported.serialize())
+        _save({path: params[path] for path in needed}, inside / _PARAMS)
+        more = {"head": head, "output": _output(config), "platforms": list(exported.platforms)}
+        _write_config(inside, "jax", config, (_modality(config),), **more)
+
+
+def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
+    """The forward pass as a program (params, pixels) -> output, without any parameter in it.
+
+    params is flat: {path: float32 array}. pixels is uint8 (b, T, H, W, 3) at the model's shape, (b, H, W, 3) of an
+    image head or a plain ViT of one frame; b is whatever each call brings. The output is float32 (b, classes): softmax,
+    of several labels sigmoid; or, without a head, pooled features (b, D).
+
+    `attention` of the configuration is not asked: `auto` would be settled by the machine that exports. On CPU the
+    program takes the einsums, elsewhere `jax.nn.dot_product_attention` by XLA; both are in it.
+
+    Args:
+        config: of at most one head.
+        platforms: of `PLATFORMS`.
+
+    Raises:
+        UserError: an unknown platform, the head takes images and no tube does, or flatbuffers is not installed.
+    """
+    _require("flatbuffers")
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise UserError(f"unknown platform {platform!r}; valid: cpu, tpu, cuda (NVIDIA GPUs)")
+    einsum, xla = (_forward(dataclasses.replace(config, attention=kind)) for kind in ("einsum", "xla"))
+
+    def forward(params, pixels):
+        return jax.lax.platform_dependent(params, pixels, cpu=einsum, default=xla)
+
+    params = flatten(abstract_parameters(config))
+    params = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
+    (batch,) = export.symbolic_shape("b")
+    pixels = jax.ShapeDtypeStruct((batch, *_shape(config, _modality(config))), jnp.uint8)
+    return export.export(jax.jit(forward), platforms=tuple(dict.fromkeys(platforms)))(params, pixels)
+
+
+def _forward(config: ModelConfig):
+    activation = {"features": lambda x: x, "softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[_output(config)]
+    return lambda params, pixels: activation(model_of(config, unflatten(params))(pixels))
+
+
+class ExportedModel:
+    """A program of `export_jax` and its parameters, on the default device.
+
+    Attributes:
+        config: what config.json holds.
+        labels: names of the classes, () where they are not known.
+        shape: of a clip (T, H, W, 3) or an image (H, W, 3).
+    """
+
+    def __init__(self, exported: export.Exported, params: Mapping[str, np.ndarray], config: dict):
+        self.config = config
+        self.labels = tuple(config["labels"].get(config["head"], ()))
+        self.shape = tuple(exported.in_avals[-1].shape[1:])
+        self._params, self._call = jax.device_put(dict(params)), jax.jit(exported.call)
+
+    def __call__(self, pixels) -> jax.Array:
+        """(b, *shape) uint8 -> (b, classes) probabilities, or (b, D) pooled features, float32.
+
+        Each new b is compiled once: pad to a few sizes where that matters.
+
+        Raises:
+            UserError: another shape or dtype.
+        """
+        found = (tuple(np.shape(pixels)), getattr(pixels, "dtype", None))
+        if found[0][1:] != self.shape or not found[0] or found[1] != np.uint8:
+            expected = ", ".join(map(str, ("b", *self.shape)))
+            raise UserError(f"expected uint8 ({expected}); found {found[1]} {found[0]}")
+        return self._call(self._params, pixels)
+
+
+def load_exported(folder: str | os.PathLike) -> ExportedModel:
+    """Reads what `export_jax` wrote.
+
+    Raises:
+        UserError: the folder holds nothing of the kind or is not whole, the program was not exported for this
+            platform, or a package is not installed.
+    """
+    load_file = _require("safetensors.numpy").load_file
+    _require("flatbuffers")
+    folder = pathlib.Path(folder)
+    try:
+        config = json.loads((folder / _CONFIG).read_bytes())
+        if config.get("format") != "jax":
+            raise UserError(f"{folder} was exported with --format {config.get('format')}; expected jax")
+        exported = export.deserialize(bytearray((folder / _PROGRAM).read_bytes()))
+        params = load_file(folder / _PARAMS)
+    except OSError as error:
+        raise UserError(f"{folder} is no export: cannot read {error.filename or _PARAMS}: {error.strerror}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the parsers of three formats have errors of their own
+        raise UserError(f"{folder} is no export, or not a whole one: {' '.join(str(error).split())[:300]}") from error
+    expected = {path: (aval.shape, aval.dtype) for path, aval in _inputs(exported)[0].items()}
+    found = {path: (array.shape, array.dtype) for path, array in params.items()}
+    if found != expected:
+        differing = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
+        raise UserError(f"{folder / _PARAMS} is not of {_PROGRAM}: they differ in {', '.join(differing[:5])}")
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise UserError(f"{folder} was exported for {', '.join(exported.platforms)}; this process runs on {platform}")
+    return ExportedModel(exported, params, config)
+
+
+def _inputs(exported: export.Exported) -> tuple[dict, jax.core.ShapedArray]:
+    """The program's arguments, abstract: {path: parameter}, pixels."""
+    arguments, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    return arguments
+
+
+def _modality(config: ModelConfig) -> str:
+    """What the only head, or the pooled features, are exported for."""
+    modality = config.heads[0][1].modality if config.heads else "any"
+    if modality == "any":
+        return "image" if config.tubes.is_2d and config.frames == 1 else "video"
+    return modality
+
+
+def _shape(config: ModelConfig, modality: str) -> tuple[int, ...]:
+    return (*(config.shape if modality == "video" else config.shape[1:]), 3)
+
+
+def _output(config: ModelConfig) -> str:
+    if not config.heads:
+        return "features"
+    return "sigmoid" if config.heads[0][1].multi_label else "softmax"
+
+
+def _write_config(folder: pathlib.Path, kind: str, config: ModelConfig, modalities: Sequence[str], **more) -> None:
+    """config.json: what a program needs to know that has nothing else."""
+    pixels = {modality: ["b", *_shape(config, modality)] for modality in modalities}
+    pixels |= {"dtype": "uint8", "range": [0, 255], "channels": "RGB", "fps": config.fps}
+    labels = {name: head.labels for name, head in config.heads}
+    values = {"format": kind, "tubevit": __version__, **more, "input": pixels, "labels": labels}
+    values["model"] = model_metadata(config)
+    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _save(params: Mapping[str, jax.Array], path: pathlib.Path) -> None:
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in params.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    _require("safetensors.numpy").save_file(arrays, path)
+    path.chmod(mode)  # safetensors lets its owner only read it
+
+
+def _require(package: str):
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        name = package.partition(".")[0]
+        raise UserError(f"export needs {name}: pip install 'tubevit[convert]'") from error
+
+
+@contextlib.contextmanager
+def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `path` that takes its place at the end, unless there was an error."""
+    if storage.is_remote(path):
+        raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
+    path = pathlib.Path(path).absolute()
+    try:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists already; name a new folder or an empty one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with temporary as beside:
+        folder = pathlib.Path(beside) / path.name  # mkdtemp's own would be for its owner only
+        folder.mkdir()
+        yield folder
+        folder.replace(path)

@@ -1,0 +1,170 @@
+"""Files of arrays: what they are by content, reading them without running code in them, writing them whole or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable
+
+import ml_dtypes
+import numpy as np
+
+from tubevit.convert.torch_file import read_torch
+from tubevit.errors import UserError
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def kind_of(path: pathlib.Path) -> str:
+    """`npz`, `torch` or `safetensors`, by content.
+
+    Raises:
+        UserError: none of them, or damaged.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception as error:  # a damaged directory may raise anything
+            raise damaged(path, error) from error
+        if any(name.endswith("data.pkl") for name in names):
+            return "torch"
+        if names and all(name.endswith(".npy") for name in names):
+            return "npz"
+        raise UserError(f"{path} is a zip file, but of neither .npz nor torch; it holds {', '.join(names[:5])}")
+    if start[8:9] == b"{":
+        if int.from_bytes(start[:8], "little") > size:
+            raise damaged(path, "its header reaches beyond its end")
+        return "safetensors"
+    if start.startswith(b"\x80"):
+        raise UserError(
+            f"{path} is a pickle of torch before 1.6, which cannot be read without running code in it; load it with "
+            "torch and save its state dict again, as safetensors or with torch.save"
+        )
+    raise UserError(f"{path} is no .npz, .safetensors or .pth of torch; it begins with {start!r}")
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name.
+
+    Raises:
+        UserError: the file is none of those that `kind_of` knows, is damaged, or holds code.
+    """
+    return {"npz": _read_npz, "torch": read_torch, "safetensors": _read_safetensors}[kind_of(path)](path)
+
+
+def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
+    """The arrays of a folder, and the files that have them: model.safetensors, its shards, or pytorch_model.bin.
+
+    Raises:
+        UserError: there is none, or as `read_arrays`.
+    """
+    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{folder} holds no weights: expected one of {', '.join(_WEIGHTS)}; found {_listing(folder)}")
+    if found.suffix != ".json":
+        return read_arrays(found), [found]
+    where = read_json(found).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(x, str) and pathlib.Path(x).name == x for x in where.values()):
+        raise UserError(f"{found} must have a weight_map of names to files beside it")
+    files = [folder / name for name in sorted(set(where.values()))]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"{folder} lacks {', '.join(absent)}, which {found.name} names")
+    arrays = {}
+    for file in files:
+        arrays |= read_arrays(file)
+    return arrays, files
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """A JSON object; raises UserError if it is none."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; found {_listing(path.parent)}") from None
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object; found {type(values).__name__}")
+    return values
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file's content, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays as torch's libraries expect them."""
+    _safetensors()
+    from safetensors.numpy import save_file
+
+    save_file(arrays, path, metadata={"format": "pt"})
+
+
+def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """`write(temporary)`, then renames it to `path`: a file or a folder that is there only when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.rename(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def damaged(path: pathlib.Path, error: Exception | str) -> UserError:
+    """The error for a file that is not what it begins as."""
+    return UserError(f"{path} is damaged or incomplete: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # of a damaged header NumPy parses whatever is there
+        if "allow_pickle" in str(error):
+            raise UserError(f"{path} holds Python objects, which may be code: only arrays are read") from error
+        raise damaged(path, error) from error
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    library = _safetensors()
+    try:
+        entries = library.deserialize(path.read_bytes())
+    except library.SafetensorError as error:
+        raise damaged(path, error) from error
+    other = sorted({entry["dtype"] for _, entry in entries} - _DTYPES.keys())
+    if other:
+        raise UserError(f"{path} holds arrays of {', '.join(other)}; valid: {', '.join(_DTYPES)}")
+    return {
+        name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in entries
+    }
+
+
+def _safetensors():
+    try:
+        import safetensors
+    except ImportError:
+        raise UserError("safetensors files need the package of this name: pip install 'tubevit[convert]'") from None
+    return safetensors
+
+
+def _listing(folder: pathlib.Path) -> str:
+    names: Iterable[str] = sorted(path.name for path in folder.iterdir())
+    return ", ".join(list(names)[:8]) or "nothing"

@@ -1,0 +1,73 @@
+"""The image tower of Hugging Face's SiglipModel, or SiglipVisionModel: no class token, attention pooling."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+from tubevit.convert.architecture import plain_vit
+from tubevit.convert.files import read_folder
+from tubevit.convert.foreign import Foreign, Options, leave_out
+from tubevit.convert.hugging_face_folder import CONFIG, architecture_of, encoder_fields, preprocessing
+from tubevit.convert.layout import Array, Layout, dense, norm, patches
+from tubevit.errors import UserError
+
+_BLOCK, _QKV = "encoder.layers.*", "head.attention.in_proj"
+_SELF = f"{_BLOCK}.self_attn"
+
+
+def _part(ours: str, thirds: slice) -> tuple[Array, Array]:
+    """Part of the attention pooling's queries, keys and values, which lie in one array."""
+    return (
+        Array(f"{ours}/kernel", (f"{_QKV}_weight",), "3D D", (1, 0), thirds),
+        Array(f"{ours}/bias", (f"{_QKV}_bias",), "3D", None, thirds),
+    )
+
+
+LAYOUT = Layout(
+    (
+        *patches("embeddings.patch_embedding"),
+        Array("position/0", ("embeddings.position_embedding.weight",), "N D"),
+        *norm("encoder/blocks/norm1", f"{_BLOCK}.layer_norm1"),
+        *dense("encoder/blocks/attention/qkv", f"{_SELF}.q_proj", f"{_SELF}.k_proj", f"{_SELF}.v_proj", shape="D D"),
+        *dense("encoder/blocks/attention/out", f"{_SELF}.out_proj", shape="D D"),
+        *norm("encoder/blocks/norm2", f"{_BLOCK}.layer_norm2"),
+        *dense("encoder/blocks/mlp/up", f"{_BLOCK}.mlp.fc1", shape="M D"),
+        *dense("encoder/blocks/mlp/down", f"{_BLOCK}.mlp.fc2", shape="D M"),
+        *norm("encoder/norm", "post_layernorm"),
+        Array("pooling/probe", ("head.probe",), "1 1 D"),
+        *_part("pooling/query", slice(0, 1)),
+        *_part("pooling/key_value", slice(1, 3)),
+        *dense("pooling/out", "head.attention.out_proj", shape="D D"),
+        *norm("pooling/norm", "head.layernorm"),
+        *dense("pooling/mlp/up", "head.mlp.fc1", shape="M D"),
+        *dense("pooling/mlp/down", "head.mlp.fc2", shape="D M"),
+    )
+)
+_DEFAULTS = {"intermediate_size": 3072, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_BOTH, _TOWER = "SiglipModel", "SiglipVisionModel"
+
+
+def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
+    """A SigLIP's image tower from its folder; arguments as in `hugging_face.read`.
+
+    Raises:
+        UserError: it is none of the two, or does not fit its own configuration.
+    """
+    where = str(folder / CONFIG)
+    architecture_of(values, (_BOTH, _TOWER), where)
+    if values["model_type"] == "siglip":
+        values = values.get("vision_config")
+        values = values if isinstance(values, dict) else {}  # all as in the base model
+    if not values.get("vision_use_head", True):
+        raise UserError(f"{where}: vision_use_head false, a SigLIP without its attention pooling, is not supported")
+    fields = encoder_fields(values, _DEFAULTS, where)
+    statistics, interpolation, notes = preprocessing(folder, options)
+    weights, files = read_folder(folder)
+    weights, dropped = leave_out(weights, ("text_model.", "logit_scale", "logit_bias"))
+    weights = {name.removeprefix("vision_model."): array for name, array in weights.items()}
+    # Older transformers kept the numbers of the positions beside them.
+    weights.pop("embeddings.position_ids", None)
+    config = plain_vit(head=None, class_token=False, pooling="map", **fields, **statistics)
+    notes += ["left out: the text tower"] if dropped else []
+    return Foreign(config, weights, LAYOUT, tuple(files), interpolation, tuple(notes))

@@ -1,0 +1,63 @@
+"""Files that cannot be decoded, met in training: each is named once, too many end the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from tubevit.data.pipeline import SampleLoader
+from tubevit.errors import RunError
+
+
+class BrokenFiles:
+    """Counts the files that were replaced.
+
+    Args:
+        loads: of the data sets, by name.
+        share: of a data set's files that may be broken.
+    """
+
+    def __init__(self, loads: Mapping[str, SampleLoader], share: float):
+        self._loads, self._share = loads, share
+        self._found: dict[str, dict[int, str]] = {name: {} for name in loads}
+        self._dense: dict[str, list[int]] = {}
+
+    def take(self, batch: dict) -> dict:
+        """Removes `broken` and `dense` from a joint batch, see `training_rows`; names files that were not met before.
+
+        Raises:
+            RunError: more than the share of a data set's files are broken; all of them are listed.
+        """
+        for name, sub_batch in batch.items():
+            found, source = self._found[name], self._loads[name].source
+            for index in {int(i) for i in sub_batch["broken"] if i >= 0} - set(found):
+                found[index] = self._loads[name].reason(index)
+                number = f"{len(found)} of {len(source)}"
+                print(
+                    f"data.train.{name}: replaced a broken file ({number}): {found[index]}", file=sys.stderr, flush=True
+                )
+            if len(found) > self._share * len(source):
+                listed = "; ".join(found.values())
+                raise RunError(
+                    f"data.train.{name}: {len(found)} of its {len(source)} files are broken, more than "
+                    f"loader.max_broken={self._share:g} allows (raise it, or let tubevit shard-videos "
+                    f"find all of them): {listed}"
+                )
+        self._count_dense(batch)
+        return {
+            name: {key: value for key, value in part.items() if key not in ("broken", "dense")}
+            for name, part in batch.items()
+        }
+
+    def _count_dense(self, batch: dict) -> None:
+        for name, part in batch.items():
+            if self._loads[name].tubes is not None:
+                seen = self._dense.setdefault(name, [0, 0])
+                seen[0] += int(part["dense"].sum())
+                seen[1] += len(part["dense"])
+
+    def dense_shares(self) -> dict[str, float]:
+        """{train/<name>/dense: share of clips whose pixels were all computed}, on the tubes' path; counts anew."""
+        shares = {f"train/{name}/dense": dense / seen for name, (dense, seen) in self._dense.items()}
+        self._dense = {}
+        return shares

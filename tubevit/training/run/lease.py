@@ -1,0 +1,216 @@
+"""One run per workdir: a lease that its holder renews, which a run takes over from a holder that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+
+from tubevit import storage
+from tubevit.errors import RunError, UserError
+from tubevit.sharding.hosts import run_on_main
+from tubevit.training.run.workdir import cannot_write
+
+LEASE = "lease.json"
+REFRESH, STALE = 30.0, 90.0  # seconds between two renewals; without one for so long, the holder is gone
+
+
+class Lease:
+    """The right to write into a workdir; a context manager that gives it back at the end.
+
+    A process that was frozen while another run took over finds out when it asks: `check` before each write that
+    counts. Clocks of two hosts are never compared: what counts is for how long a run itself saw no renewal.
+
+    Args:
+        workdir: of the run, created where there is none; on disk or `gs://`. Among several processes, process 0 holds
+            the lease.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._workdir, self._path = workdir, storage.join(workdir, LEASE)
+        self._id, self._beat, self._step = uuid.uuid4().hex, 0, None
+        self._lost: str | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self, say=print) -> Lease:
+        """Takes the lease and begins to renew it, every `REFRESH` seconds; all processes call it.
+
+        It waits for a holder that does not renew it, until that is sure to be gone (`STALE` seconds; at once if it was
+        a process of this machine that is dead).
+
+        Args:
+            say: prints a line, such as that it waits.
+
+        Raises:
+            UserError: a live run holds it, or the workdir cannot be written.
+            RunError: the disk is full; StorageError: the bucket is out of reach or refuses.
+        """
+        run_on_main(lambda: self._acquire(say))
+        return self
+
+    def check(self, step: int | None = None) -> None:
+        """To be called before a save: makes sure that no other run has taken over; one read of a small file.
+
+        Args:
+            step: of the run, for who reads the file.
+
+        Raises:
+            RunError: another run has the lease, or it was removed; StorageError: the bucket is out of reach.
+        """
+        self._step = step
+        if self._thread is None:
+            return  # not process 0
+        if self._lost is None and (other := self._taken()):
+            self._lost = other
+        if self._lost is not None:
+            raise RunError(self._lost)
+
+    def release(self) -> None:
+        """Ends the renewals and removes the file, if it is still ours."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join(REFRESH)
+        self._thread = None
+        # The run is over: a lease that cannot be removed becomes stale.
+        with contextlib.suppress(OSError, storage.StorageError):
+            if not self._taken():
+                storage.call(self._path, storage.as_path(self._path).unlink)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.release()
+
+    def _acquire(self, say) -> None:
+        try:
+            if not storage.is_remote(self._path):
+                pathlib.Path(self._workdir).mkdir(parents=True, exist_ok=True)
+            content = self._read()
+            if content is not None:
+                content = self._wait(content, say)
+            if content is None and not storage.is_remote(self._path):
+                try:
+                    self._write(new=True)
+                except FileExistsError:
+                    raise self._refusal(self._read()) from None
+            else:
+                self._write()
+                time.sleep(REFRESH / 30)  # a run that saw the same has written by then
+                content = self._read()
+                if content is None or _parse(content).get("id") != self._id:
+                    raise self._refusal(content)
+        except OSError as error:
+            raise cannot_write(self._workdir, error) from error
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def _wait(self, content: bytes, say) -> bytes | None:
+        """Waits until the lease may be taken; returns what it holds then, None if it was removed."""
+        holder, begin = _parse(content), time.monotonic()
+        waiting = f"{self._path} is held by {_name(holder)}: waiting for up to {STALE:.0f} s to see whether it is alive"
+        while not _is_dead(holder):
+            if time.monotonic() - begin >= STALE:
+                say(f"{self._path}: taken over from {_name(holder)}, which has not renewed it for {STALE:.0f} s")
+                return content
+            if waiting:
+                say(waiting)
+                waiting = None
+            time.sleep(REFRESH / 30)
+            now = self._read()
+            if now is None:
+                return None
+            if now != content:
+                raise self._refusal(now)
+        say(f"{self._path}: taken over from {_name(holder)}, which has ended")
+        return content
+
+    def _refusal(self, content: bytes | None) -> UserError:
+        holder = _name(_parse(content or b"{}"))
+        return UserError(f"{self._workdir} is in use by a live run, {holder}; end that, or name another workdir")
+
+    def _renew(self) -> None:
+        while not self._ended.wait(REFRESH):
+            # A disk that is full or a bucket that is out of reach stops the run, if at all, when it saves.
+            with contextlib.suppress(OSError, storage.StorageError):
+                self._lost = self._lost or self._taken()
+                if self._lost is not None:
+                    return
+                self._write()
+
+    def _taken(self) -> str | None:
+        """Why the lease is not ours any more; None if it is."""
+        content = self._read()
+        if content is None:
+            return f"{self._path} is gone: another run took the workdir over and has ended, or it was removed by hand"
+        holder = _parse(content)
+        if holder.get("id") == self._id:
+            return None
+        return f"{self._workdir} was taken over by {_name(holder)}, as this run had not renewed its lease; it stops"
+
+    def _read(self) -> bytes | None:
+        try:
+            return storage.read_bytes(self._path)
+        except FileNotFoundError:
+            return None
+
+    def _write(self, new: bool = False) -> None:
+        """Writes the file; if `new` it must not exist, else FileExistsError."""
+        self._beat += 1
+        host, machine, started = socket.gethostname(), _machine(), _started(os.getpid())
+        content = {"id": self._id, "host": host, "pid": os.getpid(), "step": self._step, "beat": self._beat}
+        content |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine, "started": started}
+        text = json.dumps(content) + "\n"
+        if storage.is_remote(self._path):
+            storage.write_text(self._path, text)
+        elif new:
+            with open(self._path, "x") as file:
+                file.write(text)
+        else:
+            temporary = pathlib.Path(f"{self._path}.{self._id}")  # its own: two runs may write at once
+            temporary.write_text(text)
+            temporary.replace(self._path)
+
+
+def _parse(content: bytes) -> dict:
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _name(holder: dict) -> str:
+    return f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
+
+
+def _is_dead(holder: dict) -> bool:
+    """Whether it was a process of this machine that has ended; False where that cannot be known."""
+    if not _machine() or holder.get("machine") != _machine() or not isinstance(holder.get("pid"), int):
+        return False
+    return _started(holder["pid"]) != holder.get("started")  # another process may have its number now
+
+
+def _machine() -> str:
+    """The names of host, boot and process namespace, in which a process number means something; "" if unknown."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine was started, in ticks since the boot; None if there is none of this number."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]  # ended, and not yet waited for

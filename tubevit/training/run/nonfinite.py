@@ -1,0 +1,77 @@
+"""Losses and gradients that are not finite: the run stops before it saves them, and says where they came from."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Mapping
+
+import clu.metrics
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tubevit import storage
+from tubevit.errors import RunError
+from tubevit.sharding.hosts import is_main, say
+
+
+class NonFiniteGuard:
+    """Looks at the metrics of each step; all processes of a run see the same ones.
+
+    Args:
+        workdir: gets nonfinite_step_<n>.npz, process 0's part of the batch, as the model got it before mixup.
+        names: {data set: the paths of its files}.
+        batch_of: gives the joint batch of a step, with `file`, anew.
+        skip: such steps changed nothing (`train.skip_nonfinite`) and are only named.
+    """
+
+    def __init__(self, workdir: os.PathLike, names: Mapping[str, tuple], batch_of: Callable[[int], dict], skip: bool):
+        self._workdir, self._names, self._batch_of, self._skip = workdir, names, batch_of, skip
+
+    def take(self, pending: list[tuple[int, clu.metrics.Collection]]) -> list[clu.metrics.Collection]:
+        """The metrics that are finite, of (step, metrics) in order.
+
+        Raises:
+            RunError: some are not and are not to be skipped: the step and its files.
+        """
+        finite = []
+        for step, metrics in pending:
+            values = {name: float(value) for name, value in metrics.compute().items()}
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            if not bad:
+                finite.append(metrics)
+            elif self._skip:
+                say(f"step {step}: {bad[0]} is not finite; the step is left out (files: {self._files(step)})")
+            else:
+                raise RunError(self._report(step, bad[0]))
+        return finite
+
+    def _report(self, step: int, name: str) -> str:
+        path = storage.join(self._workdir, f"nonfinite_step_{step}.npz")
+        files, batch = self._files(step), self._batch_of(step)
+        if is_main():
+            leaves = jax.tree_util.tree_flatten_with_path(batch)[0]  # windows of tubes are pixels/windows/<i>
+            _save(path, {jax.tree_util.keystr(key, simple=True, separator="/"): value for key, value in leaves})
+        return (
+            f"{name} of step {step} is not finite; nothing of it is saved. The batch is in {path}, its files are "
+            f"{files}. A smaller optimizer.learning_rate, optimizer.grad_clip_norm or "
+            "train.skip_nonfinite=true may help"
+        )
+
+    def _files(self, step: int) -> str:
+        """Names of the files of all processes."""
+        lines = []
+        for name, part in sorted(self._batch_of(step).items()):
+            index = np.asarray(part["file"], np.int32)
+            if jax.process_count() > 1:
+                index = np.asarray(multihost_utils.process_allgather(index)).reshape(-1)
+            lines.append(f"{name}: " + ", ".join(str(self._names[name][i]) for i in index))
+        return "; ".join(lines)
+
+
+def _save(path: str, arrays: dict[str, np.ndarray]) -> None:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    storage.write_bytes(path, file.getvalue())

@@ -1,0 +1,175 @@
+"""The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import tempfile
+import time
+
+from ml_collections import ConfigDict
+
+from tubevit import storage
+from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
+from tubevit.checkpoint.renamed import with_current_keys
+from tubevit.config import flatten
+from tubevit.errors import RunError, UserError
+
+# Keys that cannot change the result of a run.
+_FREE = (
+    "mesh.",
+    "loader.",
+    "log.",
+    "checkpoint.",
+    "eval.",
+    "data.eval.",
+    "input.path",
+    "train.steps",
+    "train.skip_nonfinite",
+    "compilation_cache",
+)
+
+
+# Seconds between two uploads of what is appended to: a bucket knows whole files only.
+_UPLOAD_EVERY = 30.0
+
+
+def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> pathlib.PurePath:
+    """Checks that a run with checkpoints in a folder has the same configuration; writes config.json.
+
+    Args:
+        workdir: the folder, whose lease this run has; on disk or `gs://`.
+        config: resolved.
+        heads: {name: Head as a dict}.
+        allow_change: keys that may differ from the earlier run beyond those that cannot change the result.
+
+    Raises:
+        UserError: it cannot be written, or holds a run of another configuration.
+        RunError: the disk is full.
+        StorageError: the bucket is out of reach or refuses.
+    """
+    workdir = storage.as_path(workdir)
+    path = storage.join(workdir, "config.json")
+    content = config.to_dict() | {"heads": heads}
+    try:
+        if storage.exists(path) and steps(workdir / RUN_FOLDER):
+            _compare(workdir, with_current_keys(json.loads(storage.read_bytes(path))), content, allow_change)
+        storage.write_text(path, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise cannot_write(workdir, error) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}; name a new workdir") from error
+    return workdir
+
+
+def cannot_write(workdir: str | os.PathLike, error: OSError) -> RunError | UserError:
+    """The error to raise: a full disk may be mended before a restart, others need a hand."""
+    kind = RunError if error.errno == errno.ENOSPC else UserError
+    return kind(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}")
+
+
+def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> None:
+    old, new = flatten(old), flatten(json.loads(json.dumps(new)))
+    differing = [
+        key
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+        and not key.startswith(_FREE)
+        and not (key.startswith("data.") and key.endswith(".source"))  # where the data lies
+        and key not in allow_change
+    ]
+    if differing:
+        lines = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing[:5]]
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({'; '.join(lines)}{more}); "
+            f"name a new workdir, or pass --allow-change {differing[0]}"
+        )
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl, a JSON object a line, and TensorBoard events.
+
+    Those of a bucket are kept in a temporary folder and uploaded whole, at most every half minute, by `sync` and
+    at the end.
+
+    Args:
+        workdir: of the run; on disk or `gs://`.
+        step: of the restored checkpoint; lines of later steps are cut off.
+
+    Raises:
+        StorageError: the bucket is out of reach or refuses; so do `write`, `sync` and `close`.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int):
+        self._workdir, self._uploaded = workdir, time.monotonic()
+        self._temporary = tempfile.TemporaryDirectory(prefix="tubevit-") if storage.is_remote(workdir) else None
+        self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
+        self._path = self._folder / "metrics.jsonl"
+        before = storage.join(workdir, "metrics.jsonl")
+        kept = []
+        for line in storage.read_bytes(before).decode().splitlines() if storage.exists(before) else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                break  # the process died while it wrote this line
+        storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
+        self._tensorboard = _Events(self._folder, step + 1)
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Appends one line, null for what is None or not finite, which TensorBoard does not get."""
+        metrics = {
+            name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()
+        }
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._tensorboard.write(step, {name: value for name, value in metrics.items() if value is not None})
+        except OSError as error:
+            raise RunError(f"cannot write metrics into {self._folder}: {error.strerror or error}") from error
+        if time.monotonic() - self._uploaded > _UPLOAD_EVERY:
+            self.sync()
+
+    def sync(self) -> None:
+        """Brings a bucket up to date: to be called before a checkpoint, which a resumed run goes on from."""
+        if self._temporary:
+            for name in storage.names(self._folder):
+                storage.upload(self._folder / name, storage.join(self._workdir, name))
+            self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes the events and brings a bucket up to date."""
+        self._tensorboard.close()
+        if self._temporary:
+            try:
+                self.sync()
+            finally:
+                self._temporary.cleanup()
+
+
+class _Events:
+    """TensorBoard's file, written at once: tensorboardX's thread ends when a disk is full, and its queue then waits."""
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides what a killed run wrote after it
+        self._writer.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars))
+        self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # all that was written is flushed; the run's own error counts
+            self._writer.close()

@@ -1,0 +1,108 @@
+"""From the name of a checkpoint to the checkpoint: a workdir, a folder, a bucket or a released model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tubevit import storage
+from tubevit.checkpoint.checkpoint import RUN_FOLDER, Checkpoint, is_whole, steps
+from tubevit.errors import UserError, unknown
+from tubevit.models.config import ModelConfig
+from tubevit.models.tubevit import TubeViT
+from tubevit.models.variants import ARCHITECTURES, model_config
+from tubevit.zoo.registry import find_release, is_cached, is_release, list_models
+
+_CONVERT = "tubevit convert SRC DST makes one from the weights of another library"
+
+
+def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpoint:
+    """Open a checkpoint by its name.
+
+    Args:
+        name: a workdir, a checkpoint's folder, or one that `save_model` wrote, on disk or `gs://`; or a released model,
+            `arch@tag`, see `find_release`. An existing path takes precedence over a released model.
+        step: which checkpoint of a workdir; None takes the last one.
+
+    Raises:
+        UserError: there is none; close names are given.
+        RunError: a released model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
+    """
+    folder = _find(name, step)
+    cached = {"remedy": "delete it, to have it downloaded again"} if is_cached(folder) else {}
+    return Checkpoint(folder, name, **cached)
+
+
+def _find(name: str | os.PathLike, step: int | None):
+    path = storage.as_path(name)
+    if step is None and is_whole(path):
+        return path
+    if storage.is_folder(path):
+        run = path / RUN_FOLDER if storage.is_folder(path / RUN_FOLDER) else path
+        available = steps(run)
+        if step is not None and step not in available:
+            raise UserError(f"{name} has no checkpoint of step {step}; it has {available or 'none'}")
+        if available:
+            return run / str(available[-1] if step is None else step)
+        raise UserError(f"{name} holds no checkpoint; expected a workdir, or what save_model wrote; {_CONVERT}")
+    if not storage.is_remote(path) and path.is_file():
+        raise UserError(f"{name} is a file, not a checkpoint; {_CONVERT}")
+    if is_release(name):
+        if step is not None:
+            raise UserError(f"{name} is a released model, which has no steps; found step {step}")
+        return find_release(os.fspath(name))
+    if name in ARCHITECTURES:
+        released = list_models(f"{name}@*", pretrained=True)
+        raise UserError(
+            f"{name} is an architecture without parameters; name a checkpoint of it, such as "
+            + " or ".join(["a workdir", *released])
+        )
+    folder = os.path.dirname(os.fspath(name).rstrip("/"))
+    beside = [storage.join(folder, other) for other in storage.names(folder or ".")]
+    candidates = [other for other in beside if is_whole(other) or steps(storage.join(other, RUN_FOLDER))]
+    raise unknown("checkpoint", str(name), [*candidates, *list_models(pretrained=True)])
+
+
+def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
+    """Return the configuration of an architecture or of a checkpoint.
+
+    Args:
+        name: what `create_model` or `load_model` take.
+        **fields: as for `create_model`; for a checkpoint they replace its own.
+
+    Raises:
+        UserError: there is neither; the closest names are given.
+    """
+    if name in ARCHITECTURES:
+        return model_config(str(name), **fields)
+    if "/" not in os.fspath(name) and not is_release(name) and not storage.exists(name):
+        raise unknown("model", str(name), [*ARCHITECTURES, *list_models(pretrained=True)])
+    return open_checkpoint(name).model.replace(**fields)
+
+
+def load_model(
+    name: str | os.PathLike,
+    *,
+    step: int | None = None,
+    num_classes: int | None = None,
+    heads: Mapping | None = None,
+    dtype: str = "float32",
+    **fields,
+) -> TubeViT:
+    """Load a model in evaluation mode.
+
+    Args:
+        name: a workdir, a checkpoint's folder, or one that `save_model` wrote, on disk or `gs://`; or a released model,
+            `arch@tag`, one of `list_models(pretrained=True)`.
+        step: which checkpoint of a workdir; None takes the last one.
+        num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
+        dtype: of the parameters, `float32` or `bfloat16`, whichever they were saved in. The dtype of the computation is
+            `precision`.
+        **fields: replace fields of the model's configuration, e.g. precision="bfloat16"; with another size, learned
+            positions are resized.
+
+    Raises:
+        UserError: no such checkpoint, its files are damaged, it does not fit, or the labels of a head were changed.
+        RunError: a released model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
+    """
+    return open_checkpoint(name, step).load_model(num_classes=num_classes, heads=heads, dtype=dtype, **fields)
