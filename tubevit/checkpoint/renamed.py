@@ -8,7 +8,7 @@ from collections.abc import Mapping
 RENAMED = {
     "model.mlp_width": "model.mlp_dim",
     "optimizer.clip_norm": "optimizer.grad_clip_norm",
-    "train.grad_accum_steps": "train.grad_accum_steps",
+    "train.accumulate": "train.grad_accum_steps",
 }
 
 
