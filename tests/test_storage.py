@@ -14,8 +14,7 @@ from tubevit.checkpoint.checkpoint import steps
 from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.data.sources import open_source
 from tubevit.data.sources.source import read_file
-from tubevit.data.video import DecodeError
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 from tubevit.training.run.workdir import MetricsWriter
 from tubevit.zoo.names import open_checkpoint
 

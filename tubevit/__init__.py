@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Tube": "tubes", "TubeSet": "tubes", "list_tubes": "tubes",
     "TubeBatch": "windows", "take_windows": "windows",
-    "UserError": "errors",
+    "TubeViTError": "errors", "UserError": "errors",
     "Head": "models.config", "ModelConfig": "models.config", "TubeViT": "models.tubevit",
     "create_model": "models.variants", "list_models": "zoo.registry",
     "read_video": "data.video", "read_image": "data.video",

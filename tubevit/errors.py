@@ -6,20 +6,32 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(ValueError):
+class TubeViTError(Exception):
+    """Base of all errors of this package."""
+
+
+class UserError(TubeViTError):
     """Bad input or configuration. The command line prints its one line and exits with code 2."""
 
 
-class RunError(RuntimeError):
-    """A run failed for a reason outside of the program; the command line prints its one line, exit code 1."""
-
-
 class SplitError(UserError):
-    """A source has no such split, or no labels for it."""
+    """A source does not have the requested split, or has no labels for it."""
 
 
 class NothingFound(UserError):
-    """None of the files of a split that a source lists is there."""
+    """A source lists files for a split, but none of them exists."""
+
+
+class DecodeError(UserError):
+    """A file cannot be read as a video or an image. The message names the file and the reason."""
+
+
+class RunError(TubeViTError):
+    """A run failed for a reason outside the program. The command line prints its one line and exits with code 1."""
+
+
+class StorageError(RunError):
+    """A bucket is unreachable or refuses the request. Never raised for a missing file."""
 
 
 def closest(name: str, choices: Iterable[str]) -> str:

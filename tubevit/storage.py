@@ -20,7 +20,7 @@ import urllib.request
 
 import fsspec
 
-from tubevit.errors import RunError, UserError
+from tubevit.errors import StorageError, UserError
 
 TIMEOUT = 40.0  # seconds after which a bucket that does not answer is out of reach
 
@@ -34,10 +34,6 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 _answered = -math.inf  # when the service last did what it was asked to
 _lost = False  # it was found out of reach: what is still to be closed does not wait as long again
-
-
-class StorageError(RunError):
-    """A bucket is out of reach or refuses; never raised for a file that does not exist."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:

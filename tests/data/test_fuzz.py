@@ -21,8 +21,9 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.data.clips import write_clip
-from tubevit.data.video import METADATA, DecodeError, decode_clip, decode_frames, decode_image, media_kind
+from tubevit.data.video import METADATA, decode_clip, decode_frames, decode_image, media_kind
 from tubevit.data.warp import centre_crop
+from tubevit.errors import DecodeError
 
 CASES = 600
 SECONDS = 20  # for one case; the slowest took 0.3

@@ -11,9 +11,9 @@ from tubevit.data.augment import Augment
 from tubevit.data.joint import joint_batches
 from tubevit.data.pipeline import BatchShards, SampleLoader, dataset_seed, evaluation_rows, iterate, training_rows
 from tubevit.data.sources import open_source
-from tubevit.data.video import DecodeError, decode_clip
+from tubevit.data.video import decode_clip
 from tubevit.data.views import ONE_VIEW, Views
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 
 RANDOM = Augment(random_crop=True, scale=1.3)
 

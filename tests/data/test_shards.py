@@ -26,8 +26,8 @@ from tubevit.data.recode import checked
 from tubevit.data.shard_writer import default_shards, write_shards
 from tubevit.data.sources import open_source
 from tubevit.data.sources.shards import open_shards
-from tubevit.data.video import DecodeError, decode_clip, decode_image
-from tubevit.errors import UserError
+from tubevit.data.video import decode_clip, decode_image
+from tubevit.errors import DecodeError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 BROKEN = ("cut.mp4", "tail.mkv", "empty.mp4", "sound.wav", "none.avi")

@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from tubevit.data.sources import open_source
-from tubevit.data.video import DecodeError
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import pytest
 import tubevit
 from tests.data.clips import indices, write_audio, write_clip
 from tubevit.data.stream import stream_clips
-from tubevit.data.video import DecodeError
 from tubevit.data.warp import to_rgb
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 
 
 def numbers(clips):

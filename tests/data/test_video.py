@@ -7,7 +7,8 @@ import pytest
 
 from tests.data.clips import indices, paint, set_rotation, write_audio, write_clip
 from tubevit import read_image, read_video
-from tubevit.data.video import DecodeError, decode_clip, decode_image, media_kind
+from tubevit.data.video import decode_clip, decode_image, media_kind
+from tubevit.errors import DecodeError
 
 CONSTANT = tuple(range(0, 40 * 100, 40))  # 25 a second for 4 seconds
 # Gaps between 10 and 400 ms, as of screen recordings.

@@ -10,9 +10,8 @@ from tubevit.config import dataset_config
 from tubevit.config.experiment import open_eval, open_experiment
 from tubevit.data.moving_digits import write_video
 from tubevit.data.pipeline import BatchShards, SampleLoader
-from tubevit.data.video import DecodeError
 from tubevit.data.views import ONE_VIEW, Views
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 from tubevit.evaluation.evaluate import (
     Predictions,
     evaluate_source,

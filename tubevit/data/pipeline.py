@@ -13,9 +13,10 @@ from absl import flags
 
 from tubevit.data.augment import Augment
 from tubevit.data.sources import Source
-from tubevit.data.video import DecodeError, decode_frames, decode_image
+from tubevit.data.video import decode_frames, decode_image
 from tubevit.data.views import ONE_VIEW, Views, positions
 from tubevit.data.warp import frame_size, sample, sample_grids, square_map
+from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
 from tubevit.windows import TubeBatch, WindowPlan, window_shapes
 

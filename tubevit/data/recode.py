@@ -11,15 +11,8 @@ import av
 import cv2
 import numpy as np
 
-from tubevit.data.video import (
-    MIN_COVERAGE,
-    DecodeError,
-    Media,
-    declared_seconds,
-    decode_image,
-    media_kind,
-    open_video,
-)
+from tubevit.data.video import MIN_COVERAGE, Media, declared_seconds, decode_image, media_kind, open_video
+from tubevit.errors import DecodeError
 
 CRF = 23  # quality of H.264, lower is better
 PRESET = "veryfast"

@@ -27,8 +27,7 @@ from tubevit import storage
 from tubevit.data import shards as form
 from tubevit.data.recode import checked
 from tubevit.data.sources import Source
-from tubevit.data.video import DecodeError
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 
 SHARD_BYTES = 2**30
 HOSTS = 8  # the default number of shards is a multiple of it

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from tubevit.data.warp import centre_crop, frame_size, sample_grids, square_map, to_rgb
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError
 from tubevit.tubes import TubeSet
 from tubevit.windows import TubeBatch, WindowPlan, take_windows
 
@@ -33,10 +33,6 @@ METADATA = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0
 _OF_THE_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
-
-
-class DecodeError(UserError):
-    """A file that cannot be read as a video or an image; the message names it and says why."""
 
 
 def media_kind(media: Media) -> str:

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from tubevit.config import dataset_config, default_config, model_fields, set_model
 from tubevit.data.sources import Source, open_source
-from tubevit.data.video import DecodeError, decode_frames, decode_image, video_seconds
+from tubevit.data.video import decode_frames, decode_image, video_seconds
 from tubevit.data.warp import frame_size
-from tubevit.errors import SplitError, UserError
+from tubevit.errors import DecodeError, SplitError, UserError
 from tubevit.models.flops import count_flops
 from tubevit.models.variants import model_config
 from tubevit.transfer.small_to_large import inflated_config

@@ -118,7 +118,7 @@ def read_index() -> dict[str, Release]:
         releases = [Release(**row) for row in rows]
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: the installation is not whole") from error
-    except (ValueError, TypeError) as error:  # no JSON, or other fields; a UserError is a ValueError
+    except (UserError, ValueError, TypeError) as error:  # no JSON, other fields or invalid values
         raise UserError(f"{path} cannot be read: {str(error).replace('Release.__init__() ', '')}") from error
     if len({release.name for release in releases}) < len(releases):
         raise UserError(f"{path} names a checkpoint twice")

@@ -14,8 +14,7 @@ from tubevit import storage
 from tubevit.data.shards import DAMAGED, INDEX, REJECTED, check_shards, read_index, read_records, unpack
 from tubevit.data.sources.listing import canonical_split
 from tubevit.data.sources.source import Source
-from tubevit.data.video import DecodeError
-from tubevit.errors import UserError, unknown_split
+from tubevit.errors import DecodeError, UserError, unknown_split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from tubevit import storage
 from tubevit.data.labels import label_hash
-from tubevit.data.video import DecodeError, Media, decode_frames, decode_image, media_kind
-from tubevit.errors import UserError, unknown
+from tubevit.data.video import Media, decode_frames, decode_image, media_kind
+from tubevit.errors import DecodeError, UserError, unknown
 
 _OPENED = 20  # files that are tried, to tell videos from images
 

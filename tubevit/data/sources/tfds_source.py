@@ -22,8 +22,8 @@ import numpy as np
 from tubevit.data.shards import DAMAGED
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.data.sources.source import Source
-from tubevit.data.video import DecodeError, Media
-from tubevit.errors import UserError, closest, unknown_split
+from tubevit.data.video import Media
+from tubevit.errors import DecodeError, UserError, closest, unknown_split
 
 ALIASES = {"val": "validation", "validation": "val"}
 CACHED_FROM = 10_000  # labels: of fewer records they are read anew each time, in a fraction of a second
