@@ -19,7 +19,7 @@ setup(
     # The wheel carries the experiments and the released weights inside the package; a checkout has them beside it.
     packages=[*find_packages(include=["tubevit", "tubevit.*"]), "tubevit.experiments", "tubevit.checkpoints"],
     package_dir={"tubevit.experiments": "experiments", "tubevit.checkpoints": "checkpoints"},
-    package_data={"tubevit.checkpoints": ["**/*"]},
+    package_data={"tubevit": ["py.typed"], "tubevit.checkpoints": ["**/*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.6",
@@ -53,6 +53,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "basedpyright>=1.40",  # pyright with its own node: nothing is fetched when it runs
             "build>=1.2",
             "hypothesis>=6",
             "pillow>=10",
