@@ -61,7 +61,7 @@ def window_shapes(tubes: TubeSet, shape: Triple) -> list[Triple]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Grid:
+class PixelGrid:
     """Pixels of a clip: those rows and columns of those frames; each rising."""
 
     times: np.ndarray
@@ -79,9 +79,9 @@ class Grid:
         return np.ix_(self.times, self.rows, self.columns)
 
 
-def whole_grid(shape: Triple) -> Grid:
+def whole_grid(shape: Triple) -> PixelGrid:
     """All pixels of a clip of `shape` (T, H, W)."""
-    return Grid(*map(np.arange, shape))
+    return PixelGrid(*map(np.arange, shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ class WindowPlan:
         tubes.grid(shape)
         self._tubes = tubes.tubes
         self._axes = [axes_read(tube, tuple(shape), tubes.padding) for tube in tubes.tubes]
-        self.grids = [Grid(*(axis.positions for axis in axes)) for axes in self._axes]
+        self.grids = [PixelGrid(*(axis.positions for axis in axes)) for axes in self._axes]
 
     def windows(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Windows (N, f, k_t * k_y * k_x * 3) of each tube from the pixels of its grid, (times, rows, columns, 3)."""

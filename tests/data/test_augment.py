@@ -16,7 +16,7 @@ def rng(seed=0):
 
 
 def use(augment, clip, size, random):
-    return augment.draw(clip.shape[1:3], len(clip), size, random)(clip, size)
+    return augment.sample_transform(clip.shape[1:3], len(clip), size, random)(clip, size)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def clip():
 
 def test_by_default_the_middle(clip):
     np.testing.assert_array_equal(use(Augment(), clip, 32, rng()), centre_crop(clip, 32))
-    assert Augment().position(rng()) == 0.5
+    assert Augment().clip_position(rng()) == 0.5
 
 
 def test_one_crop_for_all_frames(clip):
@@ -125,12 +125,12 @@ def test_order_of_the_stages(still):
     for seed in range(20):
         augment = Augment(rand_layers=2, rand_magnitude=7.0, colour_jitter=0.3, erasing=1.0)
         random = rng(seed)
-        drawn = randaugment.draw(2, 7.0, random)
+        drawn = randaugment.sample_ops(2, 7.0, random)
         expected = sample(still, square_map(47, 61, 40) @ randaugment.geometric_map(drawn, 40), 40)
-        for change, value in [*randaugment.colour_changes(drawn), *colour.draw_jitter(0.3, random)]:
+        for change, value in [*randaugment.colour_changes(drawn), *colour.sample_jitter(0.3, random)]:
             change(expected, value)
         random.uniform()
-        colour.Noise.draw(40, random).put(expected, whole_grid(expected.shape[:3]))
+        colour.Noise.sample(40, random).put(expected, whole_grid(expected.shape[:3]))
         np.testing.assert_array_equal(use(augment, still, 40, rng(seed)), expected)
 
 
@@ -163,8 +163,8 @@ def test_fields_are_plain_values():
 
 
 def test_positions_cover_the_video():
-    positions = [Augment(random_crop=True).position(rng(seed)) for seed in range(200)]
-    assert 0 <= min(positions) < 0.05 and 0.95 < max(positions) < 1
+    clip_positions = [Augment(random_crop=True).clip_position(rng(seed)) for seed in range(200)]
+    assert 0 <= min(clip_positions) < 0.05 and 0.95 < max(clip_positions) < 1
 
 
 @pytest.mark.parametrize(

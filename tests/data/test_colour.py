@@ -105,7 +105,7 @@ def test_jitter():
     for seed in range(100):
         rng = Recorder(seed)
         out = image.copy()
-        for change, value in colour.draw_jitter(0.4, rng):
+        for change, value in colour.sample_jitter(0.4, rng):
             change(out, value)
         expected = image.copy()
         rng = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ def test_erasing(size):
     areas, ratios, tops, bottoms = [], [], [], []
     for seed in range(300):
         out = clip.copy()
-        colour.Noise.draw(size, np.random.default_rng(seed)).put(out, whole_grid(clip.shape[:3]))
+        colour.Noise.sample(size, np.random.default_rng(seed)).put(out, whole_grid(clip.shape[:3]))
         np.testing.assert_array_equal(out, np.broadcast_to(out[:1], out.shape))  # the same in all frames
         erased = (out[0] != clip[0]).any(axis=-1)
         if not erased.any():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from tests.data.test_warp import difference, noise, reference, smooth
-from tubevit.data.randaugment import OPERATIONS, colour_changes, draw, geometric_map
+from tubevit.data.randaugment import OPERATIONS, colour_changes, geometric_map, sample_ops
 from tubevit.data.warp import crop_map, flip_map, sample
 
 
@@ -146,7 +146,7 @@ def test_order_of_colours():
 
 def test_draws():
     rng = np.random.default_rng(0)
-    drawn = [draw(2, 10.0, rng) for _ in range(3000)]
+    drawn = [sample_ops(2, 10.0, rng) for _ in range(3000)]
     assert all(len(pair) == 2 for pair in drawn)
     counts = collections.Counter(name for pair in drawn for name, _ in pair)
     assert set(counts) == set(OPERATIONS)
@@ -165,5 +165,5 @@ def test_draws():
     for name, expected in extremes.items():
         assert sorted(values[name]) == sorted(expected)
         assert min(values[name].values()) > 0.35 * counts[name]
-    assert draw(5, 4.0, np.random.default_rng(3)) == draw(5, 4.0, np.random.default_rng(3))
-    assert draw(0, 10.0, rng) == []
+    assert sample_ops(5, 4.0, np.random.default_rng(3)) == sample_ops(5, 4.0, np.random.default_rng(3))
+    assert sample_ops(0, 10.0, rng) == []

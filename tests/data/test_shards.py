@@ -22,7 +22,7 @@ from tests import gcs
 from tests.data.clips import indices, set_rotation, write_audio, write_clip
 from tubevit import storage
 from tubevit.data import shard_writer, shards
-from tubevit.data.recode import checked
+from tubevit.data.recode import validated_bytes
 from tubevit.data.shard_writer import default_shards, write_shards
 from tubevit.data.sources import open_source
 from tubevit.data.sources.shards import open_shards
@@ -162,11 +162,11 @@ def test_killed_and_begun_again(clips, made, tmp_path):
         "import time\n"
         "from tubevit.data import recode, shard_writer\n"
         "from tubevit.data.sources import open_source\n"
-        "real = recode.checked\n"
+        "real = recode.validated_bytes\n"
         "def slow(*args):\n"
         "    time.sleep(0.1)\n"
         "    return real(*args)\n"
-        "shard_writer.checked = slow\n"
+        "shard_writer.validated_bytes = slow\n"
         "if __name__ == '__main__':\n"
         f"    source = open_source({str(clips / 'clips.csv')!r}, 'train')\n"
         f"    shard_writer.write_shards(source, 'train', {str(tmp_path / 'out')!r}, 3, processes=2)\n"
@@ -306,9 +306,9 @@ def test_several_labels_and_images(tmp_path):
     labels = dict(zip(source.keys, source.labels.tolist()))
     assert labels == dict(zip(original.keys, original.labels.tolist()))
     pixels = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)  # as TFDS has some: kept without loss
-    assert np.array_equal(decode_image(checked(pixels)), pixels)
+    assert np.array_equal(decode_image(validated_bytes(pixels)), pixels)
     with pytest.raises(DecodeError, match="expected an encoded video; found pixels"):
-        checked(pixels[None])
+        validated_bytes(pixels[None])
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_several_labels_and_images(tmp_path):
 )
 def test_encoded_again(tmp_path, name, times, options):
     path = write_clip(tmp_path / name, list(times), **options)
-    encoded = checked(path, 32)
+    encoded = validated_bytes(path, 32)
     height, width = options.get("size", (48, 64))
     clip = decode_clip(encoded)
     assert min(clip.shape[1:3]) == 32 and abs(max(clip.shape[1:3]) - 32 * max(height, width) / min(height, width)) <= 1
@@ -340,15 +340,15 @@ def test_encoded_again(tmp_path, name, times, options):
 def test_encoded_again_is_upright_small_and_close(tmp_path):
     path = write_clip(tmp_path / "a.mp4", range(0, 400, 40))
     set_rotation(path, 1)
-    assert decode_clip(checked(path, 32)).shape == (10, 42, 32, 3)
+    assert decode_clip(validated_bytes(path, 32)).shape == (10, 42, 32, 3)
     assert decode_clip(path).shape == (10, 64, 48, 3)
     plain = write_clip(tmp_path / "b.mp4", range(0, 400, 40))
-    assert checked(plain, 48) == plain.read_bytes() != checked(plain, 46)  # never enlarged
+    assert validated_bytes(plain, 48) == plain.read_bytes() != validated_bytes(plain, 46)  # never enlarged
     small = cv2.resize(decode_clip(plain)[5], (62, 46), interpolation=cv2.INTER_AREA)
-    assert np.abs(decode_clip(checked(plain, 46))[5] - small.astype(float)).mean() < 4
+    assert np.abs(decode_clip(validated_bytes(plain, 46))[5] - small.astype(float)).mean() < 4
     noise = np.random.default_rng(0).integers(0, 255, (90, 61, 3), np.uint8)
     encoded = cv2.imencode(".png", noise)[1].tobytes()
-    assert decode_image(checked(encoded, 30)).shape == (44, 30, 3) and checked(encoded, 61) == encoded
+    assert decode_image(validated_bytes(encoded, 30)).shape == (44, 30, 3) and validated_bytes(encoded, 61) == encoded
 
 
 def test_number_of_shards(clips, monkeypatch):

@@ -33,11 +33,11 @@ def test_labels_by_name(write_csv, tmp_path, encoding):
     assert train.keys == (str(tmp_path / "files/a.png"), str(tmp_path / "files/b.png"))
     assert train.classes == ("run", "sit", "walk")  # of the whole file, sorted: the same for each split
     assert train.labels.tolist() == [2, 0] and train.labels.dtype == np.int32
-    assert train.positions == (f"{path} line 2", f"{path} line 3")
+    assert train.listed_at == (f"{path} line 2", f"{path} line 3")
     assert train.notes == () and train.listed == 2 and not train.multi_label
     assert train.modality == "image"
     assert names(open_source(path, "val")) == ["c"]
-    assert open_source(path, "val").positions == (f"{path} line 5",)  # the empty line counts
+    assert open_source(path, "val").listed_at == (f"{path} line 5",)  # the empty line counts
     assert names(open_source(path, "all")) == ["a", "b", "c"]
 
 

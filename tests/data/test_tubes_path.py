@@ -54,7 +54,7 @@ def test_every_preset_with_every_augmentation(frames, name, kind, size):
     tubes, some = TubeSet(PRESETS[name].tubes, "same"), frames[kind]
     grids = WindowPlan(tubes, (T, size, size)).grids
     for seed in range(3):
-        drawn = ALL.draw(warp.frame_size(some[0]), T, size, np.random.default_rng(seed))
+        drawn = ALL.sample_transform(warp.frame_size(some[0]), T, size, np.random.default_rng(seed))
         same(drawn.at_grids(some, size, grids), tubes, drawn(some, size))
 
 
@@ -62,9 +62,11 @@ def test_all_operations_were_met():
     """Those that the seeds of the test above do not draw are drawn by more."""
     pointwise, geometric, noise = set(), set(), 0
     for seed in range(200):
-        drawn = ALL.draw((98, 146), T, 96, np.random.default_rng(seed))
+        drawn = ALL.sample_transform((98, 146), T, 96, np.random.default_rng(seed))
         assert not drawn.pointwise  # the contrast of the jitter
-        plain = dataclasses.replace(ALL, colour_jitter=0.0).draw((98, 146), T, 96, np.random.default_rng(seed))
+        plain = dataclasses.replace(ALL, colour_jitter=0.0).sample_transform(
+            (98, 146), T, 96, np.random.default_rng(seed)
+        )
         pointwise |= {plain.pointwise}
         geometric.add(bool(plain.matrix[0, 1]))
         noise += plain.noise is not None
@@ -78,7 +80,7 @@ def test_pointwise_colours(frames, change, value, monkeypatch):
     tubes, asked = TubeSet.from_text("4x4x4/8x16x16%2x1x1_2x6x6/8x16x16"), []
     reading = WindowPlan(tubes, (T, 64, 64))
     for some in frames.values():
-        drawn = plain.draw(warp.frame_size(some[0]), T, 64, np.random.default_rng(5))
+        drawn = plain.sample_transform(warp.frame_size(some[0]), T, 64, np.random.default_rng(5))
         drawn = dataclasses.replace(drawn, changes=((change, value),))
         whole = drawn(some, 64)
         points = warp._Blocks.points
@@ -94,7 +96,7 @@ def test_pointwise_colours(frames, change, value, monkeypatch):
 @pytest.mark.parametrize("change", [colour.contrast, colour.autocontrast, colour.equalize, colour.sharpness])
 def test_colours_of_the_whole_clip(frames, change):
     tubes = PRESETS["small"]
-    drawn = Augment().draw((98, 146), T, 64, np.random.default_rng(0))
+    drawn = Augment().sample_transform((98, 146), T, 64, np.random.default_rng(0))
     drawn = dataclasses.replace(drawn, changes=((colour.brightness, 0.5), (change, 0.3)))
     assert not drawn.pointwise
     parts = drawn.at_grids(frames["decoded"], 64, WindowPlan(tubes, (T, 64, 64)).grids)

@@ -96,8 +96,8 @@ def test_past_the_end_the_last_frame_is_held(clips):
 def test_without_a_frame_rate_frames_spread_over_the_whole(clips):
     path = clips("clip.mp4", CONSTANT)
     assert indices(decode_clip(path, 4)) == [12, 37, 62, 87]
-    assert indices(decode_clip(path, 4, position=0.0)) == [0, 25, 50, 75]
-    assert indices(decode_clip(path, 4, position=1.0)) == [24, 49, 74, 99]
+    assert indices(decode_clip(path, 4, clip_position=0.0)) == [0, 25, 50, 75]
+    assert indices(decode_clip(path, 4, clip_position=1.0)) == [24, 49, 74, 99]
     assert indices(decode_clip(path, 200)) == sorted([*range(100), *range(100)])
     assert indices(decode_clip(path)) == list(range(100))  # every frame
 

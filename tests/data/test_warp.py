@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tubevit.data.warp import FILL, centre_crop, crop_map, flip_map, sample, sample_grids, square_map, to_rgb
-from tubevit.windows import Grid
+from tubevit.windows import PixelGrid
 
 
 def affine(a, b, c, d, e, f):
@@ -239,8 +239,8 @@ def test_large_outputs(size):
     whole = sample([frame], matrix, size)
     time, ends = np.arange(1), np.arange(size)[[0, 1, 2, -3, -2, -1]]
     for grids in (
-        [Grid(time, ends, np.arange(100))],
-        [Grid(time, ends, ends), Grid(time, np.arange(3, size, 3), ends)],
+        [PixelGrid(time, ends, np.arange(100))],
+        [PixelGrid(time, ends, ends), PixelGrid(time, np.arange(3, size, 3), ends)],
     ):
         for grid, part in zip(grids, sample_grids([frame], matrix, size, grids), strict=True):
             np.testing.assert_array_equal(part, whole[grid.index])

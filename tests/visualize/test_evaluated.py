@@ -15,10 +15,10 @@ def source(labels, **fields):
 
 
 def test_a_part_of_a_source_has_the_same_files():
-    whole = source(range(10), positions=[f"line {i}" for i in range(10)])
+    whole = source(range(10), listed_at=[f"line {i}" for i in range(10)])
     part = _part(whole, evenly(4, 10))
     assert [part.media(i) for i in range(len(part))] == list(part.keys) == ["0.mp4", "2.mp4", "5.mp4", "7.mp4"]
-    assert part.labels.tolist() == [0, 2, 5, 7] and part.positions[3] == "line 7" and part.listed == whole.listed
+    assert part.labels.tolist() == [0, 2, 5, 7] and part.listed_at[3] == "line 7" and part.listed == whole.listed
     records = _part(source(range(10), read=lambda i: f"record {i}"), np.array([3, 9]))
     assert records.media(1) == "record 9"
     assert len(_part(whole, evenly(100, 10))) == 10

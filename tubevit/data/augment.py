@@ -10,13 +10,13 @@ import numpy as np
 from tubevit.data import colour, randaugment
 from tubevit.data.warp import Frame, crop_map, flip_map, sample_grids, square_map
 from tubevit.errors import UserError, unknown
-from tubevit.windows import Grid, whole_grid
+from tubevit.windows import PixelGrid, whole_grid
 
 FRAME_ORDERS = ("forward", "reversed", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawn:
+class SampledTransform:
     """What was drawn for one clip.
 
     Attributes:
@@ -40,7 +40,7 @@ class Drawn:
         """T frames, see `warp.sample_grids` -> (T, size, size, 3) uint8."""
         return self.at_grids(frames, size, [whole_grid((len(frames), size, size))])[0]
 
-    def at_grids(self, frames: Sequence[Frame], size: int, grids: Sequence[Grid]) -> list[np.ndarray]:
+    def at_grids(self, frames: Sequence[Frame], size: int, grids: Sequence[PixelGrid]) -> list[np.ndarray]:
         """The same at some of its pixels, for each grid (times, rows, columns, 3) uint8.
 
         No others are computed, but where a change of colours needs the whole clip (not `pointwise`).
@@ -107,22 +107,24 @@ class Augment:
         if self.scale > 1 and self.area < 1:
             raise UserError("augment.scale and augment.area are two ways to draw the crop: set one of them")
 
-    def position(self, rng: np.random.Generator) -> float:
+    def clip_position(self, rng: np.random.Generator) -> float:
         """Where in the video the clip lies, 0 to 1."""
         return float(rng.uniform()) if self.random_crop else 0.5
 
-    def draw(self, shape: tuple[int, int], frames: int, size: int, rng: np.random.Generator) -> Drawn:
+    def sample_transform(
+        self, shape: tuple[int, int], frames: int, size: int, rng: np.random.Generator
+    ) -> SampledTransform:
         """All that is random about one clip: `frames` frames of (height, width), to become (size, size)."""
         matrix = self._crop(*shape, size, rng)
         if self.flip and rng.uniform() < 0.5:
             matrix = matrix @ flip_map(size)
-        operations = randaugment.draw(self.rand_layers, self.rand_magnitude, rng)
+        operations = randaugment.sample_ops(self.rand_layers, self.rand_magnitude, rng)
         changes = randaugment.colour_changes(operations)
         if self.colour_jitter:
-            changes += colour.draw_jitter(self.colour_jitter, rng)
-        noise = colour.Noise.draw(size, rng) if self.erasing and rng.uniform() < self.erasing else None
+            changes += colour.sample_jitter(self.colour_jitter, rng)
+        noise = colour.Noise.sample(size, rng) if self.erasing and rng.uniform() < self.erasing else None
         matrix = matrix @ randaugment.geometric_map(operations, size)
-        return Drawn(matrix, tuple(changes), noise, self.order(frames, rng))
+        return SampledTransform(matrix, tuple(changes), noise, self.order(frames, rng))
 
     def order(self, frames: int, rng: np.random.Generator) -> np.ndarray:
         """Which frame comes when: indices of `frames` frames, see `frame_order`."""

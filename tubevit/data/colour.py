@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import cv2
 import numpy as np
 
-from tubevit.windows import Grid
+from tubevit.windows import PixelGrid
 
 _GREY = np.array([19595, 38470, 7471]) / 2**16  # BT.601 luma, as Pillow weights it
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
@@ -82,7 +82,7 @@ def equalize(clip: np.ndarray, _: float = 0) -> None:
 POINTWISE = (brightness, saturation, posterize, solarize)
 
 
-def draw_jitter(strength: float, rng: np.random.Generator) -> list[tuple[Callable, float]]:
+def sample_jitter(strength: float, rng: np.random.Generator) -> list[tuple[Callable, float]]:
     """Brightness, contrast and saturation in random order, each factor drawn from 1 - strength to 1 + strength."""
     changes = rng.permutation([brightness, contrast, saturation])
     return [(change, rng.uniform(1 - strength, 1 + strength)) for change in changes]
@@ -102,7 +102,7 @@ class Noise:
     pixels: np.ndarray
 
     @classmethod
-    def draw(cls, size: int, rng: np.random.Generator) -> Noise:
+    def sample(cls, size: int, rng: np.random.Generator) -> Noise:
         """Of a frame (size, size).
 
         Its area is drawn from 2 % to 33 % of the frame, its height over width from 0.3 to 3.3 (on a logarithmic
@@ -113,7 +113,7 @@ class Noise:
         top, left = (int(rng.integers(size - side + 1)) for side in (rows, columns))
         return cls(top, left, rng.integers(0, 256, (rows, columns, 3), np.uint8))
 
-    def put(self, clip: np.ndarray, grid: Grid) -> None:
+    def put(self, clip: np.ndarray, grid: PixelGrid) -> None:
         """Changes the pixels of a grid, (times, rows, columns, 3), in place."""
         (rows, from_rows), (columns, from_columns) = (
             (np.flatnonzero(inside), index[inside] - first)

@@ -14,7 +14,7 @@ from absl import flags
 from tubevit.data.augment import Augment
 from tubevit.data.sources import Source
 from tubevit.data.video import decode_frames, decode_image
-from tubevit.data.views import ONE_VIEW, Views, positions
+from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
 from tubevit.data.warp import frame_size, sample, sample_grids, square_map
 from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
@@ -42,7 +42,7 @@ class SampleLoader:
     augment: Augment
     tubes: TubeSet | None = None
 
-    def decode(self, index: int, position: float) -> list:
+    def decode(self, index: int, clip_position: float) -> list:
         """The frames of file `index` as `warp.sample` takes them, one of an image.
 
         Raises:
@@ -52,7 +52,7 @@ class SampleLoader:
             media = self.source.media(index)
             if self.source.modality == "image":
                 return [decode_image(media)]
-            return decode_frames(media, self.frames, self.fps, position)
+            return decode_frames(media, self.frames, self.fps, clip_position)
         except DecodeError as error:
             raise DecodeError(str(error).replace("the file", self.source.keys[index], 1)) from error
 
@@ -64,19 +64,19 @@ class SampleLoader:
         Raises:
             DecodeError: the file is broken.
         """
-        frames = self.decode(index, self.augment.position(rng))
-        drawn = self.augment.draw(frame_size(frames[0]), len(frames), self.size, rng)
+        frames = self.decode(index, self.augment.clip_position(rng))
+        transform = self.augment.sample_transform(frame_size(frames[0]), len(frames), self.size, rng)
         if self.tubes is None:
-            return self._shaped(drawn(frames, self.size)), False
-        parts = drawn.at_grids(frames, self.size, self._reading.grids)
-        return self._reading.windows(parts), not drawn.pointwise
+            return self._shaped(transform(frames, self.size)), False
+        parts = transform.at_grids(frames, self.size, self._reading.grids)
+        return self._reading.windows(parts), not transform.pointwise
 
     def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator):
         """The spatial views of one temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) of an image, or the
         windows of each tube (S, N, f, ...)."""
-        frames = self.decode(index, positions(views.temporal)[temporal])
+        frames = self.decode(index, evenly_spaced(views.temporal)[temporal])
         frames = [frames[i] for i in self.augment.order(len(frames), rng)]
-        maps = [square_map(*frame_size(frames[0]), self.size, place) for place in positions(views.spatial)]
+        maps = [square_map(*frame_size(frames[0]), self.size, place) for place in evenly_spaced(views.spatial)]
         if self.tubes is None:
             return np.stack([self._shaped(sample(frames, each, self.size)) for each in maps])
         parts = (sample_grids(frames, each, self.size, self._reading.grids) for each in maps)
@@ -110,9 +110,9 @@ class SampleLoader:
 
     def reason(self, index: int, views: Views = ONE_VIEW) -> str:
         """Why file `index` cannot be decoded."""
-        for position in (0.0, 0.5, 1.0, *positions(views.temporal)):
+        for clip_position in (0.0, 0.5, 1.0, *evenly_spaced(views.temporal)):
             try:
-                self.decode(index, position)
+                self.decode(index, clip_position)
             except DecodeError as error:
                 return str(error)
         return f"{self.source.keys[index]} is damaged in places"
@@ -145,7 +145,7 @@ def dataset_seed(seed: int, name: str) -> int:
 def training_rows(load: SampleLoader, seed: int) -> grain.MapDataset:
     """Endless shuffled rows: row i of the stream is row i % B of the batch of step i // B, for any batch size B.
 
-    A broken file is replaced by another that is drawn from the row's own random numbers.
+    A broken file is replaced by another that is transform from the row's own random numbers.
 
     Returns:
         A data set of {"pixels": see `SampleLoader.augmented`, "label", "file": int32 index, "broken": index of the

@@ -73,28 +73,28 @@ OPERATIONS = {
     "translate_y": Operation(0, 150 / 331, True, geometry=lambda value, size: _affine(1, 0, 0, 0, 1, value * size)),
 }
 
-Drawn = Sequence[tuple[str, float]]  # names and values, in order
+RandAugmentOps = Sequence[tuple[str, float]]  # names and values, in order
 
 
-def draw(layers: int, magnitude: float, rng: np.random.Generator) -> Drawn:
+def sample_ops(layers: int, magnitude: float, rng: np.random.Generator) -> RandAugmentOps:
     """`layers` operations with replacement, each with its value; `magnitude` is 0 to 10."""
     names = list(OPERATIONS)
-    drawn = []
+    ops = []
     for _ in range(layers):
         name = names[rng.integers(len(names))]
-        drawn.append((name, OPERATIONS[name].value(magnitude, 1 if rng.integers(2) else -1)))
-    return drawn
+        ops.append((name, OPERATIONS[name].value(magnitude, 1 if rng.integers(2) else -1)))
+    return ops
 
 
-def geometric_map(drawn: Drawn, size: int) -> np.ndarray:
+def geometric_map(ops: RandAugmentOps, size: int) -> np.ndarray:
     """(3, 3): the geometric operations, from the output (size, size) to the picture that they are applied to."""
     matrix = np.eye(3)
-    for name, value in drawn:
+    for name, value in ops:
         if geometry := OPERATIONS[name].geometry:
             matrix = matrix @ geometry(value, size)  # of the last one's output
     return matrix
 
 
-def colour_changes(drawn: Drawn) -> list[tuple[Callable, float]]:
+def colour_changes(ops: RandAugmentOps) -> list[tuple[Callable, float]]:
     """The colour operations, in order: (function, value), the former changes (T, H, W, 3) uint8 in place."""
-    return [(change, value) for name, value in drawn if (change := OPERATIONS[name].colour)]
+    return [(change, value) for name, value in ops if (change := OPERATIONS[name].colour)]

@@ -20,7 +20,7 @@ KEY_FRAMES = 30  # frames from one key frame to the next: at 250, clips decode a
 JPEG_QUALITY = 95
 
 
-def checked(media: Media, short_side: int | None = None) -> bytes:
+def validated_bytes(media: Media, short_side: int | None = None) -> bytes:
     """The encoded bytes of a video or an image that decodes wholly.
 
     Args:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tubevit import storage
 from tubevit.data import shards as form
-from tubevit.data.recode import checked
+from tubevit.data.recode import validated_bytes
 from tubevit.data.sources import Source
 from tubevit.errors import DecodeError, UserError
 
@@ -112,22 +112,24 @@ def write_shards(
     """
     began = time.monotonic()
     settings = _settings(source, split, folder, shards, short_side)
-    others = _others(source, split, folder)
+    others = _other_splits(source, split, folder)
     with contextlib.ExitStack() as stack:
         work = storage.join(folder, form.PARTS)
         if storage.is_remote(folder):  # shards are uploaded when they are finished
             work = stack.enter_context(tempfile.TemporaryDirectory())
         job = Job(source, split, folder, work, settings["shards"], short_side)
-        finished = {number: part for number in range(job.count) if (part := _finished(job, number)) is not None}
+        finished = {number: part for number in range(job.count) if (part := _finished_part(job, number)) is not None}
         kept = sum(len(part["records"]) for part in finished.values())
         todo = [number for number in range(job.count) if number not in finished]
         done = sum(len(part["records"]) + len(part["rejected"]) for part in finished.values())
         shown = {"unit": " files", "desc": split, "file": sys.stderr, "disable": None}  # None: where it is a terminal
         with tqdm(total=len(source), initial=done, **shown) as bar:
-            for number, part in (_in_processes if processes > 1 else _here)(job, todo, processes, bar.update):
+            for number, part in (_write_in_processes if processes > 1 else _write_serially)(
+                job, todo, processes, bar.update
+            ):
                 finished[number] = part
     parts = [finished[number] for number in range(job.count)]
-    index = _finish(job, parts, settings, others)
+    index = _write_index(job, parts, settings, others)
     return {
         "written": index.records,
         "rejected": index.rejected,
@@ -168,7 +170,7 @@ def _settings(source: Source, split: str, folder: str, shards: int | None, short
     return settings
 
 
-def _others(source: Source, split: str, folder: str) -> dict[str, form.SplitIndex]:
+def _other_splits(source: Source, split: str, folder: str) -> dict[str, form.SplitIndex]:
     """The other splits in the folder."""
     if not storage.exists(storage.join(folder, form.INDEX)):
         return {}
@@ -182,7 +184,7 @@ def _others(source: Source, split: str, folder: str) -> dict[str, form.SplitInde
     return others
 
 
-def _finished(job: Job, number: int) -> dict | None:
+def _finished_part(job: Job, number: int) -> dict | None:
     """What the writing of a shard found, if it is finished and readable."""
     try:
         part = json.loads(storage.read_bytes(job.part(number)))
@@ -209,7 +211,7 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
         key, label = job.source.keys[index], job.source.labels[index]
         label = np.flatnonzero(label).tolist() if job.source.multi_label else [int(label)]
         try:
-            media = checked(job.source.media(index), job.short_side)
+            media = validated_bytes(job.source.media(index), job.short_side)
         except DecodeError as error:
             part["rejected"].append([key, label, str(error)])
         else:
@@ -230,18 +232,18 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
     return part
 
 
-def _here(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
+def _write_serially(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
     order = job.order()
     for number in todo:
         yield number, write_shard(job, number, order, lambda: advance(1))
 
 
-def _in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
+def _write_in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
     context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", 0), context.Event()
     shown = 0
     processes = min(processes, len(todo)) or 1
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _start, (job, counter, stop)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, (job, counter, stop)) as pool:
         numbers = {pool.submit(_in_worker, number): number for number in todo}
         waiting = set(numbers)
         try:
@@ -261,7 +263,7 @@ def _in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[
 _WORKER: dict = {}
 
 
-def _start(job: Job, counter, stop) -> None:
+def _start_worker(job: Job, counter, stop) -> None:
     """Prepares a worker process."""
     parent = multiprocessing.parent_process()
 
@@ -283,7 +285,7 @@ def _in_worker(number: int) -> dict:
     return write_shard(_WORKER["job"], number, _WORKER["order"], progress)
 
 
-def _finish(job: Job, parts: list[dict], settings: dict, others: dict[str, form.SplitIndex]) -> form.SplitIndex:
+def _write_index(job: Job, parts: list[dict], settings: dict, others: dict[str, form.SplitIndex]) -> form.SplitIndex:
     """Writes rejected.csv, the csv of the records and, last, the index."""
     source = job.source
     rejected = [

@@ -13,14 +13,14 @@ from tubevit.data.video import (
     MIN_COVERAGE,
     TIME_TOLERANCE,
     Media,
-    called,
     check_coverage,
     declared_seconds,
-    each_once,
-    last_end,
+    end_of_last_frame,
+    media_name,
     open_video,
     square_clip,
     timed_frames,
+    upright_frames,
 )
 from tubevit.errors import UserError
 from tubevit.tubes import TubeSet
@@ -94,26 +94,26 @@ def stream_clips(media: Media, frames: int, fps: float | None, every: float) -> 
         while clips and len(clips[0].picked) == frames:
             yield clips.popleft()
 
-    name = called(media)
+    name = media_name(media)
     with open_video(media) as (container, stream):
         current, shown, error = None, 0.0, None
         decoded = timed_frames(container, stream, 0.0)
         while True:
             try:
                 time, frame = next(decoded, (None, None))
-            except av.FFmpegError as caught:  # maybe the tail only, which `last_end` tells
+            except av.FFmpegError as caught:  # maybe the tail only, which `end_of_last_frame` tells
                 error = caught
                 break
             if frame is None:
                 break
             if current is not None:
                 for clip in show(current, time):
-                    yield Clip(each_once(name, clip.picked), clip.start, clip.start + span)
+                    yield Clip(upright_frames(name, clip.picked), clip.start, clip.start + span)
             current, shown = frame, time
-        end = last_end(name, container, stream, current, shown, error)
+        end = end_of_last_frame(name, container, stream, current, shown, error)
         check_coverage(name, 0.0, declared_seconds(container, stream) or 0.0, end, error)
         complete = list(show(current, end))
         for clip in (*complete, *clips):
             if clip.start == 0 or end - clip.start >= MIN_COVERAGE * span:
                 held = [current] * (frames - len(clip.picked))
-                yield Clip(each_once(name, clip.picked + held), clip.start, min(clip.start + span, end))
+                yield Clip(upright_frames(name, clip.picked + held), clip.start, min(clip.start + span, end))

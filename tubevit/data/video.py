@@ -52,12 +52,12 @@ def media_kind(media: Media) -> str:
         except _NO_FILE as error:  # others are the disk's or the system's: the file may be whole
             raise DecodeError(f"cannot read {media}: {error.strerror}") from error
     if not head:
-        raise DecodeError(f"{called(media)} is empty (0 bytes)")
+        raise DecodeError(f"{media_name(media)} is empty (0 bytes)")
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     return "image" if webp or head.startswith(_IMAGE_MAGIC) else "video"
 
 
-def called(media: Media) -> str:
+def media_name(media: Media) -> str:
     """What messages call it."""
     return str(media) if isinstance(media, str | os.PathLike) else "the file"
 
@@ -77,14 +77,14 @@ def open_video(media: Media):
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
             raise
-        raise DecodeError(f"cannot read {called(media)} as a video: {_reason(error)}") from error
+        raise DecodeError(f"cannot read {media_name(media)} as a video: {_reason(error)}") from error
     with container:
         covers = av.stream.Disposition.attached_pic  # of music
         stream = next((stream for stream in container.streams.video if not stream.disposition & covers), None)
         if stream is None:
-            raise DecodeError(f"{called(media)} has no video stream")
+            raise DecodeError(f"{media_name(media)} has no video stream")
         if stream.codec_context is None:
-            raise DecodeError(f"cannot read {called(media)} as a video: its codec is not known")
+            raise DecodeError(f"cannot read {media_name(media)} as a video: its codec is not known")
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -163,7 +163,7 @@ def timed_frames(container, stream, start: float):
 
 
 def decode_frames(
-    media: Media, frames: int | None = None, fps: float | None = None, position: float = 0.5
+    media: Media, frames: int | None = None, fps: float | None = None, clip_position: float = 0.5
 ) -> list[av.VideoFrame | np.ndarray]:
     """Decodes a clip by timestamp: the frame for time t is the last one whose presentation time is <= t.
 
@@ -173,8 +173,8 @@ def decode_frames(
         media: path, encoded bytes or pixels (T, H, W, 3) of a video.
         frames: T; None takes every frame.
         fps: frames per second to sample at; None spreads T frames evenly over the whole video.
-        position: where in the video the clip lies if it is shorter, 0 (beginning) to 1 (end); without fps, where in
-            each of T equal parts its frame lies.
+        clip_position: where a clip shorter than the video lies, 0 (beginning) to 1 (end); without fps, where the
+            frame of each of T equal parts lies.
 
     Returns:
         T frames as `warp.sample` takes them: decoded yuv420p, or (H, W, 3) uint8 RGB.
@@ -183,18 +183,18 @@ def decode_frames(
         DecodeError: no video in it, nothing decodable, damaged inside the clip, or it ends before half of the clip.
     """
     if isinstance(media, np.ndarray):
-        return _of_pixels(media, frames, position)
+        return _frames_of_pixels(media, frames, clip_position)
     with open_video(media) as (container, stream):
         declared = declared_seconds(container, stream)
         if frames is None:
-            return _every_frame(called(media), container, stream, declared)
+            return _every_frame(media_name(media), container, stream, declared)
         seconds = declared or _measured_seconds(media)
         if fps is None:
             step = seconds / frames
-            start = step * min(position, 0.99)
+            start = step * min(clip_position, 0.99)
         else:
-            start, step = max(seconds - frames / fps, 0.0) * position, 1 / fps
-        return _at_times(called(media), container, stream, start + step * np.arange(frames), step, seconds)
+            start, step = max(seconds - frames / fps, 0.0) * clip_position, 1 / fps
+        return _at_times(media_name(media), container, stream, start + step * np.arange(frames), step, seconds)
 
 
 def _at_times(name: str, container, stream, times: np.ndarray, step: float, seconds: float) -> list:
@@ -211,13 +211,15 @@ def _at_times(name: str, container, stream, times: np.ndarray, step: float, seco
     except av.FFmpegError as caught:
         error = caught
     if len(picked) < len(times):
-        end = last_end(name, container, stream, current, shown, error)
+        end = end_of_last_frame(name, container, stream, current, shown, error)
         check_coverage(name, float(times[0]), min(len(times) * step, seconds - times[0]), end, error)
         picked += [current] * (len(times) - len(picked))
-    return each_once(name, picked)
+    return upright_frames(name, picked)
 
 
-def last_end(name: str, container, stream, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
+def end_of_last_frame(
+    name: str, container, stream, last: av.VideoFrame | None, time: float, error: Exception | None
+) -> float:
     """When the last frame, shown from `time` on, ends.
 
     Raises if there is none, or if more can be decoded behind the error than decoders hold back: only a damaged tail
@@ -245,7 +247,7 @@ def check_coverage(name: str, start: float, span: float, end: float, error: Exce
         )
 
 
-def each_once(name: str, picked: list[av.VideoFrame]) -> list:
+def upright_frames(name: str, picked: list[av.VideoFrame]) -> list:
     """Frames as `warp.sample_grids` takes them; a held one is the same object again.
 
     Raises:
@@ -267,22 +269,24 @@ def _every_frame(name: str, container, stream, declared: float | None) -> list:
     except av.FFmpegError as caught:  # what came before it is in the list
         error = caught
     time, last = decoded[-1] if decoded else (0.0, None)
-    check_coverage(name, 0.0, declared or 0.0, last_end(name, container, stream, last, time, error), error)
-    return each_once(name, [frame for _, frame in decoded])
+    check_coverage(name, 0.0, declared or 0.0, end_of_last_frame(name, container, stream, last, time, error), error)
+    return upright_frames(name, [frame for _, frame in decoded])
 
 
-def _of_pixels(clip: np.ndarray, frames: int | None, position: float) -> list[np.ndarray]:
+def _frames_of_pixels(clip: np.ndarray, frames: int | None, clip_position: float) -> list[np.ndarray]:
     """T frames of a decoded clip, whose rate is not known: consecutive ones."""
     if frames is None:
         return list(clip)
-    start = int(max(len(clip) - frames, 0) * position)
+    start = int(max(len(clip) - frames, 0) * clip_position)
     return [clip[min(start + i, len(clip) - 1)] for i in range(frames)]
 
 
-def decode_clip(media: Media, frames: int | None = None, fps: float | None = None, position: float = 0.5) -> np.ndarray:
+def decode_clip(
+    media: Media, frames: int | None = None, fps: float | None = None, clip_position: float = 0.5
+) -> np.ndarray:
     """As `decode_frames`, converted: (T, H, W, 3) uint8."""
     converted = []
-    for frame in (decoded := decode_frames(media, frames, fps, position)):
+    for frame in (decoded := decode_frames(media, frames, fps, clip_position)):
         held = converted and frame is decoded[len(converted) - 1]
         converted.append(converted[-1] if held else frame if isinstance(frame, np.ndarray) else to_rgb(frame))
     return np.stack(converted)
@@ -301,9 +305,11 @@ def decode_image(media: Media) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:  # declared sizes beyond its limits
-        raise DecodeError(f"cannot read {called(media)} as an image: {_reason(error)}") from error
+        raise DecodeError(f"cannot read {media_name(media)} as an image: {_reason(error)}") from error
     if image is None:
-        raise DecodeError(f"cannot read {called(media)} as an image: it is damaged, or of a format that is not known")
+        raise DecodeError(
+            f"cannot read {media_name(media)} as an image: it is damaged, or of a format that is not known"
+        )
     return image
 
 

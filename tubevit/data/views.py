@@ -34,6 +34,6 @@ class Views:
 ONE_VIEW = Views()
 
 
-def positions(count: int) -> list[float]:
+def evenly_spaced(count: int) -> list[float]:
     """`count` positions from 0 (beginning) to 1 (end), evenly spaced; a single one lies in the middle."""
     return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]

@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 
-from tubevit.windows import Grid, whole_grid
+from tubevit.windows import PixelGrid, whole_grid
 
 Frame = av.VideoFrame | np.ndarray  # decoded yuv420p of even size, or RGB (H, W, 3) uint8
 FILL = 128  # grey where a map leaves the source
@@ -27,16 +27,16 @@ def crop_map(top: float, left: float, height: float, width: float, size: int) ->
     return np.array([[width / size, 0, left], [0, height / size, top], [0, 0, 1.0]])
 
 
-def square_map(height: int, width: int, size: int, position: float = 0.5) -> np.ndarray:
+def square_map(height: int, width: int, size: int, crop_position: float = 0.5) -> np.ndarray:
     """The largest square of a frame, resized to (size, size).
 
     Args:
         height, width: of the frame.
         size: of the output.
-        position: where the square lies along the longer side, 0 (left or top) to 1.
+        crop_position: where the square lies along the longer side, 0 (left or top) to 1.
     """
     side = min(height, width)
-    return crop_map((height - side) * position, (width - side) * position, side, side, size)
+    return crop_map((height - side) * crop_position, (width - side) * crop_position, side, side, size)
 
 
 def flip_map(size: int) -> np.ndarray:
@@ -54,7 +54,9 @@ def sample(frames: Sequence[Frame], matrix: np.ndarray, size: int) -> np.ndarray
     return sample_grids(frames, matrix, size, [whole_grid((len(frames), size, size))])[0]
 
 
-def sample_grids(frames: Sequence[Frame], matrix: np.ndarray, size: int, grids: Sequence[Grid]) -> list[np.ndarray]:
+def sample_grids(
+    frames: Sequence[Frame], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]
+) -> list[np.ndarray]:
     """Samples the same map from all frames, bilinearly; reductions by 2 and more first average whole blocks of pixels.
 
     A map that only crops, resizes and flips left to right inside the frame is rounded to whole pixels of the source
@@ -104,7 +106,7 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
 class _YuvSampler:
     """Of decoded yuv420p frames: of each chroma value that a grid needs its four pixels."""
 
-    def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[Grid]):
+    def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]):
         half, factor = size // 2, _reduction(matrix)
         box = _box(matrix, shape, size, 2 * factor, align=2)  # whole blocks of chroma
         if box is None:
@@ -117,7 +119,7 @@ class _YuvSampler:
             self._chroma = _Blocks.of_box([edge // 2 for edge in box], factor, half, flip)
         self._grids = [self._prepare_grid(grid) for grid in grids]
 
-    def _prepare_grid(self, grid: Grid):
+    def _prepare_grid(self, grid: PixelGrid):
         halves = [np.unique(index // 2) for index in (grid.rows, grid.columns)]
         wholes = [(2 * index[:, None] + np.arange(2)).ravel() for index in halves]
         chosen = [np.searchsorted(whole, index) for whole, index in zip(wholes, (grid.rows, grid.columns))]
@@ -149,7 +151,7 @@ class _YuvSampler:
 class _RgbSampler:
     """Of RGB frames."""
 
-    def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[Grid]):
+    def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]):
         factor = _reduction(matrix)
         box = _box(matrix, shape, size, factor)
         if box is None:
@@ -265,7 +267,7 @@ def _block_range(low: float, high: float, available: int, factor: int) -> tuple[
     return first, first + -(-(last - first) // factor) * factor
 
 
-def _fill_outside(output: np.ndarray, shape: tuple[int, int], matrix: np.ndarray, size: int, grid: Grid) -> None:
+def _fill_outside(output: np.ndarray, shape: tuple[int, int], matrix: np.ndarray, size: int, grid: PixelGrid) -> None:
     """Makes the pixels of a grid grey that a map takes from outside of a frame of (height, width)."""
     corners, limits = _corners(matrix, size), np.array(shape)[:, None] + _TOLERANCE
     if ((corners >= -_TOLERANCE) & (corners <= limits)).all():

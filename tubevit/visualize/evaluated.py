@@ -93,6 +93,6 @@ def _part(source: Source, files: np.ndarray) -> Source:
         source,
         keys=[source.keys[i] for i in files],
         labels=source.labels[files],
-        positions=[source.positions[i] for i in files] if len(source.positions) else (),
+        listed_at=[source.listed_at[i] for i in files] if len(source.listed_at) else (),
         read=lambda index: source.media(int(files[index])),
     )

@@ -7,8 +7,8 @@ from tubevit.data.sources.listing import (
     Row,
     canonical_split,
     class_count_note,
-    labelled,
-    list_and_clips,
+    labelled_source,
+    parse_list_and_clips,
     read_official,
     read_table,
     require_folder,
@@ -31,7 +31,7 @@ def open_charades(name: str, split: str) -> Source:
     Raises:
         UserError: a file is missing or malformed, no such split, or none of the clips exists.
     """
-    _, source, folder = list_and_clips(name)
+    _, source, folder = parse_list_and_clips(name)
     split = canonical_split(split)
     if split not in ("train", "val", "test", "all"):
         raise unknown_split(name, split, ("train", "val", "test", "all"))
@@ -51,7 +51,7 @@ def open_charades(name: str, split: str) -> Source:
             rows.append(Row(cells["id"], tuple(codes[code] for code in found), part))
     clips = Clips(folder)
     classes = list(codes.values())
-    return labelled(
+    return labelled_source(
         name,
         split,
         rows,

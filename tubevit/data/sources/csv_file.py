@@ -6,7 +6,15 @@ import os
 import posixpath
 
 from tubevit import storage
-from tubevit.data.sources.listing import Row, canonical_split, existing, labelled, read_table, read_text, split_by_hash
+from tubevit.data.sources.listing import (
+    Row,
+    canonical_split,
+    existing_files,
+    labelled_source,
+    read_table,
+    read_text,
+    split_by_hash,
+)
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError
 
@@ -48,9 +56,9 @@ def open_csv(name: str, split: str) -> Source:
         for (line, row), several in zip(cells, labels)
     ]
     split = canonical_split(split)
-    found = existing([row.clip for row in rows if split in (row.split, "all")])
+    found = existing_files([row.clip for row in rows if split in (row.split, "all")])
     notes = [f"{name} has no column split: 80 % of the files are train, 20 % test, by a hash of the path"]
-    return labelled(
+    return labelled_source(
         name,
         split,
         rows,

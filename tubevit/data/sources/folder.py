@@ -9,7 +9,7 @@ from tubevit.data.sources.listing import (
     Row,
     canonical_split,
     is_hidden,
-    labelled,
+    labelled_source,
     require_folder,
     split_by_hash,
     suffix,
@@ -58,7 +58,7 @@ def open_folder(name: str, split: str) -> Source:
         first = next(path for path in paths if path not in used)
         notes.append(f"{name}: left out {len(paths) - len(rows)} files that are no media or in no class, e.g. {first}")
     folder = name.rstrip("/")
-    return labelled(
+    return labelled_source(
         name,
         canonical_split(split),
         rows,

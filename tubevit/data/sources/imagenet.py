@@ -13,7 +13,7 @@ from tubevit.data.sources.listing import (
     canonical_split,
     class_count_note,
     is_hidden,
-    labelled,
+    labelled_source,
     suffix,
 )
 from tubevit.data.sources.source import Source
@@ -51,7 +51,7 @@ def open_imagenet(name: str, split: str) -> Source:
     if len(classes) != CLASSES and split != "all":  # a part of it: the other split may have further classes
         classes |= {row.labels[0] for part in _SPLITS if part != split for row in _rows(root, part)}
     classes = sorted(classes)
-    return labelled(
+    return labelled_source(
         name,
         split,
         rows,

@@ -13,8 +13,8 @@ from tubevit.data.sources.listing import (
     canonical_split,
     class_count_note,
     file_names,
-    labelled,
-    list_and_clips,
+    labelled_source,
+    parse_list_and_clips,
     read_table,
     read_text,
 )
@@ -41,7 +41,7 @@ def open_kinetics(name: str, split: str) -> Source:
         UserError: a list or folder is missing or malformed, has no such split, has no labels for it (as the test
             lists that were held out for a challenge), or none of the clips exists.
     """
-    key, source, folder = list_and_clips(name)
+    key, source, folder = parse_list_and_clips(name)
     split = canonical_split(split)
     listed = list(dict.fromkeys(row for path, text in _lists(source) for row in _rows(path, text)))
     if split != "all" and all(row.split != split for row in listed):
@@ -78,7 +78,7 @@ def open_kinetics(name: str, split: str) -> Source:
             yield f"{name}: {ambiguous} clips are there as ID alone, listed with several times: counted as not found"
         yield from class_count_note(name, classes, CLASSES[key])
 
-    return labelled(
+    return labelled_source(
         name,
         split,
         rows,

@@ -34,7 +34,7 @@ class Row(NamedTuple):
     clip: str
     labels: tuple[str, ...]
     split: str
-    position: str = ""
+    listed_at: str = ""
 
 
 def canonical_split(split: str) -> str:
@@ -48,7 +48,7 @@ def split_by_hash(path: str) -> str:
     return "train" if value < TRAIN_SHARE * 2**64 else "test"
 
 
-def list_and_clips(name: str) -> tuple[str, str, str]:
+def parse_list_and_clips(name: str) -> tuple[str, str, str]:
     """The parts of `KEY:LIST@CLIPS_DIR`.
 
     Raises:
@@ -146,7 +146,7 @@ def read_table(path: str, text: str, required: Iterable[str], header: str) -> It
         raise UserError(f"{path} lists no files: it has a header only")
 
 
-def existing(paths: Sequence[str]) -> set[str]:
+def existing_files(paths: Sequence[str]) -> set[str]:
     """Those of the paths that are files; of those in a bucket by one listing of the folder that holds them all."""
     found = {path for path in paths if not storage.is_remote(path) and os.path.isfile(path)}
     buckets = {}
@@ -213,7 +213,7 @@ def class_count_note(name: str, classes: Sequence[str], expected: int) -> tuple[
     return (f"{name}: a list of {len(classes)} classes; {key} has {expected}: indices follow this list",)
 
 
-def labelled(
+def labelled_source(
     name: str,
     split: str,
     rows: Sequence[Row],
@@ -253,7 +253,7 @@ def labelled(
     for _, row in found:
         for label in row.labels:
             if label not in index:
-                raise UserError(f"{name}: {row.position or row.clip}: {unknown('label', label, index)}")
+                raise UserError(f"{name}: {row.listed_at or row.clip}: {unknown('label', label, index)}")
     if multi_label:
         labels = np.zeros((len(found), len(classes)), np.float32)
         for i, (_, row) in enumerate(found):
@@ -263,5 +263,5 @@ def labelled(
     lines = list(notes())
     if len(found) < len(chosen):
         lines.insert(0, f"{name}: {len(found)} of {len(chosen)} listed {what} were found")
-    positions = tuple(row.position for _, row in found) if chosen[0].position else ()
-    return Source(name, tuple(path for path, _ in found), labels, tuple(classes), len(chosen), positions, tuple(lines))
+    listed_at = tuple(row.listed_at for _, row in found) if chosen[0].listed_at else ()
+    return Source(name, tuple(path for path, _ in found), labels, tuple(classes), len(chosen), listed_at, tuple(lines))

@@ -10,8 +10,8 @@ from tubevit.data.sources.listing import (
     Row,
     canonical_split,
     class_count_note,
-    labelled,
-    list_and_clips,
+    labelled_source,
+    parse_list_and_clips,
     read_official,
     require_folder,
 )
@@ -36,7 +36,7 @@ def open_something(name: str, split: str) -> Source:
     Raises:
         UserError: a file is missing or malformed, no such split, or none of the clips exists.
     """
-    _, source, folder = list_and_clips(name)
+    _, source, folder = parse_list_and_clips(name)
     split = canonical_split(split)
     if split not in (*_FILES, "test", "all"):
         raise unknown_split(name, split, (*_FILES, "test", "all"))
@@ -61,7 +61,7 @@ def open_something(name: str, split: str) -> Source:
         except SplitError:
             pass  # the older release has none
     clips = Clips(folder)
-    return labelled(
+    return labelled_source(
         name,
         split,
         rows,

@@ -40,7 +40,7 @@ class Source:
         labels: (n,) int32 class indices, or (n, classes) float32 of 0 and 1 where a file may have several labels.
         classes: names of the classes.
         listed: number of files that the source lists, found or not.
-        positions: where each file is listed, for messages, e.g. `labels.csv line 7`; empty: the keys say it.
+        listed_at: where each file is listed, for messages, e.g. `labels.csv line 7`; empty: the keys say it.
         notes: what the user should know of how it was read.
         read: `read(i)` is what to decode of file i; None: the keys are paths. Worker processes get a pickled copy.
     """
@@ -50,7 +50,7 @@ class Source:
     labels: np.ndarray
     classes: tuple[str, ...]
     listed: int
-    positions: Sequence[str] = ()
+    listed_at: Sequence[str] = ()
     notes: tuple[str, ...] = ()
     read: Callable[[int], Media] | None = None
 
@@ -110,7 +110,7 @@ class Source:
         for i, name in enumerate(self.classes):
             if used[i] and name not in index:
                 having = self.labels[:, i] > 0 if self.multi_label else self.labels == i
-                where = (self.positions or self.keys)[int(np.flatnonzero(having)[0])]
+                where = (self.listed_at or self.keys)[int(np.flatnonzero(having)[0])]
                 raise UserError(f"{where}: label out of range: {unknown('label', name, index)}")
         columns = np.array([index.get(name, 0) for name in self.classes])
         if self.multi_label:

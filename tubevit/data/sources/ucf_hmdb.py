@@ -9,8 +9,8 @@ from tubevit.data.sources.listing import (
     Row,
     class_count_note,
     file_names,
-    labelled,
-    list_and_clips,
+    labelled_source,
+    parse_list_and_clips,
     read_official,
     require_folder,
 )
@@ -32,7 +32,7 @@ def open_ucf101(name: str, split: str) -> Source:
     Raises:
         UserError: a file is missing or malformed, no such split, or none of the clips exists.
     """
-    _, source, _ = list_and_clips(name)
+    _, source, _ = parse_list_and_clips(name)
     parts, number = _parts(name, split)
     require_folder(source, "the folder of classInd.txt, trainlist01.txt and testlist01.txt")
     path, text = read_official(source, "classInd.txt")
@@ -68,7 +68,7 @@ def open_hmdb51(name: str, split: str) -> Source:
     Raises:
         UserError: a file is missing or malformed, no such split, or none of the clips exists.
     """
-    _, source, _ = list_and_clips(name)
+    _, source, _ = parse_list_and_clips(name)
     parts, number = _parts(name, split)
     files = {}
     for file in file_names(source, "the folder of CLASS_test_split1.txt"):
@@ -102,9 +102,9 @@ def _parts(name: str, split: str) -> tuple[tuple[str, ...], str]:
 
 
 def _labelled(name: str, rows: list[Row], classes: list[str]) -> Source:
-    key, _, folder = list_and_clips(name)
+    key, _, folder = parse_list_and_clips(name)
     clips = Clips(folder)
-    return labelled(
+    return labelled_source(
         name,
         "all",  # the rows are those of the split asked for
         rows,
