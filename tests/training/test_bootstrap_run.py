@@ -92,7 +92,7 @@ def test_a_plain_vit_becomes_a_video_model(vit, clips, tmp_path, capsys):
     arguments = [f"--config.{key}={value}" for key, value in {**flags, "train.steps": 1, **changes}.items()]
     assert main(["train", "--config", spec, "--workdir", str(tmp_path / "run"), *arguments]) == 0
     text = capsys.readouterr().err
-    assert "tube 4x4x4/8x16x16 begins from the 2D kernel" in text and "left out: class_token" in text
+    assert "tube 4x4x4/8x16x16 starts from the 2D kernel" in text and "left out: class_token" in text
     model = tubevit.load_model(tmp_path / "run")
     assert len(model.config.tubes.tubes) == 4 and model.config.position == "fixed" and model.config.width == 48
 

@@ -222,12 +222,12 @@ def test_nothing_random_is_frozen(vit, small, tiny):
         (dict(tubes="zero"), "tokenizer/tubes/0-2/kernel"),
         (dict(tubes=small[1], skip=["encoder/blocks/1"]), "encoder/blocks/1"),
     ):
-        with pytest.raises(UserError, match=f"frozen by train.freeze_below=2, but of no checkpoint: .*{words}"):
+        with pytest.raises(UserError, match=f"frozen by train.freeze_below=2, but not in a checkpoint: .*{words}"):
             initialise(parameters(fresh), config, vit[1], **settings)
     initialise(parameters(fresh), config, vit[1], tubes=small[1], skip=["encoder/blocks/2"])
-    with pytest.raises(UserError, match="has no learned positions but fixed: pass position=fixed"):
+    with pytest.raises(UserError, match="has fixed positions instead of learned ones: pass position=fixed"):
         bootstrapped_config(small[0].config, vit[0].config.replace(position="fixed"))
-    with pytest.raises(UserError, match="a linear layer of its own follows"):
+    with pytest.raises(UserError, match="because a linear layer follows"):
         bootstrapped_config(small[0].config.replace(tube_linear=True), vit[0].config)
     with pytest.raises(UserError, match="unknown init.tubes 'inflat'; did you mean 'inflate'"):
         initialise(parameters(fresh), config, vit[1], tubes="inflat")

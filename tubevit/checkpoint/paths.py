@@ -11,17 +11,18 @@ import numpy as np
 from tubevit.errors import UserError, closest
 
 BLOCKS = "encoder/blocks"
-_ARRAYS = 11  # of a block at least: two normalisations and four linear layers, one of them maybe without bias
+_IN_BLOCK = re.compile(rf"{BLOCKS}/(\d+)/(.+)")
+_ARRAYS = 11  # a block has at least these: two normalisations and four linear layers, one of them maybe without bias
 
 
 def flatten(tree: dict) -> dict:
-    """Nested dicts -> {path: array}."""
+    """Turn nested dicts into {path: array}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict) -> dict:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     tree: dict = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")
@@ -33,7 +34,7 @@ def unflatten(flat: dict) -> dict:
 
 
 def unstack(flat: dict) -> dict:
-    """Each block's arrays under a path of its own; the others as they are."""
+    """Give the arrays of each block paths of their own; other arrays stay as they are."""
     apart = {}
     for path, leaf in flat.items():
         if path.startswith(f"{BLOCKS}/"):
@@ -45,44 +46,43 @@ def unstack(flat: dict) -> dict:
 
 
 def stack(apart: dict) -> dict:
-    """The inverse of `unstack`."""
+    """Invert `unstack`."""
     flat, layers = {}, {}
     for path, leaf in apart.items():
-        match = re.fullmatch(rf"{BLOCKS}/(\d+)/(.+)", path)
-        if match:
+        if match := _IN_BLOCK.fullmatch(path):
             layers.setdefault(f"{BLOCKS}/{match[2]}", {})[int(match[1])] = leaf
         else:
             flat[path] = leaf
     return flat | {path: np.stack([parts[i] for i in range(len(parts))]) for path, parts in layers.items()}
 
 
-def matches(path: str, beginning: str) -> bool:
-    """Whether a path begins with these parts; a part such as `6-11` stands for each of the numbers."""
-    have, want = path.split("/"), beginning.strip("/").split("/")
-    return len(have) >= len(want) and all(map(_part_matches, have, want))
+def matches(path: str, prefix: str) -> bool:
+    """Whether a path starts with the parts of `prefix`; a part such as `6-11` stands for each of the numbers."""
+    parts, pattern = path.split("/"), prefix.strip("/").split("/")
+    return len(parts) >= len(pattern) and all(map(_part_matches, parts, pattern))
 
 
-def no_match(key: str, beginning: str, paths: Iterable[str]) -> UserError:
-    """The error for a beginning that no path has, with the closest."""
-    beginnings = {path.rsplit("/", n)[0] for path in paths for n in range(path.count("/") + 1)}
-    return UserError(f"{key}: no parameter begins with {beginning!r}; {closest(beginning, beginnings)}")
+def no_match(key: str, prefix: str, paths: Iterable[str]) -> UserError:
+    """Make the error for a prefix that no path has; it names the closest ones."""
+    prefixes = {path.rsplit("/", n)[0] for path in paths for n in range(path.count("/") + 1)}
+    return UserError(f"{key}: no parameter begins with {prefix!r}; {closest(prefix, prefixes)}")
 
 
-def _part_matches(have: str, want: str) -> bool:
-    numbers = re.fullmatch(r"(\d+)-(\d+)", want)
-    if numbers and have.isdecimal():
-        return int(numbers[1]) <= int(have) <= int(numbers[2])
-    return have == want
+def _part_matches(part: str, pattern: str) -> bool:
+    numbers = re.fullmatch(r"(\d+)-(\d+)", pattern)
+    if numbers and part.isdecimal():
+        return int(numbers[1]) <= int(part) <= int(numbers[2])
+    return part == pattern
 
 
 def rename(flat: dict, pairs: Sequence[tuple[str, str]]) -> tuple[dict, list[str]]:
-    """Paths that begin with the first of a pair begin with the second instead; the first pair that matches holds.
+    """Replace prefixes of paths: for each path the first pair whose first prefix matches.
 
     Returns:
-        {path: array}, and the paths that were there already and gave way.
+        {path: array}, and the paths that were there already and were replaced.
 
     Raises:
-        UserError: a pair matches no path, or has ranges.
+        UserError: a pair matches no path, or contains a range.
     """
     for old, new in pairs:
         if any(re.fullmatch(r"\d+-\d+", part) for name in (old, new) for part in name.split("/")):
@@ -99,30 +99,41 @@ def rename(flat: dict, pairs: Sequence[tuple[str, str]]) -> tuple[dict, list[str
     return kept | renamed, [path for path in kept if path in renamed]
 
 
-def summarise(texts: Mapping[str, str]) -> list[str]:
-    """{path: text} as lines `path text`, see `grouped`; of blocks that are there with all their arrays one line."""
+def differences(expected: Mapping, found: Mapping) -> list[str]:
+    """Compare names and shapes of two {path: array}: lines about what is missing, unexpected or of another shape."""
+    problems = [f"missing {line}" for line in summarise(path for path in expected if path not in found)]
+    problems += [f"unexpected {line}" for line in summarise(path for path in found if path not in expected)]
+    shapes = {path: (tuple(array.shape), tuple(found[path].shape)) for path, array in expected.items() if path in found}
+    return problems + summarise({p: f": expected {a}, found {b}" for p, (a, b) in shapes.items() if a != b})
+
+
+def summarise(texts: Mapping[str, str] | Iterable[str]) -> list[str]:
+    """Summarise {path: text}, or paths alone, as `grouped` does; a block with all of its arrays is one line."""
+    texts = _with_texts(texts)
     blocks: dict[int, dict[str, str]] = {}
     for path, text in texts.items():
-        match = re.fullmatch(rf"{BLOCKS}/(\d+)/(.+)", path)
-        if match:
+        if match := _IN_BLOCK.fullmatch(path):
             blocks.setdefault(int(match[1]), {})[match[2]] = text
-    whole = [i for i, leaves in blocks.items() if len(leaves) >= _ARRAYS and not any(leaves.values())]
-    short = {f"{BLOCKS}/{i}": "" for i in whole}
-    rest = {path: text for path, text in texts.items() if not any(matches(path, beginning) for beginning in short)}
-    return grouped(rest) + grouped(short)
+    whole = [f"{BLOCKS}/{i}" for i, leaves in blocks.items() if len(leaves) >= _ARRAYS and not any(leaves.values())]
+    rest = {path: text for path, text in texts.items() if not any(matches(path, block) for block in whole)}
+    return grouped(rest) + grouped(whole)
 
 
-def grouped(texts: Mapping[str, str]) -> list[str]:
-    """{name: text} as lines `name text`; names that differ in their first number are one: `blocks.0-11.norm1.bias`."""
+def grouped(texts: Mapping[str, str] | Iterable[str]) -> list[str]:
+    """Write {name: text}, or names alone, as lines; one for names that differ in their first number: `blocks.0-11.x`."""
     groups: dict[tuple[str, str, str], list[int]] = {}
-    for name, text in texts.items():
+    for name, text in _with_texts(texts).items():
         head, number, tail = re.fullmatch(r"(\D*)(\d*)(.*)", name).groups()
         groups.setdefault((head, tail, text), []).append(int(number) if number else -1)
     return sorted(f"{head}{_ranges(numbers)}{tail}{text}" for (head, tail, text), numbers in groups.items())
 
 
+def _with_texts(texts: Mapping[str, str] | Iterable[str]) -> Mapping[str, str]:
+    return texts if isinstance(texts, Mapping) else dict.fromkeys(texts, "")
+
+
 def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> `0-2,5`; -1 stands for none."""
+    """Write numbers as ranges, [0, 1, 2, 5] as `0-2,5`; -1 stands for no number."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

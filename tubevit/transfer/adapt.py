@@ -1,4 +1,4 @@
-"""The tokenizer and the learned positions of a checkpoint, in the form that another model has them."""
+"""The tokenizer and the learned positions of a checkpoint, in the shapes that another model needs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Donor:
     """The parameters of a checkpoint.
 
     Attributes:
-        name: as the user gave it.
-        config: of the model.
+        name: the name that the user gave.
+        config: the configuration of its model.
         params: {path: array}.
     """
 
@@ -28,21 +28,24 @@ class Donor:
     config: ModelConfig
     params: dict[str, np.ndarray]
 
+    def restandardised(self, kernel, bias, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Adjust a kernel and a bias to pixels that are standardised with the mean and std of `model`."""
+        return restandardise(kernel, bias, (self.config.mean, self.config.std), (model.mean, model.std))
+
     def kernel(self, i: int, size: Triple, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel and bias of tube i for pixels that are standardised as `model` does it; a shared one of `size`."""
+        """Return kernel and bias of tube i for the pixel statistics of `model`, a shared kernel resized to `size`."""
         config = self.config
         if is_interpolated(config.tubes.tubes[i], config):
             shared = self.params["tokenizer/kernel"]
             kernel = np.asarray(resize_trilinear(shared, size, config.gain_norm, config.antialias))
         else:
             kernel = self.params[f"tokenizer/tubes/{i}/kernel"]
-        old, new = ((c.mean, c.std) for c in (config, model))
-        return restandardise(kernel, self.params[f"tokenizer/tubes/{i}/bias"], old, new)
+        return self.restandardised(kernel, self.params[f"tokenizer/tubes/{i}/bias"], model)
 
     def match(self, model: ModelConfig, wanted: list[int]) -> dict[int, int]:
-        """{tube of the model: tube of the checkpoint} whose kernels it can take as they are, each of them once.
+        """Match tubes of the model to tubes of the checkpoint with the same kernel shape, each at most once.
 
-        Those of the same stride and offset come first, then those of the same index, then any.
+        Tubes with the same stride and offset are matched first, then tubes with the same index, then any.
         """
         pairs = []
         for i in wanted:
@@ -52,25 +55,30 @@ class Donor:
                 as_wide = _features(other, self.config) == _features(tube, model)
                 if as_wide and other.is_2d == tube.is_2d and (shared or other.kernel == tube.kernel):
                     pairs.append((not _same_place(tube, other), i != j, i, j))
-        found: dict[int, int] = {}
+        matched: dict[int, int] = {}
         for *_, i, j in sorted(pairs):
-            if i not in found and j not in found.values():
-                found[i] = j
-        return found
+            if i not in matched and j not in matched.values():
+                matched[i] = j
+        return matched
 
-    def patch(self, model: ModelConfig) -> tuple[int, np.ndarray, np.ndarray]:
-        """Index, kernel and bias of the first 2D tube without space-to-depth.
+    def patch_tube(self, model: ModelConfig) -> int | None:
+        """The index of the first 2D tube without space-to-depth, or None if none has the width of `model`."""
+        tubes = enumerate(self.config.tubes.tubes if self.config.width == model.width else ())
+        return next((i for i, tube in tubes if tube.is_2d and tube.sub_windows == 1), None)
+
+    def patch(self, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Return kernel and bias of `patch_tube`.
 
         Raises:
-            UserError: there is none, or it is not as wide as the model.
+            UserError: there is no such tube.
         """
-        for i, tube in enumerate(self.config.tubes.tubes):
-            if tube.is_2d and tube.sub_windows == 1 and self.config.width == model.width:
-                return i, *self.kernel(i, tube.kernel, model)
-        raise UserError(
-            f"{self.name} has no 2D tube of width {model.width} to begin from: its width is {self.config.width}, "
-            f"its tubes are {self.config.tubes}; init.tubes=random begins from random kernels"
-        )
+        i = self.patch_tube(model)
+        if i is None:
+            raise UserError(
+                f"{self.name} has no 2D tube of width {model.width} to start from: its width is {self.config.width}, "
+                f"its tubes are {self.config.tubes}; init.tubes=random starts from random kernels"
+            )
+        return self.kernel(i, self.config.tubes.tubes[i].kernel, model)
 
 
 def _features(tube: Tube, config: ModelConfig) -> int:
@@ -81,124 +89,147 @@ def _same_place(one: Tube, two: Tube) -> bool:
     return (one.kernel, one.stride, one.offset) == (two.kernel, two.stride, two.offset)
 
 
-def adapt(source: Donor, small: Donor | None, model: ModelConfig, how: str) -> tuple[dict, list[str], list[str]]:
-    """A checkpoint's parameters, tokenizer and positions under the names and in the shapes of a model.
+class Adapted:
+    """A checkpoint's parameters under the names and in the shapes of a model.
 
-    Args:
-        source: the checkpoint.
-        small: another one that has the 3D tubes, or None.
-        model: the configuration that they are for.
-        how: what those 3D tubes begin from that neither has: `same` (nothing, they will be missing), `inflate`,
-            `zero`, `random`.
-
-    Returns:
-        {path: array}, beginnings of the paths that stay new, and lines that say what was changed.
-
-    Raises:
-        UserError: there is no 2D kernel to inflate or to resize, or interpolated kernels cannot be inflated.
+    Attributes:
+        params: {path: array}.
+        new: prefixes of the paths that keep their random values.
+        notes: one line per change.
     """
-    found = {path: leaf for path, leaf in source.params.items() if not path.startswith(("tokenizer/", "position/"))}
-    new, notes = [], []
-    if model.interpolated:
-        _adapt_shared_kernel(source, model, how, found, new)
-    tubes = model.tubes.tubes
-    of_small = [i for i, tube in enumerate(tubes) if small is not None and not tube.is_2d]
-    origins = source.match(model, [i for i in range(len(tubes)) if i not in of_small])
-    carried = small.match(model, of_small) if small else {}
-    for i, tube in enumerate(tubes):
-        path, donor, j = f"tokenizer/tubes/{i}", small if i in of_small else source, (origins | carried).get(i)
+
+    def __init__(self, source: Donor, small: Donor | None, model: ModelConfig, missing_tubes: str):
+        """Adapt the tokenizer and the positions; everything else is passed on unchanged.
+
+        Args:
+            source: the checkpoint.
+            small: another checkpoint, which has the 3D tubes, or None.
+            model: the configuration that the parameters are for.
+            missing_tubes: how 3D tubes start that neither checkpoint has: `inflate`, `zero`, `random`, or `same`,
+                which leaves them out.
+
+        Raises:
+            UserError: there is no 2D kernel to inflate or to resize, or interpolated kernels cannot be inflated.
+        """
+        self.source, self.small, self.model, self.missing_tubes = source, small, model, missing_tubes
+        self.params = {p: leaf for p, leaf in source.params.items() if not p.startswith(("tokenizer/", "position/"))}
+        self.new: list[str] = []
+        self.notes: list[str] = []
+        # Which tubes of the two checkpoints the tubes of the model take their kernels from.
+        tubes = model.tubes.tubes
+        from_small = [i for i, tube in enumerate(tubes) if small is not None and not tube.is_2d]
+        self._origins = source.match(model, [i for i in range(len(tubes)) if i not in from_small])
+        self._carried_over = small.match(model, from_small) if small else {}
+        if model.interpolated:
+            self._add_shared_kernel()
+        for i in range(len(tubes)):
+            self._add_tube(i)
+        self._add_positions()
+        self._report_unused()
+
+    def _add_shared_kernel(self) -> None:
+        path, source = "tokenizer/kernel", self.source
+        if source.config.interpolated:
+            self.params[path], _ = source.restandardised(source.params[path], np.zeros(source.config.width), self.model)
+        elif self.missing_tubes == "inflate":
+            if not self.model.gain_norm:
+                raise UserError(
+                    "a kernel that is resized to each tube can start from a 2D kernel only if its gain is normalised: "
+                    "pass --config.model.gain_norm=true, or init.tubes=random"
+                )
+            self.params[path] = inflate_kernel(source.patch(self.model)[0], SHARED_KERNEL)
+        elif self.missing_tubes == "zero":
+            self.params[path] = np.zeros((*SHARED_KERNEL, 3, self.model.width), np.float32)
+        elif self.missing_tubes == "random":
+            self.new.append(path)
+
+    def _add_tube(self, i: int) -> None:
+        """Add kernel, bias and linear layer of tube i of the model."""
+        model, tube, path = self.model, self.model.tubes.tubes[i], f"tokenizer/tubes/{i}"
+        donor, j = (
+            (self.small, self._carried_over[i]) if i in self._carried_over else (self.source, self._origins.get(i))
+        )
         if j is not None:
             kernel, bias = donor.kernel(j, tube.kernel, model)
-            if not _same_place(tube, other := donor.config.tubes.tubes[j]):
-                notes.append(f"tube {tube} has the kernel of {other} of {donor.name}")
-        elif tube.is_2d and how != "random" and _has_patch(source, tube, model):
-            origins[i], kernel, bias = source.patch(model)
-            if kernel.shape != (*tube.kernel, *kernel.shape[3:]):
-                notes.append(f"patches of {_text(kernel.shape[1:3])} pixels resized to {_text(tube.kernel[1:])}")
-                kernel = resize_patch(kernel, tube.kernel[1:])
-        elif how in ("inflate", "zero"):
-            kernel, bias = _begin(how, source, tube, model)
-            notes.append(f"tube {tube} begins from " + ("the 2D kernel" if how == "inflate" else "0"))
+            other = donor.config.tubes.tubes[j]
+            if not _same_place(tube, other):
+                self.notes.append(f"tube {tube} has the kernel of {other} of {donor.name}")
+        elif self._is_resized_patch(tube):
+            kernel, bias = self._resized_patch(i, tube)
+        elif self.missing_tubes == "inflate":
+            kernel, bias = self._inflated(tube)
+            self.notes.append(f"tube {tube} starts from the 2D kernel")
+        elif self.missing_tubes == "zero":
+            features = _features(tube, model)
+            kernel, bias = np.zeros((*tube.kernel, 3, features), np.float32), np.zeros(features, np.float32)
+            self.notes.append(f"tube {tube} starts from 0")
         else:
-            new += [path] if how == "random" else []
-            continue
-        found[f"{path}/bias"] = bias
+            if self.missing_tubes == "random":
+                self.new.append(path)
+            return
+        self.params[f"{path}/bias"] = bias
         if not is_interpolated(tube, model):
-            found[f"{path}/kernel"] = kernel
+            self.params[f"{path}/kernel"] = kernel
         if model.tube_linear and not tube.is_2d:
             widen = None if j is None else donor.params.get(f"tokenizer/tubes/{j}/widen/kernel")
-            new += [f"{path}/widen"] if widen is None else []
-            found |= {} if widen is None else {f"{path}/widen/kernel": widen}
-    _adapt_positions(source, model, origins, found)
-    unused = _unused(source, origins, found)
-    if how == "same" and small is None:  # what the model has no place for shows in the comparison
-        found = unused | found
-    elif unused:
-        notes.append(f"left out of {source.name}: {', '.join(sorted(unused))}")
-    if small:
-        notes.append(f"{len(carried)} tubes carried over from {small.name}")
-        left = [tube for j, tube in enumerate(small.config.tubes.tubes) if not tube.is_2d and j not in carried.values()]
-        notes += [f"left out of {small.name}: tube {tube}" for tube in left]
-    return found, new, notes
+            if widen is None:
+                self.new.append(f"{path}/widen")
+            else:
+                self.params[f"{path}/widen/kernel"] = widen
 
+    def _is_resized_patch(self, tube: Tube) -> bool:
+        is_patch = tube.is_2d and tube.sub_windows == 1
+        return is_patch and self.missing_tubes != "random" and self.source.patch_tube(self.model) is not None
 
-def _unused(source: Donor, origins: dict[int, int], found: dict) -> dict:
-    """What of the checkpoint's tokenizer and positions the model did not get."""
-    unused, taken = {}, {str(j): str(i) for i, j in origins.items()}
-    for path, leaf in source.params.items():
-        group, _, rest = path.partition("/")
-        number = rest.removeprefix("tubes/").split("/")[0]
-        if group == "position" and f"position/{taken.get(number)}" not in found:
-            unused[path] = leaf
-        elif group == "tokenizer" and number not in taken and path not in found:
-            unused[path] = leaf
-    return unused
+    def _resized_patch(self, i: int, tube: Tube) -> tuple[np.ndarray, np.ndarray]:
+        kernel, bias = self.source.patch(self.model)
+        self._origins[i] = self.source.patch_tube(self.model)
+        if kernel.shape[:3] != tube.kernel:
+            self.notes.append(f"patches of {_text(kernel.shape[1:3])} pixels resized to {_text(tube.kernel[1:])}")
+            kernel = resize_patch(kernel, tube.kernel[1:])
+        return kernel, bias
 
-
-def _adapt_shared_kernel(source: Donor, model: ModelConfig, how: str, found: dict, new: list[str]) -> None:
-    path, shape = "tokenizer/kernel", (*SHARED_KERNEL, 3, model.width)
-    if source.config.interpolated:
-        old, current = ((c.mean, c.std) for c in (source.config, model))
-        found[path] = restandardise(source.params[path], np.zeros(source.config.width), old, current)[0]
-    elif how == "inflate":
-        if not model.gain_norm:
+    def _inflated(self, tube: Tube) -> tuple[np.ndarray, np.ndarray]:
+        model = self.model
+        if model.channels(tube) != model.width:
             raise UserError(
-                "a kernel that is resized to each tube can begin from a 2D kernel only if its gain is normalised: "
-                "pass --config.model.gain_norm=true, or init.tubes=random"
+                f"init.tubes=inflate makes tubes of width {model.width}; found model.tube_width={model.tube_width}"
             )
-        found[path] = inflate_kernel(source.patch(model)[1], SHARED_KERNEL)
-    elif how == "zero":
-        found[path] = np.zeros(shape, np.float32)
-    elif how == "random":
-        new.append(path)
+        kernel, bias = self.source.patch(model)
+        parts = np.asarray(bias).reshape(tube.sub_windows, -1)
+        return inflate_kernel(kernel, tube.kernel, tube.sub_windows), parts.mean(axis=0)
 
+    def _add_positions(self) -> None:
+        """Add the tables of learned positions, resized to the grids of the model's tubes."""
+        model = self.model
+        for i, j in self._origins.items():
+            table, tube = self.source.params.get(f"position/{j}"), model.tubes.tubes[i]
+            if table is not None and is_learned(model.position, tube):
+                self.params[f"position/{i}"] = resize_positions(table, tube.grid(model.shape, model.padding))
 
-def _has_patch(source: Donor, tube: Tube, model: ModelConfig) -> bool:
-    """Whether a 2D tube's kernel can be that of the checkpoint, resized."""
-    flat = any(other.is_2d and other.sub_windows == 1 for other in source.config.tubes.tubes)
-    return flat and tube.sub_windows == 1 and source.config.width == model.width
+    def _report_unused(self) -> None:
+        """Note the tubes and positions that the model did not take over."""
+        unused = self._unused()
+        if self.missing_tubes == "same" and self.small is None:  # the comparison with the model reports them
+            self.params = unused | self.params
+        elif unused:
+            self.notes.append(f"left out of {self.source.name}: {', '.join(sorted(unused))}")
+        if self.small:
+            self.notes.append(f"{len(self._carried_over)} tubes carried over from {self.small.name}")
+            for j, tube in enumerate(self.small.config.tubes.tubes):
+                if not tube.is_2d and j not in self._carried_over.values():
+                    self.notes.append(f"left out of {self.small.name}: tube {tube}")
 
-
-def _begin(how: str, source: Donor, tube: Tube, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a tube that no checkpoint has."""
-    if how == "zero":
-        features = _features(tube, model)
-        return np.zeros((*tube.kernel, 3, features), np.float32), np.zeros(features, np.float32)
-    if model.channels(tube) != model.width:
-        raise UserError(
-            f"init.tubes=inflate makes tubes of width {model.width}; found model.tube_width={model.tube_width}"
-        )
-    _, kernel, bias = source.patch(model)
-    parts = np.asarray(bias).reshape(tube.sub_windows, -1)
-    return inflate_kernel(kernel, tube.kernel, tube.sub_windows), parts.mean(axis=0)
-
-
-def _adapt_positions(source: Donor, model: ModelConfig, origins: dict[int, int], found: dict) -> None:
-    """Tables of learned positions, resized to the grids of the model's tubes."""
-    for i, tube in enumerate(model.tubes.tubes):
-        table = source.params.get(f"position/{origins[i]}") if i in origins else None
-        if table is not None and is_learned(model.position, tube):
-            found[f"position/{i}"] = resize_positions(table, tube.grid(model.shape, model.padding))
+    def _unused(self) -> dict:
+        unused, taken = {}, {str(j): str(i) for i, j in self._origins.items()}
+        for path, leaf in self.source.params.items():
+            group, _, rest = path.partition("/")
+            number = rest.removeprefix("tubes/").split("/")[0]
+            if group == "position" and f"position/{taken.get(number)}" not in self.params:
+                unused[path] = leaf
+            elif group == "tokenizer" and number not in taken and path not in self.params:
+                unused[path] = leaf
+        return unused
 
 
 def _text(sizes) -> str:

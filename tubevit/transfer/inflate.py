@@ -1,4 +1,4 @@
-"""Kernels and positions of other sizes: how 3D tubes begin from an image ViT's patch kernel."""
+"""Kernels of other sizes and pixel statistics: how 3D tubes start from the patch kernel of an image ViT."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tubevit.tubes import Triple
 
 
 def resize_patch(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The kernel of a 2D tube at another patch size, by the pseudo-inverse of resizing (FlexiViT, Beyer et al. 2023).
+    """Resize the kernel of a 2D tube by the pseudo-inverse of resizing images (FlexiViT, Beyer et al. 2023).
 
-    Where patches grow, a resized image gives exactly the token that the image gave; where they shrink, the nearest.
+    For larger patches, a resized image has exactly the token of the original image; for smaller ones, the nearest one.
 
     Args:
         kernel: (1, k_y, k_x, 3, D).
-        size: new rows and columns of the patch.
+        size: rows and columns of the new patch.
 
     Returns:
         (1, *size, 3, D) float32.
@@ -27,16 +27,16 @@ def resize_patch(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def inflate_kernel(kernel: np.ndarray, size: Triple, sub_windows: int = 1) -> np.ndarray:
-    """The kernel of a tube that looks at its window, resized to the patch and averaged over time, with a 2D kernel.
+    """Make the kernel of a 3D tube that averages its window over time, resizes it to the patch and applies a 2D kernel.
 
-    It is the adjoint of that resizing (bilinear, antialiased), so that its sums are those of the 2D kernel: a constant,
-    static clip has the same token. With space-to-depth all sub-windows share 1 / f of the channels, and the mean over
-    the f parts of the 2D kernel's is the nearest to it.
+    It is the adjoint of that resizing (bilinear, antialiased), so its sums equal those of the 2D kernel: a constant,
+    static clip has the same token. With space-to-depth all f sub-windows share one kernel of D / f channels; the mean
+    over the f parts of the 2D kernel's channels is the closest one.
 
     Args:
         kernel: (1, k_y, k_x, 3, D) of a 2D tube.
         size: (t, y, x) of the tube's window.
-        sub_windows: f.
+        sub_windows: the number f of sub-windows per token.
 
     Returns:
         (*size, 3, D / f) float32.
@@ -48,15 +48,15 @@ def inflate_kernel(kernel: np.ndarray, size: Triple, sub_windows: int = 1) -> np
 
 
 def restandardise(kernel: np.ndarray, bias: np.ndarray, old, new) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias for pixels standardised by another mean and std: the same tokens of the same pixels.
+    """Adjust kernel and bias to pixels standardised by another mean and std, so that the tokens stay the same.
 
-    (p - m) / s = (p - m') / s' * (s' / s) + (m' - m) / s, so the factor goes into the kernel, the rest into the bias.
-    What lies beyond a clip reads the mean, hence another colour than before.
+    (p - m) / s = (p - m') / s' * (s' / s) + (m' - m) / s: the factor goes into the kernel, the rest into the bias.
+    Pixels beyond the clip read as the mean, which is now another colour.
 
     Args:
         kernel: (k_t, k_y, k_x, 3, C).
         bias: (C,).
-        old, new: (mean, std), 3 numbers each.
+        old, new: pairs (mean, std) of 3 numbers each.
     """
     if old == new:
         return kernel, bias
@@ -67,6 +67,6 @@ def restandardise(kernel: np.ndarray, bias: np.ndarray, old, new) -> tuple[np.nd
 
 
 def _resize(old: int, new: int) -> np.ndarray:
-    """(new, old) float64: linear resizing of one axis with half-pixel centres, antialiased; each row sums to 1."""
+    """Return the (new, old) matrix of antialiased linear resizing of one axis, half-pixel centres; rows sum to 1."""
     matrix = np.asarray(jax.image.resize(jnp.eye(old), (new, old), "linear", antialias=True), np.float64)
     return matrix / matrix.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Beginning from checkpoints instead of random parameters: compared from both sides, refused unless told otherwise."""
+"""Start from checkpoints instead of random parameters: names and shapes must agree unless the user says otherwise."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from tubevit import storage
-from tubevit.checkpoint.paths import flatten, matches, no_match, rename, stack, summarise, unflatten, unstack
+from tubevit.checkpoint.paths import (
+    differences,
+    flatten,
+    matches,
+    no_match,
+    rename,
+    stack,
+    summarise,
+    unflatten,
+    unstack,
+)
 from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import is_frozen
-from tubevit.transfer.adapt import Donor, adapt
+from tubevit.transfer.adapt import Adapted, Donor
 from tubevit.zoo.names import open_checkpoint
 from tubevit.zoo.registry import is_release
 
 TUBES = ("same", "inflate", "zero", "random")
+_ADDED = ("encoder/gate", "encoder/added/")  # the gate and the attention layers that no other model has
+_IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a plain ViT and a model with 3D tubes
 
 
 def read_donor(name: str) -> Donor:
-    """The parameters of a checkpoint; raises UserError if there is none, or it is not whole."""
+    """Read the parameters of a checkpoint; raises UserError if it does not exist or is damaged."""
     checkpoint = open_checkpoint(name)
     return Donor(str(name), checkpoint.model, flatten(checkpoint.read_parameters()))
 
@@ -33,138 +45,130 @@ def initialise(
     renamed: Sequence[tuple[str, str]] = (),
     tubes: str = "same",
 ) -> tuple[dict, list[str]]:
-    """Parameters of a checkpoint in place of random ones.
+    """Replace random parameters by those of a checkpoint.
 
-    Heads are taken over where name and labels are the same; the others stay new, as do the gate (alpha = 0) and added
-    attention layers. Patches and learned positions of other sizes are resized, kernels for other pixel statistics are
-    adjusted. Of a plain ViT that becomes a model with 3D tubes, positions, class token and pooling are left out where
-    the model has others. Everything else must fit from both sides, and nothing random may be frozen.
+    Heads are loaded where name and labels are equal; other heads stay new, and so do the gate (alpha = 0) and added
+    attention layers. Patches and learned positions of other sizes are resized, and kernels are adjusted to the model's
+    pixel statistics. If a plain ViT becomes a model with 3D tubes, the ViT's positions, class token and pooling are
+    left out where the model has others. Everything else must agree in both directions, and no random parameter may be
+    frozen.
 
     Args:
-        params: the model's own, random.
-        model: their configuration.
+        params: the random parameters of the model.
+        model: its configuration.
         name: what `load_model` takes.
-        skip: beginnings of paths that are neither taken over nor missed, e.g. `pooling` or `encoder/blocks/6-11`.
-        renamed: pairs: a beginning of the checkpoint's paths, and what it is in the model; what the checkpoint has
-            there itself is left out.
-        tubes: where the 3D tubes come from that the checkpoint lacks: `same` (it must have all; those of a plain ViT
-            are inflated), `inflate` (its 2D kernel, see `inflate_kernel`), `zero`, `random`, or the name of a
-            checkpoint that has them (a small tube model, see `bootstrapped_config`).
+        skip: prefixes of paths that are neither loaded nor required, e.g. `pooling` or `encoder/blocks/6-11`.
+        renamed: pairs of a prefix of the checkpoint's paths and its replacement in the model; parameters that the
+            checkpoint itself has under the replacement are left out.
+        tubes: the origin of 3D tubes that the checkpoint lacks: `same` (it must have all of them, but a plain ViT is
+            inflated), `inflate` (the 2D kernel, see `inflate_kernel`), `zero`, `random`, or the name of a checkpoint
+            that has them (a small tube model, see `bootstrapped_config`).
 
     Returns:
-        The parameters, and lines that say what was not taken over as it was.
+        The parameters, and one line for each thing that was changed, left out or new.
 
     Raises:
-        UserError: no such checkpoint; it does not fit: all that is missing, unexpected or of another shape; it was
-            trained to behave otherwise; or parameters that are frozen would be random.
+        UserError: the checkpoint does not exist, does not fit (the message lists everything that is missing, unexpected
+            or of another shape) or was trained with other settings; or random parameters would be frozen.
     """
     source = read_donor(name)
     small = None if tubes in TUBES else _read_small(tubes)
     becomes_video = source.config.is_plain_vit and not model.tubes.is_2d
-    notes = _compare_behaviour(source, model, becomes_video)
-    how = "inflate" if tubes == "same" and becomes_video else "same" if small else tubes
-    found, new, changes = adapt(source, small, model, how)
-    notes += changes
-    have, displaced = rename(unstack(found), renamed)
-    want = unstack(flatten(params))
-    new += [path for path in want if path not in have and path.startswith(("encoder/gate", "encoder/added/"))]
-    dropped = []
-    if becomes_video:
-        of_images = ("position/", "class_token", "pooling/")
-        new += [path for path in want if path not in have and path.startswith(of_images)]
-        dropped += [path for path in have if path not in want and path.startswith(of_images)]
+    notes = _compare_settings(source, model, becomes_video)
+
+    missing_tubes = "same" if small else "inflate" if tubes == "same" and becomes_video else tubes
+    adapted = Adapted(source, small, model, missing_tubes)
+    notes += adapted.notes
+    wanted = unstack(flatten(params))
+    offered, replaced = rename(unstack(adapted.params), renamed)
+
+    may_be_new = (*_ADDED, *_IMAGE_ONLY) if becomes_video else _ADDED
+    may_be_left_out = _IMAGE_ONLY if becomes_video else ()
+    new = adapted.new + [path for path in wanted if path not in offered and path.startswith(may_be_new)]
+    left_out = [path for path in offered if path not in wanted and path.startswith(may_be_left_out)]
     heads = _changed_heads(source, model, renamed, notes)
     for prefix in skip:
-        if not any(matches(path, prefix) for path in {**have, **want}):
-            raise no_match("init.skip", prefix, {**have, **want})
-    taken = _compare(have, want, (*heads, *skip, *dropped), (*heads, *skip, *new), _title(source, model))
-    blank = [] if how != "zero" else [path for path in taken if path.startswith("tokenizer/") and not taken[path].any()]
-    _check_frozen([*(want.keys() - taken.keys()), *blank], model)
-    notes += [f"new: {', '.join(new)}"] if new else []
-    notes += [f"left out: {', '.join(dropped)}"] if dropped else []
-    notes += [f"left out for those that were renamed: {', '.join(summarise(dict.fromkeys(displaced, '')))}"] * bool(
-        displaced
-    )
-    notes += [f"neither taken nor missed: {', '.join(skip)}"] if skip else []
-    merged = stack(want | taken)
-    return unflatten({path: jnp.asarray(leaf) for path, leaf in merged.items()}), notes
+        if not any(matches(path, prefix) for path in {**offered, **wanted}):
+            raise no_match("init.skip", prefix, {**offered, **wanted})
+
+    offered = _without(offered, (*heads, *skip, *left_out))
+    required = _without(wanted, (*heads, *skip, *new))
+    if problems := differences(required, offered):
+        raise UserError(
+            f"init.checkpoint {name} ({source.config.name}, tubes {source.config.tubes}) does not fit {model.name}, "
+            f"tubes {model.tubes}: {'; '.join(problems)}; init.skip leaves parameters out, init.rename renames them"
+        )
+    _check_frozen(wanted, offered, model, zero_tubes=missing_tubes == "zero")
+    listed = {
+        "new": new,
+        "left out": left_out,
+        "left out, replaced by renamed parameters": summarise(replaced),
+        "neither loaded nor required": skip,
+    }
+    notes += [f"{text}: {', '.join(paths)}" for text, paths in listed.items() if paths]
+    return unflatten({path: jnp.asarray(leaf) for path, leaf in stack(wanted | offered).items()}), notes
 
 
 def _read_small(name: str) -> Donor:
-    if not storage.exists(name) and "/" not in name and not is_release(name):  # more likely one of the words
+    if not storage.exists(name) and "/" not in name and not is_release(name):  # more likely a misspelt keyword
         raise unknown("init.tubes", name, (*TUBES, "the name of a checkpoint"))
     small = read_donor(name)
     if small.config.tube_linear:
-        raise UserError(f"tubes of {name} cannot be carried over: a linear layer of its own follows them (tube_linear)")
+        raise UserError(
+            f"init.tubes={name}: its tubes cannot be carried over, because a linear layer follows them "
+            "(tube_linear=true); expected a model with tube_linear=false"
+        )
     return small
 
 
-def _compare_behaviour(source: Donor, model: ModelConfig, becomes_video: bool) -> list[str]:
-    """What is no parameter but was trained with them: lines about what differs; raises UserError where it must not."""
-    old, must = source.config, ["gelu", "norm_epsilon"]
-    must += ["gain_norm", "antialias"] if old.interpolated and model.interpolated else []
-    must += ["gate_layer"] if None not in (old.gate_layer, model.gate_layer) else []
-    differing = [key for key in must if getattr(old, key) != getattr(model, key)]
+def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) -> list[str]:
+    """Compare settings that are no parameters but shaped the training: note differences, refuse harmful ones."""
+    old, fixed = source.config, ["gelu", "norm_epsilon"]
+    if old.interpolated and model.interpolated:
+        fixed += ["gain_norm", "antialias"]
+    if None not in (old.gate_layer, model.gate_layer):
+        fixed.append("gate_layer")
+    differing = [key for key in fixed if getattr(old, key) != getattr(model, key)]
     if differing:
         flags = " ".join(f"--config.model.{key}={getattr(old, key)}" for key in differing)
         raise UserError(
             f"init.checkpoint {source.name} was trained with another {' and '.join(differing)}: pass {flags}"
         )
-    may = () if becomes_video else ("position", "padding")
     return [
         f"{key} {getattr(model, key)} instead of {getattr(old, key)} of {source.name}"
-        for key in may
-        if getattr(old, key) != getattr(model, key)
+        for key in ("position", "padding")
+        if getattr(old, key) != getattr(model, key) and not becomes_video
     ]
 
 
-def _check_frozen(fresh: Sequence[str], model: ModelConfig) -> None:
-    """Raises UserError if a parameter that no checkpoint gave would never be trained."""
-    frozen = {path: "" for path in fresh if is_frozen(path, model)}
-    if frozen:
-        raise UserError(
-            f"frozen by train.freeze_below={model.freeze_below}, but of no checkpoint: {'; '.join(summarise(frozen))}; "
-            "expected a checkpoint that has them, or train.freeze_below=0"
-        )
-
-
 def _changed_heads(source: Donor, model: ModelConfig, renamed, notes: list[str]) -> list[str]:
-    """Paths of the heads that differ; adds lines about them."""
-    stored = {f"heads/{name}": head for name, head in source.config.heads}
-    heads, old = dict(model.heads), {}
-    for path, head in stored.items():
-        pair = next(((old_name, new_name) for old_name, new_name in renamed if matches(path, old_name)), None)
-        old[(path if pair is None else pair[1]).removeprefix("heads/")] = head
+    """Return the paths of the heads that differ; adds lines about them to `notes`."""
+    old, heads = {}, dict(model.heads)
+    for name, head in source.config.heads:
+        path = f"heads/{name}"
+        path = next((replacement for prefix, replacement in renamed if matches(path, prefix)), path)
+        old[path.removeprefix("heads/")] = head
     new = [head for head in heads if heads[head] != old.get(head)]
     dropped = [head for head in old if head not in heads or head in new]
-    notes += [f"new heads: {', '.join(new)}"] if new else []
-    notes += [f"heads of {source.name} left out: {', '.join(dropped)}"] if dropped else []
+    if new:
+        notes.append(f"new heads: {', '.join(new)}")
+    if dropped:
+        notes.append(f"heads of {source.name} left out: {', '.join(dropped)}")
     return [f"heads/{head}" for head in {*new, *dropped}]
 
 
-def _compare(have: dict, want: dict, not_taken: Sequence[str], not_missed: Sequence[str], title: str) -> dict:
-    """What is taken over; raises UserError with all that is missing, unexpected or of another shape."""
-    offered = {path for path in have if not any(matches(path, beginning) for beginning in not_taken)}
-    needed = {path for path in want if not any(matches(path, beginning) for beginning in not_missed)}
-    missing = {path: "" for path in sorted(needed - offered)}
-    unexpected = {path: "" for path in sorted(offered - needed)}
-    shapes = {
-        path: f": expected {tuple(want[path].shape)}, found {tuple(have[path].shape)}"
-        for path in sorted(needed & offered)
-        if want[path].shape != have[path].shape
-    }
-    problems = [f"missing {line}" for line in summarise(missing)]
-    problems += [f"unexpected {line}" for line in summarise(unexpected)] + summarise(shapes)
-    if problems:
+def _without(params: dict, prefixes: Sequence[str]) -> dict:
+    return {path: leaf for path, leaf in params.items() if not any(matches(path, prefix) for prefix in prefixes)}
+
+
+def _check_frozen(wanted: dict, loaded: dict, model: ModelConfig, zero_tubes: bool) -> None:
+    """Raise UserError if a parameter that no checkpoint gave would never be trained."""
+    fresh = [path for path in wanted if path not in loaded]
+    if zero_tubes:
+        fresh += [path for path, leaf in loaded.items() if path.startswith("tokenizer/") and not leaf.any()]
+    frozen = [path for path in fresh if is_frozen(path, model)]
+    if frozen:
         raise UserError(
-            f"{title}: {'; '.join(problems)}; init.skip leaves parameters out, init.rename gives others' names"
+            f"frozen by train.freeze_below={model.freeze_below}, but not in a checkpoint: "
+            f"{'; '.join(summarise(frozen))}; expected a checkpoint that has them, or train.freeze_below=0"
         )
-    return {path: have[path] for path in needed}
-
-
-def _title(source: Donor, model: ModelConfig) -> str:
-    config = source.config
-    return (
-        f"init.checkpoint {source.name} ({config.name}, tubes {config.tubes}) does not fit {model.name}, "
-        f"tubes {model.tubes}"
-    )
