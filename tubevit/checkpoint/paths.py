@@ -120,7 +120,7 @@ def summarise(texts: Mapping[str, str] | Iterable[str]) -> list[str]:
 
 
 def grouped(texts: Mapping[str, str] | Iterable[str]) -> list[str]:
-    """Write {name: text}, or names alone, as lines; one for names that differ in their first number: `blocks.0-11.x`."""
+    """Write {name: text}, or names alone, one line for all that differ in their first number: `blocks.0-11.x`."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for name, text in _with_texts(texts).items():
         head, number, tail = re.fullmatch(r"(\D*)(\d*)(.*)", name).groups()
