@@ -26,7 +26,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
     """Our float32 code casts explicitly: under tests/models an implicit cast is an error."""
-    if "models" not in request.path.parts or request.node.get_closest_marker("standard_promotion"):
+    if request.path.parent.name != "models" or request.node.get_closest_marker("standard_promotion"):
         yield
         return
     import jax

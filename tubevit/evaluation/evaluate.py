@@ -23,8 +23,7 @@ from tubevit.errors import UserError
 from tubevit.evaluation.metrics import average_precisions, class_accuracies, confusion_matrix, score
 from tubevit.models.abstract import graph_of
 from tubevit.models.config import ModelConfig
-from tubevit.models.placement import activations_placed
-from tubevit.sharding.mesh import batch_sharding, by_rows, global_batch, local_part, local_rows
+from tubevit.sharding.mesh import batch_sharding, global_batch, local_part, local_rows, using
 from tubevit.windows import TubeBatch
 
 
@@ -38,7 +37,7 @@ def make_forward(model: ModelConfig, head: str, mesh: Mesh | None = None) -> Cal
 
     def forward(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
         rows = jax.tree.leaves(pixels)[0].shape[:2]
-        with activations_placed(by_rows(mesh)):
+        with using(mesh):
             pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
             logits = nnx.merge(graph, params)(pixels, head=head)
         return probabilities(logits).reshape(*rows, -1)

@@ -18,8 +18,7 @@ from tubevit.errors import UserError
 from tubevit.evaluation.evaluate import Predictions, evaluation_record, predict_source
 from tubevit.models.abstract import graph_of
 from tubevit.models.config import ModelConfig
-from tubevit.models.placement import activations_placed
-from tubevit.sharding.mesh import batch_sharding, by_rows
+from tubevit.sharding.mesh import batch_sharding, using
 from tubevit.windows import TubeBatch
 
 INVERSE_PENALTY, ITERATIONS = 1.0, 1000
@@ -64,7 +63,7 @@ def make_features(model: ModelConfig, mesh: Mesh | None = None) -> Callable:
 
     def features(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
         rows = jax.tree.leaves(pixels)[0].shape[:2]
-        with activations_placed(by_rows(mesh)):
+        with using(mesh):
             pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
             return nnx.merge(graph, params).features(pixels).reshape(*rows, -1)
 

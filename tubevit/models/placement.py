@@ -1,4 +1,4 @@
-"""Where activations lie on several devices: a hook that whoever compiles a step over a mesh sets while it is traced.
+"""Where activations lie on several devices: split by their rows, in the mesh that is in use while a step is traced.
 
 With parameters split over the devices that also split the batch, XLA would otherwise split some activations by
 features, and move them between the two layouts in every block.
@@ -6,26 +6,15 @@ features, and move them between the two layouts in every block.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
-
 import jax
+from jax.sharding import PartitionSpec
 
-_constraint: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("constraint", default=None)
-
-
-@contextlib.contextmanager
-def activations_placed(constraint: Callable[[jax.Array], jax.Array] | None) -> Iterator[None]:
-    """While it is open, `place` is `constraint`; None places nothing."""
-    token = _constraint.set(constraint)
-    try:
-        yield
-    finally:
-        _constraint.reset(token)
+# With `fsdp` the devices that share the parameters have different rows, so that a batch is split over both axes.
+BATCH_AXES = ("data", "fsdp")
 
 
 def place(array: jax.Array) -> jax.Array:
-    """An array (B, ...) of activations, kept split by its rows where a mesh is used."""
-    constraint = _constraint.get()
-    return array if constraint is None else constraint(array)
+    """Keep an array (B, ...) of activations split by its rows, where a mesh with `BATCH_AXES` is in use."""
+    if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().auto_axes):
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(BATCH_AXES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -13,10 +14,9 @@ from ml_collections import ConfigDict
 
 from tubevit.data.pipeline import BatchShards
 from tubevit.errors import UserError
+from tubevit.models.placement import BATCH_AXES
 
-AXES = ("data", "fsdp", "tensor")
-# Rows of a batch are split over both: with `fsdp` the devices that share the parameters have different rows.
-BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, "tensor")
 
 
 def mesh_shape(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
@@ -95,11 +95,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def by_rows(mesh: Mesh | None):
-    """For `activations_placed`: keeps an array (B, ...) split over the devices by its rows; None without a mesh."""
-    if mesh is None:
-        return None
-    return lambda array: jax.lax.with_sharding_constraint(array, batch_sharding(mesh))
+def using(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Use a mesh while a step is traced, so that `models.placement.place` splits activations; None uses none."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def local_rows(mesh: Mesh) -> BatchShards:

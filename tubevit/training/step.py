@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from tubevit.models.abstract import initial_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import join_frozen, split_frozen
-from tubevit.models.placement import activations_placed, place
+from tubevit.models.placement import place
 from tubevit.models.tubevit import TubeViT
-from tubevit.sharding.mesh import by_rows
+from tubevit.sharding.mesh import using
 from tubevit.sharding.rules import shardings
 from tubevit.training.losses import classification_loss, mix, targets
 
@@ -123,7 +123,7 @@ def make_step(
 
     def step(state: dict, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        with activations_placed(by_rows(mesh)):
+        with using(mesh):
             (loss, losses), grads = (accumulated if parts > 1 else gradients)(state, batch, key)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
