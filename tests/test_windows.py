@@ -1,5 +1,6 @@
 """Windows as data: against loops, and against what the tokenizer takes from clips on the device."""
 
+import pickle
 import subprocess
 import sys
 
@@ -123,6 +124,22 @@ def test_a_batch_is_a_pytree(tiny):
     assert halves[0].shape == batch.shape and halves[0].tubes == batch.tubes
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *halves)
     assert all((one == two).all() for one, two in zip(joined.windows, batch.windows))
+
+
+TUBES = TubeSet.from_text("2x8x8/2x8x8")
+TAKE = "batch = take_windows(np.zeros((1, 4, 16, 16, 3), np.uint8), TubeSet.from_text('2x8x8/2x8x8'))"
+IMPORT = "from tubevit.tubes import TubeSet; from tubevit.windows import take_windows"
+UNPICKLE = f"batch = pickle.loads({pickle.dumps(take_windows(np.zeros((1, 4, 16, 16, 3), np.uint8), TUBES))!r})"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [(IMPORT, "import jax", TAKE), (IMPORT, TAKE, "import jax"), ("import jax, pickle", UNPICKLE)],
+    ids=["windows first", "batch first", "jax first, unpickled"],
+)
+def test_a_batch_is_a_pytree_in_any_order_of_imports(lines):
+    check = "assert jax.tree.map(np.shape, batch).windows == ((1, 8, 1, 384),)"
+    subprocess.run([sys.executable, "-c", "\n".join(["import numpy as np", *lines, check])], check=True)
 
 
 def test_reading_is_the_share_of_pixels_read():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from tubevit.tubes import Triple, Tube, TubeSet
 class TubeBatch:
     """The pixels that the tubes read of a batch of clips or images; a model takes it where it takes those.
 
-    In JAX it is a pytree of its windows.
+    In JAX it is a pytree of its windows. The first batch of a process registers it, which imports JAX.
 
     Attributes:
         windows: for each tube (B, N, f, k_t * k_y * k_x * 3), uint8 0..255 or float -1..1: N tokens in row-major order
@@ -29,6 +30,11 @@ class TubeBatch:
     windows: tuple
     tubes: TubeSet
     shape: tuple[int, ...]
+
+    def __new__(cls, *args, **kwargs):  # unpickling calls it too
+        with _REGISTERING:
+            _register_pytree()
+        return super().__new__(cls)
 
     @property
     def clip_shape(self) -> Triple:
@@ -53,6 +59,16 @@ class TubeBatch:
             if tuple(window.shape[1:]) != expected or len(window) != len(self.windows[0]):
                 wanted = ", ".join(map(str, (len(self.windows[0]), *expected)))
                 raise UserError(f"windows of tube {tube} must be ({wanted}); found {tuple(window.shape)}")
+
+
+_REGISTERING = threading.Lock()
+
+
+@functools.cache
+def _register_pytree() -> None:
+    from jax.tree_util import register_dataclass
+
+    register_dataclass(TubeBatch, ["windows"], ["tubes", "shape"])
 
 
 def window_shapes(tubes: TubeSet, shape: Triple) -> list[Triple]:

@@ -17,8 +17,6 @@ from tubevit.models.placement import place
 from tubevit.tubes import Tube, TubeSet
 from tubevit.windows import TubeBatch
 
-jax.tree_util.register_dataclass(TubeBatch, ["windows"], ["tubes", "shape"])
-
 
 def _windows(x: jax.Array, axis: int, start: int, count: int, kernel: int, stride: int) -> jax.Array:
     """Replaces `axis` by (count, kernel): windows that begin at start + i * stride; 0 outside of x.
