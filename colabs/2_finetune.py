@@ -60,6 +60,7 @@ import csv
 import jax
 import numpy as np
 
+from tubevit.cli.logs import install_logging
 from tubevit.config import load_config
 from tubevit.data.moving_digits import DIRECTIONS, make_moving_digits
 from tubevit.evaluation.metrics import confusion_matrix
@@ -88,6 +89,7 @@ if not data:
 # same from a shell: `tubevit train --config finetune:data=clips.csv,init=NAME --workdir runs/finetuned`.
 
 # %%
+install_logging()  # shows the progress
 config = load_config(f"finetune:data={data},init={init}", changes)
 train(config, workdir)
 

@@ -49,6 +49,7 @@ changes = {}  # keys of the configuration that you want otherwise, such as {"opt
 # %matplotlib inline
 import numpy as np
 
+from tubevit.cli.logs import install_logging
 from tubevit.config import load_config
 from tubevit.data.moving_digits import DIRECTIONS
 from tubevit.evaluation.metrics import confusion_matrix
@@ -71,6 +72,7 @@ for name, dataset in config.data.train.items():
 # cores.
 
 # %%
+install_logging()  # shows the progress
 train(config, workdir)
 
 # %%

@@ -53,6 +53,7 @@ import jax
 import numpy as np
 
 import tubevit
+from tubevit.cli.logs import install_logging
 from tubevit.config import load_config
 from tubevit.models.abstract import parameters
 from tubevit.models.freeze import split_frozen
@@ -63,6 +64,7 @@ from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.visualize.kernels import kernel_figure
 from tubevit.visualize.report import read_checkpoint
 
+install_logging()  # shows the progress
 vit = f"{workdir}/vit"
 train(load_config("digits_bootstrap:stage=vit", vit_changes), vit)
 

@@ -18,6 +18,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import numpy as np
 import pytest
 
+from tests.logs import logged
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "standard_promotion: may mix dtypes (bfloat16 does so inside JAX)")
@@ -33,6 +35,13 @@ def strict_promotion(request):
 
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def said():
+    """The list of what the package logs during the test."""
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import pathlib
 import re
@@ -6,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 import tubevit
 from tests import gcs
+from tests.logs import logged
 from tubevit import storage
 from tubevit.checkpoint import run_checkpoints as module
 from tubevit.checkpoint.checkpoint import Checkpoint, steps
@@ -154,10 +157,29 @@ def test_a_failed_write_is_raised_once(tmp_path, monkeypatch):
     checkpoints.close()
 
 
-def test_the_newest_is_taken(tmp_path):
+def test_hooks_are_put_back(tmp_path):
+    """Several may be open, and close in any order."""
+    absl, seen = logging.getLogger("absl"), []
+    before = sys.unraisablehook, absl.filters[:]
+    sys.unraisablehook = seen.append
+    try:
+        first, second = (Checkpoints(tmp_path / name, keep=2) for name in ("a", "b"))
+        first.close()
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))
+        assert not seen
+        sys.unraisablehook(other := types.SimpleNamespace(exc_value=RuntimeError("another")))
+        assert seen == [other] and len(absl.filters) == len(before[1]) + 1
+        second.close()
+        second.close()
+        assert sys.unraisablehook == seen.append and absl.filters == before[1]
+    finally:
+        sys.unraisablehook = before[0]
+
+
+def test_the_newest_is_taken(tmp_path, said):
     assert newest_good(tmp_path / "checkpoints") is None
-    folder, said = saved(tmp_path, 3, 6), []
-    assert newest_good(folder, said.append) == 6 and said == []
+    folder = saved(tmp_path, 3, 6)
+    assert newest_good(folder) == 6 and said == []
 
 
 def truncate(path):
@@ -172,15 +194,15 @@ def truncate(path):
     (lambda folder: truncate(folder / "params/manifest.ocdbt"), "params/manifest.ocdbt: expected"),
     (lambda folder: (folder / "manifest.json").write_text(""), "manifest.json: cannot be read"),
 ], ids=["flipped", "truncated", "deleted", "metadata", "index", "manifest"])  # fmt: skip
-def test_a_damaged_newest_falls_back_and_is_saved_again(tmp_path, damage, reason):
-    folder, said = saved(tmp_path, 3, 6, 9), []
+def test_a_damaged_newest_falls_back_and_is_saved_again(tmp_path, damage, reason, said):
+    folder = saved(tmp_path, 3, 6, 9)
     damage(folder / "9")
-    assert newest_good(folder, said.append) == 6
+    assert newest_good(folder) == 6
     (line,) = said
     assert line.startswith(f"checkpoint 9 in {folder} is damaged (") and "going on from step 6" in line
     assert re.search(reason, line)
     assert steps(folder) == [3, 6] and (folder / "9.damaged/params").is_dir()
-    assert newest_good(folder, said.append) == 6 and len(said) == 1
+    assert newest_good(folder) == 6 and len(said) == 1
     saved(tmp_path, 9, 12)
     assert steps(folder) == [3, 6, 9, 12] and newest_good(folder) == 12
     assert (folder / "9.damaged/params").is_dir()
@@ -203,34 +225,34 @@ def test_orbax_alone_does_not_notice(tmp_path):
     assert len(verify(checkpoints.folder / "3")) == 1
 
 
-def test_two_damaged_ones(tmp_path):
-    folder, said = saved(tmp_path, 3, 6, 9), []
+def test_two_damaged_ones(tmp_path, said):
+    folder = saved(tmp_path, 3, 6, 9)
     flip(data_file(folder / "6"))
     flip(data_file(folder / "9"))
     truncate(folder / "9/params/_METADATA")
-    assert newest_good(folder, said.append) == 3
+    assert newest_good(folder) == 3
     assert len(said) == 2 and "checkpoint 9" in said[0] and "and 1 more files" in said[0] and "checkpoint 6" in said[1]
     assert steps(folder) == [3] and {"6.damaged", "9.damaged"} < set(os.listdir(folder))
 
 
-def test_killed_before_the_manifest(tmp_path):
-    folder, said = saved(tmp_path, 3, 6), []
+def test_killed_before_the_manifest(tmp_path, said):
+    folder = saved(tmp_path, 3, 6)
     (folder / "6/manifest.json").unlink()
-    assert newest_good(folder, said.append) == 3
+    assert newest_good(folder) == 3
     assert len(said) == 1 and "checkpoint 6" in said[0] and "has no manifest: going on from step 3" in said[0]
     assert steps(folder) == [3]
     saved(tmp_path, 6, 9)
     (folder / "9/manifest.json").unlink()
-    assert newest_good(folder, said.append) == 6
+    assert newest_good(folder) == 6
     assert sorted(os.listdir(folder)) == ["3", "6", "9.unverified"]  # they do not fill the disk
 
 
-def test_without_any_manifest_the_newest_is_taken(tmp_path):
+def test_without_any_manifest_the_newest_is_taken(tmp_path, said):
     """Runs of an earlier version."""
-    folder, said = saved(tmp_path, 3, 6), []
+    folder = saved(tmp_path, 3, 6)
     for step in (3, 6):
         (folder / str(step) / "manifest.json").unlink()
-    assert newest_good(folder, said.append) == 6 and steps(folder) == [3, 6]
+    assert newest_good(folder) == 6 and steps(folder) == [3, 6]
     assert len(said) == 1 and "checkpoint 6" in said[0] and "has no manifest: it is taken" in said[0]
 
 
@@ -280,18 +302,17 @@ def test_an_older_damaged_one_does_not_stop_the_run(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 6
 
 
-def test_in_a_bucket():
+def test_in_a_bucket(said):
     with gcs.emulator("safe"):
-        said = []
         folder = saved("gs://safe/run", 6, 9, keep_best="x", metrics={6: {"x": 1.0}})
         assert [verify(folder / str(step)) for step in (6, 9)] == [[], []]
         assert json.loads(storage.read_bytes("gs://safe/run/best.json")) == {"step": 6, "metric": "x", "value": 1.0}
         storage.write_bytes(folder / "9/params/_METADATA", b"{}")
-        assert newest_good(folder, said.append) == 6
+        assert newest_good(folder) == 6
         assert "9/" not in said[0] and "params/_METADATA: expected" in said[0]
         assert steps(folder) == [6] and storage.exists(folder / "9.damaged/params/_METADATA")
         saved("gs://safe/run", 9)
-        assert steps(folder) == [6, 9] and newest_good(folder, said.append) == 9 and len(said) == 1
+        assert steps(folder) == [6, 9] and newest_good(folder) == 9 and len(said) == 1
         assert storage.exists(folder / "9.damaged/params/_METADATA")  # Orbax did not take it for a killed save
 
 
@@ -330,7 +351,7 @@ def expected(shards):
 
 def two_processes(workdir):
     """Run by each of two processes with four devices: saves, finds the damage alike, restores."""
-    checkpoints, said = Checkpoints(workdir, 3), []
+    checkpoints = Checkpoints(workdir, 3)
     for step in (3, 6):
         checkpoints.save(sharded(step, mesh(8)), {"model": {}})
     checkpoints.save(sharded(9, mesh(8)), {"model": {}}, wait=True)
@@ -338,7 +359,8 @@ def two_processes(workdir):
         assert verify(checkpoints.folder / "9") == []
         flip(data_file(checkpoints.folder / "9"))
     checkpoints.close()
-    assert newest_good(checkpoints.folder, said.append) == 6
+    with logged() as said:
+        assert newest_good(checkpoints.folder) == 6
     assert len(said) == (1 if jax.process_index() == 0 else 0)
     loaded = Checkpoint(checkpoints.folder / "6").read("params", expected(8))["a"]["kernel"]
     for shard in loaded.addressable_shards:

@@ -153,13 +153,6 @@ def test_alone_nothing_is_sent(monkeypatch):
         hosts.run_on_main(failing(KeyError("width")))
 
 
-def test_one_process_logs(monkeypatch, capsys):
-    hosts.say("step 1")
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    hosts.say("step 1")
-    assert capsys.readouterr().err == "step 1\n" and not hosts.is_main()
-
-
 def test_one_of_several_ends_at_once(monkeypatch):
     codes = []
     monkeypatch.setattr(hosts.os, "_exit", codes.append)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -11,7 +10,7 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from etils import epath
@@ -25,13 +24,15 @@ from tubevit.errors import RunError, UserError, unknown
 from tubevit.models.freeze import join_frozen
 from tubevit.sharding.hosts import run_on_main
 
+logger = logging.getLogger(__name__)
+
 # What a step's folder becomes that is not to be used; neither Orbax nor `steps` takes it for a checkpoint.
 _DAMAGED, _UNVERIFIED = ".damaged", ".unverified"
 # What Orbax and TensorStore raise when a save fails.
 _FAILURES = (OSError, ValueError, RuntimeError)
 
 
-def newest_good(folder: str | os.PathLike, say: Callable[[str], None] = print) -> int | None:
+def newest_good(folder: str | os.PathLike) -> int | None:
     """The step to go on from: the newest whose files are those that were written.
 
     Folders of newer steps are renamed, since their steps are to be saved again: to `<step>.damaged`, or to
@@ -42,7 +43,6 @@ def newest_good(folder: str | os.PathLike, say: Callable[[str], None] = print) -
 
     Args:
         folder: of the checkpoints of a run, on disk or `gs://`.
-        say: prints a line for each step that is passed over, and for one that cannot be verified.
 
     Returns:
         The step; None if there is no checkpoint.
@@ -51,10 +51,10 @@ def newest_good(folder: str | os.PathLike, say: Callable[[str], None] = print) -
         UserError: there are checkpoints, but all are damaged.
         RunError: a folder cannot be renamed; StorageError: the bucket is out of reach or refuses.
     """
-    return run_on_main(lambda: _newest_good(storage.as_path(folder), say))
+    return run_on_main(lambda: _newest_good(storage.as_path(folder)))
 
 
-def _newest_good(folder: pathlib.PurePath, say) -> int | None:
+def _newest_good(folder: pathlib.PurePath) -> int | None:
     good, unverified, reasons = None, None, {}
     for step in reversed(steps(folder)):
         problems = verify(folder / str(step))
@@ -71,11 +71,15 @@ def _newest_good(folder: pathlib.PurePath, say) -> int | None:
         raise UserError(f"no checkpoint in {folder} can be used: {listed}; bring a good copy, or name a new workdir")
     chosen = unverified if good is None else good
     if good is None:
-        say(f"checkpoint {chosen} in {folder} has no manifest: it is taken, but whether it is damaged is not known")
+        logger.warning(
+            f"checkpoint {chosen} in {folder} has no manifest: it is taken, but whether it is damaged is not known"
+        )
     for step, reason in reasons.items():
         if step > chosen:
             suffix = _UNVERIFIED if reason == "has no manifest" else _DAMAGED
-            say(f"checkpoint {step} in {folder} {reason}: going on from step {chosen}; it is now {step}{suffix}")
+            logger.warning(
+                f"checkpoint {step} in {folder} {reason}: going on from step {chosen}; it is now {step}{suffix}"
+            )
             _set_aside(folder, step, suffix)
     return chosen
 
@@ -101,21 +105,48 @@ def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
         raise RunError(f"cannot rename {source}: {error.strerror or error}") from error
 
 
-def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that each of Orbax's threads logs: `Checkpoints` raises one error for all of them."""
-    return not (record.exc_info and "orbax" in record.pathname)
+@contextlib.contextmanager
+def _tracebacks_hidden() -> Iterator[None]:
+    """Hide the tracebacks of a failed save, one for each thread and array: `Checkpoints` raises one error for them."""
+    absl, before = logging.getLogger("absl"), sys.unraisablehook
 
-
-@functools.cache
-def _say_a_failed_save_once() -> None:
-    """Hides what TensorStore prints for each array still in flight when Orbax has ended the loop they report to."""
-    before = sys.unraisablehook
+    def is_shown(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
 
     def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if str(unraisable.exc_value) != "Event loop is closed":  # arrays in flight when Orbax ended TensorStore's loop
             before(unraisable)
 
+    absl.addFilter(is_shown)
     sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        absl.removeFilter(is_shown)
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
+
+
+class _WhileAnyIsOpen:
+    """Enter a context with the first of several users and leave it with the last one, in whichever order they end."""
+
+    def __init__(self, context: Callable[[], contextlib.AbstractContextManager]):
+        self._context, self._lock, self._users, self._stack = context, threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._stack.enter_context(self._context())
+            self._users += 1
+
+    def __exit__(self, *exception) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._stack.close()
+
+
+_quiet = _WhileAnyIsOpen(_tracebacks_hidden)
 
 
 class Checkpoints:
@@ -151,8 +182,8 @@ class Checkpoints:
             self._checkpointer = self._call(make, self.folder, **options)
         self._background: threading.Thread | None = None
         self._error: Exception | None = None
-        logging.getLogger("absl").addFilter(_not_of_a_failed_save)
-        _say_a_failed_save_once()
+        self._until_closed = contextlib.ExitStack()
+        self._until_closed.enter_context(_quiet)
 
     def _call(self, function, *args, **kwargs):
         return storage.call(self.folder, function, *args, **kwargs)
@@ -257,10 +288,11 @@ class Checkpoints:
             RunError: the last save failed.
         """
         try:
-            try:
-                self._join()
-            finally:
-                self._call(self._checkpointer.close)
+            with self._until_closed:
+                try:
+                    self._join()
+                finally:
+                    self._call(self._checkpointer.close)
         except storage.StorageError:
             raise
         except _FAILURES as error:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 
 from tubevit.errors import SplitError, UserError
+
+logger = logging.getLogger(__name__)
 
 DISTRIBUTED = True  # all processes of a job run it together
 HELP = "evaluate a checkpoint on its configuration's data or on another source; writes eval.json"
@@ -52,7 +55,7 @@ def run(args) -> None:
     from tubevit.evaluation.evaluate import evaluate_source, make_forward, write_class_tables
     from tubevit.evaluation.probe import make_features, open_probe, probe_source
     from tubevit.models.abstract import parameters
-    from tubevit.sharding.hosts import is_main, say
+    from tubevit.sharding.hosts import is_main
     from tubevit.sharding.rules import put
     from tubevit.zoo.names import open_checkpoint
 
@@ -85,7 +88,7 @@ def run(args) -> None:
         opened = (model.config, name, dataset, path)
         loads = open_probe(*opened) if args.probe else (open_eval(*opened),)
         for note in dict.fromkeys(note for load in loads for note in load.source.notes):
-            say(note)
+            logger.info(note)
         settings = {
             "name": name, "head": dataset.head, "views": views, "threads": threads, "mesh": mesh,
             "progress": name if is_main() else None,

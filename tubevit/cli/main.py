@@ -10,6 +10,7 @@ import platform
 import sys
 import traceback
 
+from tubevit.cli.logs import logging_installed
 from tubevit.errors import UserError, closest
 
 VERBS = ("train", "evaluate", "predict", "inspect", "preflight", "convert", "export", "make-moving-digits",
@@ -128,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; {closest(verb, VERBS)}")
         args = _parse(verb, arguments[1:])
-        _run(verb, args)
+        with logging_installed():
+            _run(verb, args)
         return DONE
     except UserError as error:
         return _report(error, BAD_INPUT, debug)

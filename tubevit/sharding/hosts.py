@@ -69,12 +69,6 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
-    """Prints a line on stderr, in one process only."""
-    if is_main():
-        print(text, file=sys.stderr, flush=True)
-
-
 def run_on_main(function: Callable):
     """`function()`, run by process 0 alone, whose outcome all processes get; every process must call it.
 

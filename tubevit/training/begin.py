@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import jax
 import numpy as np
@@ -15,10 +16,11 @@ from tubevit.config import names, pairs
 from tubevit.config.experiment import Experiment
 from tubevit.models.abstract import initial_parameters
 from tubevit.models.freeze import join_frozen, split_frozen
-from tubevit.sharding.hosts import say
 from tubevit.sharding.rules import put, shardings
 from tubevit.training.step import initial_state, state_of
 from tubevit.transfer.initialise import initialise
+
+logger = logging.getLogger(__name__)
 
 
 def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workdir, mesh: Mesh) -> tuple[dict, int]:
@@ -28,7 +30,7 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
         UserError: checkpoints do not fit the model, or all are damaged.
         RunError: the workdir cannot be read.
     """
-    step = newest_good(workdir / RUN_FOLDER, say)
+    step = newest_good(workdir / RUN_FOLDER)
     if step is None:
         return new_state(experiment, optimizer, mesh), 0
     make = functools.partial(initial_state, experiment.model, optimizer, experiment.config.seed)
@@ -45,7 +47,7 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
         "frozen": frozen,
         "opt_state": checkpoint.read("optimizer", _placed(abstract["opt_state"], mesh)),
     }
-    say(f"resuming {workdir} from step {step}")
+    logger.info(f"resuming {workdir} from step {step}")
     return state, step
 
 
@@ -73,7 +75,7 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
         renamed=pairs(config.init.rename),
         tubes=config.init.tubes,
     )
-    say("\n  ".join([f"beginning from {config.init.checkpoint}", *notes]))
+    logger.info("\n  ".join([f"beginning from {config.init.checkpoint}", *notes]))
     params = put(params, mesh)
     to_state = functools.partial(state_of, model=model, optimizer=optimizer)
     return jax.jit(to_state, out_shardings=shardings(jax.eval_shape(to_state, params), mesh))(params)

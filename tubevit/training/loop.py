@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 
 import jax
@@ -20,7 +21,7 @@ from tubevit.data.views import Views
 from tubevit.evaluation.evaluate import evaluate_source, make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.freeze import join_frozen
-from tubevit.sharding.hosts import is_main, run_on_main, say
+from tubevit.sharding.hosts import is_main, run_on_main
 from tubevit.sharding.mesh import check_batch, global_batch, local_rows, make_mesh
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.begin import begin
@@ -33,6 +34,8 @@ from tubevit.training.run.profile import Profile
 from tubevit.training.run.progress import Progress
 from tubevit.training.run.workdir import MetricsWriter, prepare_workdir
 from tubevit.training.step import make_step
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -62,14 +65,14 @@ def train(
     experiment = open_experiment(config)
     config, model = experiment.config, experiment.model
     for note in experiment.notes:
-        say(note)
+        logger.info(note)
     mesh = training_mesh(experiment)
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
     optimizer = make_optimizer(config)
     graph = graph_of(model)
     # Once the configuration is known to be good.
     workdir = storage.as_path(workdir)
-    with Lease(workdir).acquire(say) as lease:
+    with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
         state, start = begin(experiment, optimizer, workdir, mesh)
         return _run(experiment, mesh, state, start, make_step(graph, optimizer, config, mesh), workdir, lease, profile)
@@ -136,7 +139,9 @@ def _run(experiment: Experiment, mesh: Mesh, state: dict, start: int, step_funct
                 results = evaluate(state)
                 if results:
                     writer.write(step, results)
-                    say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in results.items() if v is not None))
+                    logger.info(
+                        f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in results.items() if v is not None)
+                    )
                 progress.pause()
             if save:
                 with progress.time("save"):
@@ -145,7 +150,7 @@ def _run(experiment: Experiment, mesh: Mesh, state: dict, start: int, step_funct
             if stop and not last:
                 raise Preempted(f"saved step {step} in {workdir}; the same command goes on from there")
     if start >= config.train.steps:
-        say(f"{workdir} has reached step {start} of {config.train.steps} already: nothing to train")
+        logger.info(f"{workdir} has reached step {start} of {config.train.steps} already: nothing to train")
     return results
 
 
@@ -182,7 +187,9 @@ def _evaluate(experiment: Experiment, forwards: dict, mesh: Mesh, state: dict) -
             views=Views.from_text(config.eval.views), threads=config.loader.threads, workers=config.loader.workers,
         )  # fmt: skip
         if record["broken"]:
-            say(f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them")
+            logger.warning(
+                f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them"
+            )
         results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
     return results
 

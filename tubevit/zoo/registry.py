@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import logging
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Mapping
 
 from tubevit import storage
@@ -16,6 +16,7 @@ from tubevit.data.sources.embedded import cache_folder
 from tubevit.errors import RunError, UserError, unknown
 from tubevit.zoo.archive import is_whole, unpack
 
+logger = logging.getLogger(__name__)
 _NAME = re.compile(r"([a-z0-9_]+)@[a-z0-9_]+")
 INPUT = ("frames", "fps", "size", "range")
 
@@ -193,7 +194,8 @@ def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_whole(folder):  # by another process
             return
-        print(f"downloading {release.name} ({release.bytes / 1e6:.1f} MB) to {folder}", file=sys.stderr, flush=True)
+        text = f"downloading {release.name} ({release.bytes / 1e6:.1f} MB) to {folder}"
+        logger.info(text, extra={"every_process": True})
         try:
             download(release.urls, archive, release.sha256, release.bytes)
         except DownloadError as error:

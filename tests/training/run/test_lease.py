@@ -18,7 +18,7 @@ PROGRAM = """
 import sys, time
 from tubevit.training.run import lease as leases
 leases.REFRESH, leases.STALE = 0.2, 1.5
-lease = leases.Lease(sys.argv[1]).acquire(lambda text: print(text, flush=True))
+lease = leases.Lease(sys.argv[1]).acquire()
 print("acquired", flush=True)
 while True:
     lease.check(7)
@@ -65,9 +65,8 @@ def of_another_host(workdir, **changes):
     storage.write_text(storage.join(workdir, "lease.json"), json.dumps(holder))
 
 
-def test_held_renewed_released(tmp_path):
-    said = []
-    with Lease(tmp_path).acquire(said.append) as lease:
+def test_held_renewed_released(tmp_path, said):
+    with Lease(tmp_path).acquire() as lease:
         first = content(tmp_path)
         assert first["pid"] == os.getpid() and {"id", "host", "time", "step"} <= first.keys()
         lease.check(12)
@@ -78,23 +77,23 @@ def test_held_renewed_released(tmp_path):
     lease.release()  # twice does no harm
 
 
-def test_a_live_run_is_refused(tmp_path, start):
-    process, said = start(), []
+def test_a_live_run_is_refused(tmp_path, start, said):
+    process = start()
     begin = time.monotonic()
     with pytest.raises(UserError, match=rf"{tmp_path} is in use by a live run, process {process.pid} on"):
-        Lease(tmp_path).acquire(said.append)
+        Lease(tmp_path).acquire()
     assert time.monotonic() - begin < 1.4  # as soon as it is renewed
     assert len(said) == 1 and "waiting for up to" in said[0]
     assert content(tmp_path)["pid"] == process.pid and process.poll() is None  # it was not disturbed
     assert os.listdir(tmp_path) == ["lease.json"]
 
 
-def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, start):
-    process, said = start(), []
+def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, start, said):
+    process = start()
     process.kill()  # not waited for yet: it is a zombie
     time.sleep(0.2)
     begin = time.monotonic()
-    with Lease(tmp_path).acquire(said.append) as lease:
+    with Lease(tmp_path).acquire() as lease:
         assert time.monotonic() - begin < 1.4
         lease.check()
     assert len(said) == 1 and f"process {process.pid}" in said[0] and "has ended" in said[0]
@@ -104,19 +103,19 @@ def test_a_number_that_another_process_has_now(tmp_path):
     """In a container that was restarted every process has the number that it had before."""
     of_another_host(tmp_path, machine=leases._machine(), pid=os.getpid(), started="12")
     begin = time.monotonic()
-    Lease(tmp_path).acquire(lambda text: None).release()
+    Lease(tmp_path).acquire().release()
     assert time.monotonic() - begin < 1.4
 
 
 @pytest.mark.parametrize("text", [None, "[1"])
-def test_a_holder_elsewhere_that_is_gone(tmp_path, text):
+def test_a_holder_elsewhere_that_is_gone(tmp_path, text, said):
     """Its clock does not matter, nor what the file's says: only for how long we saw no change."""
     of_another_host(tmp_path)
     if text is not None:
         (tmp_path / "lease.json").write_text(text)
     os.utime(tmp_path / "lease.json", (0, 0))
-    said, begin = [], time.monotonic()
-    with Lease(tmp_path).acquire(said.append) as lease:
+    begin = time.monotonic()
+    with Lease(tmp_path).acquire() as lease:
         assert 1.5 <= time.monotonic() - begin < 10
         lease.check()
     assert [("waiting for up to" in line, "taken over" in line) for line in said] == [(True, False), (False, True)]
@@ -126,14 +125,14 @@ def test_a_lease_that_is_given_back_meanwhile(tmp_path):
     of_another_host(tmp_path)
     threading.Timer(0.3, (tmp_path / "lease.json").unlink).start()
     begin = time.monotonic()
-    Lease(tmp_path).acquire(lambda text: None).release()
+    Lease(tmp_path).acquire().release()
     assert time.monotonic() - begin < 1.4
 
 
 def test_a_frozen_run_stops_when_it_wakes(tmp_path, start):
     process = start()
     process.send_signal(signal.SIGSTOP)
-    with Lease(tmp_path).acquire(lambda text: None) as lease:
+    with Lease(tmp_path).acquire() as lease:
         process.send_signal(signal.SIGCONT)
         _, error = process.communicate(timeout=10)
         assert process.returncode == 1 and "was taken over by process" in error.splitlines()[-1]
@@ -146,7 +145,7 @@ def test_a_frozen_run_stops_when_it_wakes(tmp_path, start):
 def test_a_frozen_run_wakes_after_the_other_has_ended(tmp_path, start):
     process = start()
     process.send_signal(signal.SIGSTOP)
-    Lease(tmp_path).acquire(lambda text: None).release()
+    Lease(tmp_path).acquire().release()
     process.send_signal(signal.SIGCONT)
     _, error = process.communicate(timeout=10)
     assert process.returncode == 1 and "is gone" in error.splitlines()[-1]
@@ -171,7 +170,7 @@ def contend(workdir, count):
         lease = Lease(workdir)
         barrier.wait()
         try:
-            leased.append(lease.acquire(lambda text: None))
+            leased.append(lease.acquire())
         except UserError as error:
             errors.append(error)
 
@@ -210,10 +209,10 @@ def test_in_a_bucket():
         with Lease("gs://leased/run").acquire() as lease:
             lease.check(3)
             with pytest.raises(UserError, match="gs://leased/run is in use by a live run"):
-                Lease("gs://leased/run").acquire(lambda text: None)
+                Lease("gs://leased/run").acquire()
         assert storage.names("gs://leased/run") == []
         of_another_host("gs://leased/run")
-        with Lease("gs://leased/run").acquire(lambda text: None) as lease:
+        with Lease("gs://leased/run").acquire() as lease:
             of_another_host("gs://leased/run")
             with pytest.raises(RunError, match="was taken over"):
                 lease.check()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
-import sys
 
 from tubevit.data.moving_digits import CSV_FILES, VERSION, make_moving_digits
 from tubevit.data.sources.csv_file import open_csv
 from tubevit.data.sources.source import Source
 from tubevit.errors import unknown
 
+logger = logging.getLogger(__name__)
 HEADS = {"moving_digits": ("motion", "digit_motion"), "still_digits": ("digit",)}  # the first is the default
 NAMES = tuple(HEADS)
 
@@ -36,6 +37,6 @@ def open_embedded(name: str, split: str, head: str | None) -> Source:
         raise unknown(f"head of {name}", head, heads)
     folder = embedded_folder()
     if not folder.exists():
-        print(f"making the embedded data in {folder}", file=sys.stderr, flush=True)
+        logger.info(f"making the embedded data in {folder}", extra={"every_process": True})
         make_moving_digits(folder)
     return open_csv(str(folder / CSV_FILES[head or heads[0]]), split)

@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +25,7 @@ from tubevit.data.sources.source import Source
 from tubevit.data.video import Media
 from tubevit.errors import DecodeError, UserError, closest, unknown_split
 
+logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "validation": "val"}
 CACHED_FROM = 10_000  # labels: of fewer records they are read anew each time, in a fraction of a second
 
@@ -217,7 +218,8 @@ def _labels(builder, keys: Keys, raw, label: str, classes: int | None) -> np.nda
     if len(keys) >= CACHED_FROM and cached.exists():
         return np.load(cached)
     if len(keys) >= CACHED_FROM:
-        print(f"reading the labels of {len(keys)} records of {keys.name}, once", file=sys.stderr, flush=True)
+        text = f"reading the labels of {len(keys)} records of {keys.name}, once"
+        logger.info(text, extra={"every_process": True})
     found = [_parse(_record(raw, keys, i), label).int64_list.value for i in range(len(keys))]
     if classes is None:
         labels = np.array([value[0] for value in found], np.int32)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping
 
 from tubevit.data.pipeline import SampleLoader
 from tubevit.errors import RunError
+
+logger = logging.getLogger(__name__)
 
 
 class BrokenFiles:
@@ -33,9 +35,8 @@ class BrokenFiles:
             for index in {int(i) for i in sub_batch["broken"] if i >= 0} - set(found):
                 found[index] = self._loads[name].reason(index)
                 number = f"{len(found)} of {len(source)}"
-                print(
-                    f"data.train.{name}: replaced a broken file ({number}): {found[index]}", file=sys.stderr, flush=True
-                )
+                text = f"data.train.{name}: replaced a broken file ({number}): {found[index]}"
+                logger.warning(text, extra={"every_process": True})
             if len(found) > self._share * len(source):
                 listed = "; ".join(found.values())
                 raise RunError(

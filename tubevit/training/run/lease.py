@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -15,6 +16,8 @@ from tubevit import storage
 from tubevit.errors import RunError, UserError
 from tubevit.sharding.hosts import run_on_main
 from tubevit.training.run.workdir import cannot_write
+
+logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
 REFRESH, STALE = 30.0, 90.0  # seconds between two renewals; without one for so long, the holder is gone
@@ -38,20 +41,17 @@ class Lease:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self, say=print) -> Lease:
+    def acquire(self) -> Lease:
         """Takes the lease and begins to renew it, every `REFRESH` seconds; all processes call it.
 
         It waits for a holder that does not renew it, until that is sure to be gone (`STALE` seconds; at once if it was
         a process of this machine that is dead).
 
-        Args:
-            say: prints a line, such as that it waits.
-
         Raises:
             UserError: a live run holds it, or the workdir cannot be written.
             RunError: the disk is full; StorageError: the bucket is out of reach or refuses.
         """
-        run_on_main(lambda: self._acquire(say))
+        run_on_main(self._acquire)
         return self
 
     def check(self, step: int | None = None) -> None:
@@ -89,13 +89,13 @@ class Lease:
     def __exit__(self, *exception) -> None:
         self.release()
 
-    def _acquire(self, say) -> None:
+    def _acquire(self) -> None:
         try:
             if not storage.is_remote(self._path):
                 pathlib.Path(self._workdir).mkdir(parents=True, exist_ok=True)
             content = self._read()
             if content is not None:
-                content = self._wait(content, say)
+                content = self._wait(content)
             if content is None and not storage.is_remote(self._path):
                 try:
                     self._write(new=True)
@@ -112,16 +112,18 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
-    def _wait(self, content: bytes, say) -> bytes | None:
+    def _wait(self, content: bytes) -> bytes | None:
         """Waits until the lease may be taken; returns what it holds then, None if it was removed."""
         holder, begin = _parse(content), time.monotonic()
         waiting = f"{self._path} is held by {_name(holder)}: waiting for up to {STALE:.0f} s to see whether it is alive"
         while not _is_dead(holder):
             if time.monotonic() - begin >= STALE:
-                say(f"{self._path}: taken over from {_name(holder)}, which has not renewed it for {STALE:.0f} s")
+                logger.warning(
+                    f"{self._path}: taken over from {_name(holder)}, which has not renewed it for {STALE:.0f} s"
+                )
                 return content
             if waiting:
-                say(waiting)
+                logger.warning(waiting)
                 waiting = None
             time.sleep(REFRESH / 30)
             now = self._read()
@@ -129,7 +131,7 @@ class Lease:
                 return None
             if now != content:
                 raise self._refusal(now)
-        say(f"{self._path}: taken over from {_name(holder)}, which has ended")
+        logger.warning(f"{self._path}: taken over from {_name(holder)}, which has ended")
         return content
 
     def _refusal(self, content: bytes | None) -> UserError:

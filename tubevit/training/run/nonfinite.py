@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +15,9 @@ from jax.experimental import multihost_utils
 
 from tubevit import storage
 from tubevit.errors import RunError
-from tubevit.sharding.hosts import is_main, say
+from tubevit.sharding.hosts import is_main
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteGuard:
@@ -43,7 +46,9 @@ class NonFiniteGuard:
             if not bad:
                 finite.append(metrics)
             elif self._skip:
-                say(f"step {step}: {bad[0]} is not finite; the step is left out (files: {self._files(step)})")
+                logger.warning(
+                    f"step {step}: {bad[0]} is not finite; the step is left out (files: {self._files(step)})"
+                )
             else:
                 raise RunError(self._report(step, bad[0]))
         return finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -9,7 +10,8 @@ import jax
 
 from tubevit import storage
 from tubevit.errors import UserError
-from tubevit.sharding.hosts import say
+
+logger = logging.getLogger(__name__)
 
 
 def parse_steps(text: str) -> tuple[int, int]:
@@ -55,4 +57,4 @@ class Profile:
         if self._on:
             self._on = False
             jax.profiler.stop_trace()
-            say(f"trace written to {self._folder}: xprof --logdir {self._folder}, or TensorBoard")
+            logger.info(f"trace written to {self._folder}: xprof --logdir {self._folder}, or TensorBoard")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import time
 
 from ml_collections import ConfigDict
 
-from tubevit.sharding.hosts import say
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -46,7 +47,7 @@ class Progress:
         rate = count / max(now - self.since - self.idle, 1e-9)
         self.rate = rate if self.rate is None else 0.7 * self.rate + 0.3 * rate
         eta = datetime.timedelta(seconds=round((self.config.train.steps - step) / self.rate))
-        say(
+        logger.info(
             f"step {step}/{self.config.train.steps} | loss {loss:.4f} | {self.rate:.2f} steps/s | "
             f"{self.rate * self.clips:.0f} clips/s | ETA {eta} | "
             + ", ".join(f"{part} {1000 * value / count:.0f}" for part, value in self.seconds.items())
