@@ -33,9 +33,9 @@ import cv2
 import numpy as np
 
 from tubevit.data.augment import Augment
+from tubevit.data.decode import TIME_TOLERANCE
 from tubevit.data.pipeline import SampleLoader, iterate, training_rows
 from tubevit.data.sources import Source
-from tubevit.data.video import TIME_TOLERANCE
 from tubevit.recipes.paper import VIDEO_AUGMENT
 from tubevit.tubes import PRESETS
 

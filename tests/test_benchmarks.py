@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.scripts import ROOT, script
-from tubevit.data.video import decode_frames
+from tubevit.data.decode import decode_frames
 from tubevit.tubes import PRESETS
 from tubevit.windows import take_windows
 

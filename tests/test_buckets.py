@@ -13,8 +13,8 @@ from tests.data.clips import write_clip
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint, steps
 from tubevit.checkpoint.run_checkpoints import Checkpoints
+from tubevit.data.decode import decode_frames
 from tubevit.data.sources import open_source
-from tubevit.data.video import decode_frames
 from tubevit.errors import RunError, UserError
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Head

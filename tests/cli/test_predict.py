@@ -14,7 +14,7 @@ from tests.data.clips import write_audio, write_clip
 from tubevit.cli import main
 from tubevit.cli.main import entry
 from tubevit.cli.predict import find_files
-from tubevit.data.video import decode_frames
+from tubevit.data.decode import decode_frames
 from tubevit.data.warp import centre_crop
 from tubevit.models.tubevit import TubeViT
 

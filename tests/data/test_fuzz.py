@@ -21,7 +21,8 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.data.clips import write_clip
-from tubevit.data.video import METADATA, decode_clip, decode_frames, decode_image, media_kind
+from tubevit.data.container import METADATA, media_kind
+from tubevit.data.decode import decode_clip, decode_frames, decode_image
 from tubevit.data.warp import centre_crop
 from tubevit.errors import DecodeError
 

@@ -6,8 +6,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from tubevit.data import moving_digits
+from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.moving_digits import DIRECTIONS, FRAMES, SIZE, make_moving_digits, render_clip, velocity, write_video
-from tubevit.data.video import decode_clip, decode_image
 from tubevit.errors import UserError
 
 OPPOSITE = {name: DIRECTIONS[(i + 4) % 8] for i, name in enumerate(DIRECTIONS)}

@@ -8,10 +8,10 @@ import pytest
 
 from tests.data.clips import indices, write_clip
 from tubevit.data.augment import Augment
+from tubevit.data.decode import decode_clip
 from tubevit.data.joint import joint_batches
 from tubevit.data.pipeline import BatchShards, SampleLoader, dataset_seed, evaluation_rows, iterate, training_rows
 from tubevit.data.sources import open_source
-from tubevit.data.video import decode_clip
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import DecodeError, UserError
 

@@ -22,11 +22,11 @@ from tests import gcs
 from tests.data.clips import indices, set_rotation, write_audio, write_clip
 from tubevit import storage
 from tubevit.data import shard_writer, shards
+from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.recode import validated_bytes
 from tubevit.data.shard_writer import default_shards, write_shards
 from tubevit.data.sources import open_source
 from tubevit.data.sources.shards import open_shards
-from tubevit.data.video import decode_clip, decode_image
 from tubevit.errors import DecodeError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]

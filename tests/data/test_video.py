@@ -1,4 +1,5 @@
 import fractions
+import os
 
 import av
 import cv2
@@ -7,7 +8,9 @@ import pytest
 
 from tests.data.clips import indices, paint, set_rotation, write_audio, write_clip
 from tubevit import read_image, read_video
-from tubevit.data.video import decode_clip, decode_image, media_kind
+from tubevit.data.container import media_kind
+from tubevit.data.decode import decode_clip, decode_frames, decode_image, decode_media
+from tubevit.data.stream import stream_clips
 from tubevit.errors import DecodeError
 
 CONSTANT = tuple(range(0, 40 * 100, 40))  # 25 a second for 4 seconds
@@ -348,3 +351,32 @@ def test_images_that_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(DecodeError, match="photo.png"):
         read_image(path)
+
+
+class CountedPath(os.PathLike):
+    """A path that counts how often it is asked for: every opening does."""
+
+    def __init__(self, path):
+        self.path, self.count = path, 0
+
+    def __fspath__(self):
+        self.count += 1
+        return str(self.path)
+
+
+def test_a_file_is_opened_once(tmp_path):
+    video = write_clip(tmp_path / "clip.mp4", CONSTANT)
+    image = tmp_path / "image.png"
+    cv2.imwrite(str(image), np.arange(36 * 48 * 3, dtype=np.uint8).reshape(36, 48, 3))
+    for path, kind, seconds in ((video, "video", 4.0), (image, "image", None)):
+        counted = CountedPath(path)
+        decoded = decode_media(counted, 16, 8)
+        assert counted.count == 1 and (decoded.kind, decoded.seconds) == (kind, seconds)
+        read = read_image(path, 32) if kind == "image" else read_video(path, 16, 8, 32)
+        np.testing.assert_array_equal(decoded.pixels(32), read)
+        counted = CountedPath(path)
+        parts = list(stream_clips(counted, 16, 8, 1.0))
+        assert counted.count == 1 and {(part.kind, part.seconds) for part in parts} == {(kind, seconds)}
+    counted = CountedPath(video)
+    decode_frames(counted, 16)
+    assert counted.count == 1

@@ -83,22 +83,16 @@ def _inputs(path: pathlib.Path, model, every: float | None):
 
     Warns once where the file is out of the range of what the model was trained on.
     """
-    from tubevit.data.stream import Clip, stream_clips
+    from tubevit.data.decode import decode_media
+    from tubevit.data.stream import stream_clips
     from tubevit.data.trained_range import out_of_range
-    from tubevit.data.video import decode_frames, decode_image, media_kind, read_image, video_seconds
 
     frames, fps, size, tubes = model.config.frames, model.config.fps, model.config.size, model.config.tubes
-    kind = media_kind(path)
-    if kind == "image":
-        image = decode_image(path)
-        _warn(path, out_of_range([image], None, **model.input))
-        yield kind, read_image(image, size, tubes), None, None
-        return
-    clips = [Clip(decode_frames(path, frames, fps))] if every is None else stream_clips(path, frames, fps, every)
+    clips = [decode_media(path, frames, fps)] if every is None else stream_clips(path, frames, fps, every)
     for number, clip in enumerate(clips):
         if number == 0:
-            _warn(path, out_of_range(clip.frames, video_seconds(path), **model.input))
-        yield kind, clip.pixels(size, tubes), clip.start, clip.end
+            _warn(path, out_of_range(clip.frames, clip.seconds, **model.input))
+        yield clip.kind, clip.pixels(size, tubes), clip.start, clip.end
 
 
 def _warn(path: pathlib.Path, reasons: list[str]) -> None:

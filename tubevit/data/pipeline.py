@@ -12,8 +12,8 @@ import numpy as np
 from absl import flags
 
 from tubevit.data.augment import Augment
+from tubevit.data.decode import decode_frames, decode_image
 from tubevit.data.sources import Source
-from tubevit.data.video import decode_frames, decode_image
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
 from tubevit.data.warp import frame_size, sample, sample_grids, square_map
 from tubevit.errors import DecodeError

@@ -11,7 +11,8 @@ import av
 import cv2
 import numpy as np
 
-from tubevit.data.video import MIN_COVERAGE, Media, declared_seconds, decode_image, media_kind, open_video
+from tubevit.data.container import MIN_COVERAGE, Media, media_kind, open_video
+from tubevit.data.decode import decode_image
 from tubevit.errors import DecodeError
 
 CRF = 23  # quality of H.264, lower is better
@@ -66,10 +67,11 @@ def _checked_image(encoded: bytes, short_side: int | None) -> bytes:
 def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, av.VideoFrame]]:
     """The stream, the time since its beginning in its time base, and the frame, of every frame."""
     try:
-        with open_video(encoded) as (container, stream):
+        with open_video(encoded) as video:
+            stream = video.stream
             first, time, size = stream.start_time or 0, None, None
             step = round(1 / (stream.average_rate or stream.guessed_rate or 25) / stream.time_base)
-            for frame in container.decode(stream):
+            for frame in video.container.decode(stream):
                 if size not in (None, (frame.width, frame.height)):
                     raise DecodeError("it changes its size from frame to frame")
                 size = frame.width, frame.height
@@ -81,7 +83,7 @@ def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, 
             if time is None:
                 raise DecodeError("it holds no frame")
             reached = float(time * stream.time_base)
-            declared = declared_seconds(container, stream) or 0
+            declared = video.declared_seconds or 0
             if reached + float(step * stream.time_base) < MIN_COVERAGE * declared:
                 raise DecodeError(f"it is truncated: it declares {declared:.2f} s, decoding ends at {reached:.2f} s")
     except av.FFmpegError as error:

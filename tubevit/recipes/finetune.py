@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tubevit.config import dataset_config, default_config, model_fields, set_model
+from tubevit.data.decode import decode_image, decode_media
 from tubevit.data.sources import Source, open_source
-from tubevit.data.video import decode_frames, decode_image, video_seconds
 from tubevit.data.warp import frame_size
 from tubevit.errors import DecodeError, SplitError, UserError
 from tubevit.models.flops import count_flops
@@ -52,8 +52,9 @@ def probe(source: Source) -> Probe:
             if source.modality == "image":
                 frame = decode_image(media)
             else:
-                frame = decode_frames(media, 16)[0]
-                lengths.append(video_seconds(media))
+                decoded = decode_media(media, 16)
+                frame = decoded.frames[0]
+                lengths.append(decoded.seconds)
         except DecodeError as error:
             last = error
             continue

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tubevit.data.video import media_kind, read_image, read_video
+from tubevit.data.decode import decode_media
 from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
 
@@ -39,11 +39,8 @@ def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFi
 
 
 def _read(model: TubeViT, path: pathlib.Path) -> OwnFile:
-    kind = media_kind(path)
-    if kind == "image":
-        pixels = np.asarray(read_image(path, model.config.size))
-    else:
-        pixels = np.asarray(read_video(path, **model.input))
+    decoded = decode_media(path, model.config.frames, model.config.fps)
+    kind, pixels = decoded.kind, decoded.pixels(model.config.size)
     pooled = model.features(pixels)
     said = [
         _most_probable(name, head, np.asarray(model.heads[name](pooled)[0]))

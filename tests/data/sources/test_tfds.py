@@ -8,10 +8,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.data.clips import indices, write_clip
+from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.sources import tfds_source
 from tubevit.data.sources.tfds_source import open_tfds
 from tubevit.data.tfds_videos import write_tfds
-from tubevit.data.video import decode_clip, decode_image
 from tubevit.errors import DecodeError, UserError
 
 IMAGENET = tfds.builder("imagenet2012").info.features

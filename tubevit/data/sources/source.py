@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tubevit import storage
+from tubevit.data.container import Media, media_kind
+from tubevit.data.decode import decode_frames, decode_image
 from tubevit.data.labels import label_hash
-from tubevit.data.video import Media, decode_frames, decode_image, media_kind
 from tubevit.errors import DecodeError, UserError, unknown
 
 _OPENED = 20  # files that are tried, to tell videos from images

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from tubevit.data.container import Media
 from tubevit.data.shards import DAMAGED
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.data.sources.source import Source
-from tubevit.data.video import Media
 from tubevit.errors import DecodeError, UserError, closest, unknown_split
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,210 @@
+"""Media files: opened once, told apart by their content; the timestamps of videos."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import av
+import numpy as np
+
+from tubevit.errors import DecodeError
+
+# What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
+Media = str | os.PathLike | bytes | np.ndarray
+
+# A file that ends early (a damaged tail, a stream-copied trim: one held 152 of 191 declared frames) is used if it
+# covers at least this share of the requested span.
+MIN_COVERAGE = 0.5
+MAX_DELAY = 16  # frames that a decoder holds back to reorder them
+# Names in files need not be UTF-8. From version 19 on PyAV replaces invalid bytes by itself.
+METADATA = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+_SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+
+
+def media_name(media: Media) -> str:
+    """Return the name of a file for messages."""
+    return str(media) if isinstance(media, str | os.PathLike) else "the file"
+
+
+def media_kind(media: Media) -> str:
+    """Return `image` or `video`, by the first bytes of a file or the rank of pixels; an animated GIF is a video.
+
+    Raises:
+        DecodeError: the file is missing, empty or not readable.
+    """
+    if isinstance(media, np.ndarray):
+        return "image" if media.ndim == 3 else "video"
+    with open_media(media) as (kind, _):
+        return kind
+
+
+@contextlib.contextmanager
+def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO]]:
+    """Open an encoded file; yields its `media_kind` and the file at its beginning.
+
+    Raises:
+        DecodeError: the file is missing or empty.
+    """
+    try:
+        file = io.BytesIO(media) if isinstance(media, bytes) else open(media, "rb", buffering=0)
+    except _MISSING as error:  # any other error is the system's: the file may be intact
+        raise DecodeError(f"cannot read {media}: {error.strerror}") from error
+    with file:
+        head = file.read(16)
+        if not head:
+            raise DecodeError(f"{media_name(media)} is empty (0 bytes)")
+        file.seek(0)
+        webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+        yield "image" if webp or head.startswith(_IMAGE_MAGIC) else "video", file
+
+
+def reason(error: Exception) -> str:
+    """Return the shortest text of an error."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video that is open for decoding.
+
+    Attributes:
+        media: the path or the bytes.
+        container, stream: PyAV's.
+    """
+
+    media: str | os.PathLike | bytes
+    container: av.container.InputContainer
+    stream: av.video.stream.VideoStream
+
+    @property
+    def name(self) -> str:
+        """The name of the file for messages."""
+        return media_name(self.media)
+
+    @property
+    def frame_seconds(self) -> float:
+        """The duration of a frame at the declared frame rate."""
+        return 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
+
+    @property
+    def declared_seconds(self) -> float | None:
+        """The duration that the file declares, or None. WebM often declares none for the stream."""
+        if self.stream.duration:
+            return float(self.stream.duration * self.stream.time_base)
+        if not self.container.duration:
+            return None
+        # Matroska declares the end of the video, not its duration.
+        matroska = "matroska" in self.container.format.name
+        first = (self.stream.start_time or 0) * self.stream.time_base if matroska else 0
+        return self.container.duration / av.time_base - float(first)
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        """The duration: declared, else measured by timestamps, as for live recordings and bare streams."""
+        return self.declared_seconds or self._measured_seconds()
+
+    def _measured_seconds(self) -> float:
+        with open_video(self.media) as video:  # a second time: not every format can be read again from its beginning
+            packets, times = 0, []
+            with contextlib.suppress(av.FFmpegError):
+                for packet in video.container.demux(video.stream):
+                    packets += packet.size > 0
+                    if packet.pts is not None:
+                        times.append(packet.pts)
+            extent = (packets - 1) * video.frame_seconds
+            if times:
+                extent = float((max(times) - min(times)) * video.stream.time_base)
+            return extent + video.frame_seconds
+
+    def timed_frames(self, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Decode from a key frame at or before `start` on; yields presentation times in seconds and frames."""
+        unit = float(self.stream.time_base)  # as a fraction it would cost 10 % of decoding
+        first = (self.stream.start_time or 0) * unit
+        frames, head, back = self.container.decode(self.stream), [], 0.0
+        while start > 0 and self.stream.start_time is not None:  # without timestamps seeking finds nothing
+            target = start - back
+            with contextlib.suppress(av.FFmpegError, OverflowError):  # not seekable: decode from the beginning
+                self.container.seek(int((target + first) / unit), stream=self.stream)
+            frames = self.container.decode(self.stream)
+            head = list(itertools.islice(frames, 1))
+            if target < -1 or (head and (head[0].pts is None or head[0].pts * unit - first <= start)):
+                break
+            back = 2 * back + 1  # seeking goes by decoding time: the key frame that it found is shown later
+        time = -self.frame_seconds
+        for frame in itertools.chain(head, frames):
+            time = time + self.frame_seconds if frame.pts is None else frame.pts * unit - first
+            yield time, frame
+
+    def end_of_last_frame(self, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
+        """Return when the last decoded frame ends, in seconds.
+
+        Args:
+            last: the frame, if any.
+            time: when it is shown.
+            error: what ended decoding before the end of the file, if anything.
+
+        Raises:
+            DecodeError: there is no frame, or more frames follow the error than decoders hold back. Only a damaged
+                tail may be left out.
+        """
+        if last is None:
+            raise DecodeError(f"cannot decode {self.name}: {reason(error) if error else 'it holds no frame'}")
+        end = time + (float(last.duration * self.stream.time_base) if last.duration else self.frame_seconds)
+        more = 0
+        with contextlib.suppress(av.FFmpegError):
+            for packet in self.container.demux(self.stream) if error else ():
+                with contextlib.suppress(av.FFmpegError):
+                    more += len(packet.decode())
+                if more > MAX_DELAY:
+                    raise DecodeError(f"{self.name} is damaged at {end:.2f} s: {reason(error)}") from error
+        return end
+
+    def check_coverage(self, start: float, span: float, end: float, error: Exception | None) -> None:
+        """Raise DecodeError if decoding ended before `MIN_COVERAGE` of a span that begins at `start`."""
+        if end - start < MIN_COVERAGE * span:
+            raise DecodeError(
+                f"{self.name} is truncated: of the {span:.2f} s from {start:.2f} s on, decoding ends at {end:.2f} s"
+                + (f" ({reason(error)})" if error else "")
+            )
+
+
+@contextlib.contextmanager
+def open_video(media: str | os.PathLike | bytes, file: BinaryIO | None = None) -> Iterator[Video]:
+    """Open a video; the cover picture of music is none.
+
+    Args:
+        media: path or bytes.
+        file: the same, if `open_media` has opened it.
+
+    Raises:
+        DecodeError: the file is missing, empty, not a video, or its codec is unknown.
+    """
+    if file is None:
+        with open_media(media) as (_, file), open_video(media, file) as video:
+            yield video
+        return
+    try:
+        container = av.open(file, **METADATA)
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+            raise
+        raise DecodeError(f"cannot read {media_name(media)} as a video: {reason(error)}") from error
+    with container:
+        cover = av.stream.Disposition.attached_pic
+        stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+        if stream is None:
+            raise DecodeError(f"{media_name(media)} has no video stream")
+        if stream.codec_context is None:
+            raise DecodeError(f"cannot read {media_name(media)} as a video: its codec is not known")
+        stream.codec_context.thread_count = 1
+        yield Video(media, container, stream)
