@@ -82,7 +82,7 @@ def test_timm_and_back_is_exact(model, saved, tmp_path):
     again = convert(tmp_path / "x.safetensors", tmp_path / "again", options=Options(heads=2))
     same_parameters(model, tmp_path / "again")
     assert again.notes == (
-        f"{tmp_path}/x.safetensors does not say mean and std: taken to be 0.5, see --mean and --std",
+        f"{tmp_path}/x.safetensors does not say mean and std: assumed to be 0.5, see --mean and --std",
     )
 
 
@@ -142,7 +142,7 @@ REFUSED = {  # changes of config.json, and what is said
     "activation": ({"hidden_act": "gelu_tan"}, "unknown hidden_act 'gelu_tan'; did you mean"),
     "several": ({"num_channels": 1, "hidden_size": "x"}, "hidden_size must be a whole .* num_channels must be 3"),
     "blocks": ({"num_hidden_layers": 10**9}, "at most 1000 blocks, found 1000000000"),
-    "labels": ({"id2label": {"1": "a"}}, "id2label must name the classes from 0 on"),
+    "labels": ({"id2label": {"1": "a"}}, "id2label must name the classes 0, 1"),
     "width": ({"hidden_size": 32}, r"; layernorm.bias: expected \(32,\), found \(24,\)"),
     "depth": ({"num_hidden_layers": 3}, r"missing encoder.layer.2.attention.attention.key.bias; .*"),
     "heads": ({"num_attention_heads": 5}, "width 24 must be divisible by num_heads 5"),
@@ -179,10 +179,10 @@ def test_files_that_cannot_be_read(saved, folder, tmp_path, capsys):
         "short.safetensors": (whole[:2000], "damaged or incomplete"),
         "shorter.safetensors": (whole[:9], "its header reaches beyond its end"),
         "cut.npz": ((tmp_path / "whole.npz").read_bytes()[:900], "damaged or incomplete"),
-        "text.npz": (b"not at all", "no .npz, .safetensors or .pth of torch; it begins with b'not at al'"),
-        "empty.pth": (b"", "no .npz, .safetensors or .pth"),
+        "text.npz": (b"not at all", "not a .npz, .safetensors or .*; it begins with b'not at al'"),
+        "empty.pth": (b"", "not a .npz, .safetensors or"),
         "legacy.pth": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "torch before 1.6"),
-        "folder.safetensors": (whole, "is of Hugging Face: name its folder"),
+        "folder.safetensors": (whole, "Hugging Face: pass its folder"),
     }
     for name, (content, _) in files.items():
         (tmp_path / name).write_bytes(content)
@@ -238,7 +238,10 @@ def test_folders_that_are_not_whole(folder, tmp_path, capsys):
         (broken("e", "preprocessor_config.json", '{"image_std": [1, 0, 1]}'), "std above 0"),
     ]
     shards = pathlib.Path(broken("f", "model.safetensors", None))
-    for name, text in (("x.safetensors", "lacks x.safetensors"), ("../x.safetensors", "weight_map of names to files")):
+    for name, text in (
+        ("x.safetensors", "lacks x.safetensors"),
+        ("../x.safetensors", "weight_map from names of arrays to files"),
+    ):
         (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         refused([str(shards), str(tmp_path / "ours")], text, tmp_path, capsys)
     for target, text in cases:
@@ -275,7 +278,7 @@ def test_models_that_the_formats_cannot_hold(saved, tiny, tmp_path, capsys):
         ),
         ("heads", [target, "--format", "hugging-face"], r"several heads \(a, b\): --headless leaves them out"),
         ("tubes", [target, "--format", "hugging-face"], "instead of one of square patches; position='fixed' instead"),
-        ("tanh", [timm, "--format", "timm"], "exact GELU, this model that by tanh"),
+        ("tanh", [timm, "--format", "timm"], "exact GELU, this model the tanh"),
         ("heads", [target, "--format", "timm", "--headless"], "files that end in .safetensors; found theirs"),
         ("tanh", [target], "pass --format, one of hugging-face, timm"),
         ("tanh", [target, "--format", "tim"], "unknown format 'tim'; did you mean 'timm'"),
@@ -314,7 +317,9 @@ def test_what_is_no_checkpoint_and_no_folder_of_others(folder, saved, tmp_path, 
     (tmp_path / "empty_config").mkdir()
     (tmp_path / "empty_config/config.json").write_text("{}")
     for name in ("no_config", "empty_config"):
-        text = f"{name} is neither a checkpoint nor a folder of another library, whose config.json has a model_type"
+        text = (
+            f"{name} is neither a checkpoint nor a folder of another library, which has a config.json with a model_type"
+        )
         refused([str(tmp_path / name), str(tmp_path / "ours"), "--format", "timm"], text, tmp_path, capsys)
     for given, text in (
         (folder, "holds no checkpoint; .*tubevit convert"),

@@ -233,7 +233,7 @@ def test_loading_what_is_not_whole(folder, tmp_path, name):
     (cut / name).write_bytes((folder / name).read_bytes()[: (folder / name).stat().st_size // 2])
     (empty / name).write_bytes(b"")
     for broken in (missing, cut, empty, tmp_path / "none"):
-        with pytest.raises(UserError, match=f"{broken} is no export"):
+        with pytest.raises(UserError, match=f"{broken} is not an? .*export"):
             load_exported(broken)
 
 

@@ -258,7 +258,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path, capsys):
 @pytest.mark.parametrize("change, text", [
     (lambda arrays: arrays.pop("pos_embedding"), r"no learned positions, pos_embedding; fixed ones \(sincos2d\)"),
     (lambda arrays: arrays.pop("embedding/kernel"), "found none: no embedding/kernel; it holds .*head"),
-    (lambda arrays: arrays.update(pos_embedding=np.ones((1, 8, WIDTH))), "8 patches, which make no square"),
+    (lambda arrays: arrays.update(pos_embedding=np.ones((1, 8, WIDTH))), "8 patches, which form no square"),
     (lambda arrays: arrays.pop("Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"), "missing .*Dense_0/kernel"),
     (lambda arrays: arrays.update({"embedding/kernel": np.ones((4, 4, 24))}), "expected 4 axes, found"),
 ])  # fmt: skip

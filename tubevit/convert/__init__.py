@@ -1,4 +1,4 @@
-"""Weights of other libraries, in and out: `convert` and what it returns."""
+"""Convert weights of other libraries to checkpoints of this package, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.convert import augreg, big_vision, dinov2, hugging_face, siglip, timm
+from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, siglip, timm
 from tubevit.convert.architecture import check_plain, fold_layer_scale
 from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256, write_whole
 from tubevit.convert.foreign import Foreign, Options
@@ -23,8 +23,8 @@ from tubevit.models.abstract import model_of, parameters
 from tubevit.models.config import ModelConfig
 
 DEFAULT_OPTIONS = Options()
-FORMATS = ("hugging-face", "timm")  # that a checkpoint of ours can become
-_FOLDERS = {  # model_type of config.json
+FORMATS = ("hugging-face", "timm")  # formats that `convert` can write
+_FOLDERS = {  # by the model_type in config.json
     "vit": ("hugging-face", hugging_face.read),
     "dinov2": ("dinov2", dinov2.read),
     "siglip": ("siglip", siglip.read),
@@ -34,13 +34,13 @@ _FOLDERS = {  # model_type of config.json
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """The result of `convert`.
 
     Attributes:
-        path: where it lies.
-        format: that it was read from or written in.
-        config: of our model.
-        notes: what was assumed or left out, a line each.
+        path: the path that was written.
+        format: the foreign format that was read or written.
+        config: the configuration of our model.
+        notes: what was assumed or left out, one line each.
     """
 
     path: str
@@ -57,69 +57,67 @@ def convert(
     options: Options = DEFAULT_OPTIONS,
     open_checkpoint: Callable[[str | os.PathLike], Checkpoint] = Checkpoint,
 ) -> Conversion:
-    """Weights of another library to a checkpoint of ours, or a checkpoint of ours to another library's files.
+    """Convert weights of another library to a tubevit checkpoint, or a tubevit checkpoint to another library's files.
 
-    Nothing of `src` is run, and `dst` is there only when all was checked. The checkpoint's metadata has a `source`:
-    format, name, sha256 of each file, preprocessing.
+    No code in `src` is run, and `dst` appears only after everything was checked. The metadata of the checkpoint gets a
+    `source` with format, name, sha256 of each file and preprocessing.
 
     Args:
-        src: a file or folder in one of the formats of this package, which follows from its content; or a checkpoint of
-            ours.
-        dst: a new folder; for timm's format a new file.
-        format: of `dst`, one of `FORMATS`, where `src` is a checkpoint of ours.
+        src: a file or folder of another library, whose format is recognised by its content; or a tubevit checkpoint.
+        dst: a new folder, or a new file for timm's format.
+        format: one of `FORMATS`, if `src` is a tubevit checkpoint.
         options: what the files do not say themselves.
-        open_checkpoint: opens a checkpoint of ours by its name.
+        open_checkpoint: function that opens a tubevit checkpoint by name.
 
     Raises:
-        UserError: `src` is damaged, holds code, is of no known format or architecture, or does not fit: all that is
-            missing, unexpected or of another shape; or `dst` exists.
-        StorageError: a bucket is out of reach or refuses.
+        UserError: `dst` exists, or `src` is damaged, holds code, has an unknown format or architecture, or does not
+            fit; the message lists everything that is missing, unexpected or of another shape.
+        StorageError: a bucket is unreachable or refuses the request.
     """
     if storage.exists(dst):
         raise UserError(f"{dst} exists already; name a new one")
     path = pathlib.Path(src)
     if not storage.is_remote(src) and path.is_file():
-        kind, found = _read_file(path, options)
+        kind, foreign = _read_file(path, options)
     elif values := _foreign_config(src):
-        kind, found = _read_folder(path, values, options)
+        kind, foreign = _read_folder(path, values, options)
     else:
-        return _write(_own(src, open_checkpoint), dst, format, options)
+        return _write(_open_own(src, open_checkpoint), dst, format, options)
     if format is not None:
-        raise UserError(f"{src} is of another library: it becomes a checkpoint of ours, without --format {format}")
-    given = {"prefix": kind == "big-vision", "heads": kind == "timm"}
-    for name, used in given.items():
-        if getattr(options, name) is not None and not used:
-            raise UserError(f"{src} is of format {kind}, which says it: pass no --{name}")
-    params = found.layout.to_ours(found.weights, found.config, f"{src} is no {found.config.name} of format {kind}")
-    config, params = fold_layer_scale(found.config, params)
+        raise UserError(f"{src} is of another library and becomes a tubevit checkpoint; call without --format {format}")
+    for name, format_using_it in (("prefix", "big-vision"), ("heads", "timm")):
+        if getattr(options, name) is not None and kind != format_using_it:
+            raise UserError(f"--{name} is for files of format {format_using_it}; {src} is {kind}: pass no --{name}")
+    error = f"{src} does not fit {foreign.config.name} in format {kind}"
+    config, params = fold_layer_scale(foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error))
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
-    save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, found)})
-    return Conversion(str(dst), kind, config, found.notes)
+    save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign)})
+    return Conversion(str(dst), kind, config, foreign.notes)
 
 
-def _source(kind: str, path: pathlib.Path, found: Foreign) -> dict:
-    config = found.config
+def _source(kind: str, path: pathlib.Path, foreign: Foreign) -> dict:
+    config = foreign.config
     preprocessing = {
-        "mean": config.mean, "std": config.std, "range": [0, 1], "interpolation": found.interpolation,
+        "mean": config.mean, "std": config.std, "range": [0, 1], "interpolation": foreign.interpolation,
         "size": config.size,
     }  # fmt: skip
-    hashes = {file.name: sha256(file) for file in found.files}
+    hashes = {file.name: sha256(file) for file in foreign.files}
     return {"format": kind, "name": path.absolute().name, "sha256": hashes, "preprocessing": preprocessing}
 
 
 def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
     kind, weights = kind_of(path), read_arrays(path)
     if kind == "npz":
-        if any(augreg.MLP in name for name in weights) and options.prefix is None:
-            return "augreg", augreg.read(path, weights, options)
+        if any(flax_vit.AUGREG_MLP in name for name in weights) and options.prefix is None:
+            return "augreg", flax_vit.read(path, weights, flax_vit.AUGREG, options)
         return "big-vision", big_vision.read(path, weights, options)
     if timm.MARK not in weights and any("embeddings." in name for name in weights):
-        raise UserError(f"{path} is of Hugging Face: name its folder, which has config.json as well")
+        raise UserError(f"{path} is a file of Hugging Face: pass its folder, which holds config.json as well")
     return "timm", timm.read(path, weights, options)
 
 
 def _foreign_config(src: str | os.PathLike) -> dict | None:
-    """The content of config.json if it is another library's: training writes one as well."""
+    """Return the content of config.json if another library wrote it; a workdir has one, too."""
     path = pathlib.Path(src) / CONFIG
     if storage.is_remote(src) or not path.is_file():
         return None
@@ -133,48 +131,50 @@ def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[
         return "timm", timm.read(files[0], weights, options, values)
     kind = str(values.get("model_type"))
     if kind == "dinov2_with_registers":
-        raise UserError(f"{folder} is a {kind}: registers are not supported; DINOv2 without them is (dinov2)")
+        raise UserError(f"{folder} is a {kind}: registers are not supported; use a DINOv2 without them (dinov2)")
     if kind not in _FOLDERS:
         raise unknown(f"model_type in {folder / CONFIG}", kind, _FOLDERS)
     name, read = _FOLDERS[kind]
     return name, read(folder, values, options)
 
 
-def _own(src: str | os.PathLike, open_checkpoint: Callable[[str | os.PathLike], Checkpoint]) -> Checkpoint:
+def _open_own(src: str | os.PathLike, open_checkpoint: Callable[[str | os.PathLike], Checkpoint]) -> Checkpoint:
     try:
         return open_checkpoint(src)
     except UserError as error:
         if storage.exists(src):
             raise UserError(
-                f"{src} is neither a checkpoint nor a folder of another library, whose {CONFIG} has a model_type"
+                f"{src} is neither a checkpoint nor a folder of another library, which has a {CONFIG} with a model_type"
             ) from error
-        expected = "a file or folder of weights, or a checkpoint"
-        raise UserError(f"{src} does not exist; expected {expected} ({error})") from error
+        raise UserError(
+            f"{src} does not exist; expected a file or folder of weights, or a checkpoint ({error})"
+        ) from error
 
 
 def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, options: Options) -> Conversion:
-    """Write a checkpoint of ours in another library's format."""
+    """Write a tubevit checkpoint in another library's format."""
     src = checkpoint.name
     if format is None:
-        raise UserError(f"{src} is a checkpoint of ours: pass --format, one of {', '.join(FORMATS)}")
+        raise UserError(f"{src} is a tubevit checkpoint: pass --format, one of {', '.join(FORMATS)}")
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if storage.is_remote(dst):
-        raise UserError(f"--format {format} writes on this machine's disk; found {dst}")
+        raise UserError(f"--format {format} writes to a local path; found {dst}: copy it to the bucket afterwards")
     unused = [name for name in ("prefix", "heads", "mean", "std") if getattr(options, name) is not None]
     if unused:
-        raise UserError(f"{src} is a checkpoint of ours, which says it: pass no --{', --'.join(unused)}")
+        raise UserError(
+            f"{src} is a tubevit checkpoint, which has these settings itself: pass no --{', --'.join(unused)}"
+        )
     source = checkpoint.metadata.get("source", {})
-    model = checkpoint.load_model(**({"num_classes": 0} if options.headless else {}))
-    where = f"--format {format}"
-    check_plain(model.config, where)
+    model = checkpoint.load_model(num_classes=0 if options.headless else None)
+    check_plain(model.config, format)
     config, params = fold_layer_scale(model.config, flatten(parameters(model)))
-    (head, _), *_ = (*config.heads, (None, None))
-    if head is not None:  # whatever its name
-        params = {name.replace(f"heads/{head}/", "heads/default/", 1): leaf for name, leaf in params.items()}
-        config = dataclasses.replace(config, heads=(("default", dict(config.heads)[head]),))
+    if config.heads:  # the table calls the only head `default`
+        ((name, head),) = config.heads
+        params = {path.replace(f"heads/{name}/", "heads/default/", 1): leaf for path, leaf in params.items()}
+        config = dataclasses.replace(config, heads=(("default", head),))
     params, path = {name: np.asarray(leaf) for name, leaf in params.items()}, pathlib.Path(dst)
-    notes = ["the head was not converted"] if options.headless else []
+    notes = ["left out: the head"] if options.headless else []
     if format == "timm":
         notes += timm.check(path, config)
         write_whole(path, lambda temporary: timm.write(temporary, config, params))

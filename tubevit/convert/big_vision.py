@@ -1,7 +1,8 @@
-"""ViTs of big_vision, such as those of SigLIP and LiT: .npz, blocks scanned or not, maybe one of several towers."""
+"""ViTs of big_vision, such as those of SigLIP and LiT: .npz files with one or several towers."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
@@ -11,45 +12,44 @@ from tubevit.convert import flax_vit
 from tubevit.convert.foreign import Foreign, Options
 from tubevit.errors import UserError, unknown
 
-# A block counts the modules of each kind on.
-ARRAYS = flax_vit.arrays("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding")
 _PATCHES = "embedding/kernel"
-_SCANNED = "Transformer/encoderblock/"
+_STACKED = "Transformer/encoderblock/"
 
 
 def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options) -> Foreign:
-    """A ViT from its arrays; raises UserError if there is none, or several and no prefix."""
+    """Read a ViT; raises UserError if there is none, or several and no prefix was given."""
     prefix = _prefix(path, weights, options.prefix)
     inside = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
     others = {"/".join(name.split("/")[: prefix.count("/") or 1]) for name in weights if not name.startswith(prefix)}
-    found = flax_vit.read(path, _unrolled(inside), ARRAYS, options)
+    found = flax_vit.read(path, _unstacked(inside), flax_vit.BIG_VISION, options)
     notes = (f"left out: {', '.join(sorted(others))}",) if others else ()
-    return Foreign(**{**vars(found), "notes": (*notes, *found.notes)})
+    return dataclasses.replace(found, notes=notes + found.notes)
 
 
 def _prefix(path: pathlib.Path, weights: Mapping, given: str | None) -> str:
-    """What the names of the ViT begin with: `` or, say, `params/img/`."""
-    there = {name.removesuffix(_PATCHES) for name in weights if f"/{name}".endswith(f"/{_PATCHES}")}
+    """Find the prefix of the names of the ViT, which is empty or, for example, `params/img/`."""
+    prefixes = {name.removesuffix(_PATCHES) for name in weights if f"/{name}".endswith(f"/{_PATCHES}")}
     if given is not None:
         prefix = f"{given.strip('/')}/".removeprefix("/")
-        if prefix not in there:
-            raise unknown(f"prefix of a ViT in {path}", given, [text.rstrip("/") for text in there])
+        if prefix not in prefixes:
+            raise unknown(f"prefix of a ViT in {path}", given, [text.rstrip("/") for text in prefixes])
         return prefix
-    if len(there) != 1:
-        found = ", ".join(repr(text.rstrip("/")) for text in sorted(there))
+    if not prefixes:
         names = ", ".join(sorted({name.split("/")[0] for name in weights})[:8]) or "nothing"
-        detail = f"several: pass --prefix, one of {found}" if there else f"none: no {_PATCHES}; it holds {names}"
-        raise UserError(f"{path} must hold a ViT; found {detail}")
-    return there.pop()
+        raise UserError(f"{path} must hold a ViT; found none: no {_PATCHES}; it holds {names}")
+    if len(prefixes) > 1:
+        choices = ", ".join(repr(text.rstrip("/")) for text in sorted(prefixes))
+        raise UserError(f"{path} must hold one ViT; found several: pass --prefix, one of {choices}")
+    return prefixes.pop()
 
 
-def _unrolled(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Stacked arrays `Transformer/encoderblock/...` as one for each block, `Transformer/encoderblock_0/...`."""
-    apart = {}
+def _unstacked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Split stacked arrays `Transformer/encoderblock/...` into one per block, `Transformer/encoderblock_0/...`."""
+    split = {}
     for name, array in weights.items():
-        if name.startswith(_SCANNED) and array.ndim:
-            inner = name.removeprefix(_SCANNED)
-            apart |= {f"{_SCANNED.rstrip('/')}_{i}/{inner}": layer for i, layer in enumerate(array)}
+        if name.startswith(_STACKED) and array.ndim:
+            inner = name.removeprefix(_STACKED)
+            split |= {f"{_STACKED.rstrip('/')}_{i}/{inner}": layer for i, layer in enumerate(array)}
         else:
-            apart[name] = array
-    return apart
+            split[name] = array
+    return split

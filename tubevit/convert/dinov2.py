@@ -1,14 +1,12 @@
-"""Hugging Face's Dinov2Model: a ViT with LayerScale, which is folded into the projections before it."""
+"""Hugging Face's Dinov2Model: a ViT with LayerScale, which becomes part of the projections before it."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
 
-from tubevit.convert.architecture import plain_vit
-from tubevit.convert.files import read_folder
-from tubevit.convert.foreign import Foreign, Options, leave_out
-from tubevit.convert.hugging_face_folder import CONFIG, architecture_of, encoder_fields, preprocessing
+from tubevit.convert.foreign import Foreign, Options
+from tubevit.convert.hugging_face_folder import CONFIG, FolderFormat, architecture_of
 from tubevit.convert.layout import Array, Layout, dense, norm, patches
 from tubevit.errors import UserError
 
@@ -31,31 +29,24 @@ LAYOUT = Layout(
     )
 )
 _DEFAULTS = {"mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+_FOLDER = FolderFormat(LAYOUT, _DEFAULTS, prefix="dinov2.", left_out=("embeddings.mask_token",))
 _CLASSIFIER, _BARE = "Dinov2ForImageClassification", "Dinov2Model"
 
 
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
-    """A DINOv2 from its folder; arguments as in `hugging_face.read`.
+    """Read a DINOv2; the arguments are those of `hugging_face.read`.
 
     Raises:
-        UserError: it has registers, SwiGLU or a classifier, or does not fit its own configuration.
+        UserError: it has SwiGLU or a classifier, or does not fit its own configuration.
     """
-    where = str(folder / CONFIG)
-    architecture = architecture_of(values, (_BARE, _CLASSIFIER), where)
+    source = folder / CONFIG
+    architecture = architecture_of(values, (_BARE, _CLASSIFIER), str(source))
     if values.get("use_swiglu_ffn"):
-        raise UserError(
-            f"{where}: use_swiglu_ffn, the MLP of dinov2-giant, is not supported; small, base and large are"
-        )
+        raise UserError(f"{source}: use_swiglu_ffn, as in dinov2-giant, is not supported; use small, base or large")
     if architecture == _CLASSIFIER and not options.headless:
         raise UserError(
-            f"{folder}: the classifier of {_CLASSIFIER} reads the class token beside the mean over the patches, which "
-            "our models do not; --headless leaves it out"
+            f"{source}: the classifier of {_CLASSIFIER} reads the class token and the mean of the patches, our heads "
+            "read only one vector; --headless leaves it out"
         )
-    fields = encoder_fields(values, _DEFAULTS, where)
-    statistics, interpolation, notes = preprocessing(folder, options)
-    weights, files = read_folder(folder)
-    weights = {name.removeprefix("dinov2."): array for name, array in weights.items()}
-    weights, dropped = leave_out(weights, ("embeddings.mask_token", *(("classifier.",) if options.headless else ())))
-    # Its initial value is of no concern: the weights bring theirs.
-    config = plain_vit(head=None, class_token=True, pooling="cls", layer_scale=1.0, **fields, **statistics)
-    return Foreign(config, weights, LAYOUT, tuple(files), interpolation, (*notes, *dropped))
+    # layer_scale is only an initial value: the weights replace it.
+    return _FOLDER.read(folder, values, options, head=None, class_token=True, pooling="cls", layer_scale=1.0)

@@ -1,15 +1,15 @@
-"""Models for programs without this package: safetensors with a json, or a program of jax.export that serves one head.
+"""Export models for use without this package: safetensors and a JSON file, or a jax.export program for one head.
 
-Safetensors, `export_safetensors`: `model.safetensors` holds the parameters with the names that they have on disk,
-`config.json` the model's configuration. Neither jax nor this package is needed to read them:
+`export_safetensors` writes the parameters to `model.safetensors`, under the names of the checkpoint, and the
+configuration to `config.json`. Neither jax nor this package is needed to read them:
 
     from safetensors.numpy import load_file
 
     kernel = load_file("DIR/model.safetensors")["encoder/blocks/mlp/up/kernel"]  # (L, D, 4D)
 
-jax.export, `export_jax`: `model.jaxexport` is the program, `params.safetensors` its first argument (as constants they
-would pass the 2 GB that a program may have), `config.json` says what goes in and comes out. `load_exported` reads it
-and checks what it is given; without this package:
+`export_jax` writes the program to `model.jaxexport`, its first argument to `params.safetensors` (as constants the
+parameters could exceed the 2 GB limit of a program) and a description of input and output to `config.json`.
+`load_exported` reads these files and checks its input. Without this package:
 
     import jax.export
     from safetensors.numpy import load_file
@@ -48,11 +48,11 @@ _CONFIG, _PROGRAM, _PARAMS, _MODEL = "config.json", "model.jaxexport", "params.s
 
 
 def export_safetensors(model: TubeViT, folder: str | os.PathLike) -> None:
-    """Writes `model.safetensors` and `config.json`: model, input (shapes, dtype, range), labels of each head.
+    """Write `model.safetensors`, and `config.json` with model, input (shapes, dtype, range) and labels of each head.
 
     Args:
-        model: all its heads are kept.
-        folder: a local one that does not exist, or is empty; it appears when it is whole.
+        model: the model; all heads are kept.
+        folder: a local folder that does not exist or is empty; it appears when it is complete.
 
     Raises:
         UserError: the folder cannot be used, or safetensors is not installed.
@@ -66,16 +66,16 @@ def export_safetensors(model: TubeViT, folder: str | os.PathLike) -> None:
 def export_jax(
     model: TubeViT, folder: str | os.PathLike, head: str | None = None, platforms: Sequence[str] = PLATFORMS
 ) -> None:
-    """Writes `model.jaxexport`, `params.safetensors` and `config.json`; see `export_program`.
+    """Write `model.jaxexport`, `params.safetensors` and `config.json`; see `export_program`.
 
     Args:
-        model: of its parameters those that the head needs are stored.
-        folder: a local one that does not exist, or is empty; it appears when it is whole.
-        head: may be left out where there is only one, and where there is none (pooled features).
-        platforms: of `PLATFORMS`: where it can run. None of them has to be at hand.
+        model: the model; only the parameters that the head needs are stored.
+        folder: a local folder that does not exist or is empty; it appears when it is complete.
+        head: name of the head; may be omitted if there is only one, or none (pooled features).
+        platforms: platforms of `PLATFORMS` on which the program can run; this machine needs none of them.
 
     Raises:
-        UserError: the folder cannot be used, there is no such head or platform, the head takes images and no tube
+        UserError: the folder cannot be used, the head or a platform does not exist, the head takes images but no tube
             does, or safetensors or flatbuffers is not installed.
     """
     if model.config.heads or head is not None:
@@ -91,21 +91,21 @@ def export_jax(
 
 
 def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
-    """The forward pass as a program (params, pixels) -> output, without any parameter in it.
+    """Export the forward pass as a program (params, pixels) -> output that contains no parameters.
 
-    params is flat: {path: float32 array}. pixels is uint8 (b, T, H, W, 3) at the model's shape, (b, H, W, 3) of an
-    image head or a plain ViT of one frame; b is whatever each call brings. The output is float32 (b, classes): softmax,
-    of several labels sigmoid; or, without a head, pooled features (b, D).
+    params is flat: {path: float32 array}. pixels is uint8 (b, T, H, W, 3) in the model's shape, or (b, H, W, 3) for an
+    image head or a plain ViT with one frame; the batch size b may differ in each call. The output is float32
+    (b, classes), softmax or, for multi-label heads, sigmoid; without a head it is the pooled features (b, D).
 
-    `attention` of the configuration is not asked: `auto` would be settled by the machine that exports. On CPU the
-    program takes the einsums, elsewhere `jax.nn.dot_product_attention` by XLA; both are in it.
+    The field `attention` is ignored, because `auto` would depend on the machine that exports. The program contains
+    both implementations: einsums on CPU, XLA's `jax.nn.dot_product_attention` elsewhere.
 
     Args:
-        config: of at most one head.
-        platforms: of `PLATFORMS`.
+        config: a configuration with at most one head.
+        platforms: names from `PLATFORMS`.
 
     Raises:
-        UserError: an unknown platform, the head takes images and no tube does, or flatbuffers is not installed.
+        UserError: a platform is unknown, the head takes images but no tube does, or flatbuffers is not installed.
     """
     _require("flatbuffers")
     for platform in platforms:
@@ -129,12 +129,12 @@ def _forward(config: ModelConfig):
 
 
 class ExportedModel:
-    """A program of `export_jax` and its parameters, on the default device.
+    """A program of `export_jax` with its parameters, on the default device.
 
     Attributes:
-        config: what config.json holds.
-        labels: names of the classes, () where they are not known.
-        shape: of a clip (T, H, W, 3) or an image (H, W, 3).
+        config: the content of config.json.
+        labels: names of the classes, () if unknown.
+        shape: the shape of a clip (T, H, W, 3) or an image (H, W, 3).
     """
 
     def __init__(self, exported: export.Exported, params: Mapping[str, np.ndarray], config: dict):
@@ -144,12 +144,12 @@ class ExportedModel:
         self._params, self._call = jax.device_put(dict(params)), jax.jit(exported.call)
 
     def __call__(self, pixels) -> jax.Array:
-        """(b, *shape) uint8 -> (b, classes) probabilities, or (b, D) pooled features, float32.
+        """Map (b, *shape) uint8 pixels to (b, classes) probabilities or (b, D) pooled features, float32.
 
-        Each new b is compiled once: pad to a few sizes where that matters.
+        Each new batch size b compiles once; pad to a few sizes where that matters.
 
         Raises:
-            UserError: another shape or dtype.
+            UserError: the pixels have another shape or dtype.
         """
         found = (tuple(np.shape(pixels)), getattr(pixels, "dtype", None))
         if found[0][1:] != self.shape or not found[0] or found[1] != np.uint8:
@@ -159,11 +159,11 @@ class ExportedModel:
 
 
 def load_exported(folder: str | os.PathLike) -> ExportedModel:
-    """Reads what `export_jax` wrote.
+    """Load what `export_jax` wrote.
 
     Raises:
-        UserError: the folder holds nothing of the kind or is not whole, the program was not exported for this
-            platform, or a package is not installed.
+        UserError: the folder is not a complete export, the program was not exported for this platform, or a package
+            is not installed.
     """
     load_file = _require("safetensors.numpy").load_file
     _require("flatbuffers")
@@ -175,16 +175,18 @@ def load_exported(folder: str | os.PathLike) -> ExportedModel:
         exported = export.deserialize(bytearray((folder / _PROGRAM).read_bytes()))
         params = load_file(folder / _PARAMS)
     except OSError as error:
-        raise UserError(f"{folder} is no export: cannot read {error.filename or _PARAMS}: {error.strerror}") from error
+        raise UserError(
+            f"{folder} is not an export: cannot read {error.filename or _PARAMS}: {error.strerror}"
+        ) from error
     except UserError:
         raise
     except Exception as error:  # the parsers of three formats have errors of their own
-        raise UserError(f"{folder} is no export, or not a whole one: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{folder} is not a complete export: {' '.join(str(error).split())[:300]}") from error
     expected = {path: (aval.shape, aval.dtype) for path, aval in _inputs(exported)[0].items()}
     found = {path: (array.shape, array.dtype) for path, array in params.items()}
     if found != expected:
         differing = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
-        raise UserError(f"{folder / _PARAMS} is not of {_PROGRAM}: they differ in {', '.join(differing[:5])}")
+        raise UserError(f"{folder / _PARAMS} does not belong to {_PROGRAM}: they differ in {', '.join(differing[:5])}")
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
         raise UserError(f"{folder} was exported for {', '.join(exported.platforms)}; this process runs on {platform}")
@@ -192,13 +194,13 @@ def load_exported(folder: str | os.PathLike) -> ExportedModel:
 
 
 def _inputs(exported: export.Exported) -> tuple[dict, jax.core.ShapedArray]:
-    """The program's arguments, abstract: {path: parameter}, pixels."""
+    """Return the abstract arguments of the program: {path: parameter} and pixels."""
     arguments, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     return arguments
 
 
 def _modality(config: ModelConfig) -> str:
-    """What the only head, or the pooled features, are exported for."""
+    """Return the modality of the only head or of the pooled features."""
     modality = config.heads[0][1].modality if config.heads else "any"
     if modality == "any":
         return "image" if config.tubes.is_2d and config.frames == 1 else "video"
@@ -216,7 +218,7 @@ def _output(config: ModelConfig) -> str:
 
 
 def _write_config(folder: pathlib.Path, kind: str, config: ModelConfig, modalities: Sequence[str], **more) -> None:
-    """config.json: what a program needs to know that has nothing else."""
+    """Write config.json, which describes everything that a program needs to know."""
     pixels = {modality: ["b", *_shape(config, modality)] for modality in modalities}
     pixels |= {"dtype": "uint8", "range": [0, 255], "channels": "RGB", "fps": config.fps}
     labels = {name: head.labels for name, head in config.heads}
@@ -230,7 +232,7 @@ def _save(params: Mapping[str, jax.Array], path: pathlib.Path) -> None:
     path.touch()
     mode = path.stat().st_mode
     _require("safetensors.numpy").save_file(arrays, path)
-    path.chmod(mode)  # safetensors lets its owner only read it
+    path.chmod(mode)  # safetensors makes it readable by its owner only
 
 
 def _require(package: str):
@@ -243,7 +245,7 @@ def _require(package: str):
 
 @contextlib.contextmanager
 def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `path` that takes its place at the end, unless there was an error."""
+    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
     if storage.is_remote(path):
         raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
     path = pathlib.Path(path).absolute()
@@ -255,7 +257,7 @@ def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     with temporary as beside:
-        folder = pathlib.Path(beside) / path.name  # mkdtemp's own would be for its owner only
+        folder = pathlib.Path(beside) / path.name  # the folder of mkdtemp is accessible to its owner only
         folder.mkdir()
         yield folder
         folder.replace(path)

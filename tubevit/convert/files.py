@@ -1,4 +1,4 @@
-"""Files of arrays: what they are by content, reading them without running code in them, writing them whole or not."""
+"""Files of arrays: recognise them by content, read them without running code, write them completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 
-from tubevit.convert.torch_file import read_torch
+from tubevit.convert.torch_file import damaged, read_torch
 from tubevit.errors import UserError
 
 _DTYPES = {
@@ -24,10 +24,10 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """`npz`, `torch` or `safetensors`, by content.
+    """Return `npz`, `torch` or `safetensors`, by content.
 
     Raises:
-        UserError: none of them, or damaged.
+        UserError: the file is none of them, or is damaged.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -42,43 +42,45 @@ def kind_of(path: pathlib.Path) -> str:
             return "torch"
         if names and all(name.endswith(".npy") for name in names):
             return "npz"
-        raise UserError(f"{path} is a zip file, but of neither .npz nor torch; it holds {', '.join(names[:5])}")
+        raise UserError(f"{path} is a zip file, but neither .npz nor torch; it holds {', '.join(names[:5])}")
     if start[8:9] == b"{":
         if int.from_bytes(start[:8], "little") > size:
             raise damaged(path, "its header reaches beyond its end")
         return "safetensors"
     if start.startswith(b"\x80"):
         raise UserError(
-            f"{path} is a pickle of torch before 1.6, which cannot be read without running code in it; load it with "
-            "torch and save its state dict again, as safetensors or with torch.save"
+            f"{path} was saved by torch before 1.6 and cannot be read without running code in it; load it with torch "
+            "and save its state dict again, as safetensors or with torch.save"
         )
-    raise UserError(f"{path} is no .npz, .safetensors or .pth of torch; it begins with {start!r}")
+    raise UserError(f"{path} is not a .npz, .safetensors or torch .pth file; it begins with {start!r}")
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name.
+    """Read the arrays of a file by name.
 
     Raises:
-        UserError: the file is none of those that `kind_of` knows, is damaged, or holds code.
+        UserError: `kind_of` does not know the file, or it is damaged or holds code.
     """
     return {"npz": _read_npz, "torch": read_torch, "safetensors": _read_safetensors}[kind_of(path)](path)
 
 
 def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
-    """The arrays of a folder, and the files that have them: model.safetensors, its shards, or pytorch_model.bin.
+    """Read the arrays of a folder, from model.safetensors, its shards or pytorch_model.bin; returns the files as well.
 
     Raises:
-        UserError: there is none, or as `read_arrays`.
+        UserError: there is no such file, or as `read_arrays`.
     """
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} holds no weights: expected one of {', '.join(_WEIGHTS)}; found {_listing(folder)}")
     if found.suffix != ".json":
         return read_arrays(found), [found]
-    where = read_json(found).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(x, str) and pathlib.Path(x).name == x for x in where.values()):
-        raise UserError(f"{found} must have a weight_map of names to files beside it")
-    files = [folder / name for name in sorted(set(where.values()))]
+    shards = read_json(found).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(x, str) and pathlib.Path(x).name == x for x in shards.values()
+    ):
+        raise UserError(f"{found} must have a weight_map from names of arrays to files beside it")
+    files = [folder / name for name in sorted(set(shards.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise UserError(f"{folder} lacks {', '.join(absent)}, which {found.name} names")
@@ -89,7 +91,7 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathl
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """A JSON object; raises UserError if it is none."""
+    """Read a JSON object; raises UserError if the file is missing, damaged or holds something else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -102,13 +104,13 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Of a file's content, hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays as torch's libraries expect them."""
+    """Write arrays as libraries for torch expect them."""
     _safetensors()
     from safetensors.numpy import save_file
 
@@ -116,7 +118,7 @@ def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None
 
 
 def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """`write(temporary)`, then renames it to `path`: a file or a folder that is there only when it is whole."""
+    """Call `write(temporary)` and rename the result to `path`, so that the file or folder is complete or absent."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,18 +130,13 @@ def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> No
         temporary.unlink(missing_ok=True)
 
 
-def damaged(path: pathlib.Path, error: Exception | str) -> UserError:
-    """The error for a file that is not what it begins as."""
-    return UserError(f"{path} is damaged or incomplete: {' '.join(str(error).split()) or type(error).__name__}")
-
-
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # of a damaged header NumPy parses whatever is there
+    except Exception as error:  # NumPy parses whatever a damaged header holds
         if "allow_pickle" in str(error):
-            raise UserError(f"{path} holds Python objects, which may be code: only arrays are read") from error
+            raise UserError(f"{path} holds Python objects, which may be code; expected only arrays") from error
         raise damaged(path, error) from error
 
 
@@ -151,7 +148,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise damaged(path, error) from error
     other = sorted({entry["dtype"] for _, entry in entries} - _DTYPES.keys())
     if other:
-        raise UserError(f"{path} holds arrays of {', '.join(other)}; valid: {', '.join(_DTYPES)}")
+        raise UserError(f"{path} holds arrays of type {', '.join(other)}; valid: {', '.join(_DTYPES)}")
     return {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in entries
     }
@@ -161,10 +158,9 @@ def _safetensors():
     try:
         import safetensors
     except ImportError:
-        raise UserError("safetensors files need the package of this name: pip install 'tubevit[convert]'") from None
+        raise UserError("safetensors files need the package safetensors: pip install 'tubevit[convert]'") from None
     return safetensors
 
 
 def _listing(folder: pathlib.Path) -> str:
-    names: Iterable[str] = sorted(path.name for path in folder.iterdir())
-    return ", ".join(list(names)[:8]) or "nothing"
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"

@@ -1,4 +1,4 @@
-"""What a reader of a format gets, and what it gives."""
+"""What the reader of a format receives and returns."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user says beside the source.
+    """What the user says in addition to the files.
 
     Attributes:
-        prefix: of the names that are read, of .npz.
-        heads: number of attention heads, where a file does not say it.
-        headless: leaves the classifier out, and what stands before it.
-        mean, std: of the pixels as 0..1, instead of the source's.
+        prefix: the prefix of the names to read from a .npz file.
+        heads: the number of attention heads, where a file does not say it.
+        headless: whether to leave out the classifier and the layers before it.
+        mean, std: pixel statistics on the scale 0..1, which replace those of the source.
     """
 
     prefix: str | None = None
@@ -36,15 +36,15 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """A model as it was found.
+    """A model of another library.
 
     Attributes:
-        config: of ours that computes the same.
-        weights: theirs by name, without those left out.
-        layout: how they become ours.
-        files: what they were read from.
-        interpolation: with which its images are resized, or None where it is not said.
-        notes: what was assumed or left out, a line each.
+        config: the configuration of our model that computes the same.
+        weights: its arrays by name, without those that are left out.
+        layout: the table that translates them to ours.
+        files: the files that were read.
+        interpolation: how its images are resized, or None if unknown.
+        notes: what was assumed or left out, one line each.
     """
 
     config: ModelConfig
@@ -55,11 +55,11 @@ class Foreign:
     notes: tuple[str, ...]
 
 
-def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], title: str) -> list[tuple[int, ...]]:
-    """Shapes of the arrays from which the sizes of a model follow, in the order of `ranks`, {name: number of axes}.
+def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], source: str) -> list[tuple[int, ...]]:
+    """Return the shapes of the arrays that determine the sizes of a model, in the order of {name: number of axes}.
 
     Raises:
-        UserError: all that is missing or has other axes.
+        UserError: arrays are missing or have another number of axes; the message lists all of them.
     """
     problems = [f"missing {name}" for name in ranks if name not in weights]
     problems += [
@@ -68,35 +68,41 @@ def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], title
         if name in weights and weights[name].ndim != rank
     ]
     if problems:
-        found = ", ".join(grouped(dict.fromkeys(weights, ""))[:8]) or "nothing"
-        raise UserError(f"{title}: {'; '.join(problems)}; it holds {found}")
+        raise UserError(
+            f"{source}: {'; '.join(problems)}; it holds {', '.join(grouped(weights.keys())[:8]) or 'nothing'}"
+        )
     return [weights[name].shape for name in ranks]
 
 
-def leave_out(weights: Mapping[str, np.ndarray], beginnings: tuple[str, ...]) -> tuple[dict, list[str]]:
-    """The arrays whose names begin with none of these, and notes about the others."""
-    dropped = {name: "" for name in weights if name.startswith(beginnings)}
-    kept = {name: array for name, array in weights.items() if name not in dropped}
-    return kept, [f"left out: {', '.join(grouped(dropped))}"] if dropped else []
+def leave_out(
+    weights: Mapping, prefixes: tuple[str, ...], described: str | None = None
+) -> tuple[dict, tuple[str, ...]]:
+    """Remove the arrays whose names start with one of the prefixes; returns the rest, and a note if any was removed."""
+    kept = {name: array for name, array in weights.items() if not name.startswith(prefixes)}
+    dropped = described or ", ".join(grouped(weights.keys() - kept.keys()))
+    return kept, (f"left out: {dropped}",) if len(kept) < len(weights) else ()
 
 
-def statistics(options: Options, mean, std, where: str) -> tuple[dict, list[str]]:
-    """Fields `mean` and `std` of the configuration: the user's, else the source's, else 0.5; and a note on the last.
+def statistics(options: Options, mean, std, source: str) -> tuple[dict, tuple[str, ...]]:
+    """Choose the pixel statistics: the user's, else those of the source, else 0.5 with a note.
 
     Args:
-        options: the user's.
-        mean, std: the source's, or None where it does not say them.
-        where: it says them, of the error and the note.
+        options: the user's options.
+        mean, std: the statistics of the source, or None where it does not have them.
+        source: the file that errors and notes name.
+
+    Returns:
+        The fields `mean` and `std` of a configuration, and notes.
 
     Raises:
-        UserError: the source's are not 3 numbers.
+        UserError: the statistics of the source are not 3 numbers.
     """
     given = {"mean": options.mean or mean, "std": options.std or std}
     wrong = [f"{name} {value!r}" for name, value in given.items() if value is not None and not _is_triple(value)]
     if wrong:
-        raise UserError(f"{where}: expected 3 numbers, found {', '.join(wrong)}")
-    absent = [name for name, value in given.items() if value is None]
-    notes = [f"{where} does not say {' and '.join(absent)}: taken to be 0.5, see --mean and --std"] if absent else []
+        raise UserError(f"{source}: expected 3 numbers, found {', '.join(wrong)}")
+    absent = " and ".join(name for name, value in given.items() if value is None)
+    notes = (f"{source} does not say {absent}: assumed to be 0.5, see --mean and --std",) if absent else ()
     return {name: (0.5, 0.5, 0.5) if value is None else tuple(value) for name, value in given.items()}, notes
 
 

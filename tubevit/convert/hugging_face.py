@@ -8,19 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tubevit.convert.architecture import plain_vit
-from tubevit.convert.files import read_folder, write_safetensors
-from tubevit.convert.foreign import Foreign, Options, leave_out
-from tubevit.convert.hugging_face_folder import (
-    CONFIG,
-    GELUS,
-    INTERPOLATIONS,
-    PREPROCESSOR,
-    architecture_of,
-    encoder_fields,
-    labels,
-    preprocessing,
-)
+from tubevit.convert import hugging_face_folder as their
+from tubevit.convert.files import write_safetensors
+from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.layout import Array, Layout, dense, norm, patches
 from tubevit.models.config import Head, ModelConfig
 
@@ -42,62 +32,58 @@ LAYOUT = Layout(
     )
 )
 _DEFAULTS = {"intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+_FOLDER = their.FolderFormat(LAYOUT, _DEFAULTS, prefix="vit.", left_out=("pooler.",))
 _MULTI_LABEL = "multi_label_classification"
 _CLASSIFIER, _BARE = "ViTForImageClassification", "ViTModel"
 
 
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
-    """A ViT from its folder.
+    """Read a ViT.
 
     Args:
-        folder: with the weights beside config.json.
-        values: of config.json.
+        folder: the folder with config.json and the weights.
+        values: the content of config.json.
         options: see `Options`.
 
     Raises:
-        UserError: it is none of the two, or does not fit its own configuration.
+        UserError: it is neither of the two models, or does not fit its own configuration.
     """
-    where = str(folder / CONFIG)
-    architecture = architecture_of(values, (_CLASSIFIER, _BARE), where)
-    fields = encoder_fields(values, _DEFAULTS, where)
-    statistics, interpolation, notes = preprocessing(folder, options)
-    classes, names = labels(values, where) if architecture == _CLASSIFIER and not options.headless else (0, ())
-    weights, files = read_folder(folder)
-    weights = {name.removeprefix("vit."): array for name, array in weights.items()}
-    weights, dropped = leave_out(weights, ("pooler.", *(("classifier.",) if options.headless else ())))
-    multi_label = values.get("problem_type") == _MULTI_LABEL
-    head = Head(classes, labels=names, multi_label=multi_label) if classes else None
-    config = plain_vit(head=head, class_token=True, pooling="cls", **fields, **statistics)
-    return Foreign(config, weights, LAYOUT, tuple(files), interpolation, (*notes, *dropped))
+    head, source = None, str(folder / their.CONFIG)
+    if their.architecture_of(values, (_CLASSIFIER, _BARE), source) == _CLASSIFIER and not options.headless:
+        classes, names = their.labels(values, source)
+        head = Head(classes, labels=names, multi_label=values.get("problem_type") == _MULTI_LABEL) if classes else None
+    return _FOLDER.read(folder, values, options, head=head, class_token=True, pooling="cls")
 
 
 def write(folder: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarray], interpolation: str | None):
-    """Writes a folder that `from_pretrained` of the two takes.
+    """Write a folder that `from_pretrained` of the two models reads.
 
     Args:
-        folder: is made.
-        config: a plain ViT's without LayerScale, its head named `default`.
+        folder: a new folder.
+        config: the configuration of a plain ViT without LayerScale, with a head named `default` or none.
         params: {path: array}.
-        interpolation: with which images are resized; what Hugging Face does not know becomes bilinear, 2.
+        interpolation: the interpolation that resizes images; names unknown to Hugging Face become bilinear.
     """
     head, patch = dict(config.heads).get("default"), config.tubes.tubes[0].kernel[1]
-    names = (head.labels or [f"LABEL_{i}" for i in range(head.classes)]) if head else []
     values = {
         "architectures": [_CLASSIFIER if head else _BARE], "model_type": "vit", "dtype": "float32",
         "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.num_heads,
         "intermediate_size": config.mlp_dim, "image_size": config.size, "patch_size": patch, "num_channels": 3,
-        "hidden_act": next(theirs for theirs, ours in GELUS.items() if ours == config.gelu),
+        "hidden_act": next(theirs for theirs, ours in their.GELUS.items() if ours == config.gelu),
         "layer_norm_eps": config.norm_epsilon, "qkv_bias": config.qkv_bias,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     if head:
+        names = head.labels or [f"LABEL_{i}" for i in range(head.classes)]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
-        values |= {"problem_type": _MULTI_LABEL} if head.multi_label else {}
-    resample = next((number for number, name in INTERPOLATIONS.items() if name == interpolation), 2)
+        if head.multi_label:
+            values["problem_type"] = _MULTI_LABEL
+    numbers = {name: number for number, name in their.INTERPOLATIONS.items()}
     preprocessor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
-        "size": {"height": config.size, "width": config.size}, "resample": resample, "rescale_factor": 1 / 255,
+        "size": {"height": config.size, "width": config.size},
+        "resample": numbers.get(interpolation, numbers["bilinear"]), "rescale_factor": 1 / 255,
         "image_mean": list(config.mean), "image_std": list(config.std),
     }  # fmt: skip
     prefix = "vit." if head else ""
@@ -105,5 +91,5 @@ def write(folder: pathlib.Path, config: ModelConfig, params: Mapping[str, np.nda
     weights = {name if name.startswith("classifier.") else prefix + name: x for name, x in weights.items()}
     folder.mkdir()
     write_safetensors(folder / "model.safetensors", weights)
-    for name, content in ((CONFIG, values), (PREPROCESSOR, preprocessor)):
+    for name, content in ((their.CONFIG, values), (their.PREPROCESSOR, preprocessor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

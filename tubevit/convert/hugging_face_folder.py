@@ -1,36 +1,80 @@
-"""config.json and preprocessor_config.json of a folder that Hugging Face's libraries wrote."""
+"""Folders that Hugging Face's libraries write: weights, config.json and preprocessor_config.json."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import re
 from collections.abc import Mapping
 
-from tubevit.convert.files import read_json
-from tubevit.convert.foreign import Options, statistics
+from tubevit.convert.architecture import plain_vit
+from tubevit.convert.files import read_folder, read_json
+from tubevit.convert.foreign import Foreign, Options, leave_out, statistics
+from tubevit.convert.layout import Layout
 from tubevit.errors import UserError, unknown
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 GELUS = {"gelu": "exact", "gelu_python": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-# What a config.json leaves out is as in the base models.
-DEFAULTS = {
+DEFAULTS = {  # of the base models, for keys that config.json omits
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
     "num_channels": 3, "qkv_bias": True,
 }  # fmt: skip
 
 
-def encoder_fields(values: Mapping, defaults: Mapping, where: str) -> dict:
-    """Arguments of `plain_vit` from a config.json's values.
+@dataclasses.dataclass(frozen=True)
+class FolderFormat:
+    """A kind of ViT in such folders.
+
+    Attributes:
+        layout: the table of its arrays.
+        defaults: values of the keys that its config.json may omit, beyond `DEFAULTS`.
+        prefix: removed from the names of arrays where they have it.
+        left_out: prefixes of the names of arrays that are not converted.
+        left_out_as: what these arrays are, for the note; None lists their names.
+    """
+
+    layout: Layout
+    defaults: Mapping
+    prefix: str
+    left_out: tuple[str, ...] = ()
+    left_out_as: str | None = None
+
+    def read(self, folder: pathlib.Path, values: Mapping, options: Options, **fields) -> Foreign:
+        """Read a model.
+
+        Args:
+            folder: the folder with the weights.
+            values: the content of its config.json, or the part about images.
+            options: see `Options`.
+            **fields: arguments of `plain_vit` that do not follow from `values`.
+
+        Raises:
+            UserError: the values are not supported, or the weights cannot be read.
+        """
+        fields |= encoder_fields(values, self.defaults, str(folder / CONFIG))
+        pixels, interpolation, notes = preprocessing(folder, options)
+        weights, files = read_folder(folder)
+        weights = {name.removeprefix(self.prefix): array for name, array in weights.items()}
+        weights.pop("embeddings.position_ids", None)  # older versions stored the indices of the positions
+        classifier = ("classifier.",) if options.headless else ()
+        weights, dropped = leave_out(weights, (*self.left_out, *classifier), self.left_out_as)
+        return Foreign(
+            plain_vit(**fields, **pixels), weights, self.layout, tuple(files), interpolation, notes + dropped
+        )
+
+
+def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
+    """Translate the values of a config.json to arguments of `plain_vit`.
 
     Args:
-        values: of the config.json, or of its part about images.
-        defaults: of those that may be absent, beyond `DEFAULTS`.
-        where: beginning of the error.
+        values: the content of config.json, or the part about images.
+        defaults: values of keys that may be absent, beyond `DEFAULTS`.
+        source: the file that the error names.
 
     Raises:
-        UserError: all values that are wrong or not supported.
+        UserError: values are invalid or not supported; the message lists all of them.
     """
     values, problems = {**DEFAULTS, **defaults, **values}, []
 
@@ -58,60 +102,56 @@ def encoder_fields(values: Mapping, defaults: Mapping, where: str) -> dict:
         problems.append(f"image_size {values['image_size']} is smaller than patch_size {fields['patch']}")
     if whole("num_channels") != 3:
         problems.append(f"num_channels must be 3, found {values['num_channels']}")
-    activation = str(values["hidden_act"])
+    activation, epsilon = str(values["hidden_act"]), values["layer_norm_eps"]
     if activation not in GELUS:
         problems.append(str(unknown("hidden_act", activation, GELUS)))
-    epsilon = values["layer_norm_eps"]
     if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         problems.append(f"layer_norm_eps must be a number between 0 and 1, found {epsilon!r}")
     if problems:
-        raise UserError(f"{where}: {'; '.join(problems)}")
-    options = dict(gelu=GELUS[activation], norm_epsilon=float(epsilon), qkv_bias=bool(values["qkv_bias"]))
-    return fields | options
+        raise UserError(f"{source}: {'; '.join(problems)}")
+    return fields | dict(gelu=GELUS[activation], norm_epsilon=float(epsilon), qkv_bias=bool(values["qkv_bias"]))
 
 
-def architecture_of(values: Mapping, choices: tuple[str, ...], where: str) -> str:
-    """The class that wrote a config.json, the first choice where it does not say it; raises UserError for others."""
+def architecture_of(values: Mapping, choices: tuple[str, ...], source: str) -> str:
+    """Return the model class in a config.json, by default the first choice; raises UserError for other classes."""
     names = values.get("architectures") or [choices[0]]
     if not isinstance(names, list) or names[0] not in choices:
-        raise unknown(f"architecture in {where}", str(names[0] if isinstance(names, list) else names), choices)
+        raise unknown(f"architecture in {source}", str(names[0] if isinstance(names, list) else names), choices)
     return names[0]
 
 
-def labels(values: Mapping, where: str) -> tuple[int, tuple[str, ...]]:
-    """Number of classes and their names, () where they are LABEL_0, LABEL_1, ...
+def labels(values: Mapping, source: str) -> tuple[int, tuple[str, ...]]:
+    """Return the number of classes and their names, () for the placeholders LABEL_0, LABEL_1, ...
 
     Raises:
-        UserError: they are not numbered from 0 on.
+        UserError: the classes are not numbered from 0.
     """
-    names = values.get("id2label")
-    if names is None and isinstance(count := values.get("num_labels", 2), int):
+    names, count = values.get("id2label"), values.get("num_labels", 2)
+    if names is None and isinstance(count, int):
         names = {str(i): f"LABEL_{i}" for i in range(count)}
     if not isinstance(names, dict) or any(str(i) not in names for i in range(len(names))):
-        raise UserError(f"{where}: id2label must name the classes from 0 on")
+        raise UserError(f"{source}: id2label must name the classes 0, 1, 2, ...; found {str(names)[:100]}")
     ordered = tuple(str(names[str(i)]) for i in range(len(names)))
-    dummies = all(re.fullmatch(r"LABEL_\d+", name) for name in ordered)
-    return len(ordered), () if dummies else ordered
+    placeholders = all(re.fullmatch(r"LABEL_\d+", name) for name in ordered)
+    return len(ordered), () if placeholders else ordered
 
 
-def preprocessing(folder: pathlib.Path, options: Options) -> tuple[dict, str | None, list[str]]:
-    """Fields `mean` and `std`, the interpolation where it is said, and notes.
+def preprocessing(folder: pathlib.Path, options: Options) -> tuple[dict, str | None, tuple[str, ...]]:
+    """Return the fields `mean` and `std`, the interpolation or None, and notes.
 
     Raises:
-        UserError: the file is damaged, or pixels are not rescaled to 0..1.
+        UserError: preprocessor_config.json is damaged, or does not rescale pixels to 0..1.
     """
     path = folder / PREPROCESSOR
     values = read_json(path) if path.exists() else {}
-    factor = values.get("rescale_factor", 1 / 255)
-    scaled = values.get("do_rescale", True) and isinstance(factor, int | float) and abs(factor * 255 - 1) < 1e-6
-    if not scaled:
+    rescale, factor = values.get("do_rescale", True), values.get("rescale_factor", 1 / 255)
+    if not rescale or not isinstance(factor, int | float) or abs(factor * 255 - 1) >= 1e-6:
         raise UserError(
-            f"{path}: pixels must be rescaled by 1/255; found do_rescale={values.get('do_rescale', True)}, "
-            f"rescale_factor={factor!r}"
+            f"{path}: pixels must be rescaled by 1/255; found do_rescale={rescale}, rescale_factor={factor!r}"
         )
-    found = [values.get("image_mean"), values.get("image_std")]
+    mean, std = values.get("image_mean"), values.get("image_std")
     if not values.get("do_normalize", True):
-        found = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
-    fields, notes = statistics(options, *found, str(path))
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    fields, notes = statistics(options, mean, std, str(path))
     resample = values.get("resample")
     return fields, INTERPOLATIONS.get(resample) if isinstance(resample, int) else None, notes

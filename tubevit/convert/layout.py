@@ -1,14 +1,15 @@
-"""What arrays are called and how they lie elsewhere: one table for each format, read in both directions."""
+"""Names and layouts of arrays in other libraries: one table per format, used in both directions."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tubevit.checkpoint.paths import BLOCKS, flatten, grouped
+from tubevit.checkpoint.paths import BLOCKS, differences, flatten, grouped
 from tubevit.errors import UserError
 from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
@@ -16,16 +17,16 @@ from tubevit.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One of our parameters and the arrays elsewhere that it is made of.
+    """One of our parameters and the foreign arrays that it consists of.
 
     Attributes:
-        ours: its path, blocks stacked.
-        theirs: names, `*` standing for the number of the block; several are stacked: kernels along axis 1, others
-            along axis 0.
-        shape: of each of theirs: `D` width, `M` MLP, `C` classes, `P` patch, `N` patches, `h` heads, `d` = D / h, `3D`,
-            or a number.
-        order: of their axes, that which after a reshape is ours.
-        thirds: the part of their first axis, counted in thirds, that belongs to it.
+        ours: our path, blocks stacked.
+        theirs: their names, with `*` for the number of the block. Several arrays are stacked, kernels along axis 1 and
+            others along axis 0.
+        shape: the shape of each of their arrays: `D` width, `M` MLP, `C` classes, `P` patch, `N` patches, `h` heads,
+            `d` = D / h, `3D`, or a number.
+        order: the permutation of their axes that gives ours after a reshape.
+        thirds: the thirds of their first axis that belong to this parameter.
     """
 
     ours: str
@@ -36,15 +37,15 @@ class Array:
 
     @property
     def in_block(self) -> bool:
-        """Whether each block has one."""
+        """Whether each block has its own."""
         return self.ours.startswith(f"{BLOCKS}/")
 
     def names(self, depth: int) -> list[list[str]]:
-        """Their names, for each block, or once."""
+        """List their names for each block, or once."""
         return [[name.replace("*", str(i)) for name in self.theirs] for i in range(depth if self.in_block else 1)]
 
     def to_ours(self, parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
-        """Theirs -> ours, float32, of one block."""
+        """Convert their arrays of one block to ours, float32."""
         if self.thirds is not None:
             parts = [x.reshape(3, -1, *x.shape[1:])[self.thirds].reshape(-1, *x.shape[1:]) for x in parts]
         parts = [x if self.order is None else x.transpose(self.order) for x in parts]
@@ -52,7 +53,7 @@ class Array:
         return np.ascontiguousarray(whole.reshape(shape), np.float32)
 
     def to_theirs(self, leaf: np.ndarray, shape: Sequence[int]) -> list[np.ndarray]:
-        """The inverse of `to_ours`; `shape` is that of each of theirs."""
+        """Invert `to_ours`; `shape` is the shape of each of their arrays."""
         parts = [leaf] if len(self.theirs) == 1 else np.moveaxis(leaf, self._axis, 0)
         order = tuple(range(len(shape))) if self.order is None else self.order
         parts = [x.reshape([shape[axis] for axis in order]).transpose(np.argsort(order)) for x in parts]
@@ -65,40 +66,39 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The table of a format. What a model does not have, such as a head, is left out of it.
+    """The table of a format. Rows that a model does not have, such as the head, are ignored.
 
     Attributes:
-        arrays: all of them.
-        class_position: whether the first row of their positions is that of the class token. Ours is part of the token.
+        arrays: the rows of the table.
+        class_position: whether the first row of their positions belongs to the class token. Ours is part of the token.
     """
 
     arrays: tuple[Array, ...]
     class_position: bool = True
 
-    def to_ours(self, weights: Mapping[str, np.ndarray], config: ModelConfig, title: str) -> dict[str, np.ndarray]:
-        """Our parameters, {path: float32 array}, blocks stacked.
+    def to_ours(self, weights: Mapping[str, np.ndarray], config: ModelConfig, error: str) -> dict[str, np.ndarray]:
+        """Convert their arrays to our parameters, {path: float32 array}, blocks stacked.
 
         Args:
-            weights: theirs by name.
-            config: of the model that they belong to.
-            title: beginning of the error.
+            weights: their arrays by name.
+            config: the configuration of the model.
+            error: the start of the error message.
 
         Raises:
-            UserError: all that is missing, unexpected or of another shape.
+            UserError: arrays are missing, unexpected or of another shape or type; the message lists all of them.
         """
-        ours, arrays = _shapes(config), self._of(config)
-        self._check(weights, config, arrays, title)
-        weights, params = self._split_class(dict(weights), config), {}
-        for array in arrays:
+        self._check(weights, config, error)
+        ours, weights, params = _shapes(config), self._split_class(dict(weights), config), {}
+        for array in self._rows(config):
             shape = ours[array.ours][int(array.in_block) :]
             layers = [array.to_ours([weights[n] for n in names], shape) for names in array.names(config.depth)]
             params[array.ours] = np.stack(layers) if array.in_block else layers[0]
         return params
 
     def to_theirs(self, params: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-        """The inverse of `to_ours`; the class token's position is 0."""
+        """Invert `to_ours`; the class token's position becomes 0."""
         weights, sizes = {}, _sizes(config)
-        for array in self._of(config):
+        for array in self._rows(config):
             leaf, shape = np.asarray(params[array.ours]), [_size(symbol, sizes) for symbol in array.shape.split()]
             for names, layer in zip(array.names(config.depth), leaf if array.in_block else [leaf]):
                 weights |= dict(zip(names, array.to_theirs(layer, shape)))
@@ -107,7 +107,7 @@ class Layout:
             weights[self._name("position/0")] = np.pad(table, [(0, 0)] * (table.ndim - 2) + [(1, 0), (0, 0)])
         return weights
 
-    def _of(self, config: ModelConfig) -> list[Array]:
+    def _rows(self, config: ModelConfig) -> list[Array]:
         ours = _shapes(config)
         return [array for array in self.arrays if array.ours in ours]
 
@@ -122,33 +122,26 @@ class Layout:
             weights[position] = table[..., 1:, :]
         return weights
 
-    def _check(self, weights: Mapping, config: ModelConfig, arrays: list[Array], title: str) -> None:
+    def _check(self, weights: Mapping, config: ModelConfig, error: str) -> None:
         sizes, expected = _sizes(config), {}
-        for array in arrays:
+        for array in self._rows(config):
             shape = [_size(symbol, sizes) for symbol in array.shape.split()]
             if array.ours == "position/0":
                 shape[-2] += int(config.class_token and self.class_position)
-            expected |= {name: tuple(shape) for names in array.names(config.depth) for name in names}
-        shapes = {
-            name: f": expected {shape}, found {weights[name].shape}"
-            for name, shape in expected.items()
-            if name in weights and weights[name].shape != shape
-        }
+            abstract = jax.ShapeDtypeStruct(shape, jnp.float32)
+            expected |= {name: abstract for names in array.names(config.depth) for name in names}
         dtypes = {
             name: f": expected floating point, found {weights[name].dtype}"
             for name in expected
             if name in weights and not jnp.issubdtype(weights[name].dtype, jnp.floating)
         }
-        problems = [f"missing {text}" for text in grouped(dict.fromkeys(expected.keys() - weights.keys(), ""))]
-        problems += [f"unexpected {text}" for text in grouped(dict.fromkeys(weights.keys() - expected.keys(), ""))]
-        problems += grouped(shapes) + grouped(dtypes)
+        problems = differences(expected, weights) + grouped(dtypes)
         if problems:
-            raise UserError(f"{title}: {'; '.join(problems)}")
+            raise UserError(f"{error}: {'; '.join(problems)}")
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    abstract = abstract_parameters(config)
-    return {path: leaf.shape for path, leaf in flatten(abstract).items()}
+    return {path: leaf.shape for path, leaf in flatten(abstract_parameters(config)).items()}
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
@@ -164,7 +157,7 @@ def _size(symbol: str, sizes: dict[str, int]) -> int:
 
 
 def dense(ours: str, *theirs: str, shape: str) -> tuple[Array, Array]:
-    """A linear layer of torch, or several stacked: `weight` (out, in) and `bias` (out)."""
+    """Describe a linear layer of torch, or several stacked: `weight` (out, in) and `bias` (out)."""
     return (
         Array(f"{ours}/kernel", tuple(f"{name}.weight" for name in theirs), shape, (1, 0)),
         Array(f"{ours}/bias", tuple(f"{name}.bias" for name in theirs), shape.split()[0]),
@@ -172,12 +165,12 @@ def dense(ours: str, *theirs: str, shape: str) -> tuple[Array, Array]:
 
 
 def norm(ours: str, theirs: str) -> tuple[Array, Array]:
-    """A layer normalisation of torch: `weight` and `bias`."""
+    """Describe a layer normalisation of torch: `weight` and `bias`."""
     return Array(f"{ours}/scale", (f"{theirs}.weight",), "D"), Array(f"{ours}/bias", (f"{theirs}.bias",), "D")
 
 
 def patches(theirs: str) -> tuple[Array, Array]:
-    """The patch convolution of torch: `weight` (D, 3, P, P) and `bias` (D)."""
+    """Describe the patch convolution of torch: `weight` (D, 3, P, P) and `bias` (D)."""
     return (
         Array("tokenizer/tubes/0/kernel", (f"{theirs}.weight",), "D 3 P P", (2, 3, 1, 0)),
         Array("tokenizer/tubes/0/bias", (f"{theirs}.bias",), "D"),

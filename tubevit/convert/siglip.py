@@ -1,14 +1,12 @@
-"""The image tower of Hugging Face's SiglipModel, or SiglipVisionModel: no class token, attention pooling."""
+"""The image tower of Hugging Face's SiglipModel or SiglipVisionModel: attention pooling, no class token."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
 
-from tubevit.convert.architecture import plain_vit
-from tubevit.convert.files import read_folder
-from tubevit.convert.foreign import Foreign, Options, leave_out
-from tubevit.convert.hugging_face_folder import CONFIG, architecture_of, encoder_fields, preprocessing
+from tubevit.convert.foreign import Foreign, Options
+from tubevit.convert.hugging_face_folder import CONFIG, FolderFormat, architecture_of
 from tubevit.convert.layout import Array, Layout, dense, norm, patches
 from tubevit.errors import UserError
 
@@ -17,7 +15,7 @@ _SELF = f"{_BLOCK}.self_attn"
 
 
 def _part(ours: str, thirds: slice) -> tuple[Array, Array]:
-    """Part of the attention pooling's queries, keys and values, which lie in one array."""
+    """Describe a part of the array that holds queries, keys and values of the attention pooling."""
     return (
         Array(f"{ours}/kernel", (f"{_QKV}_weight",), "3D D", (1, 0), thirds),
         Array(f"{ours}/bias", (f"{_QKV}_bias",), "3D", None, thirds),
@@ -45,29 +43,24 @@ LAYOUT = Layout(
     )
 )
 _DEFAULTS = {"intermediate_size": 3072, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_FOLDER = FolderFormat(
+    LAYOUT, _DEFAULTS, prefix="vision_model.", left_out=("text_model.", "logit_scale", "logit_bias"),
+    left_out_as="the text tower",
+)  # fmt: skip
 _BOTH, _TOWER = "SiglipModel", "SiglipVisionModel"
 
 
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
-    """A SigLIP's image tower from its folder; arguments as in `hugging_face.read`.
+    """Read the image tower of a SigLIP; the arguments are those of `hugging_face.read`.
 
     Raises:
-        UserError: it is none of the two, or does not fit its own configuration.
+        UserError: it is neither of the two models, or does not fit its own configuration.
     """
-    where = str(folder / CONFIG)
-    architecture_of(values, (_BOTH, _TOWER), where)
+    source = str(folder / CONFIG)
+    architecture_of(values, (_BOTH, _TOWER), source)
     if values["model_type"] == "siglip":
         values = values.get("vision_config")
-        values = values if isinstance(values, dict) else {}  # all as in the base model
+        values = values if isinstance(values, dict) else {}  # every value as in the base model
     if not values.get("vision_use_head", True):
-        raise UserError(f"{where}: vision_use_head false, a SigLIP without its attention pooling, is not supported")
-    fields = encoder_fields(values, _DEFAULTS, where)
-    statistics, interpolation, notes = preprocessing(folder, options)
-    weights, files = read_folder(folder)
-    weights, dropped = leave_out(weights, ("text_model.", "logit_scale", "logit_bias"))
-    weights = {name.removeprefix("vision_model."): array for name, array in weights.items()}
-    # Older transformers kept the numbers of the positions beside them.
-    weights.pop("embeddings.position_ids", None)
-    config = plain_vit(head=None, class_token=False, pooling="map", **fields, **statistics)
-    notes += ["left out: the text tower"] if dropped else []
-    return Foreign(config, weights, LAYOUT, tuple(files), interpolation, tuple(notes))
+        raise UserError(f"{source}: expected a SigLIP with attention pooling; found vision_use_head false")
+    return _FOLDER.read(folder, values, options, head=None, class_token=False, pooling="map")

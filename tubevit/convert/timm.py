@@ -1,4 +1,4 @@
-"""timm's ViTs, vit_{tiny,small,base,large,huge}_patch{14,16,32}: .safetensors, .pth or .bin, or a folder of the hub."""
+"""timm's vit_{tiny,small,base,large,huge}_patch{14,16,32}: a .safetensors, .pth or .bin file, or a hub folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tubevit.convert.architecture import heads_of, plain_vit, side_of, with_class_row
+from tubevit.convert.architecture import depth_of, has_class_row, heads_of, plain_vit, side_of
 from tubevit.convert.files import write_safetensors
 from tubevit.convert.foreign import Foreign, Options, leave_out, shapes_of, statistics
 from tubevit.convert.layout import Array, Layout, dense, norm, patches
@@ -35,7 +35,7 @@ LAYOUT = Layout(
 )
 MARK = "patch_embed.proj.weight"
 _SUFFIX = ".safetensors"
-_REFUSED = {  # beginnings of names, and what they are
+_REFUSED = {  # prefixes of names, and what they are
     "pre_logits.": "a representation layer before its head; --headless leaves both out",
     "fc_norm.": "a normalisation after pooling",
     "attn_pool.": "attention pooling",
@@ -49,78 +49,81 @@ _REFUSED = {  # beginnings of names, and what they are
 def read(
     path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options, values: Mapping | None = None
 ) -> Foreign:
-    """A ViT from its arrays.
+    """Read a ViT.
 
     Args:
-        path: of the file, for errors and the record.
-        weights: its arrays.
+        path: the file, for errors and the record.
+        weights: its arrays by name.
         options: see `Options`.
-        values: of a config.json beside it, or None.
+        values: the content of the config.json beside it, or None.
 
     Raises:
-        UserError: it is no plain ViT, or its number of heads does not follow.
+        UserError: it is not a plain ViT, or its number of heads is unknown.
     """
-    notes: list[str] = []
+    values, notes = values or {}, ()
     if options.headless:
         weights, notes = leave_out(weights, ("head.", "pre_logits."))
     refused = [
         f"{name.rstrip('.')}, {what}" for name, what in _REFUSED.items() if any(k.startswith(name) for k in weights)
     ]
     if refused:
-        raise UserError(f"{path} is no plain ViT, it has {'; '.join(refused)}")
+        raise UserError(f"{path} is not a plain ViT: it has {'; '.join(refused)}")
     ranks = {"pos_embed": 3, MARK: 4, "blocks.0.mlp.fc1.weight": 2}
     (_, rows, width), (*_, patch), (mlp_dim, _) = shapes_of(weights, ranks, str(path))
-    class_position = with_class_row(rows)  # with no_embed_class the class token has none
+    class_position = has_class_row(rows)  # with no_embed_class the class token has no position
     has_class = class_position or "cls_token" in weights
-    _check_assumed(values or {}, has_class, path)
-    numbers = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-    sizes = dict(width=width, depth=1 + max(int(n) for n in numbers if n.isdecimal()), mlp_dim=mlp_dim)
-    known = (values or {}).get("pretrained_cfg")
+    _check_assumed(values, has_class, path)
+    sizes = dict(width=width, depth=depth_of(weights, _BLOCK), mlp_dim=mlp_dim)
+    known = values.get("pretrained_cfg")
     known = known if isinstance(known, dict) else {}
-    fields, assumed = statistics(options, known.get("mean"), known.get("std"), str(path))
+    pixels, assumed = statistics(options, known.get("mean"), known.get("std"), str(path))
     if not has_class:
-        notes.append("no class token: the mean over the patches is taken")
+        notes += ("no class token: assumed to average the patches",)
     config = plain_vit(
         **sizes, num_heads=heads_of(sizes, options.heads, str(path)), patch=patch,
         size=patch * side_of(rows - class_position, str(path)), gelu="exact", norm_epsilon=1e-6,
         qkv_bias="blocks.0.attn.qkv.bias" in weights, layer_scale=1.0 if "blocks.0.ls1.gamma" in weights else None,
         class_token=has_class, pooling="cls" if has_class else "mean",
-        head=Head(weights["head.bias"].size) if "head.bias" in weights else None, **fields,
+        head=Head(weights["head.bias"].size) if "head.bias" in weights else None, **pixels,
     )  # fmt: skip
     layout = dataclasses.replace(LAYOUT, class_position=class_position)
-    return Foreign(config, weights, layout, (path,), known.get("interpolation"), (*notes, *assumed))
+    return Foreign(config, weights, layout, (path,), known.get("interpolation"), notes + assumed)
 
 
 def _check_assumed(values: Mapping, has_class: bool, path: pathlib.Path) -> None:
-    """Raises UserError if a config.json says what the arrays do not show and we do not have."""
-    more = values.get("model_args") if isinstance(values.get("model_args"), dict) else {}
-    said = {key: more.get(key, values.get(key)) for key in ("global_pool", "act_layer")}
-    expected = {"global_pool": "token" if has_class else "avg", "act_layer": "gelu"}
-    wrong = [
-        f"{key} {said[key]!r} instead of {expected[key]!r}" for key in said if said[key] not in (None, expected[key])
-    ]
+    """Raise UserError if config.json has settings that the arrays do not show and that our models do not have."""
+    arguments = values.get("model_args") if isinstance(values.get("model_args"), dict) else {}
+    wrong = []
+    for key, expected in {"global_pool": "token" if has_class else "avg", "act_layer": "gelu"}.items():
+        found = arguments.get(key, values.get(key))
+        if found not in (None, expected):
+            wrong.append(f"{key} {found!r} instead of {expected!r}")
     if wrong:
-        raise UserError(f"{path} is no plain ViT: its config.json says {' and '.join(wrong)}")
+        raise UserError(f"{path} is not a plain ViT: its config.json has {' and '.join(wrong)}")
 
 
 def write(path: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarray]) -> None:
-    """Writes a file that `timm.create_model(..., checkpoint_path=path)` takes; arguments as in `hugging_face.write`."""
+    """Write a file for `timm.create_model(..., checkpoint_path=path)`; arguments as in `hugging_face.write`."""
     write_safetensors(path, LAYOUT.to_theirs(params, config))
 
 
 def check(path: pathlib.Path, config: ModelConfig) -> list[str]:
-    """Notes on what the file will not say.
+    """Check a model before it is written; returns notes on what the file cannot hold.
 
     Raises:
-        UserError: timm's ViTs of these names compute something else, or the file's name is not one that timm reads.
+        UserError: timm's ViTs compute something else, or timm cannot read a file of this name.
     """
     if path.suffix != _SUFFIX:
-        raise UserError(f"timm reads files that end in {_SUFFIX}; found {path.name}")
+        raise UserError(f"timm reads only files that end in {_SUFFIX}; found {path.name}")
     if config.gelu != "exact":
-        raise UserError("timm's ViTs have the exact GELU, this model that by tanh; --format hugging-face can say so")
-    notes = [f"the file does not say num_heads {config.num_heads}, mean {config.mean} and std {config.std}"]
+        raise UserError(
+            "timm's ViTs have the exact GELU, this model the tanh approximation; --format hugging-face supports it"
+        )
+    notes = [f"the file does not hold num_heads {config.num_heads}, mean {config.mean} and std {config.std}"]
     if config.norm_epsilon != 1e-6:
-        notes.append(f"nor that layer normalisations have epsilon {config.norm_epsilon}, in timm 1e-06 by default")
+        notes.append(
+            f"the file does not hold the epsilon {config.norm_epsilon} of layer normalisations; timm assumes 1e-06"
+        )
     if any(head.labels for _, head in config.heads):
         notes.append("the names of the classes are left out")
     return notes

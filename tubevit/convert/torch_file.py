@@ -1,4 +1,4 @@
-"""Reads torch's .pth and .bin without torch, and without running anything that a pickle asks for."""
+"""Read torch's .pth and .bin files without torch and without running code from the pickle."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ _STORAGES = {
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
-_STATE_DICTS = ("state_dict", "model")  # what training programs call it among their other things
+_STATE_DICTS = ("state_dict", "model")  # keys under which training programs store it
+
+
+def damaged(path: pathlib.Path, error: Exception | str) -> UserError:
+    """Make the error for a file that cannot be read to its end."""
+    return UserError(f"{path} is damaged or incomplete: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that torch saved, 1.6 or newer.
+    """Read the tensors of a state dict that torch 1.6 or newer saved.
 
     Raises:
-        UserError: it holds anything but tensors and plain values, or is damaged.
+        UserError: the file holds anything but tensors and plain values, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             folder = name.removesuffix("data.pkl")
             if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-                raise UserError(f"{path} was written on a big-endian machine; only little-endian files are read")
+                raise UserError(f"{path} was written on a big-endian machine; expected a little-endian file")
             with archive.open(name) as file:
                 found = _Unpickler(file, archive, folder, path).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged or incomplete: {text}") from error
+        raise damaged(path, error) from error
     if isinstance(found, dict):
         found = next((found[key] for key in _STATE_DICTS if isinstance(found.get(key), dict)), found)
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
-        raise UserError(f"{path} must hold a state dict, names of tensors; save model.state_dict()")
+        raise UserError(f"{path} must hold a state dict of tensors by name; save model.state_dict()")
     return found
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that a state dict needs, each replaced by a function of this module, and no other."""
+    """Unpickler that knows only the names in a state dict, each replaced by a function of this module."""
 
     def __init__(self, file, archive: zipfile.ZipFile, folder: str, path: pathlib.Path):
         super().__init__(file)
@@ -55,21 +59,21 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, np.ndarray] = {}
 
     def find_class(self, module: str, name: str):
-        """What a name in the pickle stands for; raises UserError for all others."""
+        """Return the replacement for a name in the pickle; raises UserError for unknown names."""
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module == "torch" and name in _STORAGES:
             return name
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            # A new function each time: a pickle can set attributes of what it gets.
+            # A new function each time, because a pickle can set attributes on it.
             return (lambda *args: _tensor(*args)) if name == "_rebuild_tensor_v2" else (lambda data, *_: data)
         raise UserError(
-            f"{self.path} asks for {module}.{name}, which could run code: only tensors are read. If you trust the "
-            "file, load it with torch and save its state dict alone"
+            f"{self.path} refers to {module}.{name}, which could run code: expected only tensors. If you trust the "
+            "file, load it with torch and save only its state dict"
         )
 
     def persistent_load(self, pid):
-        """The values of a storage, flat."""
+        """Read the flat values of a storage."""
         _, kind, key, _, count = pid
         if key not in self.storages:
             self.storages[key] = np.frombuffer(self.archive.read(f"{self.folder}data/{key}"), _STORAGES[kind])
@@ -79,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
-    """A view into a storage, within its bounds."""
+    """Make a view into a storage, within its bounds."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
         raise ValueError(f"a tensor of {tuple(size)} reaches beyond its storage of {len(storage)} values")
