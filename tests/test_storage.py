@@ -81,6 +81,8 @@ def test_listings_are_not_remembered(bucket):
     import gcsfs
 
     assert storage.names(f"{bucket}/run") == []
+    assert gcsfs.GCSFileSystem is gcsfs.core.GCSFileSystem  # asks for no layout of buckets
+    assert "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT" not in os.environ
     gcsfs.GCSFileSystem(skip_instance_cache=True).pipe_file("bucket/run/a", b"a")
     assert storage.names(f"{bucket}/run") == ["a"] == storage.list_files(f"{bucket}/run")
 

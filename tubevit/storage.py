@@ -24,14 +24,6 @@ from tubevit.errors import StorageError, UserError
 
 TIMEOUT = 40.0  # seconds after which a bucket that does not answer is out of reach
 
-# gcsfs asks for the layout of a bucket by gRPC before each operation, which needs a permission and has its own retries.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-# Others write too (TensorStore, other hosts): a listing is only true when it is made.
-fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-
-# They log a traceback for each request that they give up; the error says it in one line.
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-
 _answered = -math.inf  # when the service last did what it was asked to
 _lost = False  # it was found out of reach: what is still to be closed does not wait as long again
 
@@ -66,10 +58,7 @@ def call(path: str | os.PathLike, function, *args, **kwargs):
     path = os.fspath(path)
     if not path.startswith("gs://"):
         return function(*args, **kwargs)
-    try:
-        import gcsfs  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{path} needs gcsfs: pip install 'tubevit[gcs]'") from error
+    _prepare_gcsfs(path)
     if time.monotonic() - _answered > TIMEOUT:
         _ask(path)
     future = _start(functools.partial(function, *args, **kwargs))
@@ -81,6 +70,27 @@ def call(path: str | os.PathLike, function, *args, **kwargs):
     result = future.result()
     _answered, _lost = time.monotonic(), False
     return result
+
+
+def _prepare_gcsfs(path: str) -> None:
+    """Import gcsfs and set its defaults, which hold for the whole process: only once a bucket is used."""
+    # It would ask for the layout of a bucket by gRPC before each operation, which needs a permission and has retries
+    # of its own. The variable is read once, at import.
+    variable = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
+    unset = variable not in os.environ
+    os.environ.setdefault(variable, "false")
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{path} needs gcsfs: pip install 'tubevit[gcs]'") from error
+    finally:
+        if unset:
+            os.environ.pop(variable, None)
+    # Other clients and hosts write too, so a listing may be outdated as soon as it is made.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    logger = logging.getLogger("gcsfs")
+    if logger.level == logging.NOTSET:  # it logs a traceback for each failed request; our error has one line
+        logger.setLevel(logging.CRITICAL)
 
 
 def _start(function) -> concurrent.futures.Future:

@@ -15,7 +15,7 @@ from tubevit.data.augment import Augment
 from tubevit.data.decode import decode_frames, decode_image
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
-from tubevit.data.warp import frame_size, sample, sample_grids, square_map
+from tubevit.data.warp import frame_size, sample, sample_grids, square_map, use_one_opencv_thread
 from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
 from tubevit.windows import TubeBatch, WindowPlan, window_shapes
@@ -48,6 +48,7 @@ class SampleLoader:
         Raises:
             DecodeError: the file is broken; the message names it.
         """
+        use_one_opencv_thread()
         try:
             media = self.source.media(index)
             if self.source.modality == "image":

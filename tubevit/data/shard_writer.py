@@ -27,6 +27,7 @@ from tubevit import storage
 from tubevit.data import shards as form
 from tubevit.data.recode import validated_bytes
 from tubevit.data.sources import Source
+from tubevit.data.warp import use_one_opencv_thread
 from tubevit.errors import DecodeError, UserError
 
 SHARD_BYTES = 2**30
@@ -265,6 +266,7 @@ _WORKER: dict = {}
 
 def _start_worker(job: Job, counter, stop) -> None:
     """Prepares a worker process."""
+    use_one_opencv_thread()
     parent = multiprocessing.parent_process()
 
     def follow() -> None:  # a killed parent leaves no process behind that writes

@@ -7,6 +7,7 @@ matrix that takes a point of the output to the point of the source that is shown
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import av
@@ -19,7 +20,11 @@ Frame = av.VideoFrame | np.ndarray  # decoded yuv420p of even size, or RGB (H, W
 FILL = 128  # grey where a map leaves the source
 _TOLERANCE = 1e-6  # of a pixel, for rounding errors of products of maps
 
-cv2.setNumThreads(0)  # parallelism comes from clips
+
+@functools.cache
+def use_one_opencv_thread() -> None:
+    """Turn off the threads of OpenCV in this process: loaders decode several clips at once instead."""
+    cv2.setNumThreads(0)
 
 
 def crop_map(top: float, left: float, height: float, width: float, size: int) -> np.ndarray:
