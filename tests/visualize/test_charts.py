@@ -72,7 +72,7 @@ def test_confusion_figure():
     np.testing.assert_allclose(axes.images[0].get_array(), matrix / 10)
     written = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     assert written == {(i, j): str(matrix[i, j]) for i, j in zip(*np.nonzero(matrix))}
-    assert "22 of 30 right (73.3%)" in axes.get_title()
+    assert "22 of 30 correct (73.3%)" in axes.get_title()
     with style.themed(style.DARK):
         confusion.confusion_figure(np.eye(2, dtype=int), ("$a", "b_$^{")).savefig(io.BytesIO())  # not mathematics
     large = confusion.confusion_figure(np.eye(100, dtype=int), [str(i) for i in range(100)]).axes[0]
@@ -97,7 +97,7 @@ def test_most_confident_mistakes():
     assert [each.file for each in mistakes.most_confident_mistakes(probabilities, labels, used, 9)] == [0, 1, 2]
     clips = [np.full((16, 32, 32, 3), value, np.uint8) for value in (10, 200)]
     axes = mistakes.mistakes_figure(clips, found, ("cat", "dog")).axes
-    assert [each.get_title() for each in axes] == ["cat (90%), it is dog", "cat (80%), it is dog"]
+    assert [each.get_title() for each in axes] == ["cat (90%), label: dog", "cat (80%), label: dog"]
     assert [each.images[0].get_array()[0, 0, 0] * 255 for each in axes] == pytest.approx([10, 200])
 
 

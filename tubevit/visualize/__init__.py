@@ -1,6 +1,6 @@
-"""Pictures of a model: functions that return arrays, and others that return matplotlib figures of them.
+"""Pictures of a model, as arrays and as matplotlib figures.
 
-`kernels`, `layout`, `attention`, `positions`, `curves`, `confusion` and `mistakes` each make one kind of picture, in
-the colours that matplotlib is set to. `report` chooses those of a checkpoint, `page` writes them down. Only figures
-need matplotlib (`pip install 'tubevit[plot]'`).
+`kernels`, `layout`, `attention`, `positions`, `curves`, `confusion` and `mistakes` each draw one kind of picture, in
+the current colours of matplotlib. `report` selects the pictures of a checkpoint, `page` writes them to files. Only
+figures need matplotlib (`pip install 'tubevit[plot]'`).
 """

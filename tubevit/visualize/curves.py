@@ -7,17 +7,17 @@ import json
 import numpy as np
 
 from tubevit.errors import UserError
-from tubevit.visualize.style import colour, new_figure
+from tubevit.visualize.style import colour, new_axes
 
-_SMOOTHED = 20  # of a curve of training this part is averaged: one in so many
+_SMOOTHED = 20  # training curves are averaged over 1 / 20 of their points
 _SCORES = ("top1", "map")
 
 
 def read_metrics(text: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The content of metrics.jsonl by metric: {name: (steps, values)}, int64 and float64; null is left out.
+    """Parse metrics.jsonl into {metric: (int64 steps, float64 values)}; null values are left out.
 
     Raises:
-        UserError: it holds no metric, or a line but the last, which a killed run may have left, is not of a run.
+        UserError: there is no metric, or a line is malformed. The last line may be, because a run can be killed.
     """
     series: dict[str, list] = {}
     lines = text.splitlines()
@@ -28,18 +28,20 @@ def read_metrics(text: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break
-            raise UserError(f"line {number} of metrics.jsonl is not an object with a step: {line[:60]!r}") from error
+            raise UserError(
+                f"line {number} of metrics.jsonl must be a JSON object with a step; found {line[:60]!r}"
+            ) from error
         for name, value in row.items():
             if isinstance(value, int | float):
                 series.setdefault(name, []).append((step, value))
     if not series:
         raise UserError("metrics.jsonl holds no metric")
-    return {name: (np.array([s for s, _ in pairs]), np.array([v for _, v in pairs], float))
-            for name, pairs in series.items()}  # fmt: skip
+    columns = {name: zip(*pairs) for name, pairs in series.items()}
+    return {name: (np.array(steps), np.array(values, float)) for name, (steps, values) in columns.items()}
 
 
 def drawn_metrics(metrics: dict) -> str:
-    """What the figures below need of metrics, in the form of metrics.jsonl."""
+    """Select the metrics that the figures below draw, in the format of metrics.jsonl."""
     rows: dict[int, dict] = {}
     for name, (steps, values) in metrics.items():
         if name.split("/")[-1] in ("loss", *_SCORES):
@@ -49,7 +51,7 @@ def drawn_metrics(metrics: dict) -> str:
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each value and those before it, `width` in all at most."""
+    """Return the moving average over up to `width` values that end at each value."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - max(width, 1), 0)
@@ -57,7 +59,7 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def loss_figure(metrics: dict):
-    """Loss over steps, in training (faint, and averaged) and in evaluation (points), as a matplotlib figure."""
+    """Draw the loss over steps, in training (raw and averaged) and evaluation (points), as a matplotlib figure."""
     figure, axes = _axes("loss")
     names = _datasets(metrics)
     losses = {name: metrics[f"train/{name}/loss"] for name in names if f"train/{name}/loss" in metrics}
@@ -74,7 +76,7 @@ def loss_figure(metrics: dict):
 
 
 def score_figure(metrics: dict):
-    """Top-1 accuracy or mean average precision in evaluation over steps, as a matplotlib figure."""
+    """Draw top-1 accuracy or mean average precision of evaluations over steps, as a matplotlib figure."""
     figure, axes = _axes("top-1 or mAP, %")
     _points(axes, metrics, _SCORES, 100, "{} {}")
     axes.set(xlim=(0, None), ylim=(0, 100))
@@ -83,7 +85,7 @@ def score_figure(metrics: dict):
 
 
 def has_scores(metrics: dict) -> bool:
-    """Whether there is something for `score_figure` to draw."""
+    """Whether the metrics contain a score that `score_figure` draws."""
     return any(f"eval/{name}/{kind}" in metrics for name in _datasets(metrics) for kind in _SCORES)
 
 
@@ -93,7 +95,7 @@ def _datasets(metrics: dict) -> list[str]:
 
 
 def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: str) -> None:
-    """What was evaluated, of each data set in its colour."""
+    """Draw the metrics of evaluations, each data set in its colour."""
     for i, name in enumerate(_datasets(metrics)):
         for kind in kinds:
             if f"eval/{name}/{kind}" in metrics:
@@ -103,13 +105,12 @@ def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: st
 
 
 def _legend(axes) -> None:
-    """Above the axes, where it hides no curve."""
+    """Place the legend above the axes, where it hides no curve."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, frameon=False)
 
 
 def _axes(label: str):
-    figure = new_figure(4.6, 2.9)
-    axes = figure.subplots()
+    figure, axes = new_axes(4.6, 2.9)
     axes.set(xlabel="step", ylabel=label)
     axes.grid(axis="y", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -7,22 +7,22 @@ import numpy as np
 from tubevit.errors import UserError
 from tubevit.models.tokenizer import is_interpolated, resize_trilinear
 from tubevit.models.tubevit import TubeViT
-from tubevit.visualize.style import ground, new_figure, show_image, tile
+from tubevit.visualize.style import ground, new_axes, show_image, size_text, tile
 
-_WIDTH, _CELLS = 4.6, 16  # inches; frames side by side at most
+_WIDTH, _CELLS = 4.6, 16  # width in inches, largest number of frames side by side
 _KERNEL_ROWS, _COMPONENT_ROWS = 8, 4
-_FRAME = 32  # drawn pixels of a frame's longer side, at least
+_FRAME = 32  # smallest drawn size of a frame's longer side, in pixels
 
 
 def tube_kernels(model: TubeViT, index: int) -> np.ndarray:
-    """The kernels of one tube, largest norm first.
+    """Return the kernels of one tube, largest norm first.
 
     Args:
-        model: any; of interpolated kernels (section 3.4) the one that is shared is resized to the tube.
-        index: of the tube in `model.config.tubes.tubes`.
+        model: any model; the shared kernel of interpolated tubes (section 3.4) is resized to the tube.
+        index: the index of the tube in `model.config.tubes.tubes`.
 
     Returns:
-        (c, k_t, k_y, k_x, 3) float32, one for each channel that the tube makes of a window.
+        (c, k_t, k_y, k_x, 3) float32, one kernel per channel.
 
     Raises:
         UserError: there is no such tube.
@@ -41,15 +41,14 @@ def tube_kernels(model: TubeViT, index: int) -> np.ndarray:
 
 
 def principal_components(kernels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Directions around their mean in which kernels vary most.
+    """Return the first principal components of kernels.
 
     Args:
         kernels: (c, k_t, k_y, k_x, 3).
-        count: of components, at most.
+        count: the largest number of components.
 
     Returns:
-        (n, k_t, k_y, k_x, 3) of norm 1, the sign such that the largest value is positive; (n,) shares 0..1 of the
-        variance.
+        (n, k_t, k_y, k_x, 3) components of norm 1, whose largest value is positive; (n,) shares 0..1 of the variance.
     """
     flat = kernels.reshape(len(kernels), -1).astype(np.float64)
     _, sizes, rows = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
@@ -61,13 +60,13 @@ def principal_components(kernels: np.ndarray, count: int) -> tuple[np.ndarray, n
 
 
 def as_colours(kernels: np.ndarray) -> np.ndarray:
-    """Kernels (c, k_t, k_y, k_x, 3) as colours 0..1: 0 is grey, the largest absolute value of each is full colour."""
+    """Scale kernels (c, k_t, k_y, k_x, 3) to colours 0..1: 0 is grey, the largest value of each full colour."""
     largest = np.abs(kernels).max(axis=(1, 2, 3, 4), keepdims=True)
     return 0.5 + 0.5 * kernels / np.maximum(largest, np.finfo(np.float32).tiny)
 
 
 def kernel_sheet(kernels: np.ndarray, columns: int) -> np.ndarray:
-    """Kernels as one picture (H, W, 3) float 0..1: each a strip of its frames, `columns` strips side by side."""
+    """Draw each kernel as a strip of frames, `columns` strips side by side: (H, W, 3) float 0..1."""
     scale = -(-_FRAME // max(kernels.shape[2:4]))
     large = as_colours(kernels).repeat(scale, axis=2).repeat(scale, axis=3)
     fill = ground()
@@ -78,7 +77,7 @@ def kernel_sheet(kernels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _fitting(kernels: np.ndarray, rows: int) -> tuple[int, int]:
-    """Columns, and how many kernels a figure shows: whole rows where there are enough."""
+    """Return the number of columns and of kernels in a figure; rows are full if there are enough kernels."""
     frames = kernels.shape[1]
     columns = 8 if frames == 1 else max(1, min(6, _CELLS // frames))
     count = min(len(kernels), columns * rows)
@@ -86,24 +85,24 @@ def _fitting(kernels: np.ndarray, rows: int) -> tuple[int, int]:
 
 
 def kernel_figure(model: TubeViT, index: int):
-    """The kernels of one tube with the largest norms, as a matplotlib figure; see `tube_kernels`."""
+    """Draw the kernels of one tube with the largest norms, as a matplotlib figure; see `tube_kernels`."""
     kernels = tube_kernels(model, index)
     columns, count = _fitting(kernels, _KERNEL_ROWS)
-    text = f"{_size(kernels)}: {count} of {len(kernels)} kernels"
+    text = f"{size_text(kernels.shape[1:4])}: {count} of {len(kernels)} kernels"
     return _figure(kernel_sheet(kernels[:count], columns), text, kernels.shape[1])
 
 
 def component_figure(model: TubeViT, index: int):
-    """The first principal components of one tube's kernels, as a matplotlib figure; see `principal_components`."""
+    """Draw the first principal components of one tube's kernels, as a matplotlib figure; see `principal_components`."""
     kernels = tube_kernels(model, index)
     columns, count = _fitting(kernels, _COMPONENT_ROWS)
     components, shares = principal_components(kernels, count)
-    text = f"{_size(kernels)}: components 1 to {len(components)}, {shares.sum():.0%} of the variance"
+    text = f"{size_text(kernels.shape[1:4])}: components 1 to {len(components)}, {shares.sum():.0%} of the variance"
     return _figure(kernel_sheet(components, columns), text, kernels.shape[1])
 
 
 def kernel_animation(model: TubeViT, index: int) -> np.ndarray:
-    """(k_t, H, W, 3) uint8: the kernels of `kernel_figure` beside one another, frame after frame."""
+    """Draw the kernels of `kernel_figure` side by side, one picture per frame: (k_t, H, W, 3) uint8."""
     kernels = tube_kernels(model, index)
     columns, count = 8, min(len(kernels), 8 * 4)
     large = as_colours(kernels[:count])
@@ -113,13 +112,8 @@ def kernel_animation(model: TubeViT, index: int) -> np.ndarray:
     return np.round(255 * np.stack(frames)).astype(np.uint8)
 
 
-def _size(kernels: np.ndarray) -> str:
-    return "×".join(map(str, kernels.shape[1:4]))
-
-
 def _figure(sheet: np.ndarray, text: str, frames: int):
-    figure = new_figure(_WIDTH, _WIDTH * sheet.shape[0] / sheet.shape[1] + (0.3 if frames == 1 else 0.5))
-    axes = figure.subplots()
+    figure, axes = new_axes(_WIDTH, _WIDTH * sheet.shape[0] / sheet.shape[1] + (0.3 if frames == 1 else 0.5))
     show_image(axes, sheet)
     axes.set_title(text)
     if frames > 1:

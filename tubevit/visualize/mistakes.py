@@ -1,4 +1,4 @@
-"""The mistakes that a model is surest of, as film strips."""
+"""The most confident mistakes of a model, as film strips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tubevit.visualize.style import COLUMNS, GAP, LINE, WIDTH, evenly, ground, n
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A file whose most probable class is not its label: its index, both classes, and the probability 0..1."""
+    """A file whose most probable class is not its label: index of the file, both classes, probability 0..1."""
 
     file: int
     label: int
@@ -21,17 +21,16 @@ class Mistake:
     probability: float
 
 
-def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, used: np.ndarray, count: int):
-    """The wrong predictions of highest probability, the surest first.
+def most_confident_mistakes(
+    probabilities: np.ndarray, labels: np.ndarray, used: np.ndarray, count: int
+) -> list[Mistake]:
+    """Return the wrong predictions with the highest probabilities, highest first.
 
     Args:
-        probabilities: (n, classes) of all files.
-        labels: (n,) indices.
+        probabilities: (n, classes) for all files.
+        labels: (n,) class indices.
         used: (n,) bool, False for files that could not be decoded.
-        count: how many, at most.
-
-    Returns:
-        A list of `Mistake`.
+        count: the largest number of mistakes.
     """
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(used & (predicted != labels))
@@ -40,12 +39,12 @@ def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, used:
 
 
 def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], classes: Sequence[str]):
-    """Mistakes with what was predicted, as a matplotlib figure: a film strip each, of images one beside the other.
+    """Draw mistakes with their predictions as a matplotlib figure: a film strip per video, images side by side.
 
     Args:
-        clips: (T, H, W, 3) uint8 of each, (H, W, 3) of images.
-        mistakes: at least one.
-        classes: names of the classes.
+        clips: the file of each mistake, (T, H, W, 3) or (H, W, 3) uint8.
+        mistakes: at least one mistake.
+        classes: the names of the classes.
     """
     images = clips[0].ndim == 3
     columns = 6 if images else 1
@@ -56,16 +55,17 @@ def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], cl
         frames = enlarged((clip[None] if images else clip[shown]) / 255)[0]
         strips.append(tile(frames, len(frames), GAP, ground()))
     high = WIDTH / columns if images else WIDTH * clips[0].shape[1] / clips[0].shape[2] / max(len(shown), 4)
-    texts = [  # in lines that fit: longer ones would leave no room for the pictures
-        wrapped(f"{classes[each.predicted]} ({each.probability:.0%}), it is {classes[each.label]}", columns)
+    texts = [  # wrapped, because long lines would leave no room for the pictures
+        wrapped(f"{classes[each.predicted]} ({each.probability:.0%}), label: {classes[each.label]}", columns)
         for each in mistakes
     ]
     lines = 1 + max(text.count("\n") for text in texts)
     figure = new_figure(WIDTH, rows * (high + 0.07 + lines * LINE))
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
         axes.set_axis_off()
     for axes, strip, text in zip(grid.flat, strips, texts):
         show_image(axes, strip)
         axes.set_title(text)
-        axes.set_anchor("N")  # below the text, whose room the layout measures from where the axes may begin
+        axes.set_anchor("N")  # directly below the title
     return figure

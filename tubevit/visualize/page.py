@@ -1,4 +1,4 @@
-"""Pictures as files (PNG, SVG, GIF), and a page that holds them all and needs no network."""
+"""Write pictures to files (PNG, SVG, GIF) and to one self-contained page."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Picture:
     """A matplotlib figure, saved as PNG and SVG.
 
     Attributes:
-        name: of its files.
-        describes: what it shows, for those who cannot see it.
-        draw: makes the figure, in the colours that matplotlib is set to.
-        photo: whether it is mostly frames: the page then holds pixels instead of lines.
-        wide: whether a phone shows a part of it, to be moved, instead of all of it small.
+        name: the name of its files without the extension.
+        describes: the alternative text.
+        draw: function that draws the figure in the current colours of matplotlib.
+        photo: whether it consists mostly of frames, so that the page embeds pixels instead of vectors.
+        wide: whether it spans the page and scrolls on a phone, instead of shrinking.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Picture:
 
     @property
     def shown_as(self) -> str:
-        """The kind of file that the page holds."""
+        """The file type that the page embeds."""
         return "webp" if self.photo else "svg"
 
     def rendered(self, theme: Theme, kinds: Iterable[str]) -> dict[str, bytes]:
-        """Files of these kinds in these colours."""
+        """Render the figure to files of these types, in the colours of a theme."""
         with themed(theme):
             figure = self.draw()
             return {kind: _saved(figure, kind) for kind in kinds}
@@ -52,7 +52,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Animation:
-    """Frames (n, H, W, 3) uint8, saved as an animated GIF; the rest is as in `Picture`."""
+    """Frames (n, H, W, 3) uint8, saved as an animated GIF; the other attributes are those of `Picture`."""
 
     name: str
     describes: str
@@ -63,18 +63,18 @@ class Animation:
 
     @property
     def caption(self) -> str:
-        """Text below it: unlike a figure it holds none."""
+        """The text below it, because a GIF contains none."""
         return self.describes
 
     def rendered(self, theme: Theme, kinds: Iterable[str]) -> dict[str, bytes]:
-        """The GIF in these colours."""
+        """Render the GIF in the colours of a theme."""
         with themed(theme):
             return dict.fromkeys(kinds, gif(self.frames()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page: a title, a caption below its pictures, or why there are none."""
+    """A section of the page: a title, and a caption below its pictures, or the reason why there are none."""
 
     title: str
     caption: str
@@ -82,13 +82,13 @@ class Section:
 
     @property
     def left_out(self) -> bool:
-        """Whether there are no pictures; the caption says why."""
+        """Whether there are no pictures; then the caption gives the reason."""
         return not self.pictures
 
 
 def gif(frames: np.ndarray) -> bytes:
-    """An endless animated GIF of frames (n, H, W, 3) uint8."""
-    from PIL import Image  # matplotlib needs it, too
+    """Encode frames (n, H, W, 3) uint8 as an animated GIF that repeats for ever."""
+    from PIL import Image  # a dependency of matplotlib
 
     first, *rest = map(Image.fromarray, frames)
     file = io.BytesIO()
@@ -100,19 +100,19 @@ def _saved(figure, kind: str) -> bytes:
     file = io.BytesIO()
     settings = {"pil_kwargs": {"quality": 88}} if kind == "webp" else {}
     if kind == "svg":
-        settings = {"metadata": {"Date": None, "Creator": None}}  # the same picture is the same file
+        settings = {"metadata": {"Date": None, "Creator": None}}  # equal pictures give equal files
     figure.savefig(file, format=kind, **settings)
     return file.getvalue()
 
 
 def write_page(out: str | os.PathLike, title: str, facts: dict[str, str], sections: Sequence[Section]) -> str:
-    """Writes every picture as files of its own, and index.html with all of them inside.
+    """Write each picture to its own files, and index.html with all pictures embedded.
 
     Args:
-        out: a folder, made if it is not there; on disk or `gs://`.
-        title: of the page.
-        facts: above the pictures: {what: text}.
-        sections: in order.
+        out: a folder on disk or `gs://`; it is created if necessary.
+        title: the title of the page.
+        facts: the table above the pictures, {term: text}.
+        sections: the sections in order.
 
     Returns:
         The path of the page.

@@ -1,4 +1,4 @@
-"""How the page looks: light and dark, on a phone and on a wide screen."""
+"""The style sheet of the page, for light and dark colours, phones and wide screens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ img { display: block; width: 100%; height: auto }
 
 
 def stylesheet() -> str:
-    """CSS, with the colours that the pictures have."""
+    """Return the CSS, with the colours of the pictures."""
     return f"{_colours(LIGHT)}\n@media (prefers-color-scheme: dark) {{ {_colours(DARK)} }}{_RULES}"
 
 

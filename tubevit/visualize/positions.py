@@ -1,4 +1,4 @@
-"""How alike the position embeddings of tokens are (paper section 3.3, Table 7a)."""
+"""The similarity of position embeddings (paper section 3.3, Table 7a)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import numpy as np
 
 from tubevit.errors import UserError
 from tubevit.models.tubevit import TubeViT
-from tubevit.visualize.style import colour, evenly, ground, is_dark, new_figure, plotting, show_image, tile
+from tubevit.visualize import style
 
-_GRID = 8  # maps along each axis, at most
+_GRID = 8  # largest number of maps along each axis
 
 
 def position_similarity(model: TubeViT) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine similarity between the position embeddings of all tokens of a clip.
-
-    Args:
-        model: at the shape that it is made for.
+    """Compute the cosine similarities between the position embeddings of all tokens of a clip.
 
     Returns:
         (N, N) float64, -1..1; (N, 3) centres of the tokens (t, y, x) in frames and pixels.
@@ -32,27 +29,24 @@ def position_similarity(model: TubeViT) -> tuple[np.ndarray, np.ndarray]:
 
 
 def similarity_figure(model: TubeViT):
-    """The similarity of all tokens with all, tube by tube, as a matplotlib figure."""
+    """Draw the similarity between all tokens, tube by tube, as a matplotlib figure."""
     similarity, _ = position_similarity(model)
     tubes, shape = model.config.tubes, model.config.shape
     counts = [tube.num_tokens(shape, tubes.padding) for tube in tubes.tubes]
     ends = np.cumsum(counts)
-    figure = new_figure(4.6, 4.0)
-    axes = figure.subplots()
-    image = axes.imshow(similarity, cmap=_map(), vmin=similarity.min(), vmax=1, interpolation="nearest")
+    figure, axes = style.new_axes(4.6, 4.0)
+    image = axes.imshow(similarity, cmap=_colour_map(), vmin=similarity.min(), vmax=1, interpolation="nearest")
     for end in ends[:-1]:
-        axes.axhline(end - 0.5, color=ground(), linewidth=1.2)
-        axes.axvline(end - 0.5, color=ground(), linewidth=1.2)
-    names = ["×".join(map(str, tube.kernel)) for tube in tubes.tubes]
+        axes.axhline(end - 0.5, color=style.ground(), linewidth=1.2)
+        axes.axvline(end - 0.5, color=style.ground(), linewidth=1.2)
+    names = [style.size_text(tube.kernel) for tube in tubes.tubes]
     middles = ends - np.array(counts) / 2 - 0.5
     axes.set_xticks(middles, names, rotation=0 if len(names) <= 5 else 90)
     axes.set_yticks(middles, names, rotation=90, va="center")
-    axes.tick_params(length=0)
+    style.without_frame(axes)
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         for i, label in enumerate(labels):
-            label.set_color(colour(i))
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+            label.set_color(style.colour(i))
     axes.set_title(f"cosine similarity of {len(similarity)} tokens, tube by tube")
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
     bar.outline.set_visible(False)
@@ -60,9 +54,9 @@ def similarity_figure(model: TubeViT):
 
 
 def neighbour_figure(model: TubeViT):
-    """For each place of the tube with the most rows and columns a map of its similarity to the tube's other places.
+    """Draw a map for each position of the finest tube: its similarity to the tube's other positions in one frame.
 
-    In one frame; larger grids are thinned out. A matplotlib figure.
+    The finest tube has the most rows and columns; of large grids only some maps are drawn. Returns a matplotlib figure.
     """
     similarity, _ = position_similarity(model)
     tubes, shape = model.config.tubes, model.config.shape
@@ -73,22 +67,18 @@ def neighbour_figure(model: TubeViT):
     part = slice(first, first + rows * columns)  # its first frame
     maps = similarity[part, part].reshape(rows, columns, rows, columns)
     low = min(float(maps.min()), 0.95)
-    picked = maps[np.ix_(evenly(_GRID, rows), evenly(_GRID, columns))]
-    colours = _coloured((picked - low) / (1 - low))
+    picked = maps[np.ix_(style.evenly(_GRID, rows), style.evenly(_GRID, columns))]
+    colours = style.plotting().colormaps[_colour_map()]((picked - low) / (1 - low))[..., :3]
     scale = -(-56 // max(rows, columns))
     images = colours.reshape(-1, rows, columns, 3).repeat(scale, axis=1).repeat(scale, axis=2)
-    sheet = tile(images, picked.shape[1], 6, ground())
-    figure = new_figure(4.6, 4.6 * sheet.shape[0] / sheet.shape[1] + 0.35)
-    axes = figure.subplots()
-    show_image(axes, sheet)
-    kernel = "×".join(map(str, tubes.tubes[index].kernel))
-    axes.set_title(f"{kernel}: similarity of each place to all others, {low:.2f} to 1")
+    sheet = style.tile(images, picked.shape[1], 6, style.ground())
+    figure, axes = style.new_axes(4.6, 4.6 * sheet.shape[0] / sheet.shape[1] + 0.35)
+    style.show_image(axes, sheet)
+    axes.set_title(
+        f"{style.size_text(tubes.tubes[index].kernel)}: similarity of each position to all others, {low:.2f} to 1"
+    )
     return figure
 
 
-def _map() -> str:
-    return "magma" if is_dark() else "magma_r"
-
-
-def _coloured(values: np.ndarray) -> np.ndarray:
-    return plotting().colormaps[_map()](values)[..., :3]
+def _colour_map() -> str:
+    return "magma" if style.is_dark() else "magma_r"

@@ -1,23 +1,24 @@
-"""The one place that imports matplotlib: figures without its global state, and the colours of light and dark pages."""
+"""Matplotlib figures without global state, and the colours of light and dark pages."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import textwrap
+from collections.abc import Iterable
 
 import numpy as np
 
 from tubevit.errors import UserError
 
-WIDTH, LINE = 7.2, 0.17  # inches: of figures of frames, of a line of their titles
-COLUMNS, GAP = 8, 4  # frames side by side in them; pixels between two
-_CHARACTERS = 84  # of a title that fit into the width
+WIDTH, LINE = 7.2, 0.17  # inches: width of figures of frames, height of a line of their titles
+COLUMNS, GAP = 8, 4  # frames side by side, pixels between two frames
+_CHARACTERS = 84  # characters of a title that fit into WIDTH
 
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colours of a page and of its pictures: behind them, of text, of text beside it, of lines, of series."""
+    """Colours of a page and its pictures: background, text, secondary text, lines, data series."""
 
     ground: str
     ink: str
@@ -26,17 +27,13 @@ class Theme:
     series: tuple[str, ...]
 
 
-# The series are those of docs/figures/tubes.svg; lighter on the dark ground.
+# The series have the colours of docs/figures/tubes.svg, lighter on the dark background.
 LIGHT = Theme("#ffffff", "#1b222c", "#5f6b7a", "#d3dae2", ("#d9622b", "#2a7fb8", "#4c9a3f", "#8a5bb0", "#8f6b1f"))
 DARK = Theme("#12161c", "#e6eaef", "#9aa6b4", "#343d49", ("#f28a57", "#62b0e3", "#7cc46d", "#bb93dd", "#cfa64c"))
 
 
 def plotting():
-    """The module matplotlib.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import matplotlib; raises UserError if it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -46,7 +43,7 @@ def plotting():
 
 @contextlib.contextmanager
 def themed(theme: Theme):
-    """Figures made inside have the colours of a theme."""
+    """Give figures that are made inside the colours of a theme."""
     matplotlib = plotting()
     settings = {
         "figure.facecolor": theme.ground, "axes.facecolor": theme.ground, "savefig.facecolor": theme.ground,
@@ -56,22 +53,28 @@ def themed(theme: Theme):
         "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
         "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
         "axes.titlelocation": "left", "svg.hashsalt": "tubevit", "savefig.dpi": 200,
-        "text.parse_math": False,  # a $ in the name of a class is one
+        "text.parse_math": False,  # class names may contain $
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         yield
 
 
 def new_figure(width: float, height: float):
-    """An empty matplotlib Figure, sizes in inches, whose axes arrange themselves."""
+    """Make an empty matplotlib Figure with constrained layout; width and height in inches."""
     plotting()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def new_axes(width: float, height: float):
+    """Make a figure with one pair of axes; returns both. Width and height in inches."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots()
+
+
 def ground() -> np.ndarray:
-    """(3,) float 0..1: the colour behind figures."""
+    """Return the background colour of figures, (3,) float 0..1."""
     plotting()
     from matplotlib.colors import to_rgb
 
@@ -79,24 +82,35 @@ def ground() -> np.ndarray:
 
 
 def colour(index: int) -> str:
-    """The colour of series `index`."""
+    """Return the colour of series `index`."""
     colours = plotting().rcParams["axes.prop_cycle"].by_key()["color"]
     return colours[index % len(colours)]
 
 
 def is_dark() -> bool:
-    """Whether text is lighter than what is behind it."""
+    """Whether the background is dark."""
     return bool(ground().mean() < 0.5)
 
 
 def show_image(axes, pixels: np.ndarray, **settings):
-    """Shows (H, W, 3) or (H, W) on axes without ticks and frame, every pixel a square."""
+    """Show (H, W, 3) or (H, W) pixels as squares, without ticks and frame."""
     axes.set_axis_off()
     return axes.imshow(pixels, interpolation="nearest", **settings)
 
 
+def without_frame(axes) -> None:
+    """Hide the frame and the tick marks of axes; the labels stay."""
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def size_text(sizes: Iterable[int]) -> str:
+    """Write sizes for display, such as 8×16×16."""
+    return "×".join(map(str, sizes))
+
+
 def tile(images: np.ndarray, columns: int, gap: int, fill: np.ndarray) -> np.ndarray:
-    """Images (n, h, w, 3) side by side, row after row of `columns`, `gap` pixels of colour `fill` (3,) between them."""
+    """Arrange images (n, h, w, 3) in rows of `columns`, with `gap` pixels of colour `fill` (3,) in between."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     sheet = np.empty((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), images.dtype)
@@ -109,11 +123,11 @@ def tile(images: np.ndarray, columns: int, gap: int, fill: np.ndarray) -> np.nda
 
 
 def wrapped(text: str, columns: int = 1) -> str:
-    """A title of so many lines of `LINE` that each fits into one of the columns of a figure of `WIDTH`."""
+    """Wrap a title to the width of one of the columns of a figure of `WIDTH`; each line is `LINE` high."""
     return textwrap.fill(text, _CHARACTERS // columns)
 
 
 def evenly(count: int, total: int) -> np.ndarray:
-    """Up to `count` indices below `total`, evenly spaced from 0 on."""
+    """Return up to `count` evenly spaced indices below `total`, starting at 0."""
     count = min(count, total)
     return np.arange(count) * total // count
