@@ -11,20 +11,21 @@
 # %% [markdown]
 # # Fine-tune on your own videos
 #
-# You have videos and a label for each. This begins from a trained checkpoint, gives it a new head for your labels,
-# trains, and shows what comes out. Steps, learning rate, input and augmentation follow from your files.
+# You have videos, each with a label. This notebook starts from a trained checkpoint, adds a new head for your labels,
+# trains the model, and shows the result. The number of steps, the learning rate, the input and the augmentation are
+# chosen from your files.
 
 # %%
-# In Colab this installs tubevit; elsewhere it does nothing, since you have installed it already.
-# pip may add what is missing, but must leave alone jax, its plugins and NumPy: other versions would not fit Colab's
-# drivers or the modules that are loaded. So their versions become constraints. If tubevit needs newer ones, pip ends
-# with an error (without --quiet it says why) and changes nothing; choose a newer runtime then.
+# In Colab, this installs tubevit. Elsewhere it does nothing, because tubevit is already installed.
+# pip may install missing packages, but must keep jax, its plugins and NumPy: other versions would not match Colab's
+# drivers or the modules that are loaded. Their versions therefore become constraints. If tubevit needs newer versions,
+# pip ends with an error (without --quiet it explains why) and changes nothing; in that case choose a newer runtime.
 import importlib.metadata
 import pathlib
 import subprocess
 import sys
 
-REPOSITORY = "https://github.com/OWNER/tubevit"  # put the owner of the repository that you opened this from
+REPOSITORY = "https://github.com/OWNER/tubevit"  # replace OWNER by the owner of this repository
 
 if "google.colab" in sys.modules:
     assert "OWNER" not in REPOSITORY, f"change the line above: {REPOSITORY} is no address"
@@ -34,24 +35,26 @@ if "google.colab" in sys.modules:
     subprocess.run([*pip, f"tubevit[plot] @ git+{REPOSITORY}"], check=True)
 
 # %% tags=["parameters"]
-data = ""  # your csv, or folder with DIR/CLASS/FILE; "" makes an example
-init = "tubevit_nano8@moving_digits"  # what to begin from: a released checkpoint, or the folder of a run
-workdir = "runs/finetuned"  # where the run goes; a run that is there already goes on
-clips = 200  # of the example
-changes = {}  # keys of the configuration that you want otherwise, such as {"train.steps": "1000"}
+data = ""  # your csv file, or a folder with DIR/CLASS/FILE; "" generates an example
+init = "tubevit_nano8@moving_digits"  # the checkpoint to start from: a released one, or the folder of a run
+workdir = "runs/finetuned"  # the folder of the run; an existing run is resumed
+clips = 200  # number of training clips of the example
+changes = {}  # keys of the configuration to change, such as {"train.steps": "1000"}
 
 # %% [markdown]
 # ## The data
 #
-# Two forms are usual:
+# There are two common layouts:
 #
-# - a folder with a folder for each class: `DIR/running/a.mp4`, `DIR/jumping/b.mp4`, ...;
-# - a csv with the header `path,label` and, if you like, `split` (`train`, `val`, `test`); paths are relative to it.
+# - a folder with one subfolder per class: `DIR/running/a.mp4`, `DIR/jumping/b.mp4`, ...;
+# - a csv file with the header `path,label` and optionally `split` (`train`, `val`, `test`); paths are relative to the
+#   file.
 #
-# Without `split`, 20 % of the files are held out, and a note says so. Files may be of any length and size.
+# Without `split`, 20 % of the files are held out, and a note tells you so. Files may have any length and size.
 #
-# The example is drawn: digits that move in 8 directions. The labels are new to the checkpoint: the axis of the motion,
-# not its direction. Since the checkpoint knows such clips, this is easier than your own videos will be.
+# The example is generated: digits that move in 8 directions. The labels are new to the checkpoint: the axis of the
+# motion instead of its direction. The checkpoint was trained on such clips, so this example is easier than your own
+# videos will be.
 
 # %%
 # %matplotlib inline
@@ -85,19 +88,20 @@ if not data:
 # %% [markdown]
 # ## Train
 #
-# The choices are printed first. `init=` left out begins from random parameters, which needs more videos and steps. The
-# same from a shell: `tubevit train --config finetune:data=clips.csv,init=NAME --workdir runs/finetuned`.
+# The chosen settings are printed first. Without `init=`, training starts from random parameters, which needs more
+# videos and steps. The same from a shell:
+# `tubevit train --config finetune:data=clips.csv,init=NAME --workdir runs/finetuned`.
 
 # %%
-install_logging()  # shows the progress
+install_logging()  # shows progress
 config = load_config(f"finetune:data={data},init={init}", changes)
 train(config, workdir)
 
 # %% [markdown]
-# ## How it went
+# ## Training curves
 #
-# Lines are of training batches, points of the held-out files. Training has the higher loss because it is made harder:
-# clips are cropped, their colours changed, and labels smoothed.
+# Lines show training batches, points the held-out files. The training loss is higher because training is harder: clips
+# are cropped, their colours are changed, and labels are smoothed.
 
 # %%
 metrics = read_metrics(pathlib.Path(workdir, "metrics.jsonl").read_text())
@@ -107,22 +111,23 @@ loss_figure(metrics)
 score_figure(metrics)
 
 # %% [markdown]
-# Which classes are confused: rows are labels, columns what was predicted.
+# The confusion matrix shows labels as rows and predictions as columns.
 
 # %%
-model, metadata, *_ = read_checkpoint(workdir)  # tubevit.load_model(workdir), and what the run was told
+model, metadata, *_ = read_checkpoint(workdir)  # tubevit.load_model(workdir), and the settings of the run
 held_out = evaluate_stored(model, "data", metadata["config"]["data"]["eval"]["data"])
 used = held_out.predictions.used
 matrix = confusion_matrix(held_out.predictions.probabilities[used], held_out.source.labels[used])
 confusion_figure(matrix, held_out.source.classes)
 
 # %% [markdown]
-# ## Use it
+# ## Use the model
 #
-# The folder of the run is a checkpoint as any other. One of the held-out files, and where the model looked:
+# The folder of the run is a checkpoint like any other. This cell classifies one of the held-out files and shows where
+# the model looked:
 
 # %%
-clip = held_out.clip(int(np.flatnonzero(used)[0]))  # of a file: tubevit.read_video(path, **model.input)[0]
+clip = held_out.clip(int(np.flatnonzero(used)[0]))  # for a file: tubevit.read_video(path, **model.input)[0]
 probabilities = np.asarray(jax.nn.softmax(model(clip[None])[0]))
 labels = held_out.source.classes
 answer = ", ".join(f"{labels[i]} {probabilities[i]:.0%}" for i in probabilities.argsort()[::-1][:3])
@@ -130,6 +135,6 @@ print(answer)
 attention_figure(clip, *heat_maps(model, clip), answer)
 
 # %% [markdown]
-# Next: `tubevit predict --checkpoint runs/finetuned FILE...`, `tubevit evaluate --workdir runs/finetuned --views 4x3`
-# (several parts of each video, averaged), `tubevit report runs/finetuned` (a page of pictures), `tubevit export` (for
-# programs without this package).
+# Next steps: `tubevit predict --checkpoint runs/finetuned FILE...`,
+# `tubevit evaluate --workdir runs/finetuned --views 4x3` (averages several views of each video),
+# `tubevit report runs/finetuned` (a page of figures), `tubevit export` (for programs that do not use this package).

@@ -11,21 +11,21 @@
 # %% [markdown]
 # # Train one model on images and videos at once
 #
-# The point of the paper: one of the tubes is flat, a patch of a single frame. So the same weights take images as well,
-# and every training step sees both, a batch of videos and a batch of images. Here this is done on embedded data:
-# digits that move (label: the direction) and still ones (label: the digit).
+# This is the main idea of the paper: one of the tubes is 2D, a patch of a single frame, so the same weights also
+# process images. Every training step uses a batch of videos and a batch of images. This notebook trains on the
+# embedded data: moving digits (the label is the direction) and still digits (the label is the digit).
 
 # %%
-# In Colab this installs tubevit; elsewhere it does nothing, since you have installed it already.
-# pip may add what is missing, but must leave alone jax, its plugins and NumPy: other versions would not fit Colab's
-# drivers or the modules that are loaded. So their versions become constraints. If tubevit needs newer ones, pip ends
-# with an error (without --quiet it says why) and changes nothing; choose a newer runtime then.
+# In Colab, this installs tubevit. Elsewhere it does nothing, because tubevit is already installed.
+# pip may install missing packages, but must keep jax, its plugins and NumPy: other versions would not match Colab's
+# drivers or the modules that are loaded. Their versions therefore become constraints. If tubevit needs newer versions,
+# pip ends with an error (without --quiet it explains why) and changes nothing; in that case choose a newer runtime.
 import importlib.metadata
 import pathlib
 import subprocess
 import sys
 
-REPOSITORY = "https://github.com/OWNER/tubevit"  # put the owner of the repository that you opened this from
+REPOSITORY = "https://github.com/OWNER/tubevit"  # replace OWNER by the owner of this repository
 
 if "google.colab" in sys.modules:
     assert "OWNER" not in REPOSITORY, f"change the line above: {REPOSITORY} is no address"
@@ -35,15 +35,16 @@ if "google.colab" in sys.modules:
     subprocess.run([*pip, f"tubevit[plot] @ git+{REPOSITORY}"], check=True)
 
 # %% tags=["parameters"]
-workdir = "runs/joint"  # where the run goes; a run that is there already goes on
+workdir = "runs/joint"  # the folder of the run; an existing run is resumed
 steps = 900
-changes = {}  # keys of the configuration that you want otherwise, such as {"optimizer.learning_rate": "1e-3"}
+changes = {}  # keys of the configuration to change, such as {"optimizer.learning_rate": "1e-3"}
 
 # %% [markdown]
 # ## The configuration
 #
-# `data.train` lists the data sets of each step, `batch_size` says how many of each. The heads follow from the data:
-# one for each set of labels. On first use the data is made, 6,000 clips, in a minute or two.
+# `data.train` lists the data sets of each step, and `batch_size` sets the number of examples of each. The heads are
+# derived from the data: one for each set of labels. On first use, the data (6,000 clips) are generated in a minute or
+# two.
 
 # %%
 # %matplotlib inline
@@ -72,7 +73,7 @@ for name, dataset in config.data.train.items():
 # cores.
 
 # %%
-install_logging()  # shows the progress
+install_logging()  # shows progress
 train(config, workdir)
 
 # %%
@@ -85,10 +86,10 @@ score_figure(metrics)
 # %% [markdown]
 # ## One model, two kinds of input
 #
-# A video gives tokens of all tubes, an image only those of the flat one. It is never repeated to look like a video.
+# A video gives tokens of all tubes, an image only those of the 2D tube. An image is never repeated to form a video.
 
 # %%
-model, metadata, *_ = read_checkpoint(workdir)  # tubevit.load_model(workdir), and what the run was told
+model, metadata, *_ = read_checkpoint(workdir)  # tubevit.load_model(workdir), and the settings of the run
 held_out = metadata["config"]["data"]["eval"]
 videos = evaluate_stored(model, "moving_digits", held_out["moving_digits"])
 images = evaluate_stored(model, "still_digits", held_out["still_digits"])
@@ -107,8 +108,8 @@ found = videos.source.classes[videos.predictions.probabilities[0].argmax()]
 attention_figure(clip, *heat_maps(model, clip), f"predicted: {found}")
 
 # %% [markdown]
-# Does it see motion, or something that stands still in the frames? A clip that runs backwards has the same frames; a
-# model that sees motion should now name the opposite direction.
+# Does the model use motion, or something that is visible in single frames? A reversed clip has the same frames, so a
+# model that uses motion should predict the opposite direction.
 
 # %%
 some = np.stack([videos.clip(i) for i in range(min(64, len(videos.source)))])
@@ -128,11 +129,11 @@ confusion_figure(confusion_matrix(images.predictions.probabilities, images.sourc
 # %% [markdown]
 # ## The kernels
 #
-# Of the first tube, as strips over time. Grey is 0.
+# The figure shows kernels of the first tube as strips over time. Grey is 0.
 
 # %%
 kernel_figure(model, 0)
 
 # %% [markdown]
-# For your own data, copy `experiments/quickstart.py` and replace the sources: each may be a csv, a folder or one of
-# the known data sets. `experiments/k600.py` is the paper's joint training on Kinetics-600 and ImageNet.
+# For your own data, copy `experiments/quickstart.py` and replace the sources. Each may be a csv file, a folder or one
+# of the supported data sets. `experiments/k600.py` is the paper's joint training on Kinetics-600 and ImageNet.

@@ -12,21 +12,21 @@
 # # From a small tube model and a large image ViT to a large video model
 #
 # Large video models are expensive to train. Section 3.6 of the paper proposes to train the tubes with a small model,
-# to take the blocks of a large ViT that was trained on images, and to train only the last blocks of the two together.
-# Here this is done with models that fit a CPU. It shows the steps, not the benefit: that needs more data and time than
-# a notebook has.
+# combine them with the blocks of a large ViT that was trained on images, and train only the last blocks of the
+# combined model. This notebook does so with models that fit a CPU. It demonstrates the steps, not the benefit, which
+# needs more data and time than a notebook has.
 
 # %%
-# In Colab this installs tubevit; elsewhere it does nothing, since you have installed it already.
-# pip may add what is missing, but must leave alone jax, its plugins and NumPy: other versions would not fit Colab's
-# drivers or the modules that are loaded. So their versions become constraints. If tubevit needs newer ones, pip ends
-# with an error (without --quiet it says why) and changes nothing; choose a newer runtime then.
+# In Colab, this installs tubevit. Elsewhere it does nothing, because tubevit is already installed.
+# pip may install missing packages, but must keep jax, its plugins and NumPy: other versions would not match Colab's
+# drivers or the modules that are loaded. Their versions therefore become constraints. If tubevit needs newer versions,
+# pip ends with an error (without --quiet it explains why) and changes nothing; in that case choose a newer runtime.
 import importlib.metadata
 import pathlib
 import subprocess
 import sys
 
-REPOSITORY = "https://github.com/OWNER/tubevit"  # put the owner of the repository that you opened this from
+REPOSITORY = "https://github.com/OWNER/tubevit"  # replace OWNER by the owner of this repository
 
 if "google.colab" in sys.modules:
     assert "OWNER" not in REPOSITORY, f"change the line above: {REPOSITORY} is no address"
@@ -37,15 +37,15 @@ if "google.colab" in sys.modules:
 
 # %% tags=["parameters"]
 small = "tubevit_nano8@moving_digits"  # the small tube model: a released checkpoint, or the folder of a run
-workdir = "runs/small_to_large"  # where the two runs go; runs that are there already go on
-vit_changes = {}  # keys of the image ViT's configuration that you want otherwise, such as {"train.steps": "1200"}
-changes = {}  # the same of the large video model
+workdir = "runs/small_to_large"  # the folder of the two runs; existing runs are resumed
+vit_changes = {}  # keys of the image ViT's configuration to change, such as {"train.steps": "1200"}
+changes = {}  # the same for the large video model
 
 # %% [markdown]
 # ## 1. A large image ViT
 #
-# Here it is trained on still digits, 192 wide with 6 blocks. For a real one, `tubevit convert SRC DST` turns a ViT of
-# Hugging Face, timm, big_vision or AugReg into a checkpoint, and this step is not needed.
+# Here, an image ViT of width 192 with 6 blocks is trained on still digits. For a real ViT, this step is not needed:
+# `tubevit convert SRC DST` turns a ViT of Hugging Face, timm, big_vision or AugReg into a checkpoint.
 
 # %%
 # %matplotlib inline
@@ -64,16 +64,16 @@ from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.visualize.kernels import kernel_figure
 from tubevit.visualize.report import read_checkpoint
 
-install_logging()  # shows the progress
+install_logging()  # shows progress
 vit = f"{workdir}/vit"
 train(load_config("digits_bootstrap:stage=vit", vit_changes), vit)
 
 # %% [markdown]
 # ## 2. The large video model
 #
-# It learns 80 classes from clips, each a digit and a direction. Only its last 2 blocks, the pooling, the head and the
-# gate are trained. With your own models and videos the same is `tubevit train --config
-# bootstrap:small=SMALL,large=VIT,videos=clips.csv --workdir runs/large`.
+# This model learns 80 classes from clips, each a pair of a digit and a direction. Only its last 2 blocks, the pooling,
+# the head and the gate are trained. To do the same with your own models and videos, run
+# `tubevit train --config bootstrap:small=SMALL,large=VIT,videos=clips.csv --workdir runs/large`.
 
 # %%
 config = load_config(f"digits_bootstrap:stage=gate,small={small},large={vit}", changes)
@@ -84,14 +84,15 @@ metrics = read_metrics(pathlib.Path(workdir, "large", "metrics.jsonl").read_text
 loss_figure(metrics)
 
 # %% [markdown]
-# The default of 300 steps is a demonstration: with the released small model about 6 % of the 80 classes are right after
-# them (chance is 1.25 %). `tubevit_ti8@moving_digits_bootstrap` is the same after 2,000 steps, with 38.8 %; see
-# docs/bootstrapping.md.
+# The default of 300 steps is only a demonstration: with the released small model, the accuracy after 300 steps is
+# about 6 % on 80 classes (chance is 1.25 %). `tubevit_ti8@moving_digits_bootstrap` is the same model after 2,000
+# steps, with 38.8 %; see docs/bootstrapping.md.
 #
-# ## What was carried over
+# ## What was reused
 #
-# A token must be as wide as the large model. Without new weights: a window of the small model's tube is computed at
-# several places, and their results are put side by side. That is the factor after `%`.
+# A token must have the width of the large model. This needs no new weights: the small model's tube is applied at
+# several positions, and the results are concatenated. The factor after `%` gives the number of positions along each
+# axis.
 
 # %%
 donor, (model, metadata, *_) = tubevit.load_model(small), read_checkpoint(f"{workdir}/large")
@@ -99,7 +100,7 @@ for name, each in (("small", donor), ("large", model)):
     print(f"{name}: {each.config.width} wide, {each.config.depth} blocks, tubes {each.config.tubes}")
 
 # %% [markdown]
-# The kernels of the 3D tubes are still those of the small model, since they were not trained. The flat tube is the
+# The kernels of the 3D tubes are still those of the small model, because they were not trained. The 2D tube is the
 # ViT's own.
 
 # %%
@@ -110,7 +111,7 @@ for i, tube in enumerate(donor.config.tubes.tubes):
 kernel_figure(model, 0)
 
 # %% [markdown]
-# What is frozen has no gradient and no state of the optimiser, and costs no backward pass.
+# Frozen parameters have no gradient and no optimiser state, and need no backward pass.
 
 # %%
 trained, frozen = (
@@ -119,14 +120,14 @@ trained, frozen = (
 print(f"trained: {trained:,} of {trained + frozen:,} parameters ({trained / (trained + frozen):.0%})")
 
 # %% [markdown]
-# The gate of equation 8 adds the tokens from before the blocks to the output of the first trained one, times
-# tanh(alpha). It begins at 0, where the model is the image ViT on the new tokens.
+# The gate of equation 8 adds the input tokens of the encoder, multiplied by tanh(alpha), to the output of the first
+# trained block. Alpha is initialised to 0, where the model equals the image ViT on the new tokens.
 
 # %%
 print("tanh(alpha):", np.tanh(np.asarray(model.encoder.gate[...])))
 
 # %% [markdown]
-# ## Where it looks
+# ## Where the model looks
 
 # %%
 held_out = evaluate_stored(model, "moving_digits", metadata["config"]["data"]["eval"]["moving_digits"])

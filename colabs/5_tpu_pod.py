@@ -11,21 +11,21 @@
 # %% [markdown]
 # # On a TPU pod: check first, then launch
 #
-# Large models are trained on slices of a TPU pod, which cost money from the moment they exist. This shows what can be
-# known before: whether a configuration fits, what it costs, and which commands would be run. Nothing here needs a TPU,
-# starts one, or costs anything. The commands have not been run on a TPU by us: we have none.
+# Large models are trained on slices of a TPU pod, which cost money as long as they exist. This notebook shows what you
+# can find out in advance: whether a configuration fits, what it costs, and which commands would be run. Nothing here
+# needs a TPU, starts one, or costs anything. We have not run these commands on a TPU, because we have none.
 
 # %%
-# In Colab this installs tubevit; elsewhere it does nothing, since you have installed it already.
-# pip may add what is missing, but must leave alone jax, its plugins and NumPy: other versions would not fit Colab's
-# drivers or the modules that are loaded. So their versions become constraints. If tubevit needs newer ones, pip ends
-# with an error (without --quiet it says why) and changes nothing; choose a newer runtime then.
+# In Colab, this installs tubevit. Elsewhere it does nothing, because tubevit is already installed.
+# pip may install missing packages, but must keep jax, its plugins and NumPy: other versions would not match Colab's
+# drivers or the modules that are loaded. Their versions therefore become constraints. If tubevit needs newer versions,
+# pip ends with an error (without --quiet it explains why) and changes nothing; in that case choose a newer runtime.
 import importlib.metadata
 import pathlib
 import subprocess
 import sys
 
-REPOSITORY = "https://github.com/OWNER/tubevit"  # put the owner of the repository that you opened this from
+REPOSITORY = "https://github.com/OWNER/tubevit"  # replace OWNER by the owner of this repository
 
 if "google.colab" in sys.modules:
     assert "OWNER" not in REPOSITORY, f"change the line above: {REPOSITORY} is no address"
@@ -37,14 +37,14 @@ if "google.colab" in sys.modules:
 # %% tags=["parameters"]
 experiment = "k600:model=tubevit_h16"  # ViT-H on Kinetics-600 and ImageNet
 topology = "v5litepod-256"  # the slice: gcloud's accelerator type
-changes = {"mesh.fsdp": "16"}  # keys of the configuration; this one splits the parameters over 16 chips
+changes = {"mesh.fsdp": "16"}  # keys of the configuration to change; this one shards the parameters over 16 chips
 workdir = "gs://BUCKET/k600_h16"  # a bucket in the region of the slice
 zone = "us-west4-a"
 
 # %% [markdown]
-# ## What a configuration needs anywhere
+# ## What a configuration needs on any hardware
 #
-# Counted, not measured: tokens, parameters, FLOPs and memory of activations, for one clip.
+# Tokens, parameters, FLOPs and activation memory for one clip are counted, not measured.
 
 # %%
 import importlib.util
@@ -62,8 +62,8 @@ assert main(["inspect", "--config", experiment, *flags]) == 0
 # %% [markdown]
 # ## Does it fit?
 #
-# Preflight compiles the real training step for the slice with TPU's own compiler, `libtpu`, on this machine. If that
-# is not here, this cell says how to get it, and you can go on without.
+# Preflight compiles the real training step for the slice with the TPU compiler, `libtpu`, on this machine. If `libtpu`
+# is not installed, this cell prints how to install it, and you can continue without it.
 
 # %%
 chips = find_topology(topology)
@@ -75,14 +75,14 @@ else:
     print("libtpu is not installed: pip install 'tubevit[tpu]'")
 
 # %% [markdown]
-# `peak` is the memory of one chip in a step, against what the chip has. Step times are estimates from published peaks.
-# Where it does not fit, `tubevit preflight --suggest` tries what makes room.
+# `peak` is the memory that a step needs on one chip, compared with the memory of the chip. Step times are estimates
+# from published peaks. If the step does not fit, `tubevit preflight --suggest` tries settings that save memory.
 #
 # ## Launch
 #
-# `launch/tpu.py` creates the slice, copies the code, installs it on every host and starts the run. It is in the
-# repository, not in the package. `--dry-run` prints the commands and runs nothing. You need `gcloud`, logged in, and a
-# project with TPU quota.
+# `launch/tpu.py` creates the slice, copies the code, installs it on every host and starts the run. It is part of the
+# repository, but not of the package. `--dry-run` prints the commands and runs nothing. To launch, you need `gcloud`,
+# logged in, and a project with TPU quota.
 
 # %%
 checkout = pathlib.Path(tubevit.__file__).parent.parent
@@ -93,7 +93,7 @@ if not (checkout / "launch/tpu.py").exists():
 
 
 def launch(how, *more):
-    """The commands that would start the run."""
+    """Print the commands that would start the run."""
     flags_of_launch = ["--name", "my-run", "--zone", zone, "--type", topology, *more, "--dry-run"]
     run = ["train", "--config", experiment, "--workdir", workdir, *flags]
     command = [sys.executable, str(checkout / "launch/tpu.py"), how, *flags_of_launch, "--", *run]
@@ -103,12 +103,12 @@ def launch(how, *more):
 launch("pod")
 
 # %% [markdown]
-# A queued resource waits until there is room, and with `--spot` it is cheaper but may be taken away at any time. The
-# launcher then creates it again, and the run goes on from its last checkpoint.
+# A queued resource waits for free capacity. With `--spot` it is cheaper, but may be preempted at any time. The
+# launcher then creates it again, and the run resumes from its last checkpoint.
 
 # %%
 launch("queued", "--spot")
 
 # %% [markdown]
-# The commands end with the one that deletes what was created. **It costs money until that has run.** Leave `--dry-run`
-# away to run them; `docs/tpu.md` has GKE, several slices, restarts and the settings that matter.
+# The last of the commands deletes what was created. **It costs money until this command has run.** Remove `--dry-run`
+# to run the commands. `docs/tpu.md` describes GKE, several slices, restarts and the relevant settings.
