@@ -1,7 +1,7 @@
-# Everything needs Python 3.11 or newer; PYTHON=python3.13 chooses one.
+# Requires Python 3.11 or newer; PYTHON=python3.13 selects an interpreter.
 PYTHON ?= python3
 VENV ?= .venv
-# What `make setup` installs beside the core: dev, or on a TPU host tpu.
+# The extras that `make setup` installs: dev, or tpu on a TPU host.
 EXTRAS ?= dev
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(EXTRAS)
@@ -17,7 +17,7 @@ $(READY): setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
-# Installs, makes the embedded data, trains, evaluates and prints a summary: under 10 minutes on 2 cores.
+# Installs the package, generates the embedded data, trains, evaluates and prints a summary: under 10 minutes on 2 cores.
 quickstart:
 	$(PYTHON) launch/quickstart.py $(QUICKSTART)
 
@@ -25,18 +25,18 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/extras
 
-# What needs more than the core: peers in torch, the compilers for TPUs and GPUs, the site, a wheel in an environment of
-# its own. All is installed on the first call.
+# Tests that need more than the core: peers in torch, compilers for TPUs and GPUs, the site, and a wheel in its own
+# environment. Everything they need is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs,notebook]'
 	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras
 
-# The site, in build/site; it ends with an error where a link leads nowhere.
+# Builds the site in build/site; a broken link is an error.
 docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Without CUDA's libraries, which compiling does not need; beside the environment, since JAX would look for a GPU.
+# Without CUDA's libraries, which compilation does not need; outside the environment, where JAX would look for a GPU.
 $(GPU_COMPILER): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ \
 		jax-cuda12-plugin jax-cuda12-pjrt

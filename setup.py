@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The wheel carries the experiments and the released weights inside the package; a checkout has them beside it.
+    # The wheel contains experiments and released weights inside the package; in a checkout they lie beside it.
     packages=[*find_packages(include=["tubevit", "tubevit.*"]), "tubevit.experiments", "tubevit.checkpoints"],
     package_dir={"tubevit.experiments": "experiments", "tubevit.checkpoints": "checkpoints"},
     package_data={"tubevit": ["py.typed"], "tubevit.checkpoints": ["**/*"]},
@@ -53,7 +53,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
-            "basedpyright>=1.40",  # pyright with its own node: nothing is fetched when it runs
+            "basedpyright>=1.40",  # pyright as one wheel, without a download at run time
             "build>=1.2",
             "hypothesis>=6",
             "pillow>=10",

@@ -1,11 +1,11 @@
-"""Notebooks from their .py files, which are the source, and their pages in the documentation.
+"""Write the notebooks from their .py files, which are the source, and their pages in the documentation.
 
     python colabs/render.py --sync                  # writes every .ipynb from its .py, without outputs
-    python colabs/render.py                         # executes all, writes docs/colabs/NAME.md and its pictures
+    python colabs/render.py                         # executes all, writes docs/colabs/NAME.md and its figures
     python colabs/render.py 1_quickstart checkpoint=runs/quickstart
 
-`NAME=VALUE` replaces a value of the cell of parameters. A notebook that was changed in Jupyter or Colab is brought back
-by `jupytext --sync colabs/NAME.ipynb`. Needs the extra `notebook`.
+`NAME=VALUE` replaces a value in the parameter cell. After editing a notebook in Jupyter or Colab, update its .py file
+with `jupytext --sync colabs/NAME.ipynb`. Requires the extra `notebook`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import nbformat
 FOLDER = pathlib.Path(__file__).resolve().parent
 PAGES = FOLDER.parent / "docs" / "colabs"
 SOURCES = sorted(FOLDER.glob("[0-9]_*.py"))
-_TIMEOUT = 3600  # seconds that a cell may take
+_TIMEOUT = 3600  # maximum seconds per cell
 _ROOT = FOLDER.parent
-# Colours and lines of progress are left out of a page.
+# Colours and progress lines, which are removed from a page.
 _LEFT_OUT = re.compile(r"\x1b\[[0-9;]*m|^step \d+/\d+ .*\n?", re.MULTILINE)
 
 
 def notebook_of(source: pathlib.Path) -> nbformat.NotebookNode:
-    """The notebook of a .py file in percent format, without outputs and with the same bytes every time."""
+    """Read a .py file in percent format as a notebook without outputs; the result is deterministic."""
     book = jupytext.read(source, fmt="py:percent")
     book.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     for number, cell in enumerate(book.cells):
@@ -40,22 +40,22 @@ def notebook_of(source: pathlib.Path) -> nbformat.NotebookNode:
 
 
 def with_parameters(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
-    """Replaces values in the cell tagged `parameters`, and nothing else.
+    """Replace values in the cell tagged `parameters`, and nothing else.
 
     Raises:
-        ValueError: the cell has no such name.
+        ValueError: The cell does not assign one of the names.
     """
     (cell,) = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ()))
     for name, value in values.items():
         line = re.compile(rf"^{re.escape(name)} = .*?(?=  #|$)", re.MULTILINE)
         cell.source, count = line.subn(lambda match, text=f"{name} = {value!r}": text, cell.source)
         if count != 1:
-            raise ValueError(f"the cell of parameters has no line {name} = ...:\n{cell.source}")
+            raise ValueError(f"the parameter cell has no line {name} = ...:\n{cell.source}")
     return book
 
 
 def execute(book: nbformat.NotebookNode, folder: pathlib.Path, env: dict | None = None) -> nbformat.NotebookNode:
-    """Executes all cells in a folder; an error in one is raised."""
+    """Execute all cells in a folder, and raise the error of a cell that fails."""
     from nbclient import NotebookClient
 
     client = NotebookClient(
@@ -65,7 +65,7 @@ def execute(book: nbformat.NotebookNode, folder: pathlib.Path, env: dict | None 
 
 
 def write_page(book: nbformat.NotebookNode, name: str) -> None:
-    """Writes docs/colabs/NAME.md and its pictures."""
+    """Write docs/colabs/NAME.md and its figures."""
     from nbconvert import MarkdownExporter
 
     book.cells.insert(1, nbformat.v4.new_markdown_cell(f"*This page is `colabs/{name}.ipynb`, executed.*"))
@@ -94,9 +94,9 @@ def _value(text: str):
 
 
 def main(arguments: list[str]) -> None:
-    """Synchronises or renders."""
+    """Write the notebooks or render their pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sync", action="store_true", help="only write the .ipynb from the .py")
+    parser.add_argument("--sync", action="store_true", help="only write the .ipynb files from the .py files")
     parser.add_argument("what", nargs="*", metavar="NOTEBOOK or NAME=VALUE")
     args = parser.parse_args(arguments)
     values = dict(each.split("=", 1) for each in args.what if "=" in each)

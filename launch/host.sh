@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# On a TPU host, in the checkout that launch/tpu.py put there (see docs/tpu.md):
-#   host.sh setup              makes .venv with the extra `tpu`; HOST_PYTHON names a Python of 3.11 or newer
-#   host.sh start VERB ...     tubevit VERB ... in the background, started again as its exit code asks
+# Runs on a TPU host, in the checkout that launch/tpu.py copied there (see docs/tpu.md):
+#   host.sh setup              creates .venv with the extra `tpu`; HOST_PYTHON names a Python of 3.11 or newer
+#   host.sh start VERB ...     tubevit VERB ... in the background, restarted depending on its exit code
 #   host.sh run VERB ...       setup, then the same in the foreground (in a container)
-#   host.sh status             prints `status: ` and none, running, or the exit code of the run that ended
+#   host.sh status             prints `status: ` followed by none, running, or the exit code of the run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 state=runs/launch
@@ -16,7 +16,7 @@ python() {
       return
     fi
   done
-  # The images for v4 to v6e are Ubuntu 22.04 with Python 3.10. uv needs no root and no apt, whose lock others hold at boot.
+  # The images for v4 to v6e are Ubuntu 22.04 with Python 3.10. uv needs neither root nor apt, which is locked during boot.
   python3 -m pip install --user --quiet uv >&2
   python3 -m uv python install --quiet 3.12 >&2
   UV_PYTHON_PREFERENCE=only-managed python3 -m uv python find --system 3.12
@@ -42,7 +42,7 @@ run)
   ;;
 start)
   if running; then
-    echo "host.sh: a run is under way" >&2
+    echo "host.sh: a run is already in progress" >&2
     exit 2
   fi
   mkdir -p $state

@@ -1,8 +1,8 @@
-"""`make quickstart`: from nothing to a trained and evaluated joint model, with the seconds of each part.
+"""Train and evaluate a joint model from scratch, and print the time of each part: this is `make quickstart`.
 
     python3 launch/quickstart.py [--seed 0] [--steps N] [--workdir runs/quickstart]
 
-Runs in any Python 3.11 or newer: it sets up .venv by the Makefile first, then calls the command line in there.
+Runs in any Python 3.11 or newer: it first creates .venv with the Makefile, then calls the command line in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def run(*command: str) -> float:
-    """Runs a command, ends with its exit code where it fails; returns seconds."""
+    """Run a command and return its seconds; if it fails, exit with its code."""
     print("$ " + " ".join(command), flush=True)
     start = time.perf_counter()
     code = subprocess.run(command, cwd=ROOT).returncode
@@ -30,7 +30,7 @@ def run(*command: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: the experiment's")
+    parser.add_argument("--steps", type=int, help="number of steps (default: as in the experiment)")
     parser.add_argument("--workdir", default="runs/quickstart")
     args = parser.parse_args()
 
@@ -49,11 +49,11 @@ def main() -> None:
     print("\nsummary")
     for part, value in seconds.items():
         print(f"  {part:42s} {value:7.1f} s")
-    print(f"  {'all':42s} {sum(seconds.values()):7.1f} s")
+    print(f"  {'total':42s} {sum(seconds.values()):7.1f} s")
     print(f"  held-out motion, top-1, {motion['clips_used']} clips {'':11s} {motion['top1']:7.1%}")
     print(f"  held-out still digits, top-1, {still['clips_used']} images {'':4s} {still['top1']:7.1%}")
-    print(f"  {'frames shuffled anew for each clip, top-1':42s} {control['shuffled_top1']:7.1%}")
-    print(f"  {'reversed in time: opposite motion assigned':42s} {control['reversed_to_opposite']:7.1%}")
+    print(f"  {'frames shuffled in each clip, top-1':42s} {control['shuffled_top1']:7.1%}")
+    print(f"  {'reversed clips: opposite motion predicted':42s} {control['reversed_to_opposite']:7.1%}")
     print(f"  checkpoint: {motion['checkpoint']}")
     print(f"  predict:    {tubevit} predict --checkpoint {args.workdir} {control['example']}")
 

@@ -1,12 +1,12 @@
-"""Runs a command again for as long as its exit code asks for it.
+"""Run a command, and restart it depending on its exit code.
 
     python3 launch/restart.py [--wait 100] [--limit 5] [--exit-file FILE] -- .venv/bin/tubevit train ...
 
-0 (done) and 2 (bad input) end the loop. 75 (preempted after saving) starts the command again at once. Anything else,
-1 (failed) or a signal, starts it again after a wait that doubles with each failure in a row; after `--limit` of them
-the loop gives up. A run of an hour or more ends such a row. The exit code is the command's last (128 + the signal
-where one ended it), which `--exit-file` gets too. SIGTERM goes on to the command, which saves, and ends the loop with
-75 (start me again) and without that file.
+0 (done) and 2 (bad input) end the loop. After 75 (preempted after saving), the command is restarted at once. After
+anything else (1 for a failure, or a signal), it is restarted after a delay, which doubles with each consecutive
+failure. The loop gives up after `--limit` consecutive failures; a run of an hour or more resets the count. The loop
+exits with the command's last exit code (128 + the signal that ended it), which is also written to `--exit-file`.
+SIGTERM is passed on to the command, which saves; the loop then exits with 75 (restart me) and does not write that file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import threading
 import time
 
 DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
-HEALTHY, LONGEST = 3600.0, 900.0  # seconds: a run that ends a row of failures; the longest wait
+HEALTHY, LONGEST = 3600.0, 900.0  # seconds: a run that resets the count of failures; the longest delay
 
 
 def main() -> int:
-    """Runs the loop; returns the last exit code of the command."""
+    """Run the loop, and return the last exit code of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    # By default longer than the other processes of a job take to notice that one is gone: all start again together.
+    # The default is longer than the processes of a job take to notice that one is gone: all of them restart together.
     parser.add_argument("--wait", type=float, default=100.0, help="seconds before the first restart after a failure")
-    parser.add_argument("--limit", type=int, default=5, help="give up after so many failures in a row")
-    parser.add_argument("--exit-file", help="gets the last exit code")
+    parser.add_argument(
+        "--limit", type=int, default=5, help="number of consecutive failures after which the loop gives up"
+    )
+    parser.add_argument("--exit-file", help="file to which the last exit code is written")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
 
@@ -53,28 +55,28 @@ def main() -> int:
             say(f"cannot run {args.command[0]}: {error.strerror}")
             code = BAD_INPUT
             break
-        if stopped.is_set():  # the signal came before there was a command
+        if stopped.is_set():  # the signal arrived before the command was started
             child.send_signal(signal.SIGTERM)
         code = child.wait()
         code = 128 - code if code < 0 else code
         if code in (DONE, BAD_INPUT):
-            say(f"exit code {code}: the end")
+            say(f"exit code {code}: not restarting")
             break
         if stopped.is_set():
             break
         if code == PREEMPTED:
-            say("preempted after saving: again at once")
+            say("preempted after saving: restarting at once")
             continue
         failures = 1 if time.monotonic() - begin >= HEALTHY else failures + 1
         if failures > args.limit:
-            say(f"exit code {code}: {failures} failures in a row, the end")
+            say(f"exit code {code}: giving up after {failures} consecutive failures")
             break
         wait = min(args.wait * 2 ** (failures - 1), LONGEST)
-        say(f"exit code {code}: again in {wait:g} s (restart {failures} of {args.limit})")
+        say(f"exit code {code}: restarting in {wait:g} s (restart {failures} of {args.limit})")
         if stopped.wait(wait):
             break
     if stopped.is_set() and code not in (DONE, BAD_INPUT):
-        say(f"told to end; the command's last exit code was {code}")
+        say(f"stopped by a signal; the command's last exit code was {code}")
         return PREEMPTED
     if args.exit_file:
         with open(args.exit_file + ".new", "w") as file:
@@ -84,7 +86,7 @@ def main() -> int:
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr."""
+    """Print a line to stderr."""
     print(f"restart: {text}", file=sys.stderr, flush=True)
 
 

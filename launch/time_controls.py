@@ -1,6 +1,6 @@
-"""What the order of the frames is worth to a trained model: the same test clips shuffled, and reversed in time.
+"""Measure how much a trained model uses the order of frames: on the test clips with shuffled and with reversed frames.
 
-python launch/time_controls.py WORKDIR      # of the quickstart; writes WORKDIR/time_controls.json
+python launch/time_controls.py WORKDIR      # the workdir of a quickstart; writes WORKDIR/time_controls.json
 """
 
 from __future__ import annotations

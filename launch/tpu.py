@@ -1,11 +1,11 @@
-"""Starts a run on Cloud TPUs: on one VM, a pod slice, a queued resource that comes again when preempted, or GKE.
+"""Start a run on Cloud TPUs: on one VM, a pod slice, a queued resource that is recreated when preempted, or GKE.
 
     python3 launch/tpu.py vm     --name a --zone us-west4-a --type v5litepod-8 -- train --config quickstart --workdir w
     python3 launch/tpu.py pod    --name a --zone us-east1-d --type v6e-256 -- train --config k600 --workdir gs://b/a
     python3 launch/tpu.py queued --name a --zone us-east1-d --type v6e-256 --spot -- train --config k600 --workdir ...
     python3 launch/tpu.py xpk    --name a --zone us-east1-d --type v6e-256 --cluster c -- train --config k600 ...
 
-After `--` stands what follows `tubevit`. `--dry-run` prints the commands and runs nothing. docs/tpu.md explains.
+The arguments after `--` are passed to `tubevit`. `--dry-run` prints the commands and runs nothing. See docs/tpu.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # only for the errors, which need nothing installed
+sys.path.insert(0, str(ROOT))  # for the errors only, which need no installed packages
 
 from tubevit.errors import UserError, unknown  # noqa: E402
 
@@ -31,16 +31,17 @@ RUNTIMES = {  # the TPU software version of each family
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v6e": "v2-alpha-tpuv6e",
 }
-SILENT, FAILURES = (
-    10,
-    5,
-)  # looks in a row without an answer, failed attempts in a row: after them the loop starts anew, ends
+SILENT = 10  # consecutive polls without an answer after which the resource is recreated
+FAILURES = 5  # consecutive failed attempts after which the loop gives up
 STATUS = "if [ -e tubevit/launch/host.sh ]; then bash tubevit/launch/host.sh status; else echo status: none; fi"
 LOG = "tail -n 100 tubevit/runs/launch/log"
 
 
 def accelerator_types() -> dict[str, int]:
-    """The hosts of each accelerator type. v4 and v5p count cores, 8 to a host; v5litepod and v6e chips, 4 to a host."""
+    """Return the number of hosts of each accelerator type.
+
+    v4 and v5p types count cores, 8 per host; v5litepod and v6e types count chips, 4 per host.
+    """
     types = {f"{family}-{n}": n // 8 for family in ("v4", "v5p") for n in (8, 16, 32, 64)}
     types |= {f"v4-{n}": n // 8 for n in range(128, 8192 + 1, 128)}
     types |= {f"v5p-{n}": n // 8 for n in range(128, 12288 + 1, 128)}
@@ -50,34 +51,47 @@ def accelerator_types() -> dict[str, int]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The flags and, in `run`, what follows `tubevit`; refuses what cannot work."""
+    """Parse and check the flags; `run` holds the arguments for `tubevit`."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     flags, run = arguments[:at], arguments[at + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("how", choices=("vm", "pod", "queued", "xpk"))
-    parser.add_argument("--name", required=True, help="of the TPU, the queued resource or the workload")
+    parser.add_argument("--name", required=True, help="name of the TPU, the queued resource or the workload")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--type", required=True, help="accelerator type, such as v5litepod-8 or v6e-256")
-    parser.add_argument("--project", help="default: that of gcloud's configuration")
-    parser.add_argument("--slices", type=int, default=1, help="queued and xpk; also config.mesh.slices")
-    parser.add_argument("--spot", action="store_true", help="cheaper, and preempted at any time")
-    parser.add_argument("--reserved", action="store_true", help="vm, pod and queued: from the project's reservation")
+    parser.add_argument("--project", help="Google Cloud project (default: the one configured in gcloud)")
     parser.add_argument(
-        "--create-flag", action="append", default=[], metavar="FLAG", help="passed on, e.g. --network=n"
+        "--slices", type=int, default=1, help="queued and xpk: number of slices; also set config.mesh.slices"
     )
-    parser.add_argument("--no-create", action="store_true", help="vm and pod: the TPU is there already")
-    parser.add_argument("--clone", metavar="URL", help="clone this instead of copying the checkout's last commit")
-    parser.add_argument("--branch", help="of --clone")
-    parser.add_argument("--poll", type=float, default=60, help="queued: seconds between two looks")
+    parser.add_argument(
+        "--spot", action="store_true", help="use spot capacity, which is cheaper but may be preempted at any time"
+    )
+    parser.add_argument("--reserved", action="store_true", help="vm, pod and queued: use the project's reservation")
+    parser.add_argument(
+        "--create-flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="flag for the create command, e.g. --network=n",
+    )
+    parser.add_argument("--no-create", action="store_true", help="vm and pod: use an existing TPU")
+    parser.add_argument(
+        "--clone", metavar="URL", help="repository to clone instead of copying the checkout's last commit"
+    )
+    parser.add_argument("--branch", help="branch of --clone")
+    parser.add_argument("--poll", type=float, default=60, help="queued: seconds between two checks")
     parser.add_argument("--cluster", help="xpk: the GKE cluster")
     parser.add_argument("--create-cluster", action="store_true", help="xpk: create it first")
     parser.add_argument(
-        "--image", help="xpk: a Docker image whose working folder is a checkout, instead of building one"
+        "--image",
+        help="xpk: use this Docker image, which has a checkout as its working directory, instead of building one",
     )
-    parser.add_argument("--max-restarts", type=int, default=100, help="xpk: of the whole job")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument(
+        "--max-restarts", type=int, default=100, help="xpk: maximum number of restarts of the whole job"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     args = parser.parse_args(flags)
     args.run = run
 
@@ -93,31 +107,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if args.slices < 1 or (args.slices > 1 and args.how in ("vm", "pod")):
         raise UserError(f"--slices {args.slices}: expected 1, or more with queued or xpk")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
-        raise UserError(f"--name {args.name!r}: expected up to 40 small letters, digits and '-', a letter first")
+        raise UserError(
+            f"--name {args.name!r}: expected up to 40 lower-case letters, digits and '-', starting with a letter"
+        )
     if args.how == "xpk" and not args.cluster:
         raise UserError("xpk needs --cluster NAME")
     if args.no_create and args.how not in ("vm", "pod"):
         raise UserError(f"--no-create is for vm and pod; found {args.how}")
     if not run or run[0].startswith("-"):
-        raise UserError("what to run is missing: add -- train --config FILE --workdir DIR")
+        raise UserError("the arguments for tubevit are missing: add -- train --config FILE --workdir DIR")
     for flag, value in zip(run, [*run[1:], ""]):
         workdir = flag.partition("=")[2] if flag.startswith("--workdir=") else value if flag == "--workdir" else "gs://"
         if args.how != "vm" and not workdir.startswith("gs://"):
             raise UserError(
-                f"--workdir {workdir}: expected gs://BUCKET/...; a folder of one host is not seen by the others"
+                f"--workdir {workdir}: expected gs://BUCKET/...; other hosts cannot see a folder of one host"
             )
     return args
 
 
 def gcloud(args: argparse.Namespace, *words: str) -> list[str]:
-    """A command of gcloud for this TPU or queued resource."""
+    """Build a gcloud command for this TPU or queued resource."""
     group = "queued-resources" if args.how == "queued" else "tpu-vm"
     project = [f"--project={args.project}"] if args.project else []
     return ["gcloud", "compute", "tpus", group, *words, f"--zone={args.zone}", *project, "--quiet"]
 
 
 def create(args: argparse.Namespace) -> list[str]:
-    """The command that creates a TPU or a queued resource."""
+    """Build the command that creates the TPU or the queued resource."""
     flags = [f"--accelerator-type={args.type}"]
     version = RUNTIMES[args.type.split("-")[0]]
     if args.how != "queued":
@@ -131,19 +147,19 @@ def create(args: argparse.Namespace) -> list[str]:
 
 
 def on_hosts(args: argparse.Namespace, command: str, everywhere: bool = True) -> list[str]:
-    """The command that runs another on all hosts, or on the first."""
+    """Build the command that runs another command on all hosts, or on the first host."""
     where = ["--node=all", "--worker=all"] if args.how == "queued" else ["--worker=all"]
     return gcloud(args, "ssh", args.name, *(where if everywhere else ["--worker=0"]), f"--command={command}")
 
 
 def pack(args: argparse.Namespace) -> tuple[list[str], str]:
-    """The command that packs the checkout's last commit, and the archive."""
+    """Build the command that packs the checkout's last commit; return it with the path of the archive."""
     archive = f"{tempfile.gettempdir()}/tubevit-{args.name}.tar.gz"
     return ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"], archive
 
 
 def deploy(args: argparse.Namespace) -> list[list[str]]:
-    """The commands that bring the code to all hosts, set it up and start the run in the background."""
+    """Build the commands that copy the code to all hosts, set it up and start the run in the background."""
     start = on_hosts(args, shlex.join(["bash", "tubevit/launch/host.sh", "start", *args.run]))
     setup = "bash tubevit/launch/host.sh setup"
     if args.clone:
@@ -164,15 +180,16 @@ def deploy(args: argparse.Namespace) -> list[list[str]]:
 
 
 def delete(args: argparse.Namespace) -> list[str]:
-    """The command that deletes the TPU or the queued resource."""
+    """Build the command that deletes the TPU or the queued resource."""
     return gcloud(args, "delete", args.name, *(["--force"] if args.how == "queued" else []))
 
 
 def xpk(args: argparse.Namespace) -> list[list[str]]:
-    """The commands that create a workload on GKE, and before it the cluster where asked.
+    """Build the commands that create a workload on GKE, and the cluster if requested.
 
-    A preempted job (75), and one whose process was killed, starts again as a whole, `--max-restarts` times; a failed
-    process (1) first by launch/restart.py in its container, then the job ends. 0 and 2 end it.
+    A job is restarted as a whole, up to `--max-restarts` times, after preemption (75) or if a process was killed. A
+    failed process (1) is restarted by launch/restart.py in its container until that gives up, which ends the job. 0 and
+    2 end it.
     """
     place = [
         f"--cluster={args.cluster}",
@@ -192,7 +209,7 @@ def xpk(args: argparse.Namespace) -> list[list[str]]:
         folder = archive.removesuffix(".tar.gz")
         commands += [command, ["mkdir", "-p", folder], ["tar", "-xzf", archive, "-C", folder]]
         image = ["--base-docker-image=python:3.12", f"--script-dir={folder}"]
-    # exec: xpk passes SIGTERM on to the shell that it starts, which would not pass it on.
+    # exec: xpk sends SIGTERM to the shell that it starts, which would not pass the signal on.
     run = "exec " + shlex.join(["bash", "launch/host.sh", "run", *args.run])
     restarts = [f"--max-restarts={args.max_restarts}", "--restart-on-exit-codes=75"]
     restarts += ["--termination-grace-period-seconds=120"]  # for the last save
@@ -201,7 +218,7 @@ def xpk(args: argparse.Namespace) -> list[list[str]]:
 
 
 def later(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Commands for later, printed and not run."""
+    """Build the commands that are printed for later use."""
     if args.how == "xpk":
         place = [f"--cluster={args.cluster}", f"--zone={args.zone}"]
         place += [f"--project={args.project}"] if args.project else []
@@ -217,7 +234,7 @@ def later(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def execute(command: list[str]) -> subprocess.CompletedProcess:
-    """Prints and runs a command; its stdout is kept, its stderr shown and kept."""
+    """Print and run a command, capture its output, and show its stderr."""
     print("$ " + shlex.join(command), flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
     sys.stderr.write(done.stderr)
@@ -225,20 +242,20 @@ def execute(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def status(args: argparse.Namespace) -> str:
-    """What the hosts say of the run: none, running, or an exit code; "" where not all of them answer."""
+    """Return the state of the run: none, running, or an exit code; "" if not all hosts answer."""
     said = re.findall(r"^status: (none|running|\d+)$", execute(on_hosts(args, STATUS)).stdout, re.MULTILINE)
     codes = [word for word in said if word.isdecimal()]
     if failed := [code for code in codes if code != "0"]:
-        return failed[0]  # the others wait for that host in vain
+        return failed[0]  # the other hosts would wait for that host forever
     if len(said) < accelerator_types()[args.type] * args.slices:
         return ""
     return "none" if "none" in said else "running" if "running" in said else "0"
 
 
 def watch(args: argparse.Namespace) -> int | None:
-    """Keeps a queued resource and the run on it until that ends; returns the run's exit code, None if it gives up.
+    """Maintain a queued resource and its run until the run ends; return the run's exit code, or None after giving up.
 
-    It keeps no state of its own: it may be stopped and started again at any time.
+    The function keeps no state of its own, so it can be stopped and started again at any time.
     """
     silent = failures = 0
     while failures < FAILURES:
@@ -250,7 +267,7 @@ def watch(args: argparse.Namespace) -> int | None:
         failed = not state or state == "FAILED"
         if state == "NONE":
             failed = execute(create(args)).returncode != 0
-        elif state in ("FAILED", "SUSPENDED") or silent >= SILENT:  # not to be had, preempted, or lost
+        elif state in ("FAILED", "SUSPENDED") or silent >= SILENT:  # unavailable, preempted, or lost
             failed |= execute(delete(args)).returncode != 0
             silent = 0
         elif said == "none":
@@ -264,12 +281,12 @@ def watch(args: argparse.Namespace) -> int | None:
                 return int(said)
         failures += failed
         time.sleep(args.poll)
-    print(f"tpu.py: {FAILURES} failures in a row: giving up", file=sys.stderr)
+    print(f"tpu.py: giving up after {FAILURES} consecutive failures", file=sys.stderr)
     return None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints or runs the commands; returns an exit code."""
+    """Print or run the commands, and return an exit code."""
     try:
         args = parse(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
@@ -279,7 +296,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.dry_run:
         print("\n".join(shlex.join(command) for command in commands))
         if args.how == "queued":
-            print("# until the run ends; a resource that is SUSPENDED or FAILED is deleted and the above done again:")
+            print(
+                "# repeated until the run ends; a SUSPENDED or FAILED resource is deleted and created again as above:"
+            )
             print(shlex.join(gcloud(args, "describe", args.name, "--format=value(state.state)")))
             print(shlex.join(on_hosts(args, STATUS)))
     elif args.how == "queued":
@@ -289,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         for command in commands:
             if code := subprocess.run(command).returncode:
-                print(f"tpu.py: exit code {code} of {shlex.join(command)}", file=sys.stderr)
+                print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
                 return 1
     for what, command in later(args).items():
         print(f"# {what}:\n{shlex.join(command)}")

@@ -101,7 +101,7 @@ REFUSED = {
     "pod --type v6e-16 --slices 2": "--slices 2: expected 1, or more with queued or xpk",
     "xpk --type v6e-16": "xpk needs --cluster NAME",
     "xpk --type v5litepod-4 --cluster c": "unknown accelerator type 'v5litepod-4'",
-    "pod --type v6e-16 --name A_b": "--name 'A_b': expected up to 40 small letters",
+    "pod --type v6e-16 --name A_b": "--name 'A_b': expected up to 40 lower-case letters",
 }
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_work_is_refused(tpu, capsys, call):
 def test_what_to_run_is_checked(tpu, capsys):
     flags = ["--name", "a", "--zone", "z", "--type", "v5litepod-8", "--dry-run"]
     assert tpu.main(["vm", *flags]) == 2
-    assert "what to run is missing" in capsys.readouterr().err
+    assert "the arguments for tubevit are missing" in capsys.readouterr().err
     local = ["--", "train", "--config", "k600", "--workdir=runs/a"]
     assert tpu.main(["vm", *flags, *local]) == 0
     capsys.readouterr()
@@ -240,8 +240,8 @@ def test_restarts_follow_the_exit_code(fake, tmp_path, codes):
     done = subprocess.run([*command, "--", fake(*codes), "train", "--x=a b"], capture_output=True, text=True)
     assert done.returncode == code and (tmp_path / "exit").read_text() == f"{code}\n"
     assert (tmp_path / "runs").read_text() == "run train --x=a b\n" * runs
-    assert re.findall(r"again in (\S+) s", done.stderr) == [str(wait) for wait in waits]
-    assert done.stderr.count("again at once") == codes[:runs].count(75)
+    assert re.findall(r"restarting in (\S+) s", done.stderr) == [str(wait) for wait in waits]
+    assert done.stderr.count("restarting at once") == codes[:runs].count(75)
 
 
 def test_a_command_that_is_not_there(tmp_path):
@@ -264,7 +264,7 @@ def test_a_signal_reaches_the_command_and_ends_the_loop(tmp_path, code):
 def test_a_signal_ends_a_wait():
     command = [sys.executable, ROOT / "launch/restart.py", "--", "bash", "-c", "exit 1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as loop:
-        assert "again in 100 s (restart 1 of 5)" in loop.stderr.readline()
+        assert "restarting in 100 s (restart 1 of 5)" in loop.stderr.readline()
         loop.send_signal(signal.SIGTERM)
         assert loop.wait(timeout=20) == 75
 
@@ -305,7 +305,7 @@ def test_a_run_on_a_host(host, fake, tmp_path):
         time.sleep(0.1)
     assert status == "status: 0\n"
     assert (tmp_path / "runs").read_text() == "run train --workdir a b\n" * 2
-    assert "again at once" in (tmp_path / "tubevit/runs/launch/log").read_text()
+    assert "restarting at once" in (tmp_path / "tubevit/runs/launch/log").read_text()
 
 
 def test_a_host_has_one_run(host, tmp_path):
@@ -316,7 +316,7 @@ def test_a_host_has_one_run(host, tmp_path):
     try:
         assert host("status").stdout == "status: running\n"
         second = host("start", "train")
-        assert second.returncode == 2 and "a run is under way" in second.stderr
+        assert second.returncode == 2 and "a run is already in progress" in second.stderr
     finally:
         os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + 30
