@@ -71,6 +71,11 @@ def _register_pytree() -> None:
     register_dataclass(TubeBatch, ["windows"], ["tubes", "shape"])
 
 
+def sample_shapes(shape: tuple[int, ...], tubes: TubeSet | None) -> list[tuple[int, ...]]:
+    """Return the shapes of the arrays of one sample: the windows of each tube, or (*shape, 3) if `tubes` is None."""
+    return [(*shape, 3)] if tubes is None else window_shapes(tubes, (1, *shape)[-3:])
+
+
 def window_shapes(tubes: TubeSet, shape: Triple) -> list[Triple]:
     """(N, f, k_t * k_y * k_x * 3) of each tube in a clip of `shape` (T, H, W); UserError where one does not fit."""
     return [(math.prod(grid), tube.sub_windows, 3 * tube.volume) for tube, grid in zip(tubes.tubes, tubes.grid(shape))]

@@ -16,7 +16,8 @@ def rng(seed=0):
 
 
 def use(augment, clip, size, random):
-    return augment.sample_transform(clip.shape[1:3], len(clip), size, random)(clip, size)
+    transform = augment.sample_transform(clip.shape[1:3], len(clip), size, random)
+    return transform(clip, size, [whole_grid((len(clip), size, size))])[0]
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ def test_hosts_share_the_rows_of_every_batch(coloured, hosts, workers):
     rows = training_rows(coloured, 3)
     whole = take(iterate(rows, 8), 5)
     parts = [
-        take(iterate(rows, 8, host=BatchShards((i,), hosts), workers=workers if i == 1 else 0), 5) for i in range(hosts)
+        take(iterate(rows, 8, shards=BatchShards((i,), hosts), workers=workers if i == 1 else 0), 5)
+        for i in range(hosts)
     ]
     joined = [{key: np.concatenate([part[key] for part in of_step]) for key in whole[0]} for of_step in zip(*parts)]
     assert_same([{"x": batch} for batch in joined], [{"x": batch} for batch in whole])

@@ -17,7 +17,7 @@ from tubevit.data.video import read_image, read_video
 from tubevit.data.views import Views
 from tubevit.data.warp import sample, sample_grids, square_map
 from tubevit.tubes import PRESETS, TubeSet
-from tubevit.windows import TubeBatch, WindowPlan, take_windows
+from tubevit.windows import TubeBatch, WindowPlan, take_windows, whole_grid
 
 ALL = Augment(
     random_crop=True, area=0.3, flip=True, rand_layers=3, rand_magnitude=9.0, colour_jitter=0.4, erasing=0.5,
@@ -40,6 +40,10 @@ def frames():
     return {"decoded": [*decoded[:7], *decoded[6:-1]], "rgb": list(rgb)}
 
 
+def whole_pixels(size):
+    return [whole_grid((T, size, size))]
+
+
 def same(parts, tubes, clip):
     batch = take_windows(clip[None], tubes)
     for one, two in zip(WindowPlan(tubes, clip.shape[:3]).windows(parts), batch.windows, strict=True):
@@ -54,16 +58,16 @@ def test_every_preset_with_every_augmentation(frames, name, kind, size):
     tubes, some = TubeSet(PRESETS[name].tubes, "same"), frames[kind]
     grids = WindowPlan(tubes, (T, size, size)).grids
     for seed in range(3):
-        drawn = ALL.sample_transform(warp.frame_size(some[0]), T, size, np.random.default_rng(seed))
-        same(drawn.at_grids(some, size, grids), tubes, drawn(some, size))
+        transform = ALL.sample_transform(warp.frame_size(some[0]), T, size, np.random.default_rng(seed))
+        same(transform(some, size, grids), tubes, transform(some, size, whole_pixels(size))[0])
 
 
 def test_all_operations_were_met():
     """Those that the seeds of the test above do not draw are drawn by more."""
     pointwise, geometric, noise = set(), set(), 0
     for seed in range(200):
-        drawn = ALL.sample_transform((98, 146), T, 96, np.random.default_rng(seed))
-        assert not drawn.pointwise  # the contrast of the jitter
+        transform = ALL.sample_transform((98, 146), T, 96, np.random.default_rng(seed))
+        assert not transform.pointwise  # the contrast of the jitter
         plain = dataclasses.replace(ALL, colour_jitter=0.0).sample_transform(
             (98, 146), T, 96, np.random.default_rng(seed)
         )
@@ -80,27 +84,27 @@ def test_pointwise_colours(frames, change, value, monkeypatch):
     tubes, asked = TubeSet.from_text("4x4x4/8x16x16%2x1x1_2x6x6/8x16x16"), []
     reading = WindowPlan(tubes, (T, 64, 64))
     for some in frames.values():
-        drawn = plain.sample_transform(warp.frame_size(some[0]), T, 64, np.random.default_rng(5))
-        drawn = dataclasses.replace(drawn, changes=((change, value),))
-        whole = drawn(some, 64)
+        transform = plain.sample_transform(warp.frame_size(some[0]), T, 64, np.random.default_rng(5))
+        transform = dataclasses.replace(transform, changes=((change, value),))
+        whole = transform(some, 64, whole_pixels(64))[0]
         points = warp._Blocks.points
         with monkeypatch.context() as patch:
             patch.setattr(
                 warp._Blocks, "points", lambda self, y, x: asked.append(len(y) * len(x)) or points(self, y, x)
             )
-            same(drawn.at_grids(some, 64, reading.grids), tubes, whole)
-        assert drawn.pointwise
+            same(transform(some, 64, reading.grids), tubes, whole)
+        assert transform.pointwise
     assert max(asked) <= 24 * 24
 
 
 @pytest.mark.parametrize("change", [colour.contrast, colour.autocontrast, colour.equalize, colour.sharpness])
 def test_colours_of_the_whole_clip(frames, change):
     tubes = PRESETS["small"]
-    drawn = Augment().sample_transform((98, 146), T, 64, np.random.default_rng(0))
-    drawn = dataclasses.replace(drawn, changes=((colour.brightness, 0.5), (change, 0.3)))
-    assert not drawn.pointwise
-    parts = drawn.at_grids(frames["decoded"], 64, WindowPlan(tubes, (T, 64, 64)).grids)
-    same(parts, tubes, drawn(frames["decoded"], 64))
+    transform = Augment().sample_transform((98, 146), T, 64, np.random.default_rng(0))
+    transform = dataclasses.replace(transform, changes=((colour.brightness, 0.5), (change, 0.3)))
+    assert not transform.pointwise
+    parts = transform(frames["decoded"], 64, WindowPlan(tubes, (T, 64, 64)).grids)
+    same(parts, tubes, transform(frames["decoded"], 64, whole_pixels(64))[0])
 
 
 def test_the_right_frames_and_places(tmp_path):

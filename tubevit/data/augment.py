@@ -36,14 +36,17 @@ class SampledTransform:
         """Whether each pixel of the output follows from its own place alone."""
         return all(change in colour.POINTWISE for change, _ in self.changes)
 
-    def __call__(self, frames: Sequence[Frame], size: int) -> np.ndarray:
-        """T frames, see `warp.sample_grids` -> (T, size, size, 3) uint8."""
-        return self.at_grids(frames, size, [whole_grid((len(frames), size, size))])[0]
+    def __call__(self, frames: Sequence[Frame], size: int, grids: Sequence[PixelGrid]) -> list[np.ndarray]:
+        """Apply the transform to T frames, see `warp.sample_grids`.
 
-    def at_grids(self, frames: Sequence[Frame], size: int, grids: Sequence[PixelGrid]) -> list[np.ndarray]:
-        """The same at some of its pixels, for each grid (times, rows, columns, 3) uint8.
+        Args:
+            frames: T frames.
+            size: rows and columns of the output.
+            grids: the pixels to compute. Others are computed only if a change of colours needs the whole clip (not
+                `pointwise`).
 
-        No others are computed, but where a change of colours needs the whole clip (not `pointwise`).
+        Returns:
+            For each grid (times, rows, columns, 3) uint8.
         """
         frames = [frames[i] for i in self.order]
         asked = grids if self.pointwise else [whole_grid((len(frames), size, size))]

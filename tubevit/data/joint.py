@@ -1,42 +1,26 @@
-"""Joint training data: every step holds one sub-batch of each data set, of images or of videos."""
+"""Joint training data: each step takes one sub-batch from each data set, of images or of videos."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tubevit.data.pipeline import ONE_HOST, BatchShards, SampleLoader, dataset_seed, iterate, training_rows
+from tubevit.data.pipeline import SampleLoader, dataset_seed, iterate, training_rows
 
 
-def joint_batches(
-    loads: Mapping[str, tuple[SampleLoader, int]],
-    seed: int,
-    *,
-    first: int = 0,
-    host: BatchShards = ONE_HOST,
-    threads: int = 1,
-    workers: int = 0,
-) -> Iterator[dict]:
-    """Endless joint batches, one for each step.
+def joint_batches(loaders: Mapping[str, tuple[SampleLoader, int]], seed: int, **settings) -> Iterator[dict]:
+    """Yield endless joint batches, one for each step.
 
     Args:
-        loads: for each data set its loading and its global batch size.
-        seed: of the run.
-        first: step to begin with; its batch does not depend on the earlier ones.
-        host, threads, workers: see `iterate`; threads and workers are those of each data set.
+        loaders: for each data set its loader and global batch size.
+        seed: seed of the run.
+        **settings: `first`, `shards`, `threads` and `workers` of `iterate`, for each data set.
 
-    Returns:
-        An iterator of {name: {"pixels", "label", "file", "broken", "dense"}}; see `training_rows`.
+    Yields:
+        {name: {"pixels", "label", "file", "broken", "dense"}}; see `training_rows`.
     """
     parts = {
-        name: iterate(
-            training_rows(load, dataset_seed(seed, name)),
-            size,
-            first=first,
-            host=host,
-            threads=threads,
-            workers=workers,
-        )
-        for name, (load, size) in loads.items()
+        name: iterate(training_rows(loader, dataset_seed(seed, name)), size, **settings)
+        for name, (loader, size) in loaders.items()
     }
     while True:
-        yield {name: loads[name][0].batch(next(part)) for name, part in parts.items()}
+        yield {name: loaders[name][0].batch(next(part)) for name, part in parts.items()}

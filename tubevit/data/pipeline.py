@@ -1,11 +1,11 @@
-"""From a source to batches, with Grain: every row of every batch follows from the seed and its number alone."""
+"""From a source to batches, with Grain: each row of each batch follows from the seed and its number alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -15,13 +15,14 @@ from tubevit.data.augment import Augment
 from tubevit.data.decode import decode_frames, decode_image
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
-from tubevit.data.warp import frame_size, sample, sample_grids, square_map, use_one_opencv_thread
+from tubevit.data.warp import Frame, frame_size, sample_grids, square_map, use_one_opencv_thread
 from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
-from tubevit.windows import TubeBatch, WindowPlan, window_shapes
+from tubevit.windows import PixelGrid, TubeBatch, WindowPlan, sample_shapes, whole_grid
 
 ATTEMPTS = 20  # files tried in place of a broken one
 ENDLESS = 2**48  # rows; Grain needs a number
+Pixels = np.ndarray | tuple[np.ndarray, ...]  # dense, or the windows of each tube
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class SampleLoader:
     Attributes:
         source: of videos or of images.
         frames, fps, size: of the clips; see `tubevit.read_video`.
-        augment: applied to the decoded clip in training; evaluation takes its order of frames only.
-        tubes: whose windows take the place of clips or images, those of a model that serve them; None for all pixels.
+        augment: applied in training; evaluation applies its frame order only.
+        tubes: tubes of a model that take the samples: their windows are loaded. None loads all pixels.
     """
 
     source: Source
@@ -42,8 +43,8 @@ class SampleLoader:
     augment: Augment
     tubes: TubeSet | None = None
 
-    def decode(self, index: int, clip_position: float) -> list:
-        """The frames of file `index` as `warp.sample` takes them, one of an image.
+    def decode(self, index: int, clip_position: float) -> list[Frame]:
+        """Decode a clip of file `index`, or the one frame of an image, as `warp.sample` takes it.
 
         Raises:
             DecodeError: the file is broken; the message names it.
@@ -57,60 +58,62 @@ class SampleLoader:
         except DecodeError as error:
             raise DecodeError(str(error).replace("the file", self.source.keys[index], 1)) from error
 
-    def augmented(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray | tuple[np.ndarray, ...], bool]:
-        """A clip (T, size, size, 3) uint8 or an image (size, size, 3), or the windows of its tubes.
+    def augmented(self, index: int, rng: np.random.Generator) -> tuple[Pixels, bool]:
+        """Load a training sample.
 
-        Second, whether all pixels had to be computed for windows.
+        Returns:
+            A clip (T, size, size, 3) uint8, an image (size, size, 3), or the windows of each tube (N, f, ...); and
+            whether windows were taken from a densely computed clip.
 
         Raises:
             DecodeError: the file is broken.
         """
         frames = self.decode(index, self.augment.clip_position(rng))
         transform = self.augment.sample_transform(frame_size(frames[0]), len(frames), self.size, rng)
-        if self.tubes is None:
-            return self._shaped(transform(frames, self.size)), False
-        parts = transform.at_grids(frames, self.size, self._reading.grids)
-        return self._reading.windows(parts), not transform.pointwise
+        pixels = self._pixels(transform(frames, self.size, self._grids))
+        return pixels, self.tubes is not None and not transform.pointwise
 
-    def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator):
-        """The spatial views of one temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) of an image, or the
-        windows of each tube (S, N, f, ...)."""
+    def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator) -> Pixels:
+        """Load the S spatial views of a temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) for an image,
+        or the windows of each tube (S, N, f, ...)."""
         frames = self.decode(index, evenly_spaced(views.temporal)[temporal])
         frames = [frames[i] for i in self.augment.order(len(frames), rng)]
-        maps = [square_map(*frame_size(frames[0]), self.size, place) for place in evenly_spaced(views.spatial)]
-        if self.tubes is None:
-            return np.stack([self._shaped(sample(frames, each, self.size)) for each in maps])
-        parts = (sample_grids(frames, each, self.size, self._reading.grids) for each in maps)
-        return tuple(map(np.stack, zip(*map(self._reading.windows, parts))))
+        maps = (square_map(*frame_size(frames[0]), self.size, place) for place in evenly_spaced(views.spatial))
+        loaded = [self._pixels(sample_grids(frames, each, self.size, self._grids)) for each in maps]
+        return np.stack(loaded) if self.tubes is None else tuple(map(np.stack, zip(*loaded)))
 
-    def empty_view(self, views: Views):
-        """What `view` returns, black."""
-        if self.tubes is None:
-            return np.zeros((views.spatial, *self._shape, 3), np.uint8)
-        shapes = window_shapes(self.tubes, self._clip_shape)
-        return tuple(np.zeros((views.spatial, *shape), np.uint8) for shape in shapes)
+    def empty_view(self, views: Views) -> Pixels:
+        """Return black pixels of the shapes of `view`."""
+        empty = tuple(np.zeros((views.spatial, *shape), np.uint8) for shape in sample_shapes(self.shape, self.tubes))
+        return empty[0] if self.tubes is None else empty
 
     def batch(self, rows: dict) -> dict:
-        """A batch of rows as a model takes it: windows as a `TubeBatch`."""
-        if self.tubes is None:
-            return rows
-        return rows | {"pixels": TubeBatch(rows["pixels"], self.tubes, self._shape)}
+        """Return a batch of rows as a model takes it: windows as a `TubeBatch`."""
+        return rows if self.tubes is None else rows | {"pixels": TubeBatch(rows["pixels"], self.tubes, self.shape)}
 
     @property
-    def _shape(self) -> tuple[int, ...]:
-        """(T, size, size), of images (size, size)."""
+    def shape(self) -> tuple[int, ...]:
+        """(T, size, size) of clips, (size, size) of images."""
         return (*(() if self.source.modality == "image" else (self.frames,)), self.size, self.size)
+
+    @functools.cached_property
+    def _plan(self) -> WindowPlan:
+        return WindowPlan(self.tubes, self._clip_shape)
 
     @property
     def _clip_shape(self) -> Triple:
-        return (1, *self._shape)[-3:]
+        return (1, *self.shape)[-3:]
 
-    @functools.cached_property
-    def _reading(self) -> WindowPlan:
-        return WindowPlan(self.tubes, self._clip_shape)
+    @property
+    def _grids(self) -> Sequence[PixelGrid]:
+        return [whole_grid(self._clip_shape)] if self.tubes is None else self._plan.grids
+
+    def _pixels(self, parts: list[np.ndarray]) -> Pixels:
+        """Return a sample from its pixels at `_grids`."""
+        return parts[0].reshape(*self.shape, 3) if self.tubes is None else self._plan.windows(parts)
 
     def reason(self, index: int, views: Views = ONE_VIEW) -> str:
-        """Why file `index` cannot be decoded."""
+        """Return why file `index` cannot be decoded."""
         for clip_position in (0.0, 0.5, 1.0, *evenly_spaced(views.temporal)):
             try:
                 self.decode(index, clip_position)
@@ -118,73 +121,70 @@ class SampleLoader:
                 return str(error)
         return f"{self.source.keys[index]} is damaged in places"
 
-    def _shaped(self, clip: np.ndarray) -> np.ndarray:
-        return clip[0] if self.source.modality == "image" else clip
-
 
 @dataclasses.dataclass(frozen=True)
 class BatchShards:
-    """Which rows of every batch this process loads: `shards`, rising, of `count` equal parts."""
+    """The rows of each batch that this process loads: `shards`, in ascending order, of `count` equal parts."""
 
     shards: tuple[int, ...] = (0,)
     count: int = 1
 
     def rows(self, batch_size: int) -> list[int]:
-        """Their numbers in a batch whose size is a multiple of `count`."""
+        """Return their numbers in a batch whose size is a multiple of `count`."""
         size = batch_size // self.count
         return [shard * size + row for shard in self.shards for row in range(size)]
 
 
-ONE_HOST = BatchShards()
+WHOLE_BATCH = BatchShards()
 
 
 def dataset_seed(seed: int, name: str) -> int:
-    """A seed of its own for each data set of a run."""
+    """Derive the seed of a data set from the seed of a run."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def training_rows(load: SampleLoader, seed: int) -> grain.MapDataset:
-    """Endless shuffled rows: row i of the stream is row i % B of the batch of step i // B, for any batch size B.
+def training_rows(loader: SampleLoader, seed: int) -> grain.MapDataset:
+    """Return endless shuffled rows: row i belongs to step i // B and is row i % B of its batch, for any batch size B.
 
-    A broken file is replaced by another that is transform from the row's own random numbers.
+    A broken file is replaced by another that is drawn from the row's own random numbers.
 
     Returns:
         A data set of {"pixels": see `SampleLoader.augmented`, "label", "file": int32 index, "broken": index of the
-        file that was replaced, or -1, "dense": 1 where all pixels were computed for windows}.
+        file that was replaced, or -1, "dense": 1 if windows were taken from a densely computed clip}.
     """
 
     def row(index: int, rng: np.random.Generator) -> dict:
         broken = -1
         for attempt in range(ATTEMPTS):
             try:
-                pixels, dense = load.augmented(index, rng)
-                row = {"pixels": pixels, "label": load.source.labels[index], "file": np.int32(index)}
+                pixels, dense = loader.augmented(index, rng)
+                row = {"pixels": pixels, "label": loader.source.labels[index], "file": np.int32(index)}
                 return row | {"broken": np.int32(broken), "dense": np.int32(dense)}
             except DecodeError:
                 if attempt == ATTEMPTS - 1:
                     raise
                 broken = index if broken < 0 else broken
-                index = int(rng.integers(len(load.source)))
+                index = int(rng.integers(len(loader.source)))
 
-    return grain.MapDataset.range(len(load.source)).seed(seed).shuffle().repeat().random_map(row)
+    return grain.MapDataset.range(len(loader.source)).seed(seed).shuffle().repeat().random_map(row)
 
 
-def evaluation_rows(load: SampleLoader, views: Views, batch_size: int, seed: int) -> grain.MapDataset:
-    """Every temporal view of every file once, in order, filled up to whole batches with rows of `mask` 0.
+def evaluation_rows(loader: SampleLoader, views: Views, batch_size: int, seed: int) -> grain.MapDataset:
+    """Return each temporal view of each file once, in order, padded to whole batches with rows of `mask` 0.
 
     Returns:
         A data set of {"pixels": the spatial views, see `SampleLoader.view`, "file": int32 index, "mask": float32,
         "broken": int32 index of the file if it cannot be decoded, else -1}.
     """
-    count = len(load.source) * views.temporal
+    count = len(loader.source) * views.temporal
 
     def row(number: int, rng: np.random.Generator) -> dict:
         index, temporal = divmod(number, views.temporal)
-        empty = {"pixels": load.empty_view(views), "mask": np.float32(0), "broken": np.int32(-1)}
+        empty = {"pixels": loader.empty_view(views), "mask": np.float32(0), "broken": np.int32(-1)}
         if number >= count:
             return empty | {"file": np.int32(0)}
         try:
-            pixels = load.view(index, temporal, views, rng)
+            pixels = loader.view(index, temporal, views, rng)
         except DecodeError:
             return empty | {"file": np.int32(index), "broken": np.int32(index)}
         return empty | {"pixels": pixels, "file": np.int32(index), "mask": np.float32(1)}
@@ -198,23 +198,23 @@ def iterate(
     batch_size: int,
     *,
     first: int = 0,
-    host: BatchShards = ONE_HOST,
+    shards: BatchShards = WHOLE_BATCH,
     threads: int = 1,
     workers: int = 0,
 ) -> Iterator[dict]:
-    """Batches of this host's rows, loaded ahead in threads, or in worker processes.
+    """Return an iterator over batches of this process's rows, prefetched by threads or worker processes.
 
     The rows of the global batch do not depend on the number of hosts, threads or workers.
 
     Args:
-        rows: of the global stream.
-        batch_size: of the global batch; a multiple of `host.count`.
-        first: batch to begin with.
-        host: of how many.
-        threads: that load rows, in each worker.
-        workers: processes; 0 loads in this one.
+        rows: rows of the global stream.
+        batch_size: global batch size; a multiple of `shards.count`.
+        first: number of the first batch.
+        shards: the rows of this process.
+        threads: threads that load rows, in each worker.
+        workers: number of worker processes; 0 loads in this process.
     """
-    own_rows = host.rows(batch_size)
+    own_rows = shards.rows(batch_size)
     local = len(own_rows)
     total = (len(rows) if len(rows) < ENDLESS else ENDLESS) // batch_size * local
 
@@ -225,7 +225,7 @@ def iterate(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = grain.MapDataset.range(first * local, total).map(own).to_iter_dataset(options)
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its own when it starts processes
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts processes
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * threads)
         dataset = dataset.mp_prefetch(options)

@@ -98,7 +98,7 @@ def predict_source(
     rows = evaluation_rows(load, views, batch_size, seed)
     count = len(load.source)
     total, seen = None, np.zeros(count, np.int64)
-    batches = iterate(rows, batch_size, host=host, threads=threads, workers=workers)
+    batches = iterate(rows, batch_size, shards=host, threads=threads, workers=workers)
     shown = {"desc": progress, "unit": " batches", "file": sys.stderr, "disable": True if progress is None else None}
     for batch in tqdm(batches, total=len(rows) // batch_size, **shown):
         batch = load.batch(batch)

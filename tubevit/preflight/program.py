@@ -25,7 +25,7 @@ from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
-from tubevit.windows import TubeBatch, window_shapes
+from tubevit.windows import TubeBatch, sample_shapes
 
 _KNOWN = {  # classes, modality, several labels
     "k400": (400, "video", False),
@@ -128,17 +128,13 @@ def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
 
 def abstract_pixels(plan: Plan, head: Head, leading: tuple[int, ...], sharding):
     """Clips (*leading, T, H, W, 3), images (*leading, H, W, 3) or the windows of their tubes, uint8."""
-
-    def array(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*leading, *shape), jnp.uint8, sharding=sharding)
-
     image = head.modality == "image"
     shape = plan.model.shape[1:] if image else plan.model.shape
-    if plan.config.input.path == "dense":
-        return array(*shape, 3)
     tubes = plan.model.tubes.for_images() if image else plan.model.tubes
-    windows = window_shapes(tubes, (1, *shape)[-3:])
-    return TubeBatch(tuple(array(*each) for each in windows), tubes, shape)
+    tubes = None if plan.config.input.path == "dense" else tubes
+    shapes = sample_shapes(shape, tubes)
+    arrays = tuple(jax.ShapeDtypeStruct((*leading, *each), jnp.uint8, sharding=sharding) for each in shapes)
+    return arrays[0] if tubes is None else TubeBatch(arrays, tubes, shape)
 
 
 def _abstract(tree, placed) -> dict:

@@ -158,7 +158,7 @@ def _batches(experiment: Experiment, host, first: int):
     config = experiment.config
     loads = {name: (load, config.data.train[name].batch_size) for name, load in experiment.train.items()}
     return joint_batches(
-        loads, config.seed, first=first, host=host, threads=config.loader.threads, workers=config.loader.workers
+        loads, config.seed, first=first, shards=host, threads=config.loader.threads, workers=config.loader.workers
     )
 
 
