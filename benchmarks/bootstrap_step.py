@@ -1,11 +1,11 @@
-"""What freezing saves: a training step of bootstrapped models (section 3.6) against full fine-tuning.
+"""Compare a training step of bootstrapped models with frozen blocks (section 3.6) to full fine-tuning.
 
     python benchmarks/bootstrap_step.py [--count] [--time]     # both: about 10 minutes on 2 cores, 8 GB
 
-`--count`: ViT-H (32 blocks) with the tubes of TubeViT-B, one clip of 32x224x224, float32: floating-point operations by
-XLA's own count of the step compiled for CPU, all blocks unrolled so that each is counted, and the compiled step's
-memory. Nothing is run. `--time`: medians of alternating rounds at a reduced size, on this machine. Rows are appended to
-benchmarks/bootstrap_step.csv.
+`--count` compiles a step of ViT-H (32 blocks) with the tubes of TubeViT-B for CPU, on one clip of 32x224x224 in
+float32, and reports XLA's count of floating-point operations and the memory. All blocks are unrolled so that each is
+counted. Nothing is run. `--time` measures a reduced size on this machine and reports medians of alternating rounds.
+Rows are appended to benchmarks/bootstrap_step.csv.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FIELDS = [
 
 
 def step_of(base: ModelConfig, row: str, batch: int):
-    """The compiled step's ingredients: jitted step, abstract or real state maker, batch, model."""
+    """Build a training step; return the jitted step, a function that creates its state, the batch and the model."""
     trained, gate = ROWS[row]
     frozen = 0 if trained is None else base.depth - trained
     model = dataclasses.replace(
@@ -59,10 +59,10 @@ def step_of(base: ModelConfig, row: str, batch: int):
 
 
 def figures(base: ModelConfig, row: str, batch: int) -> dict:
-    """Counts of one row, from abstract values."""
+    """Count operations and bytes for one row, from abstract values."""
     step, make, clips, model = step_of(dataclasses.replace(base, scan=False), row, batch)
     state = jax.eval_shape(make)
-    # Optimising the machine code would take minutes and changes no operation.
+    # Optimising the machine code would take minutes and would not change the operations.
     compiled = step.lower(state, clips).compile({"xla_backend_optimization_level": 0})
     trained, frozen = count(state["params"]), count(state["frozen"])
     memory = compiled.memory_analysis()
@@ -77,7 +77,7 @@ def figures(base: ModelConfig, row: str, batch: int) -> dict:
 
 
 def times(base: ModelConfig, rows, batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step by row, in alternating rounds."""
+    """Return the median seconds of a step for each row, measured in alternating rounds."""
     runs = {}
     for row in rows:
         step, make, clips, _ = step_of(base, row, batch)
@@ -97,9 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=4, help="clips, of the timed steps")
+    parser.add_argument("--batch", type=int, default=4, help="clips per timed step")
     parser.add_argument("--depth", type=int, default=32)
-    parser.add_argument("--width", type=int, default=256, help="of the timed steps")
+    parser.add_argument("--width", type=int, default=256, help="width of the model in the timed steps")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--out", default=str(pathlib.Path(__file__).with_suffix(".csv")))
     args = parser.parse_args(arguments)

@@ -1,12 +1,12 @@
-"""Section 3.6 on the embedded data: does a bootstrapped model learn more from few video steps than one from scratch?
+"""Test on the embedded data whether bootstrapping (section 3.6) learns more in few video steps than from scratch.
 
     python benchmarks/digits_bootstrap.py --workdir runs/digits [--seeds 0 1 2]     # about an hour on 2 cores
     python benchmarks/digits_bootstrap.py --plot          # draws docs/figures/digits_bootstrap.svg (extra `plot`)
 
-Runs the quickstart (`small`) and the stages of experiments/digits_bootstrap.py for each seed. Writes a row for each
-evaluation to benchmarks/digits_bootstrap.csv: top-1 on 900 held-out clips, of 80 classes (digit x motion) but for
-`small` (motion, 8), at the end also how often motion and digit alone are right, and top-1 on 450 still digits. A run
-that is there is not repeated.
+Runs the quickstart (`small`) and the stages of experiments/digits_bootstrap.py for each seed. Existing runs are not
+repeated. Each evaluation writes a row to benchmarks/digits_bootstrap.csv: top-1 on 900 held-out clips with 80 classes
+(digit x motion), or 8 classes (motion) for `small`. The last evaluation also has the accuracy for motion and digit
+alone, and top-1 on 450 still digits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIGURE = pathlib.Path(__file__).parent.parent / "docs/figures/digits_bootstrap.s
 
 
 def run_stage(folder: pathlib.Path, stage: str, seed: int, overrides: list[str]) -> list[dict]:
-    """Trains one stage where it is not there yet; returns a row for each of its evaluations."""
+    """Train one stage unless its run exists, and return one row per evaluation."""
     from tubevit.cli import main
 
     workdir = folder / f"{stage}_{seed}"
@@ -55,7 +55,7 @@ def run_stage(folder: pathlib.Path, stage: str, seed: int, overrides: list[str])
 
 
 def parts(workdir: pathlib.Path) -> dict[str, float]:
-    """How often the most probable of the 80 classes has the right motion, and the right digit."""
+    """Return how often the most probable of the 80 classes has the correct motion, and the correct digit."""
     from tubevit.cli import main
 
     if main(["evaluate", "--workdir", str(workdir)]):
@@ -70,11 +70,11 @@ def parts(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def plot(rows: list[dict]) -> None:
-    """Held-out top-1 over video steps: a line for each stage, the mean of the seeds, with their range."""
+    """Plot held-out top-1 over video steps: for each stage, the mean over the seeds and their range."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "tubevit"  # the same file for the same rows
+    matplotlib.rcParams["svg.hashsalt"] = "tubevit"  # the file depends only on the rows
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4))
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--out", default=str(CSV))
-    parser.add_argument("--plot", action="store_true", help="draw what the csv holds; runs nothing")
+    parser.add_argument("--plot", action="store_true", help="draw the figure from the csv without running anything")
     args, overrides = parser.parse_known_args(arguments)
     if args.plot:
         return plot(list(csv.DictReader(pathlib.Path(args.out).open())))

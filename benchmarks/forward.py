@@ -1,9 +1,10 @@
-"""Times TubeViT-B on CPU: clip to logits against the encoder alone, and the share of the matmul rate that is reached.
+"""Time TubeViT-B on CPU: the whole model, its encoder alone, and the share of the matmul rate that it reaches.
 
     python benchmarks/forward.py [--peer DIR]      # about 2 minutes on 2 cores
 
-`--peer DIR` also times the public PyTorch TubeViT (a checkout of daniel-code/TubeViT; needs torch) in the same
-rounds. Float32, batch 1, 32x224x224. Medians of alternating rounds; results are appended to benchmarks/forward.csv.
+`--peer DIR` also times the public PyTorch TubeViT (a checkout of daniel-code/TubeViT; requires torch) in the same
+rounds. The input is one clip of 32x224x224 in float32. Medians of alternating rounds are appended to
+benchmarks/forward.csv.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ def seconds(function) -> float:
 
 
 def peer_forward(folder: str):
-    """A call of the public PyTorch model on the same clip shape, without its training framework."""
+    """Return a call of the public PyTorch model for the same clip shape, without its training framework."""
     import sys
     import types
 
     import torch
 
-    # Only its model classes are wanted; the packages that its trainer and metrics need are not.
+    # Only the model classes are needed, not the packages of the trainer and the metrics.
     for name in ("lightning", "lightning.pytorch", "torchmetrics", "torchmetrics.functional"):
         sys.modules.setdefault(name, types.ModuleType(name))
     sys.modules["lightning.pytorch"].LightningModule = object

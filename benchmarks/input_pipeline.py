@@ -1,16 +1,17 @@
-"""Clips per CPU-second of the training pipeline, next to decoding alone and to other ways of doing it; its memory.
+"""Measure clips per CPU-second of the training pipeline, of decoding alone and of other libraries; measure memory.
 
     python benchmarks/input_pipeline.py            # about 10 minutes
     python benchmarks/input_pipeline.py --memory   # about 5 minutes on 2 cores
 
-Files of 340x256 H.264, made here: 10 s at 30 frames per second, a key frame every 30 and every 250. All decode the
-same clips with one thread and give (T, 224, 224, 3) uint8 of a crop, except `tubes`: the windows of the preset `paper`
-of the same crop, and `decoding`: a bare PyAV loop from the same key frames to the same last frames. `planes_cv2`
-resizes planes by hand, the least that whole clips of a crop take; why the pipeline does not is in docs/sparse_input.md.
-decord2 and torchcodec are measured where they are installed (the latter needs FFmpeg). `augment` is a crop and a flip,
-or what the experiment k400 draws; then some clips need all pixels in `tubes` too: `dense_clips` is their share. User
-and system time of all threads, medians of alternating rounds, of ratios that of the ratios within each round; bytes are
-those of one clip in a batch; results are appended to benchmarks/input_pipeline.csv.
+The files are generated: 10 s of 340x256 H.264 at 30 frames per second, with a key frame every 30 or every 250 frames.
+All methods decode the same clips with one thread and return a crop as (T, 224, 224, 3) uint8, with two exceptions:
+`tubes` returns the windows of the preset `paper` for the same crop, and `decoding` is a bare PyAV loop from the same
+key frames to the same last frames. `planes_cv2` resizes planes by hand, which is the minimum for whole clips of a crop;
+docs/sparse_input.md explains why the pipeline does not do so. decord2 and torchcodec are measured if they are installed
+(torchcodec requires FFmpeg). `augment` is a crop and a flip, or the augmentation of the experiment k400, for which some
+clips need all pixels with `tubes`, too: `dense_clips` is their share. Times are user and system time of all threads, as
+medians of alternating rounds. Ratios are medians over the ratios of the rounds. Bytes are those of one clip in a batch.
+Results are appended to benchmarks/input_pipeline.csv.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from tubevit.tubes import PRESETS
 
 RATE, SECONDS = 30, 10
 SIZE = 224
-BOX = (slice(13, 243), slice(28, 312))  # a crop of the area that random ones have on average
+BOX = (slice(13, 243), slice(28, 312))  # a crop with the mean area of random crops
 SAMPLING = {"64 frames at 15 FPS": (64, 15.0), "32 frames at stride 2": (32, RATE / 2)}
 AUGMENT = {"crop, flip": Augment(random_crop=True, area=0.5, flip=True), "k400": Augment(**VIDEO_AUGMENT)}
-PATHS = {"pipeline": None, "tubes": "paper"}  # presets of tubes; None: whole clips
+PATHS = {"pipeline": None, "tubes": "paper"}  # tube presets; None means whole clips
 MiB = 2**20
 
 
 def write_clip(
     path: pathlib.Path, gop: int, seed: int, height: int = 256, width: int = 340, seconds: int | None = None
 ):
-    """A camera pans over textures of all scales, textured patches move before them, with a sensor's noise."""
+    """Write a clip: a camera pans over textures of all scales, textured patches move over them, with sensor noise."""
     rng = np.random.default_rng(seed)
     scene = 128 + sum(
         cv2.resize(rng.normal(0, contrast, (rows, 2 * rows, 3)), (1280, 640), interpolation=cv2.INTER_CUBIC)
@@ -84,7 +85,7 @@ def write_clips(folder: pathlib.Path, gop: int, count: int, **shape) -> list[str
 
 @dataclasses.dataclass(frozen=True)
 class Recorded(SampleLoader):
-    """Notes which clips were decoded, so that the others decode the same."""
+    """Records which clips were decoded, so that the other methods decode the same clips."""
 
     clips: list = dataclasses.field(default_factory=list)
 
@@ -108,7 +109,7 @@ def loader(
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One to decode: the number of the first frame, of T at every second one."""
+    """A clip to decode: the index of its first frame, and T frames, every second one."""
 
     path: str
     first: int
@@ -120,7 +121,7 @@ class Clip:
 
 
 def decoded(clip: Clip):
-    """Frames and their numbers, from the key frame before the first one needed to the last one needed."""
+    """Yield frames and their indices, from the key frame before the first to the last frame that is needed."""
     with av.open(clip.path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -144,7 +145,7 @@ def pyav_cv2(clip: Clip) -> np.ndarray:
 
 
 def planes_cv2(clip: Clip) -> np.ndarray:
-    """The least for whole clips of a crop: planes are resized, then converted."""
+    """Resize planes, then convert them: the minimum for whole clips of a crop."""
     wanted, clips = set(clip.indices), np.empty((clip.frames, SIZE, SIZE, 3), np.uint8)
     planes, half = np.empty((SIZE * 3 // 2, SIZE), np.uint8), SIZE // 2
     parts = planes[:SIZE], *planes[SIZE:].reshape(2, half, half)
@@ -162,7 +163,7 @@ def cropped(frames) -> np.ndarray:
 
 
 def peers() -> dict[str, Callable[[Clip], np.ndarray]]:
-    """What is installed."""
+    """Return the methods whose libraries are installed."""
     found = {"pyav_cv2": pyav_cv2, "planes_cv2": planes_cv2}
     try:
         import decord
@@ -182,7 +183,7 @@ def peers() -> dict[str, Callable[[Clip], np.ndarray]]:
         def torchcodec(clip):
             decoder = VideoDecoder(
                 clip.path, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="approximate"
-            )  # it need not read the whole file first
+            )  # avoids reading the whole file first
             return cropped(decoder.get_frames_at(clip.indices).data.numpy())
 
         found["torchcodec"] = torchcodec
@@ -192,7 +193,7 @@ def peers() -> dict[str, Callable[[Clip], np.ndarray]]:
 
 
 def cpu_seconds(function, clips: list[Clip]) -> float:
-    """For one clip."""
+    """Return the CPU seconds per clip."""
     start = time.process_time()
     for clip in clips:
         function(clip)
@@ -201,13 +202,13 @@ def cpu_seconds(function, clips: list[Clip]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What some batches took.
+    """The cost of some batches.
 
     Attributes:
-        seconds: of CPU for a clip, batches of 4 included.
-        clips: which these were.
-        bytes: of a clip in a batch.
-        dense: share of the clips of which all pixels were computed for windows.
+        seconds: CPU seconds per clip, including batching by 4.
+        clips: The clips that were decoded.
+        bytes: The bytes of one clip in a batch.
+        dense: The share of clips for which all pixels were computed.
     """
 
     seconds: float
@@ -217,7 +218,7 @@ class Round:
 
 
 def pipeline_round(load: Recorded, seed: int, count: int) -> Round:
-    """Batches of at least `count` clips."""
+    """Load batches with at least `count` clips."""
     batches = iterate(training_rows(load, seed), 4, threads=1)
     next(batches)
     before, start = len(load.clips), time.process_time()
@@ -232,13 +233,13 @@ def pipeline_round(load: Recorded, seed: int, count: int) -> Round:
 
 
 def clip_at(path: str, position: float, frames: int, fps: float) -> Clip:
-    """What `decode_frames` takes at this position."""
+    """Return the arguments of `decode_frames` at this position."""
     return Clip(path, int(((SECONDS - frames / fps) * position + TIME_TOLERANCE) * RATE), frames)
 
 
 def cases(gops: list[int]) -> list[tuple[int, str, str]]:
-    """Distances of key frames, samplings and augmentations."""
-    longest = max(SAMPLING, key=lambda name: SAMPLING[name][0])  # as k400's
+    """Return the cases: key frame intervals, samplings and augmentations."""
+    longest = max(SAMPLING, key=lambda name: SAMPLING[name][0])  # as in k400
     return [(g, s, a) for g in gops for a in AUGMENT for s in (SAMPLING if a == "crop, flip" else (longest,))]
 
 
@@ -255,7 +256,7 @@ def measure(folder: pathlib.Path, gops: list[int], rounds: int, files: int, coun
             clips = found["pipeline"][-1].clips
             seconds = {name: each[-1].seconds for name, each in found.items()}
             seconds |= {name: cpu_seconds(each, clips) for name, each in others.items()}
-            for name, value in seconds.items() if i else ():  # the first round is to warm up
+            for name, value in seconds.items() if i else ():  # the first round is a warm-up
                 times[name].append(value)
         rates = {name: round(1 / statistics.median(each), 2) for name, each in times.items()}
         row = {"gop": gop, "sampling": sampling, "augment": augment, **rates}
@@ -271,17 +272,17 @@ def measure(folder: pathlib.Path, gops: list[int], rounds: int, files: int, coun
 
 
 def ratio(floor: list[float], whole: list[float]) -> float:
-    """The median of the rounds' own."""
+    """Return the median over the ratios of the rounds."""
     return round(statistics.median(one / two for one, two in zip(floor, whole, strict=True)), 3)
 
 
 def resident() -> float:
-    """MiB."""
+    """Return the resident memory of this process in MiB."""
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MiB
 
 
 def memory(folder: pathlib.Path, batches: int, files: int) -> list[dict]:
-    """Of whole clips and of tubes, each in a process of its own."""
+    """Measure the memory for whole clips and for tubes, each in its own process."""
     small = write_clips(folder, 10, files, height=64, width=80, seconds=2)
     large = write_clips(folder, 250, files)
     rows = []
@@ -293,12 +294,12 @@ def memory(folder: pathlib.Path, batches: int, files: int) -> list[dict]:
 
 
 def memory_of(small: list[str], large: list[str], tubes: str | None, batches: int) -> dict:
-    """Growth over many batches of small clips; the highest at the default settings of `train`, and before it."""
+    """Measure the growth over many batches of small clips, and the peak with the default settings of `train`."""
     held, number = [], []
     rows = iterate(training_rows(loader(small, 16, 15.0, 64, tubes and "small"), 0), 8, threads=4)
     for i in range(batches):
         next(rows)
-        if i >= batches // 10:  # buffers are filled by then
+        if i >= batches // 10:  # by then, buffers are filled
             held.append(resident())
             number.append(i)
     rows.close()
@@ -332,10 +333,10 @@ def record(rows: list[dict], path: pathlib.Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
-    parser.add_argument("--batches", type=int, default=2000, help="of the memory's growth")
+    parser.add_argument("--batches", type=int, default=2000, help="number of batches for the growth of memory")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--files", type=int, default=4, help="of each kind")
-    parser.add_argument("--clips", type=int, default=16, help="in each round")
+    parser.add_argument("--files", type=int, default=4, help="number of files of each kind")
+    parser.add_argument("--clips", type=int, default=16, help="number of clips in each round")
     parser.add_argument("--gops", type=int, nargs="+", default=[30, 250])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".csv"))
     args = parser.parse_args(arguments)

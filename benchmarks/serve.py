@@ -1,10 +1,10 @@
-"""An example of a server: requests are collected into batches; latency and throughput of clients in threads.
+"""Serve requests in batches, as an example, and measure latency and throughput with clients in threads.
 
     python benchmarks/serve.py [--requests 400]      # about a minute on 2 cores
 
-The model is tubevit_nano8 with random weights, exported for jax (docs/export.md) and loaded again; a request is one
-clip of 16x64x64. Each client sends its next request when it has the answer to its last. Compared with a server that
-takes requests one by one; results are appended to benchmarks/serve.csv.
+The model is tubevit_nano8 with random weights, exported for jax (docs/export.md) and loaded again. A request is one
+clip of 16x64x64. Each client sends its next request after the answer to the previous one. The server is compared with
+one that processes requests one by one. Results are appended to benchmarks/serve.csv.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SIZES = (1, 2, 4, 8)
 
 
 class Server:
-    """Answers requests of many threads by one call of the model for several of them.
+    """Answer the requests of many threads with one call of the model per batch of requests.
 
     Args:
         call: uint8 (b, *shape) -> (b, classes); one of `ExportedModel`.
-        shape: of a request.
-        sizes: values of b, rising: each is compiled once, at the start; batches are filled up with zeros to the next.
-        max_wait: seconds that the first request of a batch waits for others.
+        shape: The shape of a request.
+        sizes: Batch sizes b in ascending order. Each is compiled once at the start; batches are padded with zeros.
+        max_wait: Maximum seconds that the first request of a batch waits for more requests.
     """
 
     def __init__(self, call, shape, sizes=SIZES, max_wait=0.005):
         self.call, self.shape, self.sizes, self.max_wait = call, shape, sizes, max_wait
-        self.batches: list[int] = []  # requests in each batch so far
+        self.batches: list[int] = []  # number of requests in each batch so far
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         for size in sizes:
             jax.block_until_ready(call(np.zeros((size, *shape), np.uint8)))
@@ -50,15 +50,15 @@ class Server:
         self._thread.start()
 
     def submit(self, clip: np.ndarray) -> concurrent.futures.Future:
-        """The probabilities of a clip, (classes,), when they are ready."""
-        if clip.shape != self.shape or clip.dtype != np.uint8:  # in a batch it would spoil the others' answers
+        """Return the probabilities of a clip, (classes,), when they are ready."""
+        if clip.shape != self.shape or clip.dtype != np.uint8:  # it would spoil the other answers of the batch
             raise ValueError(f"expected uint8 {self.shape}; found {clip.dtype} {clip.shape}")
         future = concurrent.futures.Future()
         self._queue.put((clip, future))
         return future
 
     def close(self) -> None:
-        """Ends the thread when all that was submitted is answered."""
+        """Stop the thread after all submitted requests are answered."""
         self._queue.put(None)
         self._thread.join()
 
@@ -83,7 +83,7 @@ class Server:
             batch = np.zeros((next(size for size in self.sizes if size >= len(clips)), *self.shape), np.uint8)
             batch[: len(clips)] = clips
             answers = np.asarray(self.call(batch))
-        except Exception as error:  # these requests fail, the server goes on
+        except Exception as error:  # these requests fail, but the server continues
             for future in futures:
                 future.set_exception(error)
             return
@@ -92,7 +92,7 @@ class Server:
 
 
 def measure(server: Server, clients: int, requests: int) -> dict:
-    """Latencies in ms and requests per second of a number of clients that send `requests` in all."""
+    """Measure latencies in ms and requests per second for clients that send `requests` requests in total."""
 
     def client(seed: int) -> list[float]:
         clip = np.random.default_rng(seed).integers(0, 256, server.shape, np.uint8)
@@ -117,7 +117,7 @@ def measure(server: Server, clients: int, requests: int) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=400, help="of each load")
+    parser.add_argument("--requests", type=int, default=400, help="number of requests for each load")
     parser.add_argument("--max-wait-ms", type=float, default=5.0)
     parser.add_argument("--out", default=str(pathlib.Path(__file__).with_suffix(".csv")))
     args = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""Whole clips against windows of tubes on TPUs that are not here: bytes of memory, estimated time of a step.
+"""Compare whole clips with windows of tubes on TPUs, compiled ahead of time: memory traffic and estimated step time.
 
     python benchmarks/sparse_path.py [--only TEXT]    # about 10 minutes on 2 cores; needs pip install 'tubevit[tpu]'
     python benchmarks/sparse_path.py --page        # writes the tables of docs/sparse_input.md only, from the csv files
 
-Training steps of the `ssv2` experiment, 16 clips of 32x224x224 a chip, bfloat16, compiled ahead of time; with and
-without its mixup, which makes floats of all pixels. Nothing runs on an accelerator: times are the estimates of
-`tubevit preflight`. The tables of the input pipeline are those of benchmarks/input_pipeline.csv.
+Compiles training steps of the experiment `ssv2` in bfloat16 with 16 clips of 32x224x224 per chip, with and without its
+mixup, which converts all pixels to floats. Nothing runs on an accelerator: times are estimates by `tubevit preflight`.
+The tables of the input pipeline are made from benchmarks/input_pipeline.csv.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIPELINE = CSV.with_name("input_pipeline.csv")
 PAGE = CSV.parent.parent / "docs/sparse_input.md"
 MARKS = {name: (f"<!-- {name}: written by benchmarks/sparse_path.py -->\n", f"<!-- end of {name} -->\n")
          for name in ("bytes", "pipeline", "device")}  # fmt: skip
-CLIPS = 16  # a chip
+CLIPS = 16  # per chip
 PATHS = ("dense", "tubes")
 ROWS = [  # topology, model, mixup
     ("v5e:2x2", "tubevit_b16", 0.0),
@@ -46,7 +46,7 @@ FIELDS = [
 
 
 def row(topology: str, model: str, mixup: float, path: str) -> dict:
-    """The csv's row of a step, tokenizer and encoder, the latter two forward only."""
+    """Compile a training step and the forward passes of tokenizer and encoder; return the row of the csv."""
     where, remat = find_topology(topology), {"model.remat": "full"} if model == "tubevit_l16" else {}
     changes = {
         "input.path": path,
@@ -79,7 +79,7 @@ def _gb(part: dict) -> float:
 
 
 def device_table(rows: list[dict]) -> list[str]:
-    """Both paths of each case in a line."""
+    """Return the table of the device, with both paths of a case in one row."""
     lines = [
         "| topology | model | mixup | tokenizer, GB | encoder, GB | whole step, GB | tokenizer's share | step, ms |",
         "|---|---|---|---|---|---|---|---|",
@@ -101,7 +101,7 @@ def device_table(rows: list[dict]) -> list[str]:
 
 
 def bytes_table() -> list[str]:
-    """Of every preset at 32 and 64 frames of 224x224: bytes of a clip in a batch, uint8."""
+    """Return the table of bytes per uint8 clip for every preset, at 32 and 64 frames of 224x224."""
     lines = [
         "| tubes | 32 frames: dense, tubes, kB | share | 64 frames: dense, tubes, kB | share |",
         "|---|---|---|---|---|",
@@ -116,7 +116,7 @@ def bytes_table() -> list[str]:
 
 
 def pipeline_table(rows: list[dict]) -> list[str]:
-    """The latest of each case, speed; then memory."""
+    """Return the table of speed with the latest row of each case, followed by the memory."""
     lines = [
         "| key frame every | clip | augmentation | decoding | dense | tubes | tubes / dense | took the dense path |"
     ]
@@ -135,13 +135,13 @@ def pipeline_table(rows: list[dict]) -> list[str]:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The rows of a csv."""
+    """Read the rows of a csv file."""
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
 def page(text: str) -> str:
-    """The documentation with its tables replaced."""
+    """Replace the tables in the documentation."""
     tables = {"bytes": bytes_table(), "pipeline": pipeline_table(read(PIPELINE)), "device": device_table(read(CSV))}
     for name, lines in tables.items():
         begin, end = MARKS[name]
@@ -152,8 +152,8 @@ def page(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="compile the rows whose text has this")
-    parser.add_argument("--page", action="store_true", help="write the documentation's tables only")
+    parser.add_argument("--only", default="", help="compile only the rows that contain this text")
+    parser.add_argument("--page", action="store_true", help="only write the tables of the documentation")
     args = parser.parse_args(arguments)
     known = {tuple(r[key] for key in KEY): r for r in read(CSV)} if CSV.exists() else {}
     keys = [tuple(map(str, (*case, path))) for case in ROWS for path in PATHS]
