@@ -63,6 +63,7 @@ setup(
             "flatbuffers>=24",
             "matplotlib>=3.8",
             "jupytext>=1.17",
+            "griffelib>=2",
         ],
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli.main:entry"]},

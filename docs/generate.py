@@ -8,22 +8,26 @@ README.md, where it stands between two markers:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
 import pathlib
 import pkgutil
 import re
+import sys
+from collections.abc import Mapping
 
-from ml_collections import ConfigDict
+import griffe
 
 import tubevit
-from tubevit.config import dataset_config, default_config, flatten
-from tubevit.data.augment import Augment
-from tubevit.models.config import ModelConfig
+from tubevit.config.keys import Key, config_keys, dataset_keys
 from tubevit.zoo.registry import checkpoints_folder, read_index
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+from docstrings import ungrouped  # noqa: E402
+
 _DATA = (
     "`data.train` and `data.eval` hold data sets under names of your choice. These are the keys of one: "
     "`data.train.<name>.source` and so on."
@@ -77,65 +81,46 @@ def between_markers(text: str, table: str) -> str:
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
 
 
-def described(docstring: str) -> dict[str, str]:
-    """{name: text} of what stands under `Attributes:` in a docstring, `name, name: text`."""
-    lines, texts, names, inside = docstring.splitlines(), {}, [], False
-    for line in lines:
-        entry = re.match(r" {8}([\w., ]+?): (.+)", line)
-        if line == "    Attributes:":
-            inside = True
-        elif inside and entry:
-            names = entry[1].split(", ")
-            texts |= dict.fromkeys(names, entry[2])
-        elif inside and line.startswith(" " * 12):
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-        elif line.strip():
-            inside = False
-    return texts
+@functools.cache
+def described(home: type) -> dict[str, str]:
+    """{name: text} of the section `Attributes` of a dataclass's docstring."""
+    sections = griffe.Docstring(ungrouped(inspect.getdoc(home))).parse("google", warnings=False)
+    entries = [entry for section in sections if section.kind.value == "attributes" for entry in section.value]
+    return {entry.name: " ".join(entry.description.split()) for entry in entries}
 
 
-def meanings() -> dict[str, str]:
-    """{key: meaning} of every key of a configuration; those of a data set begin with `data.*.*.`.
+def meaning(key: Key) -> str:
+    """Return the text that describes a key.
 
     Raises:
-        ValueError: a key is described nowhere, or what is described is no key.
+        ValueError: it is described nowhere.
     """
-    keys = [*flatten(default_config()), *(f"data.*.*.{key}" for key in flatten(dataset_config()))]
-    found = described(default_config.__doc__)
-    fields = described(ModelConfig.__doc__)
-    for key in keys:
-        group, _, name = key.partition(".")
-        if group in ("model", "input") and name in fields:
-            found.setdefault(key, fields[name])
-    for prefix, described_by in (("", dataset_config), ("augment.", Augment)):
-        texts = described(described_by.__doc__)
-        found |= {f"data.*.*.{prefix}{key}": text for key, text in texts.items()}
-    wrong = found.keys() ^ {*keys, "data.train", "data.eval"}
-    if wrong:
-        raise ValueError(f"these are described and no keys, or keys and not described: {', '.join(sorted(wrong))}")
-    return found
+    text = key.meaning or described(key.home).get(key.name)
+    if not text:
+        raise ValueError(f"{key.home.__name__}.{key.name} is not described")
+    return text
 
 
 def configuration() -> str:
     """All keys with type, default and meaning, a table for each group."""
-    texts, config, dataset = meanings(), default_config(), dataset_config()
-    groups = [name for name, value in config.items() if isinstance(value, ConfigDict) and name != "data"]
-    alone = [name for name, value in config.items() if not isinstance(value, ConfigDict)]
-    parts = ["## Without a group\n\n" + _rows("", config, alone, texts)]
-    parts += [f"## {name}\n\n" + _rows(f"{name}.", config[name], config[name], texts) for name in groups]
-    own = [key for key in dataset if key != "augment"]
-    parts.append(f"## data\n\n{_DATA}\n\n" + _rows("data.*.*.", dataset, own, texts))
-    parts.append("## augment\n\n" + _rows("data.*.*.augment.", dataset.augment, dataset.augment, texts))
+    groups: dict[str, dict[str, Key]] = {"Without a group": {}}
+    for path, key in config_keys().items():
+        group = path.partition(".")[0] if "." in path else "Without a group"
+        groups.setdefault(group, {})[path] = key
+    for path, key in dataset_keys().items():
+        groups.setdefault("augment" if "." in path else "data", {})[path] = key
+    parts = [
+        f"## {name}\n\n" + (f"{_DATA}\n\n" if name == "data" else "") + _rows(keys) for name, keys in groups.items()
+    ]
     return "\n\n".join(parts)
 
 
-def _rows(prefix: str, group: ConfigDict, keys, texts: dict[str, str]) -> str:
+def _rows(keys: Mapping[str, Key]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for key in keys:
-        default = "none" if group[key] is None else "empty" if group[key] == "" else f"`{group[key]}`".lower()
-        text = texts[prefix + key].replace("|", "\\|")
-        shown = prefix.removeprefix("data.*.*.") + key
-        rows.append(f"| `{shown}` | {group.get_type(key).__name__} | {default} | {text} |")
+    for path, key in keys.items():
+        default = {None: "none", "": "empty"}.get(key.default, f"`{key.default}`".lower())
+        text = meaning(key).replace("|", "\\|")
+        rows.append(f"| `{path}` | {key.kind.__name__} | {default} | {text.removesuffix('.')} |")
     return "\n".join(rows)
 
 

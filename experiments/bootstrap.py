@@ -14,9 +14,7 @@ Expected: 89.7 % top-1 on Kinetics-600 is the paper's (B to H, last 8 and gate; 
 happens on the embedded data is in docs/bootstrapping.md.
 """
 
-import sys
-
-from tubevit.recipes.paper import bootstrap
+from tubevit.recipes.paper import bootstrap_config
 
 
 def get_config(
@@ -30,13 +28,7 @@ def get_config(
     widen: str = "concatenate",
     position: str = "learned_2d",
 ):
-    config = bootstrap(
-        small, large, train_last=train_last, gate=gate, videos=videos, steps=steps, batch_size=batch_size, widen=widen,
-        position=position,
-    )  # fmt: skip
-    print(
-        f"bootstrapping: 3D tubes of {small}, blocks of {large}; the last {train_last} blocks are trained, "
-        f"{steps} steps of {batch_size} clips (steps= and batch_size= change it)",
-        file=sys.stderr,
-    )
+    config = bootstrap_config(small, large, videos, train_last=train_last, widen=widen, position=position)
+    config.train.update(steps=steps, gate=gate)
+    config.data.train.videos.batch_size = batch_size
     return config

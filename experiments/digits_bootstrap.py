@@ -21,7 +21,7 @@ Expected: docs/bootstrapping.md.
 
 from tubevit.config import dataset_config, default_config
 from tubevit.errors import unknown
-from tubevit.recipes.paper import bootstrap
+from tubevit.recipes.paper import bootstrap_config
 
 DEPTH = 6
 TRAINED = {"gate": 2, "last": 2, "last_fc": 0, "full": DEPTH}
@@ -35,8 +35,8 @@ def get_config(
         raise unknown("stage", stage, STAGES)
     steps = steps or (600 if stage == "vit" else 300)
     if stage in TRAINED:
-        gate = stage == "gate"
-        config = bootstrap(small, large, train_last=TRAINED[stage], gate=gate, videos="moving_digits", steps=steps)
+        config = bootstrap_config(small, large, "moving_digits", train_last=TRAINED[stage])
+        config.train.gate = stage == "gate"
         config.data.train, config.data.eval, config.precision = {}, {}, "float32"
     else:
         config = default_config()

@@ -11,12 +11,8 @@ Hardware: any; small models for few clips. Time: printed.
 Expected: follows from the data; docs/colabs/2_finetune.md shows a run.
 """
 
-import sys
-
 from tubevit.recipes.finetune import finetune_config
 
 
 def get_config(data: str = "moving_digits", init: str = "", model: str = "", flip: bool = False):
-    config, chosen = finetune_config(data, init or None, model or None, flip)
-    print("\n".join(chosen), file=sys.stderr)
-    return config
+    return finetune_config(data, init or None, model or None, flip)

@@ -16,7 +16,7 @@ those of Tables 9 and 14.
 """
 
 from tubevit.errors import unknown
-from tubevit.recipes.paper import bootstrap
+from tubevit.recipes.paper import bootstrap_config
 
 ROWS = {"full": None, "last_fc": 0, "last_4": 4, "last_8": 8, "last_8_gate": 8}
 
@@ -29,5 +29,6 @@ def get_config(
 ):
     if row not in ROWS:
         raise unknown("row of Table 6", row, ROWS)
-    gate = row == "last_8_gate"
-    return bootstrap(small, large, train_last=ROWS[row], gate=gate, videos=videos, steps=50_000)
+    config = bootstrap_config(small, large, videos, train_last=ROWS[row])
+    config.train.gate = row == "last_8_gate"
+    return config

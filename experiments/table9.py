@@ -14,7 +14,7 @@ Expected: the column above; nobody has reproduced it.
 """
 
 from tubevit.errors import unknown
-from tubevit.recipes.paper import bootstrap
+from tubevit.recipes.paper import bootstrap_config
 
 ROWS = {"last_fc": 0, "last_1": 1, "last_4": 4, "full": None}
 
@@ -27,4 +27,4 @@ def get_config(
 ):
     if row not in ROWS:
         raise unknown("row of Table 9", row, ROWS)
-    return bootstrap(small, large, train_last=ROWS[row], gate=False, videos=videos, steps=50_000)
+    return bootstrap_config(small, large, videos, train_last=ROWS[row])

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from tubevit.config import experiments_folder, flatten, load_config, model_fields
+from tubevit.config.resolve import apply_recipe
 from tubevit.errors import UserError
 from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.models.tubevit import TubeViT
@@ -35,7 +36,7 @@ SPECS = [
 
 def resolved(spec):
     """Every key that is set, and what the model comes to."""
-    config = load_config(spec)
+    config, *_ = apply_recipe(load_config(spec))
     model = model_config(**model_fields(config), num_classes=600)
     values = {key: value for key, value in flatten(config).items() if value is not None}
     values |= {"= tokens of a clip": num_tokens(model, model.shape), "= tubes": str(model.tubes)}
@@ -55,7 +56,7 @@ def test_resolved_form(spec):
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "quickstart"])
 def test_models_take_their_input(spec):
     """Clips and, where there are images to train on, images; shapes only."""
-    config = load_config(spec)
+    config, *_ = apply_recipe(load_config(spec))
     images = ("imagenet", "still_digits")
     heads = {name: (9, "image" if name in images else "video") for name in config.data.train}
     model = model_config(**model_fields(config), heads=heads)

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.scripts import ROOT, script
 from tubevit.cli import main
 from tubevit.config import experiments_folder, load_config
+from tubevit.config.resolve import resolve
 from tubevit.errors import RunError, UserError
 from tubevit.preflight import devices, program, run, worker
 from tubevit.preflight.costs import collectives, flops, hbm_bytes
@@ -329,7 +330,7 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {"data.train.charades.batch_size": "8", "mesh.fsdp": "2"}
     config = load_config("charades:videos=charades:lists@clips", changes)
-    plan = program.plan(config, "xla")
+    plan = program.for_device(resolve(config, assume_missing=True), "xla")
     assert dict(plan.model.heads)["charades"].classes == 157 and plan.model.attention == "xla"
     assert plan.notes == ("data.train.charades: charades:lists@clips is not here; taken as 157 classes",)
     mesh = make_mesh(config.mesh)
@@ -343,21 +344,23 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     kernel = params["encoder"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape)[-1] == 2048
 
-    dense = program.plan(load_config("charades:videos=charades:lists@clips", changes | {"input.path": "dense"}))
+    dense = resolve(
+        load_config("charades:videos=charades:lists@clips", changes | {"input.path": "dense"}), assume_missing=True
+    )
     assert program.abstract_batch(dense, mesh)["charades"]["pixels"].shape == (8, 128, 224, 224, 3)
     assert program.eval_program(dense, mesh)[1][1].shape == (16, 3, 128, 224, 224, 3)
 
-    other = program.plan(load_config("bootstrap:videos=mine.csv"))
-    assert other.notes[0].endswith("mine.csv is not here; a head of 600 classes for videos")
+    other = resolve(load_config("bootstrap:videos=mine.csv"), assume_missing=True)
+    assert other.notes[-1].endswith("mine.csv is not here; a head of 600 classes for videos")
     with pytest.raises(UserError, match="must be a multiple of 8"):
         config.data.train.charades.batch_size = 12
-        program.abstract_batch(program.plan(config), mesh)
+        program.abstract_batch(resolve(config, assume_missing=True), mesh)
 
 
 def test_the_step_traces_on_a_mesh():
     """The arguments are those that the step takes, and FLOPs of a step follow from the model."""
     config = load_config("quickstart", {"mesh.fsdp": "2"})
-    plan, mesh = program.plan(config), make_mesh(config.mesh)
+    plan, mesh = resolve(config, assume_missing=True), make_mesh(config.mesh)
     step, arguments = program.train_program(plan, mesh)
     state, _ = jax.eval_shape(step, *arguments)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, arguments[0])

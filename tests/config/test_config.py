@@ -14,6 +14,7 @@ from tubevit.config import (
     set_key,
 )
 from tubevit.config.experiment import open_experiment
+from tubevit.config.resolve import resolve
 from tubevit.errors import UserError, closest, unknown
 from tubevit.models.tubevit import TubeViT
 
@@ -45,7 +46,7 @@ def test_the_quickstart_builds_its_model(digits_cache):
     config = load_config("quickstart")
     with pytest.raises(AttributeError):
         config.sed = 1
-    model = open_experiment(config).model
+    model = open_experiment(resolve(config)).model
     video = next(name for name, head in model.heads if head.modality == "video")
     clip = jax.ShapeDtypeStruct((2, model.frames, model.size, model.size, 3), "uint8")
     logits = jax.eval_shape(lambda clip: TubeViT(model, rngs=nnx.Rngs(0))(clip, head=video), clip)

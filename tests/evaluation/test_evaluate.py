@@ -8,6 +8,7 @@ import pytest
 
 from tubevit.config import dataset_config
 from tubevit.config.experiment import open_eval, open_experiment
+from tubevit.config.resolve import resolve
 from tubevit.data.moving_digits import write_video
 from tubevit.data.pipeline import BatchShards, SampleLoader
 from tubevit.data.views import ONE_VIEW, Views
@@ -187,7 +188,7 @@ def test_labels_follow_the_model(model, images):
 
 
 def test_an_experiment_derives_its_heads(tiny_config, images):
-    experiment = open_experiment(tiny_config())
+    experiment = open_experiment(resolve(tiny_config()))
     heads = dict(experiment.model.heads)
     assert {name: (head.classes, head.modality) for name, head in heads.items()} == {
         "motion": (8, "video"),
@@ -198,11 +199,11 @@ def test_an_experiment_derives_its_heads(tiny_config, images):
     config = tiny_config({"data.train.still_digits.source": images, "data.train.still_digits.head": "none"})
     config.data.train.still_digits.split = "test"
     del config.data.eval["still_digits"]
-    heads = dict(open_experiment(config).model.heads)  # without a name, that of the data set
+    heads = dict(open_experiment(resolve(config)).model.heads)  # without a name, that of the data set
     assert heads["still_digits"] == Head(3, "image", ("a", "b", "c"))
     config.data.train.still_digits.head = "motion"
     with pytest.raises(UserError, match="data.train.still_digits: its labels differ .* of head 'motion'"):
-        open_experiment(config)
+        open_experiment(resolve(config))
 
 
 def test_a_file_counts_only_with_all_its_views(video_model, video_load):

@@ -11,6 +11,7 @@ import tubevit
 from tubevit.checkpoint.paths import flatten
 from tubevit.cli import main
 from tubevit.config import load_config
+from tubevit.config.resolve import apply_recipe
 from tubevit.models.abstract import parameters
 
 TRAIN = {
@@ -100,10 +101,11 @@ def test_a_plain_vit_becomes_a_video_model(vit, clips, tmp_path, capsys):
 def test_evaluates_on_test_where_there_is_no_val(tiny_run, vit, clips, tmp_path):
     (tmp_path / "clips.csv").write_text(clips.read_text().replace(",val", ",test"))
     spec = f"bootstrap:small={tiny_run},large={vit},train_last=1,videos="
-    splits = {where: load_config(spec + str(where)).data.eval.videos.split for where in (clips, tmp_path / "clips.csv")}
-    assert list(splits.values()) == ["val", "test"]
-    assert load_config(spec + "absent.csv").data.eval.videos.split == "val"
-    assert load_config(spec + str(clips) + ",steps=7,batch_size=3").data.train.videos.batch_size == 3
+    config = lambda where: apply_recipe(load_config(f"{spec}{where}"))[0]  # noqa: E731
+    splits = [config(where).data.eval.videos.split for where in (clips, tmp_path / "clips.csv")]
+    assert splits == ["val", "test"]
+    assert config("absent.csv").data.eval.videos.split == "val"
+    assert config(f"{clips},steps=7,batch_size=3").data.train.videos.batch_size == 3
 
 
 def test_unknown_checkpoints_and_blocks(refused_training, tiny_run, vit, clips):

@@ -109,9 +109,10 @@ def test_the_rows_are_those_of_one_process(interrupted, tiny_config):
     import numpy as np
 
     from tubevit.config.experiment import open_experiment
+    from tubevit.config.resolve import resolve
     from tubevit.data.joint import joint_batches
 
-    experiment = open_experiment(tiny_config({"input.path": "tubes"}))
+    experiment = open_experiment(resolve(tiny_config({"input.path": "tubes"})))
     loads = {name: (load, 4) for name, load in experiment.train.items()}
     batches = joint_batches(loads, experiment.config.seed)
     expected = []

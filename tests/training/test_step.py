@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tubevit.config.experiment import open_experiment
+from tubevit.config.resolve import resolve
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import graph_of
 from tubevit.training.optimizer import make_optimizer
@@ -20,7 +21,7 @@ class Setup:
     """What a step needs, of the tiny experiment with changes."""
 
     def __init__(self, config):
-        experiment = open_experiment(config)
+        experiment = open_experiment(resolve(config))
         self.config, self.model = experiment.config, experiment.model
         self.optimizer = make_optimizer(self.config)
         self.graph = graph_of(self.model)

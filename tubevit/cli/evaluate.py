@@ -51,6 +51,7 @@ def run(args) -> None:
     from tubevit import storage
     from tubevit.config import load_config
     from tubevit.config.experiment import open_eval
+    from tubevit.config.resolve import apply_recipe
     from tubevit.data.views import Views
     from tubevit.evaluation.evaluate import evaluate_source, make_forward, write_class_tables
     from tubevit.evaluation.probe import make_features, open_probe, probe_source
@@ -70,7 +71,7 @@ def run(args) -> None:
     views = metadata.get("config", {}).get("eval", {}).get("views", "1x1")
     path = metadata.get("config", {}).get("input", {}).get("path", "tubes")
     if args.config:
-        config = load_config(args.config, args.config_overrides)
+        config, *_ = apply_recipe(load_config(args.config, args.config_overrides))
         datasets, views, path = config.data.eval, config.eval.views, config.input.path
     elif args.data:
         datasets = {"data": _dataset(args, model)}
@@ -144,15 +145,12 @@ def _dataset(args, model):
 
 
 def _held_out(data: str, head: str | None) -> str:
-    from tubevit.data.sources import open_source
+    from tubevit.data.sources import held_out_split
 
-    for split in ("val", "test"):
-        try:
-            open_source(data, split, head)
-        except SplitError:
-            continue
-        return split
-    return "all"
+    try:
+        return held_out_split(data, head)
+    except SplitError:
+        return "all"
 
 
 def _stored_datasets(metadata: dict, checkpoint):

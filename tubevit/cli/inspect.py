@@ -53,18 +53,15 @@ def _model(name: str, args, changes: dict):
 
 
 def _experiment_model(args, changes: dict):
-    from tubevit.config import load_config, model_fields
-    from tubevit.config.experiment import open_experiment
-    from tubevit.models.variants import model_config
+    from tubevit.config import load_config
+    from tubevit.config.resolve import resolve
+    from tubevit.models.variants import as_heads
 
-    config = load_config(args.config, args.config_overrides)
-    try:
-        model = open_experiment(config).model
-    except UserError as error:  # without the data its classes are not known
-        classes = 600 if args.num_classes is None else args.num_classes
-        model = model_config(**model_fields(config), num_classes=classes)
-        print(f"{args.config}: a head of {classes} classes in place of its data's ({error})", file=sys.stderr)
-    return model.replace(**changes)
+    resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
+    for note in resolved.notes:
+        print(note, file=sys.stderr)
+    model = resolved.model.replace(**changes)
+    return model if args.num_classes is None else model.replace(heads=as_heads(args.num_classes, None, model.tubes))
 
 
 def describe(name: str, config) -> dict:

@@ -14,8 +14,6 @@ EXAMPLES = (
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --step 600",
     "tubevit release runs/k600 tubevit_b16@k600 --url https://example.org/tubevit_b16@k600.tar",
 )
-# Keys that change no result.
-_SURROUNDINGS = ("mesh.", "loader.", "log.", "checkpoint.", "input.path", "compilation_cache")
 
 
 def add_arguments(parser) -> None:
@@ -96,14 +94,17 @@ def _experiment(args, stored: dict) -> str:
     import json
 
     from tubevit.config import flatten, load_config
+    from tubevit.config.keys import CHANGE_NOTHING
+    from tubevit.config.resolve import apply_recipe
 
-    given = flatten(json.loads(json.dumps(load_config(args.config, args.config_overrides).to_dict())))
+    config, *_ = apply_recipe(load_config(args.config, args.config_overrides))
+    given = flatten(json.loads(json.dumps(config.to_dict())))
     found = flatten(json.loads(json.dumps(stored)))
     differing = [
         f"{key}: {found.get(key)!r} there, {given.get(key)!r} now"
         for key in sorted({*given, *found})
         if given.get(key) != found.get(key)
-        and not key.startswith(_SURROUNDINGS)
+        and not key.startswith(CHANGE_NOTHING)
         and not (key.endswith(".head") and given.get(key) is None)  # follows from the data
     ]
     if differing:

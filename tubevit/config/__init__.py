@@ -1,18 +1,16 @@
-"""Experiment configurations: keys, locking, loading."""
+"""Experiment configurations: keys, locking, loading; `resolve` fills in what follows from data and checkpoints."""
 
 from tubevit.config.config import (
     check_config,
     dataset_config,
     default_config,
-    experiments_folder,
     flatten,
-    load_config,
     model_fields,
     names,
     pairs,
     set_key,
-    set_model,
 )
+from tubevit.config.load import experiments_folder, load_config
 
 __all__ = [
     "check_config",
@@ -25,5 +23,4 @@ __all__ = [
     "names",
     "pairs",
     "set_key",
-    "set_model",
 ]

@@ -9,106 +9,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from tubevit.config import model_fields
-from tubevit.config.experiment import open_experiment
-from tubevit.data.sources import default_head, open_source
+from tubevit.config.keys import InputPath
+from tubevit.config.resolve import Resolved
 from tubevit.data.views import Views
-from tubevit.errors import UserError
 from tubevit.evaluation.evaluate import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import training_flops
-from tubevit.models.variants import model_config
 from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
 from tubevit.windows import TubeBatch, sample_shapes
 
-_KNOWN = {  # classes, modality, several labels
-    "k400": (400, "video", False),
-    "k600": (600, "video", False),
-    "k700": (700, "video", False),
-    "ssv2": (174, "video", False),
-    "charades": (157, "video", True),
-    "ucf101": (101, "video", False),
-    "hmdb51": (51, "video", False),
-    "imagenet": (1000, "image", False),
-    "moving_digits": (8, "video", False),
-    "still_digits": (10, "image", False),
-}
-_UNKNOWN_CLASSES = 600
+
+def for_device(plan: Resolved, attention: str) -> Resolved:
+    """Replace the attention `auto`, which would be that of this machine, by that of another device."""
+    model = plan.model
+    return dataclasses.replace(plan, model=model.replace(attention=attention)) if model.attention == "auto" else plan
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A configuration without its data.
-
-    Attributes:
-        config: resolved: every data set names its head.
-        model: with a head for each label set.
-        notes: what was assumed of the data.
-    """
-
-    config: ConfigDict
-    model: ModelConfig
-    notes: tuple[str, ...]
-
-
-def plan(config: ConfigDict, attention: str | None = None) -> Plan:
-    """What `open_experiment` gives, or as much as can be known where the data is not there.
-
-    Args:
-        config: of an experiment.
-        attention: takes the place of `auto`, which would be that of this machine.
-
-    Raises:
-        UserError: the model is not valid.
-    """
-    try:
-        experiment = open_experiment(config)
-        config, model, notes = experiment.config, experiment.model, []
-    except UserError:
-        config = config.copy_and_resolve_references()
-        heads, notes = {}, []
-        for name, dataset in config.data.train.items():
-            dataset.head = dataset.head or default_head(dataset.source, name)
-            if dataset.head not in heads:
-                heads[dataset.head], note = _head(dataset)
-                notes += [f"data.train.{name}: {note}"] * bool(note)
-        model = model_config(**model_fields(config), heads=heads)
-        for name, dataset in config.data.eval.items():
-            trained = config.data.train.get(name)
-            dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
-    if attention is not None and model.attention == "auto":
-        model = model.replace(attention=attention)
-    return Plan(config, model, tuple(notes))
-
-
-def _head(dataset: ConfigDict) -> tuple[Head, str]:
-    """The head of a data set that may not be here, and a note where it was assumed."""
-    try:
-        source = open_source(dataset.source, dataset.split, dataset.head)
-        return Head(len(source.classes), source.modality, multi_label=source.multi_label), ""
-    except UserError:
-        return _assumed_head(dataset.source, dataset.head)
-
-
-def _assumed_head(source: str, head: str) -> tuple[Head, str]:
-    kind = source.partition(":")[0]
-    if kind in _KNOWN:
-        classes, modality, multi_label = _KNOWN[kind]
-        classes = 80 if head == "digit_motion" else classes
-        return Head(classes, modality, multi_label=multi_label), f"{source} is not here; taken as {classes} classes"
-    modality = "image" if "imagenet" in source else "video"
-    return Head(
-        _UNKNOWN_CLASSES, modality
-    ), f"{source} is not here; a head of {_UNKNOWN_CLASSES} classes for {modality}s"
-
-
-def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
+def abstract_batch(plan: Resolved, mesh: Mesh) -> dict:
     """{data set: {"pixels": see `abstract_pixels`, "label": (B,) int32 or (B, classes) float32}}.
 
     Raises:
@@ -126,12 +48,12 @@ def abstract_batch(plan: Plan, mesh: Mesh) -> dict:
     return batch
 
 
-def abstract_pixels(plan: Plan, head: Head, leading: tuple[int, ...], sharding):
+def abstract_pixels(plan: Resolved, head: Head, leading: tuple[int, ...], sharding):
     """Clips (*leading, T, H, W, 3), images (*leading, H, W, 3) or the windows of their tubes, uint8."""
     image = head.modality == "image"
     shape = plan.model.shape[1:] if image else plan.model.shape
     tubes = plan.model.tubes.for_images() if image else plan.model.tubes
-    tubes = None if plan.config.input.path == "dense" else tubes
+    tubes = tubes if InputPath(plan.config.input.path) is InputPath.TUBES else None
     shapes = sample_shapes(shape, tubes)
     arrays = tuple(jax.ShapeDtypeStruct((*leading, *each), jnp.uint8, sharding=sharding) for each in shapes)
     return arrays[0] if tubes is None else TubeBatch(arrays, tubes, shape)
@@ -141,7 +63,7 @@ def _abstract(tree, placed) -> dict:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
 
 
-def train_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple]:
+def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
     """The step of training and its arguments (state, batch) as sharded shapes.
 
     Raises:
@@ -155,7 +77,7 @@ def train_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple]:
     return make_step(graph, optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
 
 
-def eval_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
+def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
     """The forward pass of the evaluation that needs most: function, its arguments and the number of its views.
 
     None: the configuration evaluates nothing.
@@ -177,7 +99,7 @@ def eval_program(plan: Plan, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
     return make_forward(plan.model, head, mesh), (params, pixels), count * views.spatial
 
 
-def part_programs(plan: Plan, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
+def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
     """Tokenizer and encoder alone, forward, on the largest training batch: {part: (function, arguments)}."""
     heads = dict(plan.model.heads)
     clips = [d for d in plan.config.data.train.values() if heads[d.head].modality != "image"]
@@ -204,7 +126,7 @@ def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
     return _abstract(params, shardings(params, mesh))
 
 
-def step_flops(plan: Plan) -> int:
+def step_flops(plan: Resolved) -> int:
     """FLOPs that a step of training is worth, see `training_flops`: what is recomputed does not count."""
     heads, total = dict(plan.model.heads), 0
     for dataset in plan.config.data.train.values():

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 
 from tubevit.config import load_config
+from tubevit.config.resolve import apply_recipe
 from tubevit.errors import RunError, UserError
 from tubevit.preflight.devices import ENVIRONMENT, check_installed, compiler_version
 from tubevit.preflight.report import completed
@@ -88,7 +89,7 @@ def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dic
     Returns:
         Overrides, each in addition to those given.
     """
-    settings = load_config(config, overrides)
+    settings, *_ = apply_recipe(load_config(config, overrides))
     remat = {} if settings.model.remat == "full" else {"model.remat": "full"}
     splits = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > settings.mesh.fsdp]
     splits = splits[:1] + splits[-1:] if len(splits) > 1 else splits

@@ -45,13 +45,14 @@ def _highest_memory() -> int:
 
 def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
     from tubevit.config import load_config
+    from tubevit.config.resolve import resolve
     from tubevit.preflight import program
     from tubevit.preflight.devices import described_devices
     from tubevit.preflight.topology import find_topology
     from tubevit.sharding.mesh import make_mesh
 
     where, settings = find_topology(topology), load_config(config, overrides)
-    plan = program.plan(settings, where.attention)
+    plan = program.for_device(resolve(settings, assume_missing=True), where.attention)
     mesh = make_mesh(settings.mesh, described_devices(where, settings.mesh.slices))
     result = {
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},

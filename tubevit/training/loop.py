@@ -16,11 +16,13 @@ from tubevit import storage
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.config.experiment import Experiment, open_experiment
+from tubevit.config.resolve import resolve_on_main
 from tubevit.data.joint import joint_batches
 from tubevit.data.views import Views
 from tubevit.evaluation.evaluate import evaluate_source, make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.freeze import join_frozen
+from tubevit.recipes.finetune import expected_time
 from tubevit.sharding.hosts import is_main, run_on_main
 from tubevit.sharding.mesh import check_batch, global_batch, local_rows, make_mesh
 from tubevit.sharding.rules import check_sharding, shardings
@@ -62,7 +64,12 @@ def train(
     """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    experiment = open_experiment(config)
+    resolved = resolve_on_main(config)
+    for note in resolved.notes:
+        logger.info(note)
+    if resolved.decoding is not None and is_main():
+        logger.info(expected_time(resolved))
+    experiment = open_experiment(resolved)
     config, model = experiment.config, experiment.model
     for note in experiment.notes:
         logger.info(note)

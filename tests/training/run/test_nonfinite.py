@@ -14,6 +14,7 @@ import pytest
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
 from tubevit.config.experiment import open_experiment
+from tubevit.config.resolve import resolve
 from tubevit.data.joint import joint_batches
 from tubevit.errors import RunError
 from tubevit.training import loop
@@ -97,7 +98,7 @@ def runs(train_command, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bad_batch(tiny_config):
     """The batch of the bad step, and its files as they are to be named."""
-    experiment = open_experiment(tiny_config())
+    experiment = open_experiment(resolve(tiny_config()))
     with contextlib.closing(joint_batches({k: (v, 4) for k, v in experiment.train.items()}, 0)) as batches:
         batch = [next(batches) for _ in range(BAD)][-1]
     keys = {name: load.source.keys for name, load in experiment.train.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tubevit import storage
 from tubevit.data.sources import charades, csv_file, embedded, folder, imagenet, kinetics, something, ucf_hmdb
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown
+from tubevit.errors import SplitError, UserError, unknown
 
 _READERS = {
     **{key: kinetics.open_kinetics for key in kinetics.CLASSES},
@@ -15,6 +17,11 @@ _READERS = {
     "hmdb51": ucf_hmdb.open_hmdb51,
     "imagenet": imagenet.open_imagenet,
 }
+# Number of classes of the data sets that have official lists.
+CLASSES = {
+    **kinetics.CLASSES, "ssv2": something.CLASSES, "charades": charades.CLASSES, **ucf_hmdb.CLASSES,
+    "imagenet": imagenet.CLASSES,
+}  # fmt: skip
 
 
 def default_head(name: str, dataset: str) -> str:
@@ -80,3 +87,23 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
     if "/" in name:
         raise UserError(f"source {name} does not exist: expected FILE.csv, a folder of class folders or KIND:...")
     raise unknown("source", name, ("FILE.csv", "DIR", *(f"{kind}:..." for kind in _READERS), *embedded.NAMES))
+
+
+def held_out_split(name: str, head: str | None = None, open_source: Callable[..., Source] = open_source) -> str:
+    """Find the split of a source to evaluate on: `val`, else `test`.
+
+    Args:
+        name, head: see `open_source`.
+        open_source: opens the source.
+
+    Raises:
+        SplitError: the source has neither.
+        UserError: it cannot be opened.
+    """
+    for split in ("val", "test"):
+        try:
+            open_source(name, split, head)
+            return split
+        except SplitError as error:
+            last = error
+    raise SplitError(f"{name} has neither a split val nor a split test to evaluate on: {last}") from last

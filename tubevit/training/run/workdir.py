@@ -17,22 +17,8 @@ from tubevit import storage
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
 from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.config import flatten
+from tubevit.config.keys import CHANGE_NOTHING
 from tubevit.errors import RunError, UserError
-
-# Keys that cannot change the result of a run.
-_FREE = (
-    "mesh.",
-    "loader.",
-    "log.",
-    "checkpoint.",
-    "eval.",
-    "data.eval.",
-    "input.path",
-    "train.steps",
-    "train.skip_nonfinite",
-    "compilation_cache",
-)
-
 
 # Seconds between two uploads of what is appended to: a bucket knows whole files only.
 _UPLOAD_EVERY = 30.0
@@ -78,7 +64,7 @@ def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> N
         key
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
-        and not key.startswith(_FREE)
+        and not key.startswith((*CHANGE_NOTHING, "train.steps"))
         and not (key.startswith("data.") and key.endswith(".source"))  # where the data lies
         and key not in allow_change
     ]

@@ -1,0 +1,301 @@
+"""The keys of a configuration as typed dataclasses: defaults, checks and documentation follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import math
+import typing
+
+from tubevit.data.augment import Augment
+from tubevit.errors import UserError, unknown
+
+# Beginnings of the keys that do not change the result of a training run.
+CHANGE_NOTHING = (
+    "mesh.", "loader.", "log.", "checkpoint.", "eval.", "data.eval.", "input.path", "train.skip_nonfinite",
+    "compilation_cache",
+)  # fmt: skip
+
+
+class InputPath(enum.StrEnum):
+    """What travels from the decoder to the model: whole clips, or only the pixels that the tubes read."""
+
+    DENSE = "dense"
+    TUBES = "tubes"
+
+    @classmethod
+    def _missing_(cls, value):
+        raise unknown("input.path", str(value), cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """The type of a key, its default and the values that are allowed.
+
+    Attributes:
+        home: the dataclass that has this field.
+        name: the name of the field.
+        kind: the type of a value.
+        default: None if the value follows from the architecture or is switched off.
+        meaning: what it does; empty if the docstring of `home` describes it.
+        least, most: the range of a number, both included.
+        below: the smallest number that is too large.
+        choices: the allowed values; empty if any will do.
+    """
+
+    home: type
+    name: str
+    kind: type
+    default: object
+    meaning: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    def check(self, path: str, value) -> None:
+        """Check a value; `path` names the key in the error.
+
+        Raises:
+            UserError: the value is not set, has another type, or is not allowed.
+        """
+        if value is None:
+            if self.default is not None:
+                raise UserError(f"{path} must be set; its default is {self.default!r}")
+            return
+        if not isinstance(value, {float: float | int, tuple: tuple | list}.get(self.kind, self.kind)):
+            raise UserError(f"{path} must be of type {self.kind.__name__}; found {value!r}")
+        if self.choices and value not in self.choices:
+            raise unknown(path, value, self.choices)
+        if self.kind in (int, float) and not (self.least <= value <= self.most and value < self.below):
+            limits = {
+                f"at least {self.least}": self.least,
+                f"at most {self.most}": self.most,
+                f"below {self.below}": self.below,
+            }
+            text = " and ".join(text for text, limit in limits.items() if math.isfinite(limit))
+            raise UserError(f"{path} must be {text}; found {value}")
+
+
+def _key(default, meaning: str, **checks):
+    return dataclasses.field(default=default, metadata={"meaning": meaning, **checks})
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """The input of the model; its frames, frame rate and size are fields of `ModelConfig`."""
+
+    path: str = _key(
+        "tubes", "what travels from the decoder to the model: `tubes`, only the pixels that its tubes read, or "
+        "`dense`, whole clips", choices=tuple(map(str, InputPath)),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The optimizer and its schedule; the defaults are those of the base model on Kinetics (Table 10)."""
+
+    name: str = _key(
+        "adam", "`adam`, which adds the weight decay to the gradient, or `adamw`, which decouples it",
+        choices=("adam", "adamw"),
+    )  # fmt: skip
+    learning_rate: float = _key(5e-5, "peak learning rate, after the warm-up; it then decays to 0 along a cosine")
+    warmup_steps: int = _key(10_000, "linear warm-up steps", least=0)
+    weight_decay: float = _key(1e-3, "weight decay factor", least=0)
+    grad_clip_norm: float | None = _key(None, "maximum global gradient norm; larger gradients are scaled down to it")
+    b1: float = _key(0.9, "decay rate of Adam's first moment")
+    b2: float = _key(0.999, "decay rate of Adam's second moment")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The training run."""
+
+    steps: int = _key(300_000, "number of training steps", least=1)
+    label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", least=0, below=1)
+    mixup: float = _key(
+        0.0, "each clip is blended with its neighbour in the batch; the share is drawn from Beta(a, a) with this a; "
+        "0 disables it", least=0,
+    )  # fmt: skip
+    cutmix: float = _key(
+        0.0, "like mixup, with a rectangle cut from the neighbour; if both are set, one of them is drawn at each step",
+        least=0,
+    )  # fmt: skip
+    freeze_below: int = _key(0, "blocks before this index, and the tokenizer, are frozen")
+    gate: bool = _key(False, "whether block `freeze_below` has the gate of equation 8 on its output")
+    grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", least=1)
+    skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """The parameters that training begins from."""
+
+    checkpoint: str | None = _key(None, "a checkpoint to begin from, as `load_model` takes it")
+    skip: str = _key(
+        "", "path prefixes, joined by commas, that are initialised at random instead of from the checkpoint"
+    )
+    rename: str = _key("", "old=new,...: path prefixes in the checkpoint and their names in the model")
+    tubes: str = _key(
+        "same", "what to do about 3D tubes that the checkpoint lacks: `same` (it must have them all, but those of a "
+        "plain ViT are inflated), `inflate`, `zero`, `random`, or a checkpoint that has them",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluation during training."""
+
+    every: int = _key(5_000, "steps between evaluations", least=1)
+    views: str = _key("1x1", "temporal x spatial views of a clip, e.g. 4x3; their probabilities are averaged")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointKeys:
+    """The checkpoints of the run."""
+
+    every: int = _key(1_000, "steps between checkpoints", least=1)
+    keep: int = _key(3, "number of latest checkpoints to keep", least=1)
+    keep_best: str | None = _key(None, "a metric, e.g. eval/k600/top1; the checkpoint with its best value is also kept")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Loading of data."""
+
+    threads: int = _key(4, "decoding threads of each process", least=1)
+    workers: int = _key(0, "loading processes; 0 loads in threads of the training process", least=0)
+    max_broken: float = _key(
+        0.01, "largest allowed share of broken files in a data set; a larger share ends the run", least=0, most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshKeys:
+    """The device mesh."""
+
+    data: int = _key(-1, "devices that split the batch; -1 takes all remaining devices, as for the next two keys")
+    fsdp: int = _key(1, "devices that split the batch and the parameters")
+    tensor: int = _key(1, "devices that split attention heads and MLPs")
+    slices: int = _key(1, "TPU slices of the job")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Metrics."""
+
+    every: int = _key(50, "steps between two lines of metrics", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A configuration, without its data sets and the fields of `ModelConfig`. Durations are in steps."""
+
+    seed: int = _key(0, "seed of the run; all randomness follows from it and from the step")
+    compilation_cache: str | None = _key(None, "a folder or bucket where compiled programs are cached")
+    input: Input = Input()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    init: Init = Init()
+    eval: Eval = Eval()
+    checkpoint: CheckpointKeys = CheckpointKeys()
+    loader: Loader = Loader()
+    mesh: MeshKeys = MeshKeys()
+    log: Log = Log()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set of `data.train` or `data.eval`."""
+
+    source: str = _key("", "the files, e.g. clips.csv or k600:LIST@CLIPS_DIR; see `open_source`")
+    split: str = _key("train", "`train`, `val` or `test`")
+    head: str | None = _key(
+        None, "its label set; the default is that of the embedded data, for other data the name of the data set"
+    )
+    batch_size: int = _key(32, "global batch size", least=1)
+    loss_weight: float = _key(1.0, "factor of its loss")
+    augment: Augment = Augment()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What `resolve` derives from data and checkpoints; a resolved configuration has no group `recipe`."""
+
+    name: str = _key("", "which of the two", choices=("finetune", "bootstrap"))
+    checkpoint: str | None = _key(None, "finetune: a checkpoint to begin from")
+    model: str | None = _key(None, "finetune: the architecture, if there is no checkpoint")
+    small: str | None = _key(None, "bootstrap: the tube model")
+    large: str | None = _key(None, "bootstrap: the plain ViT")
+    widen: str = _key("concatenate", "bootstrap: see `bootstrapped_config`")
+    position: str = _key("learned_2d", "bootstrap: see `bootstrapped_config`")
+    train_last: int | None = _key(None, "bootstrap: number of blocks to train, the last ones; None trains everything")
+    unset: tuple = _key((), "keys that the user set to none and that are not derived")
+
+
+def _keys_of(group: type, prefix: str = "") -> dict[str, Key]:
+    found, hints = {}, typing.get_type_hints(group)
+    for field in dataclasses.fields(group):
+        hint = hints[field.name]
+        if type(None) in typing.get_args(hint):  # int | None
+            hint = typing.get_args(hint)[0]
+        if dataclasses.is_dataclass(field.default):
+            found |= _keys_of(hint, f"{prefix}{field.name}.")
+        else:
+            kind = typing.get_origin(hint) or hint
+            found[prefix + field.name] = Key(group, field.name, kind, field.default, **field.metadata)
+    return found
+
+
+@functools.cache
+def _model_keys() -> dict[str, Key]:
+    """The fields of `ModelConfig`: None where the architecture sets them."""
+    from tubevit.models.config import ModelConfig  # here, as it imports jax
+    from tubevit.models.variants import ARCHITECTURES
+
+    by_architecture = {"mean", "std"}.union(*ARCHITECTURES.values())
+    groups, found = {"frames": "input.", "fps": "input.", "size": "input.", "precision": ""}, {}
+    for name, key in _keys_of(ModelConfig).items():
+        if name in ("heads", "freeze_below"):  # they follow from the data and from `train`
+            continue
+        default = None if name in by_architecture or key.default is dataclasses.MISSING else key.default
+        kind = key.kind if key.kind in (str, int, float, bool, tuple) else str
+        found[groups.get(name, "model.") + name] = dataclasses.replace(key, kind=kind, default=default)
+    return found | {"model.name": dataclasses.replace(found["model.name"], default="tubevit_b16")}
+
+
+@functools.cache
+def config_keys() -> dict[str, Key]:
+    """List the keys of a configuration, such as `train.steps`, without those of its data sets."""
+    return {**_model_keys(), **_keys_of(Config)}
+
+
+def defining_keys() -> list[str]:
+    """List the keys of `model` and `input` that define a model, without those for its training and computation."""
+    others = {"precision", "dropout", "stochastic_depth", "remat", "scan", "attention"}
+    return [path for path, key in _model_keys().items() if key.name not in others]
+
+
+@functools.cache
+def dataset_keys() -> dict[str, Key]:
+    """List the keys of a data set, such as `augment.flip`."""
+    return _keys_of(Dataset)
+
+
+@functools.cache
+def recipe_keys() -> dict[str, Key]:
+    """List the keys of the group `recipe`."""
+    return _keys_of(Recipe)
+
+
+def find_key(path: str) -> Key:
+    """Find a key by its full name, e.g. `data.train.clips.source`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    group, _, name = path.partition(".")
+    if group == "data":
+        return dataset_keys()[path.split(".", 3)[3]]
+    return recipe_keys()[name] if group == "recipe" else config_keys()[path]

@@ -1,0 +1,143 @@
+"""What a configuration comes to: the keys that follow from data and checkpoints, the heads, the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from tubevit.config.bootstrapping import bootstrapping, bootstrapping_notes
+from tubevit.config.config import check_config, config_from_dict, flatten, model_fields, set_value
+from tubevit.config.finetuning import finetuning
+from tubevit.data import sources
+from tubevit.data.sources import Source, default_head
+from tubevit.errors import UserError
+from tubevit.models.config import Head, ModelConfig
+from tubevit.models.variants import model_config
+from tubevit.sharding.hosts import run_on_main
+
+_ASSUMED_CLASSES = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A configuration in which everything that follows from data and checkpoints is filled in.
+
+    Attributes:
+        config: the configuration; every data set names its head.
+        model: the model, with a head for each label set.
+        notes: lines for the user: what was derived and what was assumed.
+        decoding: median time to decode one file, in seconds, where files were looked at.
+        open_source: opens a source; those that were opened to resolve the configuration are not listed again.
+    """
+
+    config: ConfigDict
+    model: ModelConfig
+    notes: tuple[str, ...] = ()
+    decoding: float | None = None
+    open_source: Callable[..., Source] = dataclasses.field(default=sources.open_source, repr=False, compare=False)
+
+    def to_json(self) -> str:
+        """Return all but the opened sources as a text for `from_json`."""
+        heads = [(name, dataclasses.asdict(head)) for name, head in self.model.heads]
+        fields = {"config": self.config.to_dict(), "heads": heads, "notes": self.notes, "decoding": self.decoding}
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> Resolved:
+        """Read what `to_json` wrote, for example in another process."""
+        fields = json.loads(text)
+        config = config_from_dict(fields["config"])
+        model = model_config(**model_fields(config), heads=dict(fields["heads"]))
+        return cls(config, model, tuple(fields["notes"]), fields["decoding"])
+
+
+def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = sources.open_source):
+    """Fill in what the group `recipe` of a configuration asks for; keys that are set stay as they are.
+
+    Returns:
+        The configuration without the group, lines for the user, and the seconds to decode one file or None.
+
+    Raises:
+        UserError: data or checkpoints are missing or do not fit.
+    """
+    config = config.copy_and_resolve_references()
+    if "recipe" not in config:
+        return config, [], None
+    recipe = config.recipe
+    found = finetuning(config, open_source) if recipe.name == "finetune" else None
+    values = bootstrapping(config, open_source) if found is None else found.values
+    flat = flatten(config)
+    for path, value in values.items():
+        if flat[path] is None and path not in recipe.unset:
+            set_value(config, path, value)
+    with config.unlocked():
+        del config.recipe
+    check_config(config)
+    if found is None:
+        return config, bootstrapping_notes(config, recipe), None
+    return config, found.notes(config), found.looks.decoding
+
+
+def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
+    """Fill in what follows from data and checkpoints. A resolved configuration stays as it is.
+
+    Args:
+        config: a configuration, see `load_config`.
+        assume_missing: whether to assume the classes of data that is not here, instead of refusing it.
+
+    Raises:
+        UserError: a source, a checkpoint or the model is not valid, or data sets that share a head have different
+            labels.
+    """
+    open_source = functools.cache(sources.open_source)
+    config, notes, decoding = apply_recipe(config, open_source)
+    heads: dict[str, Head] = {}
+    assumed: set[str] = set()
+    for name, dataset in config.data.train.items():
+        dataset.head = dataset.head or default_head(dataset.source, name)
+        try:
+            source = open_source(dataset.source, dataset.split, dataset.head)
+            head = Head(len(source.classes), source.modality, source.classes, source.multi_label)
+        except UserError:
+            if not assume_missing:
+                raise
+            head, note = _assumed_head(dataset.source)
+            notes.append(f"data.train.{name}: {note}")
+            assumed.add(dataset.head)
+        if heads.setdefault(dataset.head, head) != head and dataset.head not in assumed:
+            raise UserError(
+                f"data.train.{name}: its labels differ from those of another data set of head {dataset.head!r}"
+            )
+    for name, dataset in config.data.eval.items():
+        trained = config.data.train.get(name)
+        dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
+    model = model_config(**model_fields(config), heads=heads)
+    return Resolved(config, model, tuple(notes), decoding, open_source)
+
+
+def resolve_on_main(config: ConfigDict) -> Resolved:
+    """Resolve a configuration in process 0 and send the result to all; every process must call it."""
+    own: list[Resolved] = []
+
+    def resolved() -> str:
+        own.append(resolve(config))
+        return own[0].to_json()
+
+    text = run_on_main(resolved)
+    return own[0] if own else Resolved.from_json(text)
+
+
+def _assumed_head(source: str) -> tuple[Head, str]:
+    kind = source.partition(":")[0]
+    classes = sources.CLASSES.get(kind, _ASSUMED_CLASSES)
+    head = Head(classes, "image" if "imagenet" in source else "video", multi_label=kind == "charades")
+    taken = (
+        f"taken as {classes} classes"
+        if kind in sources.CLASSES
+        else f"a head of {classes} classes for {head.modality}s"
+    )
+    return head, f"{source} is not here; {taken}"
