@@ -1,10 +1,10 @@
-"""Compiles every experiment for TPU slices that are not here: does it fit, what would a step take.
+"""Compile every experiment for TPU slices: does it fit, and how long would a step take.
 
     python benchmarks/preflight.py [--only TEXT]      # about 25 minutes on 2 cores; needs pip install 'tubevit[tpu]'
-    python benchmarks/preflight.py --page             # writes the table of docs/preflight.md from the csv only
+    python benchmarks/preflight.py --page             # only writes the table of docs/preflight.md from the csv
 
-Rows with `cuda:` need the two packages that `tubevit preflight` names; without a compiler its rows keep what the csv
-has. Nothing runs on an accelerator: times are the estimates of `tubevit preflight`.
+Rows with `cuda:` need the two packages that `tubevit preflight` names; rows whose compiler is missing keep their values
+in the csv. Nothing runs on an accelerator: times are the estimates of `tubevit preflight`.
 """
 
 from __future__ import annotations
@@ -60,32 +60,34 @@ FIELDS = [
 
 
 def row(experiment: str, changes: dict, topology: str) -> dict:
-    """The csv's row of one compile of training and evaluation."""
+    """Compile training and evaluation; returns a row of the csv."""
     overrides = {key: str(value) for key, value in changes.items()}
-    found = preflight(experiment, overrides, find_topology(topology), ("train", "eval"))
-    train, evaluation = found["parts"]["train"], found["parts"].get("eval", {})
+    result = preflight(experiment, overrides, find_topology(topology), ("train", "eval"))
+    train, evaluation = result["parts"]["train"], result["parts"].get("eval", {})
     values = {
         **key_of(experiment, changes, topology),
-        "devices": found["devices"],
-        "fits": found["fits"],
+        "devices": result["devices"],
+        "fits": result["fits"],
         "train_peak_gib": _gib(train.get("peak", train.get("needed") or 0)),
         "eval_peak_gib": _gib(evaluation.get("peak", evaluation.get("needed") or 0)),
-        "hbm_gib": _gib(found["chip"]["hbm"]),
-        "compile_s": round(sum(part["seconds"] for part in found["parts"].values()), 1),
-        "compiler_gb": round(found["memory_of_compiler"] / 1e9, 2),
-        "compiler": found["compiler"],
+        "hbm_gib": _gib(result["chip"]["hbm"]),
+        "compile_s": round(sum(part["seconds"] for part in result["parts"].values()), 1),
+        "compiler_gb": round(result["memory_of_compiler"] / 1e9, 2),
+        "compiler": result["compiler"],
         "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),
     }
     if "flops" in train:
-        e, exchanges = train["estimate"], train["collectives"].items()
+        e = train["estimate"]
+        between_slices = sum(row["sent"] for kind, row in train["collectives"].items() if "slices" in kind)
+        within_slice = sum(row["sent"] for kind, row in train["collectives"].items() if "slices" not in kind)
         values |= {
             "arguments_gib": _gib(train["arguments"]),
             "temporaries_gib": _gib(train["temporaries"]),
             "tflops": round(train["flops"] / 1e12, 3),
             "hbm_gb": round(train["hbm_bytes"] / 1e9, 2),
-            "sent_gb": round(sum(v["sent"] for k, v in exchanges if "slices" not in k) / 1e9, 3),
-            "sent_between_slices_gb": round(sum(v["sent"] for k, v in exchanges if "slices" in k) / 1e9, 3),
+            "sent_gb": round(within_slice / 1e9, 3),
+            "sent_between_slices_gb": round(between_slices / 1e9, 3),
             "flops_per_byte": round(train["intensity"]),
             "step_ms_least": round(1e3 * e["least"], 1),
             "step_ms_most": round(1e3 * e["most"], 1),
@@ -96,7 +98,7 @@ def row(experiment: str, changes: dict, topology: str) -> dict:
 
 
 def key_of(experiment: str, changes: dict, topology: str) -> dict:
-    """What a row is known by."""
+    """Return the columns that identify a row."""
     text = " ".join(f"{key}={value}" for key, value in changes.items())
     return {"experiment": experiment, "changes": text, "topology": topology}
 
@@ -106,26 +108,25 @@ def _gib(count: float) -> float:
 
 
 def page(rows: list[dict]) -> str:
-    """The table of the documentation."""
+    """Write the table of the documentation."""
     lines = [
         "| experiment | changes | topology | peak of training, evaluation, GiB | of | TFLOPs | HBM GB | sent GB |"
         " step, ms | MFU |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        slices = f" + {r['sent_between_slices_gb']} between slices" * (float(r["sent_between_slices_gb"] or 0) > 0)
-        where = f"2 x {r['topology']}" if "mesh.slices=2" in r["changes"] else r["topology"]
+        between = float(r["sent_between_slices_gb"] or 0)
+        slices = f" + {r['sent_between_slices_gb']} between slices" if between else ""
+        topology = f"2 x {r['topology']}" if "mesh.slices=2" in r["changes"] else r["topology"]
         changes = ", ".join(f"`{change}`" for change in r["changes"].split())
         fits = "" if str(r["fits"]) == "True" else " (does not fit)"
         lines.append(
-            f"| `{r['experiment']}` | {changes} | `{where}` | {r['train_peak_gib']}, {r['eval_peak_gib']}{fits} "
+            f"| `{r['experiment']}` | {changes} | `{topology}` | {r['train_peak_gib']}, {r['eval_peak_gib']}{fits} "
             f"| {r['hbm_gib']} | {r['tflops']} | {r['hbm_gb']} | {r['sent_gb']}{slices} "
             f"| {r['step_ms_least']} to {r['step_ms_most']} | {_percent(r['mfu_least'])} to {_percent(r['mfu_most'])} |"
         )
     compilers = ", ".join(dict.fromkeys(f"jax {r['jax']} and {r['compiler']}" for r in rows))
-    return "\n".join(
-        [*lines, "", f"Figures of a device and a step, compiled with {compilers}. Times are {FORMULA}.", ""]
-    )
+    return "\n".join([*lines, "", f"Figures per device and step, compiled with {compilers}. Times are {FORMULA}.", ""])
 
 
 def _percent(share) -> str:
@@ -133,13 +134,13 @@ def _percent(share) -> str:
 
 
 def write_page(rows: list[dict]) -> None:
-    """Puts the table into the documentation."""
+    """Replace the table in the documentation."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + page(rows) + END + rest.partition(END)[2])
 
 
 def read() -> dict[tuple, dict]:
-    """The csv's rows by what they are known by."""
+    """Read the rows of the csv by the columns that identify them."""
     if not CSV.exists():
         return {}
     with CSV.open() as file:
@@ -148,8 +149,8 @@ def read() -> dict[tuple, dict]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="compile the rows whose text has this")
-    parser.add_argument("--page", action="store_true", help="write the documentation's table only")
+    parser.add_argument("--only", default="", help="compile only rows that contain this text")
+    parser.add_argument("--page", action="store_true", help="only write the table of the documentation")
     args = parser.parse_args(arguments)
     known = read()
     keys = [tuple(key_of(*entry).values()) for entry in ROWS]

@@ -1,5 +1,6 @@
 """Preflight without a compiler for TPUs: names, what is read from a program's text, reports. Extras compile."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.scripts import ROOT, script
 from tubevit.cli import main
+from tubevit.cli import preflight as cli_preflight
 from tubevit.config import experiments_folder, load_config
 from tubevit.config.resolve import resolve
 from tubevit.errors import RunError, UserError
@@ -201,11 +203,13 @@ def refused(capsys, topology):
     return err
 
 
-def test_compilers_that_are_missing(capsys, monkeypatch):
-    monkeypatch.setattr(devices, "_version", lambda name: None)
-    assert "pip install --no-deps jax-cuda12-plugin==" in refused(capsys, "cuda:h100")
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'tubevit[tpu]'" in refused(capsys, "v5e:2x2")
+def test_compilers_that_are_missing():
+    for topology, command in (
+        ("cuda:h100", "pip install --no-deps jax-cuda12-plugin=="),
+        ("v5e:2x2", "needs the compiler libtpu: pip install 'tubevit[tpu]'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(command)):
+            devices.check_installed(find_topology(topology), is_installed=lambda package: False)
 
 
 def test_out_of_memory():
@@ -255,7 +259,7 @@ def test_report():
     assert found["fits"] and text.startswith(
         "v5litepod-4 is v5e:2x2: v5e:2x2, 4 devices, mesh data=2, fsdp=2, tensor=1"
     )
-    assert "note: k600 is not here" in text and "estimates, nothing measured" in text
+    assert "note: k600 is not here" in text and "estimates, not measurements" in text
     assert re.search(r"^peak +4.00 GiB +2.00 GiB$", text, re.MULTILINE)
     assert re.search(r"^  all-gather +2 runs +2.00 GiB +1.50 GiB sent$", text, re.MULTILINE)
     assert text.endswith("FITS: at most 4.00 GiB of 15.75 GiB (25%)")
@@ -270,35 +274,28 @@ def test_report_of_what_does_not_fit():
     assert "model.remat=full" in text.splitlines()[-1] and "FITS: at" not in text
 
 
-@pytest.fixture
-def compiler(monkeypatch):
+def compiler(config, overrides, topology, parts):
     """A compiler by the overrides: training fits with remat and fsdp 4."""
-    asked = []
-
-    def compile_(config, overrides, topology, parts):
-        asked.append((overrides, parts))
-        fits = overrides.get("model.remat") == "full" and overrides.get("mesh.fsdp") == "4"
-        found = result(**{name: part(4 * GIB if fits or name != "train" else 20 * GIB) for name in parts})
-        return found | {"memory_of_compiler": 1}
-
-    monkeypatch.setattr(run, "_compile", compile_)
-    monkeypatch.setattr(run, "check_installed", lambda topology: None)
-    return asked
+    fits = overrides.get("model.remat") == "full" and overrides.get("mesh.fsdp") == "4"
+    found = result(**{name: part(4 * GIB if fits or name != "train" else 20 * GIB) for name in parts})
+    return found | {"memory_of_compiler": 1}
 
 
-def test_suggest(compiler, capsys):
-    arguments = ["preflight", "--config", "k600", "--topology", "v5litepod-4"]
-    assert main([*arguments, "--suggest"]) == 1
+def test_suggest(capsys):
+    given = dict(config="k600", topology="v5litepod-4", config_overrides={}, suggest=True, json=False)
+    with pytest.raises(RunError) as error:
+        cli_preflight.run(argparse.Namespace(**given), compiler)
     out, err = capsys.readouterr()
     assert "DOES NOT FIT: train needs 20.00 GiB" in out and "v5litepod-4 is v5e:2x2" in err
     tried = [line.strip() for line in err.splitlines() if line.startswith("  ")]
     assert [line.partition(":")[0] for line in tried] == [
         "--config.model.remat=full", "--config.mesh.fsdp=4", "--config.model.remat=full --config.mesh.fsdp=4",
     ]  # fmt: skip
-    assert "fits, 4.00 GiB" in tried[-1] and err.count("\n") == 6
-    assert "it fits with --config.model.remat=full --config.mesh.fsdp=4" in err.splitlines()[-1]
+    assert "fits, 4.00 GiB" in tried[-1] and err.count("\n") == 5
+    assert "it fits with --config.model.remat=full --config.mesh.fsdp=4" in str(error.value)
 
-    assert main([*arguments, "--config.model.remat=full", "--config.mesh.fsdp=4", "--json"]) == 0
+    given |= dict(config_overrides={"model.remat": "full", "mesh.fsdp": "4"}, json=True)
+    cli_preflight.run(argparse.Namespace(**given), compiler)
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["topology"] == "v5e:2x2" and set(found["parts"]) == {*run.TRAIN, *run.REST}
 
@@ -310,20 +307,16 @@ def test_changes_halve_batches_last():
     assert tries[-1]["data.train.k600.batch_size"] == tries[-1]["data.train.imagenet.batch_size"] == "32"
 
 
-def test_a_compiler_that_crashes(monkeypatch):
-    class Done:
-        returncode, stderr = -6, "I0000 log\nF0000 check failed: x\n"
-
-    monkeypatch.setattr(run.subprocess, "run", lambda *args, **kwargs: Done)
-    with pytest.raises(RunError, match="failed on train: F0000 check failed: x"):
-        run._compile("k600", {}, find_topology("v5e:2x2"), ["train"])
+def test_a_compiler_that_crashes():
+    def crash(*args, **kwargs):
+        return subprocess.CompletedProcess(args, -6, "", "I0000 log\nF0000 check failed: x\n")
 
     def late(*args, timeout, **kwargs):
         raise subprocess.TimeoutExpired("worker", timeout)
 
-    monkeypatch.setattr(run.subprocess, "run", late)
-    with pytest.raises(RunError, match="took more than"):
-        run._compile("k600", {}, find_topology("v5e:2x2"), ["train"])
+    for execute, text in ((crash, "failed on train: F0000 check failed: x"), (late, "took more than 1800 s")):
+        with pytest.raises(RunError, match=text):
+            run.compile_in_process("k600", {}, find_topology("v5e:2x2"), ["train"], execute)
 
 
 def test_programs_without_the_data(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Draws docs/figures/sparse_input.png: which pixels of a clip of the embedded data travel, and how many bytes that is.
+"""Draw docs/figures/sparse_input.png: the pixels of a clip that are sent to the device, and their size in bytes.
 
 python docs/figures/sparse_input.py      # needs pip install 'tubevit[plot]'
 """
@@ -11,6 +11,7 @@ import numpy as np
 
 from tubevit.data.moving_digits import render_clip
 from tubevit.tubes import PRESETS, Tube
+from tubevit.visualize.style import size_text
 from tubevit.windows import take_windows
 
 PRESET, COLUMNS, GAP, DARK = "small", 8, 6, 0.4
@@ -19,13 +20,13 @@ INCH = 64  # pixels of the clip
 
 
 def digit() -> np.ndarray:
-    """(16, 64, 64, 3) uint8 of the embedded data, brightened."""
+    """Render a clip of the embedded data, (16, 64, 64, 3) uint8, brightened."""
     clip, _ = render_clip(25, 1, np.random.default_rng(11))
     return np.clip(1.7 * clip.astype(np.float32) + 30, 0, 255).astype(np.uint8)
 
 
 def read(clip: np.ndarray) -> np.ndarray:
-    """(T, H, W) bool: the pixels that at least one tube reads."""
+    """Mark the pixels that at least one tube reads, (T, H, W) bool."""
     shape, tubes = clip.shape[:3], PRESETS[PRESET]
     mask = np.zeros(shape, bool)
     for tube in tubes.tubes:
@@ -35,7 +36,7 @@ def read(clip: np.ndarray) -> np.ndarray:
 
 
 def packed(windows: np.ndarray, tube: Tube, height: int) -> np.ndarray:
-    """All windows of a tube as pixels (height, n, 3): their frames side by side, windows after one another in lines."""
+    """Arrange all windows of a tube as pixels (height, n, 3), with the frames of a window side by side."""
     k_t, k_y, k_x = tube.kernel
     tiles = windows.reshape(-1, k_t, k_y, k_x, 3).swapaxes(1, 2).reshape(-1, k_y, k_t * k_x, 3)
     lines = height // k_y
@@ -46,7 +47,7 @@ def packed(windows: np.ndarray, tube: Tube, height: int) -> np.ndarray:
 
 
 def boxes(tube: Tube, shape, time: int) -> list[tuple[int, int]]:
-    """Rows and columns where the windows of a tube start that read frame `time`."""
+    """List where the windows that read frame `time` start, as (row, column)."""
     times, rows, columns = tube.indices(shape)
     if time not in times:
         return []
@@ -75,7 +76,7 @@ def main(path: pathlib.Path) -> None:
     grey = DARK * clip.mean(axis=-1, keepdims=True)
     shown = np.where(mask[..., None], clip, grey).astype(np.uint8)
     axes.text(0, -3, f"A clip of {frames}×{height}×{width}: the {mask.mean():.0%} of its pixels that tubes read, "
-              "the others dark", weight="bold", **text)  # fmt: skip
+              "other pixels dark", weight="bold", **text)  # fmt: skip
     for time in range(frames):
         top, left = time // COLUMNS * (height + GAP), time % COLUMNS * (width + GAP)
         axes.imshow(shown[time], extent=(left, left + width, top + height, top), interpolation="nearest")
@@ -88,8 +89,8 @@ def main(path: pathlib.Path) -> None:
                   bbox=dict(fc="white", ec="none", pad=0.8, alpha=0.8))  # fmt: skip
     top = down + 30
     share = batch.nbytes / clip.nbytes
-    axes.text(0, top - 3, f"What travels: {batch.nbytes / 1e3:.0f} kB in place of {clip.nbytes / 1e3:.0f} kB "
-              f"({share:.0%}; what two windows read travels twice)", weight="bold", **text)  # fmt: skip
+    axes.text(0, top - 3, f"Sent to the device: {batch.nbytes / 1e3:.0f} kB instead of {clip.nbytes / 1e3:.0f} kB "
+              f"({share:.0%}; pixels of two windows are sent twice)", weight="bold", **text)  # fmt: skip
     side = clip.size / 3 / packed_height
     axes.add_patch(Rectangle((0, top), side, packed_height, fill=False, lw=0.8, ec="#8d99a6", ls="--"))
     left = 0.0
@@ -99,7 +100,7 @@ def main(path: pathlib.Path) -> None:
         axes.imshow(image, extent=extent, interpolation="nearest")
         axes.add_patch(Rectangle((left, top), image.shape[1], len(image), fill=False, lw=1.4, ec=colour))
         left += image.shape[1]
-        kind = f"{'×'.join(map(str, tube.kernel))}: {windows.shape[1]} tokens of {tube.sub_windows}"
+        kind = f"{size_text(tube.kernel)}: {windows.shape[1]} tokens of {tube.sub_windows}"
         kind += " windows" if tube.sub_windows > 1 else " window"
         axes.add_patch(Rectangle((side * 0.34, top + 14 + 15 * i), 8, 8, color=colour))
         axes.text(side * 0.34 + 13, top + 23 + 15 * i, f"tube {kind}, {windows.nbytes / 1e3:.1f} kB", **text)

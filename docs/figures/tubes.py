@@ -1,4 +1,4 @@
-"""Draws docs/figures/tubes.svg: the windows of each tube of a preset in an oblique view of the clip.
+"""Draw docs/figures/tubes.svg: the windows of each tube of a preset in an oblique view of the clip.
 
 python docs/figures/tubes.py [PRESET]
 """
@@ -11,10 +11,11 @@ import sys
 import numpy as np
 
 from tubevit.tubes import PRESETS, Tube
+from tubevit.visualize.style import size_text
 
 SHAPE = (32, 224, 224)
 SCALE = np.array([5.0, 0.58, 0.58])  # drawn length of a frame, a row, a column
-DEPTH = np.array([0.62, -0.42])  # where time goes: to the right and up
+DEPTH = np.array([0.62, -0.42])  # direction of time: to the right and up
 COLOURS = ("#d9622b", "#2a7fb8", "#4c9a3f", "#8a5bb0")
 PANEL, TOP = 246, 134
 
@@ -30,7 +31,7 @@ def polygon(points, fill: str, opacity: float, stroke: str) -> str:
 
 
 def cuboid(low, high, colour: str, opacity: float = 0.85) -> list[str]:
-    """The three faces that one sees: top, right, front."""
+    """Draw the three visible faces: top, right, front."""
     (t0, y0, x0), (t1, y1, x1) = low, high
     faces = [
         ([(t0, y0, x0), (t0, y0, x1), (t1, y0, x1), (t1, y0, x0)], opacity * 0.6),
@@ -41,7 +42,7 @@ def cuboid(low, high, colour: str, opacity: float = 0.85) -> list[str]:
 
 
 def windows(tube: Tube) -> np.ndarray:
-    """(n, 3) starts of all windows, the farthest in time first."""
+    """Return the starts of all windows, (n, 3), latest first."""
     axes = [starts.ravel() for starts in tube.starts(SHAPE)]
     starts = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     return starts[np.lexsort((starts[:, 2], -starts[:, 1], -starts[:, 0]))]
@@ -55,9 +56,9 @@ def panel(tube: Tube, left: float, colour: str) -> list[str]:
     for start in windows(tube):
         x, y = project(*start)
         svg.append(f'<use href="#tube{left:.0f}" x="{x:.1f}" y="{y:.1f}"/>')
-    grid = "×".join(map(str, tube.grid(SHAPE)))
-    lines = [f"tube {'×'.join(map(str, tube.kernel))}", f"grid {grid} = {tube.num_tokens(SHAPE)} tokens"]
-    lines += [f"{tube.sub_windows} windows a token"] if tube.sub_windows > 1 else []
+    lines = [f"tube {size_text(tube.kernel)}", f"grid {size_text(tube.grid(SHAPE))} = {tube.num_tokens(SHAPE)} tokens"]
+    if tube.sub_windows > 1:
+        lines.append(f"{tube.sub_windows} windows per token")
     for row, text in enumerate(lines):
         weight = ' font-weight="600"' if row == 0 else ""
         svg.append(f'<text x="0" y="{152 + 17 * row}" font-size="12.5"{weight}>{text}</text>')
@@ -76,7 +77,7 @@ def main(name: str) -> None:
         f'<rect width="{width}" height="{TOP + 200}" fill="#ffffff"/>',
         f'<g fill="#222"><text x="16" y="24" font-size="14.5" font-weight="600">{title}</text>',
     ]
-    svg.append('<text x="16" y="44" font-size="12">Frames go to the back right; windows may overlap.</text>')
+    svg.append('<text x="16" y="44" font-size="12">Time runs to the back right; windows may overlap.</text>')
     for i, tube in enumerate(tubes.tubes):
         svg += panel(tube, 16 + PANEL * i, COLOURS[i % len(COLOURS)])
     path = pathlib.Path(__file__).with_name("tubes.svg")

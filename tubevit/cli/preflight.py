@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
@@ -30,20 +31,22 @@ def add_arguments(parser) -> None:
     parser.set_defaults(config_overrides={})
 
 
-def run(args) -> None:
-    """Runs the verb."""
+def run(args, compiler=None) -> None:
+    """Run the verb; `compiler` replaces `compile_in_process`."""
     from tubevit.preflight.report import report, verdicts
-    from tubevit.preflight.run import preflight, suggest
+    from tubevit.preflight.run import compile_in_process, preflight, suggest
     from tubevit.preflight.topology import find_topology
 
+    compiler = compiler or compile_in_process
     topology = find_topology(args.topology)
     if topology.asked:
         print(f"{topology.asked} is {topology.name}", file=sys.stderr)
-    found = preflight(args.config, args.config_overrides, topology)
+    found = preflight(args.config, args.config_overrides, topology, compiler=compiler)
     if args.suggest and not found["parts"]["train"]["fits"]:
         print("it does not fit; trying:", file=sys.stderr)
+        report_try = functools.partial(print, file=sys.stderr)
         found["suggestion"] = suggest(
-            args.config, args.config_overrides, topology, found["devices"], lambda text: print(text, file=sys.stderr)
+            args.config, args.config_overrides, topology, found["devices"], report_try, compiler
         )
     print(json.dumps(found, indent=2) if args.json else report(found))
     if found["fits"]:

@@ -1,5 +1,5 @@
-"""Compiles an experiment's steps for TPU slices and GPUs that are not here, and says what they need.
+"""Compile the steps of an experiment for TPU slices and GPUs that this machine lacks, and report what they need.
 
-`topology` names devices, `program` makes the steps, `devices` and `worker` compile them in another process, `hlo` and
-`costs` read what came out, `report` says it, `run` puts it together.
+`topology` names devices, `program` builds the steps, `devices` and `worker` compile them in another process, `hlo` and
+`costs` analyse the compiled programs, `report` prints the result, and `run` drives everything.
 """

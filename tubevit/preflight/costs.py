@@ -1,6 +1,6 @@
-"""What a compiled program costs a device: FLOPs of matrix products, bytes of main memory, collectives.
+"""Costs of a compiled program per device: FLOPs of matrix products, main memory traffic, collectives.
 
-XLA's own figures count the body of a loop once; here it counts as often as it runs.
+XLA's own analysis counts the body of a loop once; here it counts as often as it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tubevit.preflight.hlo import Array, Instruction, Program
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
          "ragged-all-to-all")  # fmt: skip
-# No memory moves for these themselves.
+# These move no memory themselves.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional", "call", "after-all",
          "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-done", "iota",
          "add-dependency", "domain", "send-done", "recv-done"}  # fmt: skip
@@ -23,14 +23,14 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices.
+    """One collective operation.
 
     Attributes:
-        kind: of `KINDS`.
-        bytes: of the whole array on a device: what is reduced, gathered or sent; for each time it runs.
-        group: devices that take part with each other.
-        times: how often it runs in a step.
-        between_slices: over the data-centre network.
+        kind: one of `KINDS`.
+        bytes: size of the whole array on a device that is reduced, gathered or sent in each run.
+        group: number of devices that exchange data with each other.
+        times: how often it runs per step.
+        between_slices: whether it uses the data-centre network.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in all, on a ring: (n - 1) / n of the array, for all-reduce twice that; between
+        """Total bytes that a device sends: on a ring (n - 1) / n of the array, twice that for all-reduce; between
         slices the array."""
         if self.between_slices:
             return float(self.times * self.bytes)
@@ -50,11 +50,11 @@ class Collective:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-    """All exchanges, each `channel_id` once: an asynchronous one has two instructions or more.
+    """List all collectives, each `channel_id` once, because an asynchronous one has several instructions.
 
     Args:
-        program: of one device.
-        devices: in all; the group of an exchange that names none.
+        program: the program of one device.
+        devices: total number of devices, the group of a collective that names none.
     """
     found, seen = [], set()
     for name, times, _ in program.runs():
@@ -71,21 +71,21 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             if key in seen:
                 continue
             seen.add(key)
-            # TPU: a reduce-scatter is an all-reduce, of which each device keeps its part, in a fusion of this name.
+            # TPUs write a reduce-scatter as a fusion of this name: an all-reduce of which each device keeps a part.
             kind = "reduce-scatter" if opcode == "all-reduce" and "all-reduce-scatter" in name else opcode
             operands = sum(a.bytes for operand in instruction.operands for a in _shape(body, operand))
             result = sum(a.bytes for a in instruction.shape)
             if instruction.opcode.endswith("-start") and opcode != "all-reduce":
-                result -= operands  # a start returns its operands as well
+                result -= operands  # a start instruction returns its operands as well
             found.append(Collective(kind, max(operands, result), group_size(instruction, devices), times))
     return found
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """Devices in a group of `replica_groups`, in any of its three ways to be written."""
+    """Return the number of devices in a group of `replica_groups`, which has three notations."""
     text = instruction.attributes
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
-    if mesh:  # axes of a mesh; of an axis maybe a part only, 'axis':(before)size
+    if mesh:  # axes of a mesh, or parts of them: 'axis':(before)size
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
@@ -97,16 +97,15 @@ def group_size(instruction: Instruction, devices: int) -> int:
 
 
 def flops(program: Program, multiply: bool = True) -> int:
-    """FLOPs of all matrix products and convolutions of a device, 2 for each multiply-add."""
+    """Count the FLOPs of all matrix products and convolutions, 2 per multiply-add; False counts loop bodies once."""
     total = 0
     for name, times, _ in program.runs(multiply):
         body = program.computations[name]
         for instruction in body.values():
+            is_cublas = instruction.opcode == "custom-call" and "__cublas" in instruction.attributes
             if instruction.opcode == "convolution":
                 total += times * _convolution_flops(instruction, body)
-            elif instruction.opcode == "dot":
-                total += times * _dot_flops(instruction, body)
-            elif instruction.opcode == "custom-call" and "__cublas" in instruction.attributes:
+            elif instruction.opcode == "dot" or is_cublas:
                 total += times * _dot_flops(instruction, body)
     return total
 
@@ -125,40 +124,38 @@ def _dot_flops(instruction: Instruction, body: dict[str, Instruction]) -> int:
 
 
 def _convolution_flops(instruction: Instruction, body: dict[str, Instruction]) -> int:
-    """As XLA counts: positions of the window that lie in padding or between dilated inputs cost nothing."""
+    """Count as XLA does: window positions in the padding or between dilated inputs are free."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     left, right = (_shape(body, name) for name in instruction.operands[:2])
     if not labels or not left or not right:
         return 0
     inputs, kernel, output = labels.groups()
-    out, groups = instruction.shape[0].dims, _number("feature_group_count", instruction.attributes)
-    groups *= _number("batch_group_count", instruction.attributes)
+    out = instruction.shape[0].dims
     total = 2 * out[output.index("b")] * out[output.index("f")] * right[0].dims[kernel.index("i")]
     total //= _number("batch_group_count", instruction.attributes)
     window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
     for axis in range(len(output) - 2):
         label = str(axis)
-        size = (
-            int(x) for x in (_field(fields, key, axis, 1) for key in ("size", "stride", "lhs_dilate", "rhs_dilate"))
-        )
         low = int(_field(fields, "pad", axis, "0_0").split("_")[0])
-        total *= _valid(left[0].dims[inputs.index(label)], out[output.index(label)], low, *size)
+        sizes = (int(_field(fields, key, axis, "1")) for key in ("size", "stride", "lhs_dilate", "rhs_dilate"))
+        total *= _valid(left[0].dims[inputs.index(label)], out[output.index(label)], low, *sizes)
     return total
 
 
 def _number(key: str, text: str) -> int:
+    """Return the number of an attribute, by default 1."""
     found = re.search(rf"\b{key}=(\d+)", text)
     return int(found.group(1)) if found else 1
 
 
-def _field(fields: dict[str, str], key: str, axis: int, default):
+def _field(fields: dict[str, str], key: str, axis: int, default: str) -> str:
     return fields[key].split("x")[axis] if key in fields else default
 
 
 @functools.cache
 def _valid(size: int, outputs: int, low: int, window: int, stride: int, dilation: int, kernel_dilation: int) -> int:
-    """Pairs of output and window position that meet an input."""
+    """Count the pairs of output and window position that read an input."""
     count = 0
     for k in range(window):
         for o in range(outputs):
@@ -168,10 +165,10 @@ def _valid(size: int, outputs: int, low: int, window: int, stride: int, dilation
 
 
 def hbm_bytes(program: Program, multiply: bool = True) -> int:
-    """Bytes that a device reads from and writes to its main memory: every instruction's, a fusion counting as one.
+    """Count the bytes that all instructions read from and write to main memory; a fusion counts as one instruction.
 
-    Of arrays that are only sliced, the slices count; of arrays that are updated in place, the update. What lies in
-    VMEM counts nothing. It is a count of the text, not a measurement.
+    Arrays that are only sliced count with the size of the slices, arrays that are updated in place with the size of
+    the update. Arrays in VMEM do not count. The count follows from the program text; it is not a measurement.
     """
     total = 0
     for name, times, fused in program.runs(multiply):
@@ -190,10 +187,11 @@ def _moved(instruction: Instruction, body: dict[str, Instruction], program: Prog
     if opcode == "copy-start":  # its result is (destination, source, context)
         return sum(a.hbm for a in instruction.shape[:2])
     if opcode in _SLICES:
-        return sum(a.bytes for a in instruction.shape) * bool(operands and operands[0][0].space == 0) + written
+        from_hbm = bool(operands) and operands[0][0].space == 0
+        return written + (sum(a.bytes for a in instruction.shape) if from_hbm else 0)
     if opcode == "dynamic-update-slice":
         update = operands[1][0]
-        return update.hbm + update.bytes * bool(instruction.shape[0].space == 0)
+        return update.hbm + (update.bytes if instruction.shape[0].space == 0 else 0)
     called = program.computations.get(instruction.called("calls") or "") if opcode == "fusion" else None
     if not called:
         return written + sum(a.hbm for shape in operands for a in shape)
@@ -201,7 +199,7 @@ def _moved(instruction: Instruction, body: dict[str, Instruction], program: Prog
 
 
 def _users(name: str, body: dict[str, Instruction]) -> list[tuple[Instruction, int]]:
-    """Instructions that use a value and as which operand, looking through those that only rename it."""
+    """List the instructions that use a value, with the index of the operand; bitcasts are looked through."""
     users = []
     for instruction in body.values():
         for i, operand in enumerate(instruction.operands):
@@ -220,16 +218,15 @@ def _fusion_read(operands, called: dict[str, Instruction], program: Program) -> 
 
 
 def _read(value: Instruction, body: dict[str, Instruction], program: Program) -> int:
-    """Bytes of a value that a fused computation reads."""
+    """Count the bytes of a value that a fused computation reads."""
     total, whole = 0, sum(a.bytes for a in value.shape)
     for user, i in _users(value.name, body):
         inner = program.computations.get(user.called("calls") or "")
         if user.opcode in _SLICES:
             total += sum(a.bytes for a in user.shape)
         elif user.opcode == "fusion" and inner:
-            total += _read(
-                next(p for p in inner.values() if p.opcode == "parameter" and int(p.literal) == i), inner, program
-            )
+            parameter = next(p for p in inner.values() if p.opcode == "parameter" and int(p.literal) == i)
+            total += _read(parameter, inner, program)
         elif user.opcode != "dynamic-update-slice" or i:  # the updated array itself is not read
             return whole
     return min(total, whole)
@@ -243,7 +240,7 @@ def _fusion_written(instruction: Instruction, called: dict[str, Instruction], pr
 
 
 def _updates(body: dict[str, Instruction], program: Program) -> list[int | None]:
-    """For each result of a fused computation the bytes that are written into an array in place; None: all of it."""
+    """Return for each result of a fused computation the bytes that are updated in place, or None for all of it."""
     root = next(i for i in body.values() if i.root)
     return [_update(name, body, program) for name in (root.operands if root.opcode == "tuple" else [root.name])]
 

@@ -1,15 +1,16 @@
-"""Described devices, in a process that will not use any: libtpu's slices and XLA's GPUs."""
+"""Descriptions of devices to compile for: TPU slices from libtpu, GPUs from XLA."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable
 
 from tubevit.errors import UserError
 from tubevit.preflight.topology import GPUS_A_HOST, Chip, Topology
 
-# libtpu looks for a TPU host otherwise, and keeps other processes out.
+# Without these, libtpu looks for a TPU host and locks out other processes.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -21,7 +22,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 _GPU_PACKAGES = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
-# What NVIDIA publishes of compute capability 9.0 and of the two boards; XLA chooses kernels by it.
+# Published figures of compute capability 9.0 and of the two boards, by which XLA chooses kernels.
 _GPU_NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 _GPU = """
 gpu_device_info {{
@@ -40,20 +41,6 @@ device_description_str: "{name}"
 """
 
 
-def check_installed(topology: Topology) -> None:
-    """Raises UserError, with what to install, unless the compiler of a topology is there."""
-    if topology.is_gpu:
-        missing = [name for name in _GPU_PACKAGES if not _version(name)]
-        if missing:
-            jax = importlib.metadata.version("jax")
-            raise UserError(
-                f"topology {topology.name} needs {' and '.join(missing)}: pip install --no-deps "
-                + " ".join(f"{name}=={jax}" for name in _GPU_PACKAGES)
-            )
-    elif importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"topology {topology.name} needs libtpu, the compiler for TPUs: pip install 'tubevit[tpu]'")
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -61,21 +48,36 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _is_installed(package: str) -> bool:
+    return _version(package) is not None or importlib.util.find_spec(package) is not None
+
+
+def check_installed(topology: Topology, is_installed: Callable[[str], bool] = _is_installed) -> None:
+    """Raise UserError, with the command to install it, if the compiler for a topology is missing."""
+    packages = _GPU_PACKAGES if topology.is_gpu else ("libtpu",)
+    missing = [package for package in packages if not is_installed(package)]
+    if missing:
+        jax = importlib.metadata.version("jax")
+        pinned = " ".join(f"{package}=={jax}" for package in packages)
+        command = f"--no-deps {pinned}" if topology.is_gpu else "'tubevit[tpu]'"
+        raise UserError(f"topology {topology.name} needs the compiler {' and '.join(missing)}: pip install {command}")
+
+
 def compiler_version(topology: Topology) -> str:
-    """The compiler and its version."""
+    """Return the name and version of the compiler."""
     package = _GPU_PACKAGES[1] if topology.is_gpu else "libtpu"
     return f"{package} {_version(package) or ''}".strip()
 
 
 def described_devices(topology: Topology, slices: int) -> list:
-    """The devices of all slices, to compile for, not to run on; `os.environ` must hold `ENVIRONMENT`.
+    """Return the devices of all slices, only to compile for; `os.environ` must contain `ENVIRONMENT`.
 
     Args:
-        topology: of a slice, or of GPUs on hosts of 8.
-        slices: of TPUs; joined by a data-centre network.
+        topology: one TPU slice, or GPUs on hosts of 8.
+        slices: number of TPU slices, connected by a data-centre network.
 
     Raises:
-        UserError: GPUs in slices.
+        UserError: several slices of GPUs were requested.
     """
     from jax.experimental import topologies
 
@@ -84,7 +86,7 @@ def described_devices(topology: Topology, slices: int) -> list:
         raise RuntimeError(f"{', '.join(missing)} must be set before jax is imported")
     if topology.is_gpu:
         if slices > 1:
-            raise UserError(f"mesh.slices={slices} is for TPUs; {topology.name} has none")
+            raise UserError(f"mesh.slices={slices} is for TPUs; {topology.name} needs mesh.slices=1")
         hosts = max(topology.devices // GPUS_A_HOST, 1)
         description = topologies.get_topology_desc(
             platform="cuda",
@@ -102,5 +104,5 @@ def described_devices(topology: Topology, slices: int) -> list:
 
 
 def gpu_description(chip: Chip) -> str:
-    """XLA's description of a GPU, as text."""
+    """Return XLA's description of a GPU as text."""
     return _GPU.format(bandwidth=chip.bandwidth, memory=chip.hbm, name=_GPU_NAMES[chip.name])

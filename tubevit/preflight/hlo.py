@@ -1,4 +1,4 @@
-"""Reads a compiled program's text (HLO): instructions, loops with their trip counts, calls. No JAX is needed."""
+"""Parse the text of a compiled program (HLO): instructions, calls, and loops with their trip counts. No JAX needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape: `space` is 0 for the chip's main memory, others are on the chip (VMEM, SMEM)."""
+    """One array of a shape; `space` is 0 in main memory and otherwise a memory on the chip (VMEM, SMEM)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -26,7 +26,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without padding."""
+        """Size in bytes without padding."""
         bits = _BITS.get(self.dtype)
         if bits is None:
             digits = re.search(r"[0-9]+", self.dtype)
@@ -35,13 +35,13 @@ class Array:
 
     @property
     def hbm(self) -> int:
-        """Its bytes where it lies in main memory, else 0."""
+        """Size in bytes if it is in main memory, else 0."""
         return self.bytes if self.space == 0 else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `name = shape opcode(operands), attributes`."""
+    """One instruction: `name = shape opcode(operands), attributes`."""
 
     name: str
     shape: tuple[Array, ...]
@@ -52,19 +52,19 @@ class Instruction:
     root: bool
 
     def called(self, key: str) -> str | None:
-        """The computation that an attribute names."""
+        """Return the computation that an attribute names."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else None
 
     @property
     def channel(self) -> int | None:
-        """channel_id of a collective."""
+        """The channel_id of a collective."""
         found = re.search(r"\bchannel_id=(\d+)", self.attributes)
         return int(found.group(1)) if found else None
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a shape, one or a tuple."""
+    """Parse a shape, which is one array or a tuple of arrays."""
     found = []
     for dtype, dims, layout in _SHAPE.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
@@ -75,10 +75,10 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 def _instruction(line: str) -> Instruction | None:
     left, equals, right = line.strip().partition(" = ")
-    opcode = _OPCODE.search(" " + right)
+    right = f" {right}"
+    opcode = _OPCODE.search(right)
     if not equals or not opcode:
         return None
-    right = " " + right
     depth, end = 1, opcode.end()
     while depth and end < len(right):
         depth += {"(": 1, ")": -1}.get(right[end], 0)
@@ -91,7 +91,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 class Program:
-    """A program's computations, {name: {name: Instruction}} in their order; `entry` names the first to run."""
+    """The computations of a program, {name: {name: Instruction}} in order; `entry` is the name of the main one."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -107,8 +107,8 @@ class Program:
                 if found:
                     current[found.name] = found
 
-    def trip_count(self, loop: Instruction, where: str) -> int | None:
-        """How often a loop runs; None where the text does not tell. JAX's scans count from a constant up to another."""
+    def trip_count(self, loop: Instruction, computation: str) -> int | None:
+        """Return how often a loop runs, or None if unknown. JAX's scans count from one constant up to another."""
         known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
         if known:
             return int(known.group(1))
@@ -116,11 +116,10 @@ class Program:
         bounds = [int(i.literal) for i in condition.values() if i.opcode == "constant" and _whole(i)]
         if not bounds:
             return None
-        return max(bounds) - self._start(loop, where, condition)
+        return max(bounds) - self._start(loop, self.computations[computation], condition)
 
-    def _start(self, loop: Instruction, where: str, condition: dict[str, Instruction]) -> int:
-        """The first value of the counter: element of the initial tuple that the condition reads."""
-        scope = self.computations[where]
+    def _start(self, loop: Instruction, scope: dict[str, Instruction], condition: dict[str, Instruction]) -> int:
+        """Return the initial value of the counter, the element of the initial tuple that the condition reads."""
         initial = scope.get(loop.operands[0]) if loop.operands else None
         for element in (i for i in condition.values() if i.opcode == "get-tuple-element"):
             index = re.search(r"\bindex=(\d+)", element.attributes)
@@ -135,15 +134,15 @@ class Program:
 
     @functools.cached_property
     def unknown_loops(self) -> int:
-        """Loops whose trip count is not known; they are counted once."""
-        loops = ((i, name) for name, body in self.computations.items() for i in body.values() if i.opcode == "while")
-        return sum(self.trip_count(loop, name) is None for loop, name in loops)
+        """The number of loops with unknown trip count; their bodies count once."""
+        pairs = ((name, i) for name, body in self.computations.items() for i in body.values())
+        return sum(i.opcode == "while" and self.trip_count(i, name) is None for name, i in pairs)
 
     def runs(self, multiply: bool = True) -> list[tuple[str, int, bool]]:
-        """(computation, how often it runs, whether it is within a fusion) from the entry on.
+        """List (computation, number of runs, whether it is part of a fusion), starting at the entry.
 
         Args:
-            multiply: False counts the body of a loop once.
+            multiply: whether loop bodies count as often as they run; otherwise once.
         """
         counts: dict[tuple[str, bool], int] = collections.Counter()
 
@@ -160,7 +159,7 @@ class Program:
         return [(name, times, fused) for (name, fused), times in counts.items()]
 
     def _calls(self, instruction: Instruction) -> Iterator[tuple[str, bool]]:
-        """Computations that an instruction runs, and whether as a fusion; reducers of single numbers are left out."""
+        """Yield the computations that an instruction runs and whether as a fusion, without scalar reducers."""
         opcode = instruction.opcode
         if opcode == "while":
             keys, fused = ("body",), False

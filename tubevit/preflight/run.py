@@ -1,4 +1,4 @@
-"""Compiles an experiment for a described topology in processes of their own, and tries what would make it fit."""
+"""Compile an experiment for a described topology in separate processes, and search for settings that fit."""
 
 from __future__ import annotations
 
@@ -9,120 +9,139 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tubevit.config import load_config
 from tubevit.config.resolve import apply_recipe
 from tubevit.errors import RunError, UserError
-from tubevit.preflight.devices import ENVIRONMENT, check_installed, compiler_version
+from tubevit.preflight.devices import ENVIRONMENT, compiler_version
 from tubevit.preflight.report import completed
 from tubevit.preflight.topology import Topology
 
 TRAIN, REST = ("train",), ("eval", "tokenizer", "encoder")
-_TIMEOUT = 1800  # seconds a process
+_TIMEOUT = 1800  # seconds per process
 
 
-def preflight(config: str, overrides: Mapping[str, str], topology: Topology, parts=(*TRAIN, *REST)) -> dict:
-    """Compiles the steps of an experiment for a topology.
+def compile_in_process(
+    config: str, overrides: Mapping[str, str], topology: Topology, parts: Sequence[str], execute=subprocess.run
+) -> dict:
+    """Compile parts of an experiment in a separate process.
+
+    Args:
+        config, overrides, topology, parts: see `preflight`.
+        execute: function that runs the process.
+
+    Returns:
+        The result of `worker`.
+
+    Raises:
+        UserError: see `preflight`.
+        RunError: the compiler failed for a reason other than memory.
+    """
+    request = {"config": config, "overrides": dict(overrides), "topology": topology.name, "parts": list(parts)}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder) / name for name in ("request.json", "result.json")]
+        files[0].write_text(json.dumps(request))
+        command = [sys.executable, "-m", "tubevit.preflight.worker", *map(str, files)]
+        # The worker finds the package where this process did, in any working directory.
+        path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
+        environment.pop("XLA_FLAGS", None)  # they are for the devices of this process
+        try:
+            done = execute(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s") from error
+        if not files[1].exists():
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if re.search(r"Error: |^F\d{4}", line)]
+            reason = (errors or lines or [f"exit status {done.returncode}"])[-1][:300]
+            raise RunError(f"the compiler for {topology.name} failed on {'+'.join(parts)}: {reason}")
+        result = json.loads(files[1].read_text())
+    if "error" in result:
+        raise UserError(result["error"])
+    return result
+
+
+def preflight(
+    config: str,
+    overrides: Mapping[str, str],
+    topology: Topology,
+    parts: Sequence[str] = (*TRAIN, *REST),
+    compiler: Callable[..., dict] = compile_in_process,
+) -> dict:
+    """Compile the steps of an experiment for a topology.
 
     Args:
         config: `FILE[:arg=value,...]`, see `load_config`.
         overrides: {key: text}.
         topology: see `find_topology`.
-        parts: of `train`, `eval`, `tokenizer`, `encoder`.
+        parts: some of `train`, `eval`, `tokenizer`, `encoder`.
+        compiler: function with the arguments and the result of `compile_in_process`.
 
     Returns:
         See `completed`.
 
     Raises:
-        UserError: the configuration is not valid or does not divide over the devices; the compiler is not installed.
+        UserError: the configuration is invalid or does not divide over the devices; the compiler is not installed.
         RunError: the compiler failed for a reason other than memory.
     """
-    check_installed(topology)
     load_config(config, overrides)
-    results = []
-    for group in (TRAIN, REST):  # apart, as one that fails may take its process with it
-        wanted = [part for part in group if part in parts]
-        if wanted:
-            results.append(_compile(config, overrides, topology, wanted))
+    # In separate processes, because a failing compiler may abort its process.
+    groups = [[part for part in group if part in parts] for group in (TRAIN, REST)]
+    results = [compiler(config, overrides, topology, group) for group in groups if group]
     merged = {key: value for result in reversed(results) for key, value in result.items()}
     merged["parts"] = {part: figures for result in results for part, figures in result["parts"].items()}
     merged["memory_of_compiler"] = max(result["memory_of_compiler"] for result in results)
-    merged["config"], merged["compiler"] = config, compiler_version(topology)
-    merged["overrides"] = dict(overrides)
+    merged |= {"config": config, "compiler": compiler_version(topology), "overrides": dict(overrides)}
     return completed(merged, topology)
 
 
-def _compile(config: str, overrides: Mapping[str, str], topology: Topology, parts: list[str]) -> dict:
-    request = {"config": config, "overrides": dict(overrides), "topology": topology.name, "parts": parts}
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(pathlib.Path(folder) / name) for name in ("request.json", "result.json")]
-        pathlib.Path(files[0]).write_text(json.dumps(request))
-        command = [sys.executable, "-m", "tubevit.preflight.worker", *files]
-        # The worker finds the package where this process did, whatever its working directory.
-        path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
-        environment.pop("XLA_FLAGS", None)  # of this process's devices
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT)
-        except subprocess.TimeoutExpired as error:
-            raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s") from error
-        result = pathlib.Path(files[1])
-        if not result.exists():
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            errors = [line for line in lines if re.search(r"Error: |^F\d{4}", line)]
-            why = (errors or lines or [f"exit status {done.returncode}"])[-1][:300]
-            raise RunError(f"the compiler for {topology.name} failed on {'+'.join(parts)}: {why}")
-        found = json.loads(result.read_text())
-    if "error" in found:
-        raise UserError(found["error"])
-    return found
-
-
 def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dict[str, str]]:
-    """What to try, from what costs least: recomputation, parameters split, both, then half of each batch and so on.
+    """List changes that save memory, cheapest first: recomputation, sharded parameters, both, smaller batch parts.
 
     Args:
         config, overrides: see `preflight`.
-        devices: of the topology, all slices.
+        devices: number of devices in all slices.
 
     Returns:
-        Overrides, each in addition to those given.
+        Overrides, each in addition to the given ones.
     """
     settings, *_ = apply_recipe(load_config(config, overrides))
     remat = {} if settings.model.remat == "full" else {"model.remat": "full"}
-    splits = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > settings.mesh.fsdp]
-    splits = splits[:1] + splits[-1:] if len(splits) > 1 else splits
-    tries = [remat]
-    tries += [{"mesh.fsdp": str(n)} for n in splits]
-    tries += [remat | {"mesh.fsdp": str(n)} for n in splits]
-    best, sizes = tries[-1] if splits else remat, {n: d.batch_size for n, d in settings.data.train.items()}
+    sizes = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > settings.mesh.fsdp]
+    splits = [{"mesh.fsdp": str(n)} for n in dict.fromkeys([*sizes[:1], *sizes[-1:]])]
+    tries = [remat, *splits, *(remat | split for split in splits)]
+    best, batches = tries[-1], {name: dataset.batch_size for name, dataset in settings.data.train.items()}
     for factor in (2, 4, 8):
         tries.append(best | {"train.grad_accum_steps": str(settings.train.grad_accum_steps * factor)})
     for factor in (2, 4, 8):
-        if all(size % factor == 0 for size in sizes.values()):
-            tries.append(best | {f"data.train.{n}.batch_size": str(size // factor) for n, size in sizes.items()})
+        if all(size % factor == 0 for size in batches.values()):
+            tries.append(best | {f"data.train.{name}.batch_size": str(n // factor) for name, n in batches.items()})
     unique = {json.dumps(change, sort_keys=True): change for change in tries if change}
     return list(unique.values())
 
 
 def suggest(
-    config: str, overrides: Mapping[str, str], topology: Topology, devices: int, say: Callable[[str], None]
+    config: str,
+    overrides: Mapping[str, str],
+    topology: Topology,
+    devices: int,
+    report: Callable[[str], None],
+    compiler: Callable[..., dict] = compile_in_process,
 ) -> dict[str, str] | None:
-    """The first of `changes` with which the training step fits; each try is told to `say`. None: none does."""
+    """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try."""
     for change in changes(config, overrides, devices):
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
         try:
-            found = preflight(config, {**overrides, **change}, topology, TRAIN)
-        except UserError as error:  # it does not divide so
-            say(f"  {flags}: {error}")
+            part = preflight(config, {**overrides, **change}, topology, TRAIN, compiler)["parts"]["train"]
+        except UserError as error:  # for example, the batch is not divisible
+            report(f"  {flags}: {error}")
             continue
-        part = found["parts"]["train"]
         needed = part.get("peak", part.get("needed"))
-        text = "does not compile in the memory" if needed is None else f"{needed / 2**30:.2f} GiB"
+        text = "the compiler runs out of memory" if needed is None else f"{needed / 2**30:.2f} GiB"
         if part["fits"]:
             e = part["estimate"]
-            say(f"  {flags}: fits, {text}; {1e3 * e['least']:.1f} to {1e3 * e['most']:.1f} ms a step (estimate)")
+            report(f"  {flags}: fits, {text}; {1e3 * e['least']:.1f} to {1e3 * e['most']:.1f} ms per step (estimate)")
             return change
-        say(f"  {flags}: {text}")
+        report(f"  {flags}: {text}")
     return None

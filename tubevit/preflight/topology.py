@@ -1,4 +1,4 @@
-"""Names of TPU slices and GPUs, gcloud's accelerator types, and the public figures of the chips."""
+"""Names of TPU slices and GPUs, gcloud's accelerator types, and published figures of the chips."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Figures of one device as a program sees it (a TPU7x chip is two devices; a chip of the others is one).
+    """Figures of one device as a program sees it; a TPU7x chip is two devices, any other chip one.
 
     Attributes:
-        name: as in topologies.
-        hbm: bytes that a program may use; of TPUs what the compiler checks against, a little below the data sheet.
-        flops: peak bfloat16 FLOP/s, dense.
-        bandwidth: of the memory, bytes/s.
-        network: bytes/s that it can send to the others (ICI, NVLink), all links together.
-        slices_network: bytes/s that it can send to another slice; 0 where there are none.
+        name: the name in topologies.
+        hbm: memory in bytes that a program may use; for TPUs the compiler's limit, slightly below the data sheet.
+        flops: dense bfloat16 peak in FLOP/s.
+        bandwidth: memory bandwidth in bytes/s.
+        network: bytes/s to other devices (ICI, NVLink), all links together.
+        slices_network: bytes/s to other slices; 0 if there are no slices.
         platform: `tpu` or `cuda`.
     """
 
@@ -35,11 +35,11 @@ class Chip:
 
     @property
     def ridge(self) -> float:
-        """FLOPs a byte above which matrix units, not memory, bound a program."""
+        """Arithmetic intensity in FLOPs per byte above which compute, not memory, limits a program."""
         return self.flops / self.bandwidth
 
 
-CHIPS = {  # figures as their makers publish them, per device; between slices v4's and TPU7x's are taken as v5p's
+CHIPS = {  # published figures per device; slices_network of v4 and TPU7x is that of v5p
     "v4": Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 300e9, 6.25e9),
     "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 0.819e12, 200e9, 3.125e9),
     "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 600e9, 6.25e9),
@@ -52,7 +52,7 @@ _2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x12", "8x8x16", "8x16x16",
        "16x16x16", "16x16x24")  # fmt: skip
 SHAPES = {"v4": _3D[:-1], "v5e": _2D, "v5p": _3D, "v6e": _2D, "tpu7x": _3D}
-# gcloud's names count chips, or TensorCores, two a chip.
+# The number in gcloud's names counts chips, or TensorCores, of which a chip has two.
 _ACCELERATORS = {"v5litepod": ("v5e", 1), "v6e": ("v6e", 1), "v4": ("v4", 2), "v5p": ("v5p", 2)}
 _GPUS = (1, 2, 4, 8, 16, 32, 64)
 GPUS_A_HOST = 8
@@ -63,11 +63,11 @@ class Topology:
     """Devices to compile for.
 
     Attributes:
-        name: `v5e:16x16`, `cuda:h100x8`.
-        chip: its figures.
-        devices: of one slice; TPU7x has two on a chip.
-        shape: of the slice, in chips.
-        asked: what the user wrote, where it is another name for it.
+        name: for example `v5e:16x16` or `cuda:h100x8`.
+        chip: the figures of a device.
+        devices: number of devices per slice; TPU7x has two per chip.
+        shape: shape of the slice in chips.
+        asked: the accelerator type that the user gave instead of the name, or None.
     """
 
     name: str
@@ -78,36 +78,36 @@ class Topology:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is of GPUs."""
+        """Whether the devices are GPUs."""
         return self.chip.platform == "cuda"
 
     @property
     def attention(self) -> str:
-        """What attention `auto` is there, see `tubevit.models.block.attention`: XLA's."""
+        """The implementation that attention `auto` selects on these devices, see `tubevit.models.block.attention`."""
         return "xla"
 
 
 def accelerator_types() -> dict[str, str]:
-    """{gcloud's accelerator type: topology}, e.g. v5litepod-256: v5e:16x16."""
-    types = {}
-    for kind, (chip, cores) in _ACCELERATORS.items():
-        for shape in SHAPES[chip]:
-            types[f"{kind}-{cores * math.prod(_sizes(shape))}"] = f"{chip}:{shape}"
-    return types
+    """Return {gcloud's accelerator type: topology}, e.g. v5litepod-256: v5e:16x16."""
+    return {
+        f"{kind}-{cores * math.prod(_sizes(shape))}": f"{chip}:{shape}"
+        for kind, (chip, cores) in _ACCELERATORS.items()
+        for shape in SHAPES[chip]
+    }
 
 
 def topologies() -> list[str]:
-    """Every name of a topology."""
+    """List the names of all topologies."""
     tpus = [f"{chip}:{shape}" for chip, shapes in SHAPES.items() for shape in shapes]
     gpus = [chip.name for chip in CHIPS.values() if chip.platform == "cuda"]
     return [*tpus, *(f"cuda:{name}" + (f"x{n}" if n > 1 else "") for name in gpus for n in _GPUS)]
 
 
 def find_topology(text: str) -> Topology:
-    """The topology of a name, `v5e:16x16` or `cuda:h100x8`, or of gcloud's accelerator type, `v5litepod-256`.
+    """Find a topology by name, `v5e:16x16` or `cuda:h100x8`, or by gcloud's accelerator type, `v5litepod-256`.
 
     Raises:
-        UserError: no such name; it names the closest.
+        UserError: there is no such name; the message contains the closest one.
     """
     name = text.strip().lower()
     types = accelerator_types()
@@ -129,7 +129,7 @@ def _sizes(shape: str) -> tuple[int, ...]:
 
 
 def _unknown(text: str, name: str, types: dict[str, str]) -> UserError:
-    """Names the closest: of the same chip where the chip is known, by the number of its chips."""
+    """Make the error with the closest name: for a known chip, the slice with the closest number of chips."""
     kind, separator, rest = re.match(r"([a-z0-9]*)(\W?)(.*)", name).groups()
     kind = {"v5lite": "v5e", "v5litepod": "v5e", "v6lite": "v6e"}.get(kind, kind)
     numbers = [int(n) for n in re.findall(r"\d+", rest)]
@@ -139,8 +139,8 @@ def _unknown(text: str, name: str, types: dict[str, str]) -> UserError:
             near = min(known, key=lambda a: abs(known[a] - numbers[0])) if known else f"{kind}:{SHAPES[kind][0]}"
             near = f"{near} ({types[near]})" if near in types else near
         else:
-            near = min(SHAPES[kind], key=lambda shape: abs(math.prod(_sizes(shape)) - math.prod(numbers)))
-            near = f"{kind}:{near}"
+            shape = min(SHAPES[kind], key=lambda shape: abs(math.prod(_sizes(shape)) - math.prod(numbers)))
+            near = f"{kind}:{shape}"
         return UserError(f"unknown topology {text!r}; did you mean {near}? Valid: {kind}:" + ", ".join(SHAPES[kind]))
     examples = ["v5e:16x16", "v6e:16x16", "v5p:4x8x8", "v4:4x4x8", "tpu7x:2x2x1", "cuda:h100x8", "v5litepod-256"]
     hint = closest(name, [*topologies(), *types])

@@ -1,6 +1,6 @@
-"""Compiles parts of an experiment for described devices: `python -m tubevit.preflight.worker REQUEST RESULT`.
+"""Compile parts of an experiment for described devices: `python -m tubevit.preflight.worker REQUEST RESULT`.
 
-It is a process of its own as a compiler can end it: the caller starts it with `devices.ENVIRONMENT`.
+This runs in a separate process with `devices.ENVIRONMENT`, because a compiler can abort its process.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import sys
 import time
 
 UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Of TPUs: 3 to 6 times faster to compile; memory and collectives are the same.
+# For TPUs: compiles 3 to 6 times faster; memory and collectives stay the same.
 _FAST = {"exec_time_optimization_effort": -1.0}
-# Of GPUs: Triton's matrix products need to be tried out on one; without it XLA takes cuBLAS.
+# For GPUs: Triton's matrix products must be tuned on a GPU; without Triton XLA uses cuBLAS.
 _GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
 def main(request_file: str, result_file: str) -> None:
-    """Reads the request {config, overrides, topology, parts}, writes {"parts": {part: figures}, ...} or {"error"}."""
+    """Read the request {config, overrides, topology, parts}; write {"parts": {part: figures}, ...} or {"error"}."""
     from tubevit.errors import UserError
 
     request = json.loads(pathlib.Path(request_file).read_text())
@@ -30,12 +30,12 @@ def main(request_file: str, result_file: str) -> None:
         result = _run(**request)
     except UserError as error:
         result = {"error": str(error)}
-    result["memory_of_compiler"] = _highest_memory()
+    result["memory_of_compiler"] = _peak_memory()
     pathlib.Path(result_file).write_text(json.dumps(result))
 
 
-def _highest_memory() -> int:
-    """Bytes that this process had in memory at most; `ru_maxrss` would begin with what the caller's process had."""
+def _peak_memory() -> int:
+    """Return the peak memory of this process in bytes; `ru_maxrss` would include the caller's process."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
@@ -47,13 +47,14 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
     from tubevit.config import load_config
     from tubevit.config.resolve import resolve
     from tubevit.preflight import program
-    from tubevit.preflight.devices import described_devices
+    from tubevit.preflight.devices import check_installed, described_devices
     from tubevit.preflight.topology import find_topology
     from tubevit.sharding.mesh import make_mesh
 
-    where, settings = find_topology(topology), load_config(config, overrides)
-    plan = program.for_device(resolve(settings, assume_missing=True), where.attention)
-    mesh = make_mesh(settings.mesh, described_devices(where, settings.mesh.slices))
+    target, settings = find_topology(topology), load_config(config, overrides)
+    check_installed(target)
+    plan = program.for_device(resolve(settings, assume_missing=True), target.attention)
+    mesh = make_mesh(settings.mesh, described_devices(target, settings.mesh.slices))
     result = {
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "devices": int(mesh.size),
@@ -65,17 +66,17 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
     if "train" in parts:
         result["model_flops"] = program.step_flops(plan) / mesh.size
         function, arguments = program.train_program(plan, mesh)
-        result["parts"]["train"] = _compiled(function, arguments, mesh, where)
+        result["parts"]["train"] = _compiled(function, arguments, mesh, target)
     if "eval" in parts and (found := program.eval_program(plan, mesh)):
         function, arguments, views = found
-        result["parts"]["eval"] = _compiled(function, arguments, mesh, where) | {"views": views}
+        result["parts"]["eval"] = _compiled(function, arguments, mesh, target) | {"views": views}
     if "tokenizer" in parts or "encoder" in parts:
         for part, (function, arguments) in program.part_programs(plan, mesh).items():
-            result["parts"][part] = _compiled(function, arguments, mesh, where)
+            result["parts"][part] = _compiled(function, arguments, mesh, target)
     return result
 
 
-def _compiled(function, arguments, mesh, where) -> dict:
+def _compiled(function, arguments, mesh, target) -> dict:
     import jax
 
     from tubevit.preflight import costs
@@ -83,26 +84,29 @@ def _compiled(function, arguments, mesh, where) -> dict:
 
     start = time.perf_counter()
     try:
-        compiled = function.lower(*arguments).compile(compiler_options=_GPU if where.is_gpu else _FAST)
+        compiled = function.lower(*arguments).compile(compiler_options=_GPU if target.is_gpu else _FAST)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         message = str(error)
-        failed = out_of_memory(message, where.chip.hbm)
-        if failed["needed"] is not None and "for HLO temporaries" in message:  # the arguments come on top
+        failed = out_of_memory(message, target.chip.hbm)
+        if (
+            failed["needed"] is not None and "for HLO temporaries" in message
+        ):  # the message does not include the arguments
             failed["needed"] += _argument_bytes(arguments)
         return {"fits": False, **failed, "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     memory, program = compiled.memory_analysis(), Program(compiled.as_text())
     sizes = {
         "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # the others take the arguments' place
+        "outputs": memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,  # aliased outputs reuse the memory of arguments
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
     peak = sum(sizes.values())
     return {
-        "fits": peak <= where.chip.hbm,
+        "fits": peak <= target.chip.hbm,
         **sizes,
         "peak": peak,
         "flops": costs.flops(program),
@@ -121,11 +125,11 @@ def _argument_bytes(arguments) -> int:
 
 
 def out_of_memory(message: str, hbm: int) -> dict:
-    """What a compiler's message says: {"needed": bytes or None, "message": its first line}.
+    """Parse the message of a RESOURCE_EXHAUSTED error: {"needed": bytes or None, "message": the start of it}.
 
     Args:
-        message: of RESOURCE_EXHAUSTED.
-        hbm: bytes of the chip, for messages that tell only by how much it is exceeded.
+        message: the message of the compiler.
+        hbm: memory of the chip in bytes, for messages that contain only the excess.
     """
     number = r"([0-9.]+)([BKMGT]?)"
     message = " ".join(message.split())
