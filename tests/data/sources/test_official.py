@@ -124,7 +124,7 @@ def test_charades(files):
     "file, content, expected",
     [
         ("Charades_v1_classes.txt", "c000 a\nc002 b\n", "expected c001 and the name of a class; found c002 b"),
-        ("Charades_v1_classes.txt", "c000 a\nc001 a\n", "expected different names"),
+        ("Charades_v1_classes.txt", "c000 a\nc001 a\n", "expected distinct class names"),
         ("Charades_v1_train.csv", "id,actions\nA,c003 0 1\n", "train.csv line 2: unknown action 'c003'"),
         ("Charades_v1_train.csv", "id,labels\nA,c003 0 1\n", "line 1: expected the header id,...,actions"),
     ],

@@ -2,70 +2,51 @@
 
 from __future__ import annotations
 
-from tubevit.data.sources.listing import (
-    Clips,
-    Row,
-    canonical_split,
-    class_count_note,
-    labelled_source,
-    parse_list_and_clips,
-    read_official,
-    read_table,
-    require_folder,
-)
+from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown, unknown_split
+from tubevit.errors import UserError, unknown
 
 CLASSES = 157
 _FILES = {"train": "Charades_v1_train.csv", "test": "Charades_v1_test.csv"}
 
 
 def open_charades(name: str, split: str) -> Source:
-    """Reads the official lists of Charades: a video has every action that occurs in it, or none.
+    """Read the official lists of Charades: a video has any number of actions, or none.
 
     Args:
         name: `charades:LIST@CLIPS_DIR`; LIST is the folder of Charades_v1_train.csv, Charades_v1_test.csv and
             Charades_v1_classes.txt.
-        split: `train`; `val` or `test`, both the official test list, on which results are reported; or `all`.
+        split: `train`; `val` or `test`, which both mean the official test list, on which results are reported; or
+            `all`.
 
     Raises:
-        UserError: a file is missing or malformed, no such split, or none of the clips exists.
+        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
-    _, source, folder = parse_list_and_clips(name)
-    split = canonical_split(split)
-    if split not in ("train", "val", "test", "all"):
-        raise unknown_split(name, split, ("train", "val", "test", "all"))
+    _, source, folder = listing.parse_list_and_clips(name)
+    split = listing.checked_split(name, split, ("train", "val", "test"))
     split = "test" if split == "val" else split
-    require_folder(source, f"the folder of {', '.join(_FILES.values())} and Charades_v1_classes.txt")
+    listing.require_folder(source, f"the folder of {', '.join(_FILES.values())} and Charades_v1_classes.txt")
     codes = _classes(source)
     rows = []
     for part, file in _FILES.items():
         if split not in (part, "all"):
             continue
-        path, text = read_official(source, file)
-        for line, cells in read_table(path, text, ("id", "actions"), "id,...,actions"):
+        path, text = listing.read_official(source, file)
+        for line, cells in listing.read_table(path, text, ("id", "actions"), "id,...,actions"):
             found = [action.split()[0] for action in cells["actions"].split(";") if action.strip()]
             for code in found:
                 if code not in codes:
                     raise UserError(f"{path} line {line}: {unknown('action', code, codes)}")
-            rows.append(Row(cells["id"], tuple(codes[code] for code in found), part))
-    clips = Clips(folder)
-    classes = list(codes.values())
-    return labelled_source(
-        name,
-        split,
-        rows,
-        classes,
-        lambda row: clips.find(row.clip),
-        lambda row: f"expected e.g. {row.clip}.mp4 in {folder} or folders below",
-        multi_label=True,
-        notes=lambda: class_count_note(name, classes, CLASSES),
+            rows.append(listing.Row(cells["id"], tuple(codes[code] for code in found), part))
+    clips = listing.Clips(folder)
+    return listing.Listing(name, split, rows, list(codes.values()), CLASSES, multi_label=True).source(
+        lambda row: clips.find(row.clip), lambda row: f"expected e.g. {row.clip}.mp4 in {folder} or folders below"
     )
 
 
 def _classes(folder: str) -> dict[str, str]:
-    """{code: class} in the order of the list, of lines `c000 Holding some clothes`."""
-    path, text = read_official(folder, "Charades_v1_classes.txt")
+    """Return {code: class} in the order of the list; its lines are like `c000 Holding some clothes`."""
+    path, text = listing.read_official(folder, "Charades_v1_classes.txt")
     classes = {}
     for number, line in enumerate(filter(str.strip, text.splitlines())):
         code, _, label = line.strip().partition(" ")
@@ -73,5 +54,5 @@ def _classes(folder: str) -> dict[str, str]:
             raise UserError(f"{path}: expected c{number:03d} and the name of a class; found {line.strip()}")
         classes[code] = label
     if len(set(classes.values())) < len(classes) or not classes:
-        raise UserError(f"{path}: expected different names of classes")
+        raise UserError(f"{path}: expected distinct class names")
     return classes

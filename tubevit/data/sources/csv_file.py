@@ -6,15 +6,7 @@ import os
 import posixpath
 
 from tubevit import storage
-from tubevit.data.sources.listing import (
-    Row,
-    canonical_split,
-    existing_files,
-    labelled_source,
-    read_table,
-    read_text,
-    split_by_hash,
-)
+from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError
 
@@ -22,17 +14,19 @@ _MOST_CLASSES = 1_000_000
 
 
 def open_csv(name: str, split: str) -> Source:
-    """Reads a csv of labelled files, local or in a bucket; further columns are ignored.
+    """Read a csv of labelled files, local or in a bucket; further columns are ignored.
 
-    Labels are names (sorted) or all integers (indices), several joined by `|`. Without a column `split`, 80 % of the
-    files are `train` and the others `test`, by a hash of the path. `validation`, `validate` and `valid` mean `val`.
+    Labels are names (sorted), or all are integers (class indices); several are joined by `|`. Without a column
+    `split`, 80 % of the files are `train` and the rest `test`, by a hash of the path. `validation`, `validate` and
+    `valid` mean `val`.
 
     Args:
         name: path of the csv.
         split: name of a split, or `all`.
 
     Raises:
-        UserError: it is missing or malformed (the line is named), has no such split, or none of its files exists.
+        UserError: the csv is missing or malformed (the message names the line), has no such split, or none of its
+            files exists.
     """
     cells, has_split = _read(name)
     multi_label = any("|" in row["label"] for _, row in cells)
@@ -45,29 +39,18 @@ def open_csv(name: str, split: str) -> Source:
         labels = [tuple(str(int(label)) for label in several) for several in labels]
     else:
         classes = sorted(names)
-    paths = {row["path"]: _resolve(name, row["path"]) for _, row in cells}
-    rows = [
-        Row(
-            paths[row["path"]],
-            several,
-            canonical_split(row["split"]) if has_split else split_by_hash(row["path"]),
-            f"{name} line {line}",
-        )
-        for (line, row), several in zip(cells, labels)
-    ]
-    split = canonical_split(split)
-    found = existing_files([row.clip for row in rows if split in (row.split, "all")])
-    notes = [f"{name} has no column split: 80 % of the files are train, 20 % test, by a hash of the path"]
-    return labelled_source(
-        name,
-        split,
-        rows,
-        classes,
+    rows = []
+    for (line, row), several in zip(cells, labels):
+        path = row["path"]
+        of_row = listing.canonical_split(row["split"]) if has_split else listing.split_by_hash(path)
+        rows.append(listing.Row(_resolve(name, path), several, of_row, f"{name} line {line}"))
+    split = listing.canonical_split(split)
+    found = listing.existing_files([row.clip for row in rows if split in (row.split, "all")])
+    notes = [f"{name} has no column split: 80 % of the files are train, 20 % are test, by a hash of the path"]
+    return listing.Listing(name, split, rows, classes, multi_label=multi_label, what="files").source(
         lambda row: row.clip if row.clip in found else None,
         lambda row: f"paths are relative to the csv, the first is {row.clip}",
-        multi_label=multi_label,
-        what="files",
-        notes=lambda: () if has_split else notes,
+        notes=[] if has_split else notes,
     )
 
 
@@ -80,10 +63,10 @@ def _resolve(name: str, path: str) -> str:
 
 def _read(name: str) -> tuple[list[tuple[int, dict]], bool]:
     try:
-        text = read_text(name)
+        text = listing.read_text(name)
     except FileNotFoundError as error:
         raise UserError(f"csv file {name} does not exist") from error
-    rows = list(read_table(name, text, ("path", "label"), "path,label[,split]"))
+    rows = list(listing.read_table(name, text, ("path", "label"), "path,label[,split]"))
     has_split = "split" in rows[0][1]
     for line, row in rows:
         for column in ("path", "label", *(["split"] if has_split else [])):

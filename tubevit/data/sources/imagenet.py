@@ -7,39 +7,29 @@ import pathlib
 import re
 
 from tubevit import storage
-from tubevit.data.sources.listing import (
-    IMAGE_SUFFIXES,
-    Row,
-    canonical_split,
-    class_count_note,
-    is_hidden,
-    labelled_source,
-    suffix,
-)
+from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown_split
+from tubevit.errors import UserError
 
 CLASSES = 1000
 _SPLITS = ("train", "val")
-_ROOTS = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # the latter two: as Kaggle packs it
+_ROOTS = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # the last two: in the archives of Kaggle
 
 
 def open_imagenet(name: str, split: str) -> Source:
-    """Reads DIR/train/n01440764/*.JPEG and DIR/val, which has class folders too or all images in one.
+    """Read DIR/train/n01440764/*.JPEG and DIR/val, with class folders or all images in one folder.
 
     Classes are the sorted WordNet ids of the folders. Images of a flat DIR/val, ILSVRC2012_val_00000001.JPEG, are
-    labelled by their number from the list that tensorflow_datasets carries.
+    labelled by their number, from the list in tensorflow_datasets.
 
     Args:
         name: `imagenet:DIR`; DIR may also hold ILSVRC/Data/CLS-LOC/train and val.
         split: `train`, `val` or `all`; the official test images have no labels.
 
     Raises:
-        UserError: no such folder or split, or no images in class folders.
+        UserError: there is no such folder or split, or it holds no images in class folders.
     """
-    split = canonical_split(split)
-    if split not in (*_SPLITS, "all"):
-        raise unknown_split(name, split, (*_SPLITS, "all"))
+    split = listing.checked_split(name, split, _SPLITS)
     root = _root(name.partition(":")[2])
     rows = []
     for part in _SPLITS:
@@ -48,23 +38,15 @@ def open_imagenet(name: str, split: str) -> Source:
             if not any(row.split == part for row in rows):
                 raise UserError(f"{name}: expected {root}/{part}/n01440764/*.JPEG; found no images in such folders")
     classes = {row.labels[0] for row in rows}
-    if len(classes) != CLASSES and split != "all":  # a part of it: the other split may have further classes
+    if len(classes) != CLASSES and split != "all":  # a subset: the other split may have further classes
         classes |= {row.labels[0] for part in _SPLITS if part != split for row in _rows(root, part)}
-    classes = sorted(classes)
-    return labelled_source(
-        name,
-        split,
-        rows,
-        classes,
-        lambda row: row.clip,
-        lambda row: row.clip,
-        what="images",
-        notes=lambda: class_count_note(name, classes, CLASSES),
+    return listing.Listing(name, split, rows, sorted(classes), CLASSES, what="images").source(
+        lambda row: row.clip, lambda row: row.clip
     )
 
 
 def validation_labels() -> list[str]:
-    """WordNet ids of the 50,000 validation images in the order of their numbers, as tensorflow_datasets has them."""
+    """Return the WordNet ids of the 50,000 validation images in the order of their numbers."""
     package = importlib.util.find_spec("tensorflow_datasets").submodule_search_locations[0]  # without importing it
     return (pathlib.Path(package) / "datasets/imagenet2012/validation_labels.txt").read_text().split()
 
@@ -77,10 +59,10 @@ def _root(folder: str) -> str:
     raise UserError(f"imagenet:{folder}: expected {folder}/train and {folder}/val (or ILSVRC/Data/CLS-LOC in it)")
 
 
-def _rows(root: str, split: str) -> list[Row]:
+def _rows(root: str, split: str) -> list[listing.Row]:
     rows, flat = [], None
     for name in storage.list_files(f"{root}/{split}"):
-        if suffix(name) not in IMAGE_SUFFIXES or is_hidden(name):
+        if listing.suffix(name) not in listing.IMAGE_SUFFIXES or listing.is_hidden(name):
             continue
         wnid = name.partition("/")[0]
         if match := re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", name):
@@ -89,5 +71,5 @@ def _rows(root: str, split: str) -> list[Row]:
                 raise UserError(f"{root}/{split}/{name}: expected {root}/val/ILSVRC2012_val_00000001.JPEG to 00050000")
             wnid = flat[int(match[1]) - 1]
         if re.fullmatch(r"n\d{8}", wnid):
-            rows.append(Row(f"{root}/{split}/{name}", (wnid,), split))
+            rows.append(listing.Row(f"{root}/{split}/{name}", (wnid,), split))
     return rows

@@ -1,9 +1,10 @@
-"""What readers of lists and folders share: split names, lists as text, one listing of the clips, rows to a source."""
+"""Shared by the readers of lists and folders: split names, lists as text, the files of a folder, rows to a source."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import hashlib
 import io
@@ -13,9 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from tubevit import storage
+from tubevit.data.labels import label_array
 from tubevit.data.sources.source import Source
 from tubevit.errors import NothingFound, UserError, unknown, unknown_split
 
@@ -29,7 +29,7 @@ _SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid":
 
 
 class Row(NamedTuple):
-    """One listed file: what the list calls it, names of its classes, its split, and where it is listed."""
+    """One listed file: its name in the list, its class names, its split, and where it is listed."""
 
     clip: str
     labels: tuple[str, ...]
@@ -38,22 +38,26 @@ class Row(NamedTuple):
 
 
 def canonical_split(split: str) -> str:
-    """`val` for `validation`, `validate` and `valid`, likewise `train` and `test`; other names as they are."""
+    """Return `val` for `validation`, `validate` and `valid`, likewise `train` and `test`; other names unchanged."""
     return _SPLITS.get(split.lower(), split)
 
 
+def checked_split(name: str, split: str, splits: Iterable[str]) -> str:
+    """Return the canonical name of a split; raises SplitError unless it is one of the splits or `all`."""
+    split = canonical_split(split)
+    if split not in (*splits, "all"):
+        raise unknown_split(name, split, {*splits, "all"})
+    return split
+
+
 def split_by_hash(path: str) -> str:
-    """`train` for 80 % of the paths, `test` for the others: the same for a path whatever else is listed."""
+    """Return `train` for 80 % of all paths, else `test`; it does not depend on the other listed files."""
     value = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
     return "train" if value < TRAIN_SHARE * 2**64 else "test"
 
 
 def parse_list_and_clips(name: str) -> tuple[str, str, str]:
-    """The parts of `KEY:LIST@CLIPS_DIR`.
-
-    Raises:
-        UserError: it has another form.
-    """
+    """Split `KEY:LIST@CLIPS_DIR` into its parts; raises UserError if it has another form."""
     key, _, rest = name.partition(":")
     parts = rest.split("@")
     if len(parts) != 2 or not all(parts):
@@ -62,37 +66,33 @@ def parse_list_and_clips(name: str) -> tuple[str, str, str]:
 
 
 def suffix(path: str) -> str:
-    """The ending of a file's name in lower case, e.g. `.mp4`."""
+    """Return the suffix of a file name in lower case, e.g. `.mp4`."""
     return posixpath.splitext(path)[1].lower()
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a path is what systems leave beside the files: below `.folder` or `__MACOSX`, or named `.file`."""
+    """Whether a path is an artefact of an operating system: below `.folder` or `__MACOSX`, or named `.file`."""
     return path.startswith((".", "__MACOSX/")) or "/." in path or "/__MACOSX/" in path
 
 
 def require_folder(path: str, expected: str) -> None:
-    """Raises `UserError`, which says what was expected, where there is no such folder."""
+    """Raise UserError, with what was expected, if there is no such folder."""
     if not storage.is_folder(path):
         raise UserError(f"folder {path} does not exist; expected {expected}")
 
 
 def file_names(folder: str, expected: str) -> list[str]:
-    """The files directly in a folder.
-
-    Raises:
-        UserError: there is no such folder; it says what was expected.
-    """
+    """Return the names of the files in a folder; raises UserError, with what was expected, if there is none."""
     require_folder(folder, expected)
     return storage.names(folder)
 
 
 def read_text(path: str) -> str:
-    """The text of a file.
+    """Read a text file.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        UserError: the file cannot be read.
     """
     try:
         return storage.read_bytes(path).decode("utf-8-sig")
@@ -103,10 +103,10 @@ def read_text(path: str) -> str:
 
 
 def read_official(folder: str, *names: str) -> tuple[str, str]:
-    """Path and text of the first of several names that exists in a folder.
+    """Return the path and the text of the first of several file names that exists in a folder.
 
     Raises:
-        UserError: none of them exists, or it cannot be read.
+        UserError: no such file exists, or it cannot be read.
     """
     for path in (storage.join(folder, name) for name in names):
         with contextlib.suppress(FileNotFoundError):
@@ -115,16 +115,16 @@ def read_official(folder: str, *names: str) -> tuple[str, str]:
 
 
 def read_table(path: str, text: str, required: Iterable[str], header: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows, (line, {column: cell}), of a csv with a header; empty lines are skipped.
+    """Yield the rows of a csv with a header as (line, {column: cell}); empty lines are skipped.
 
     Args:
-        path: for messages.
-        text: of the file.
+        path: path of the file, for messages.
+        text: content of the file.
         required: columns that it must have.
-        header: what messages say was expected.
+        header: the expected header, for messages.
 
     Raises:
-        UserError: no such header, no rows, or a malformed row (the line is named).
+        UserError: the header is another one, there are no rows, or a row is malformed (the message names the line).
     """
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -147,7 +147,7 @@ def read_table(path: str, text: str, required: Iterable[str], header: str) -> It
 
 
 def existing_files(paths: Sequence[str]) -> set[str]:
-    """Those of the paths that are files; of those in a bucket by one listing of the folder that holds them all."""
+    """Return the paths that exist; a bucket is listed once, at the deepest folder that holds all its paths."""
     found = {path for path in paths if not storage.is_remote(path) and os.path.isfile(path)}
     buckets = {}
     for path in filter(storage.is_remote, paths):
@@ -167,13 +167,13 @@ def _words(label: str) -> str:
 
 
 class Clips:
-    """The videos below a folder, listed once, found by name without suffix in whatever folders they lie.
+    """The videos below a folder, at any depth. They are listed once and found by name without suffix.
 
     Args:
-        folder: of the clips, local or remote.
+        folder: folder of the clips, local or remote.
 
     Raises:
-        UserError: there is no such folder, or there are no videos below it.
+        UserError: the folder does not exist or holds no videos.
     """
 
     def __init__(self, folder: str):
@@ -184,19 +184,19 @@ class Clips:
             stem, _, ending = name.rpartition("/")[2].rpartition(".")
             if f".{ending.lower()}" not in VIDEO_SUFFIXES or is_hidden(name):
                 continue
-            while suffix(stem) in VIDEO_SUFFIXES:  # downloaders leave id.mp4.webm
+            while suffix(stem) in VIDEO_SUFFIXES:  # downloaders write id.mp4.webm
                 stem = posixpath.splitext(stem)[0]
             self._names.setdefault(stem, []).append(name)
         if not self._names:
             raise UserError(f"{folder}: expected clips (.mp4, .webm, .avi ...) in it or in folders below; found none")
 
     def find(self, stem: str, label: str | None = None, only_in_class: bool = False) -> str | None:
-        """Path of a clip, or None; of several the one in the folder of its class, else the first.
+        """Return the path of a clip, or None. Of several clips, the one in the folder of its class is preferred.
 
         Args:
-            stem: its name without suffix.
-            label: its class; folders may be named so with other case, blanks and punctuation.
-            only_in_class: None for clips in other folders.
+            stem: file name without suffix.
+            label: name of its class; case, blanks and punctuation of the folder's name may differ.
+            only_in_class: whether clips outside the folder of the class are ignored.
         """
         names = self._names.get(stem, [])
         if label is not None and (only_in_class or len(names) > 1):
@@ -205,63 +205,65 @@ class Clips:
         return f"{self._folder}/{names[0]}" if names else None
 
 
-def class_count_note(name: str, classes: Sequence[str], expected: int) -> tuple[str, ...]:
-    """A note where a list does not have the classes of its data set."""
-    if len(classes) == expected:
-        return ()
-    key = name.partition(":")[0]
-    return (f"{name}: a list of {len(classes)} classes; {key} has {expected}: indices follow this list",)
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The rows of a list or a folder, before their files are looked for.
 
-
-def labelled_source(
-    name: str,
-    split: str,
-    rows: Sequence[Row],
-    classes: Sequence[str],
-    find: Callable[[Row], str | None],
-    expected: Callable[[Row], str],
-    *,
-    multi_label: bool = False,
-    what: str = "clips",
-    notes: Callable[[], Iterable[str]] = tuple,
-) -> Source:
-    """The files of a split that were found, with their labels.
-
-    Args:
+    Attributes:
         name: of the source.
-        split: one of those of the rows, or `all`.
-        rows: of all splits, or of the one asked for.
+        split: the requested split, or `all`.
+        rows: of all splits, or of the requested one.
         classes: names of the classes in order.
-        find: gives the path of a row's file, or None.
-        expected: says of the first row what was looked for, where nothing is found.
+        class_count: number of classes of the data set; None for any number.
         multi_label: whether rows may have several labels, or none.
-        what: is listed, for messages.
-        notes: called at the end, gives further notes.
-
-    Raises:
-        UserError: no such split, an unknown label, or none of the listed files was found.
+        what: noun for the listed files in messages.
     """
-    if not rows:
-        raise UserError(f"{name}: the list is empty")
-    chosen = [row for row in rows if split in (row.split, "all")]
-    if not chosen:
-        raise unknown_split(name, split, {*(row.split for row in rows), "all"})
-    index = {label: i for i, label in enumerate(classes)}
-    found = [(path, row) for row in chosen if (path := find(row)) is not None]
-    if not found:
-        raise NothingFound(f"{name}: none of the {len(chosen)} listed {what} exists; {expected(chosen[0])}")
-    for _, row in found:
-        for label in row.labels:
-            if label not in index:
-                raise UserError(f"{name}: {row.listed_at or row.clip}: {unknown('label', label, index)}")
-    if multi_label:
-        labels = np.zeros((len(found), len(classes)), np.float32)
-        for i, (_, row) in enumerate(found):
-            labels[i, [index[label] for label in row.labels]] = 1
-    else:
-        labels = np.array([index[row.labels[0]] for _, row in found], np.int32)
-    lines = list(notes())
-    if len(found) < len(chosen):
-        lines.insert(0, f"{name}: {len(found)} of {len(chosen)} listed {what} were found")
-    listed_at = tuple(row.listed_at for _, row in found) if chosen[0].listed_at else ()
-    return Source(name, tuple(path for path, _ in found), labels, tuple(classes), len(chosen), listed_at, tuple(lines))
+
+    name: str
+    split: str
+    rows: Sequence[Row]
+    classes: Sequence[str]
+    class_count: int | None = None
+    multi_label: bool = False
+    what: str = "clips"
+
+    def source(
+        self, find: Callable[[Row], str | None], expected: Callable[[Row], str], notes: Iterable[str] = ()
+    ) -> Source:
+        """Return the files of the split that exist, with their labels.
+
+        Args:
+            find: returns the path of a row's file, or None.
+            expected: describes the file of a row, for the error if none is found.
+            notes: further notes; read after all files were looked for.
+
+        Raises:
+            UserError: there is no such split, a label is unknown, or none of the listed files exists.
+        """
+        if not self.rows:
+            raise UserError(f"{self.name}: the list is empty")
+        chosen = [row for row in self.rows if self.split in (row.split, "all")]
+        if not chosen:
+            raise unknown_split(self.name, self.split, {*(row.split for row in self.rows), "all"})
+        index = {label: i for i, label in enumerate(self.classes)}
+        found = [(path, row) for row in chosen if (path := find(row)) is not None]
+        if not found:
+            missing = f"none of the {len(chosen)} listed {self.what} exists"
+            raise NothingFound(f"{self.name}: {missing}; {expected(chosen[0])}")
+        for _, row in found:
+            for label in row.labels:
+                if label not in index:
+                    raise UserError(f"{self.name}: {row.listed_at or row.clip}: {unknown('label', label, index)}")
+        indices = [[index[label] for label in row.labels] for _, row in found]
+        labels = label_array(indices, len(self.classes), self.multi_label)
+        lines = list(notes)
+        if len(found) < len(chosen):
+            lines.insert(0, f"{self.name}: {len(found)} of {len(chosen)} listed {self.what} were found")
+        count, key = len(self.classes), self.name.partition(":")[0]
+        if count != (self.class_count or count):
+            lines.append(
+                f"{self.name}: a list of {count} classes; {key} has {self.class_count}: indices follow this list"
+            )
+        listed_at = tuple(row.listed_at for _, row in found) if chosen[0].listed_at else ()
+        paths, classes = tuple(path for path, _ in found), tuple(self.classes)
+        return Source(self.name, paths, labels, classes, len(chosen), listed_at, tuple(lines))

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 
-from tubevit.data.sources.listing import (
-    Clips,
-    Row,
-    canonical_split,
-    class_count_note,
-    labelled_source,
-    parse_list_and_clips,
-    read_official,
-    require_folder,
-)
+from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
-from tubevit.errors import NothingFound, SplitError, UserError, unknown_split
+from tubevit.errors import NothingFound, SplitError, UserError
 
 CLASSES = 174
 _PREFIX = "something-something-v2-"
@@ -25,22 +17,19 @@ _ANSWERS = "test-answers.csv"
 
 
 def open_something(name: str, split: str) -> Source:
-    """Reads the official lists of Something-Something v2; the label map gives the order of the classes.
+    """Read the official lists of Something-Something v2; the label map gives the order of the classes.
 
     Args:
         name: `ssv2:LIST@CLIPS_DIR`; LIST is the folder of the json files, something-something-v2-train.json,
-            -validation.json and -labels.json or, as named later, train.json, validation.json and labels.json.
-        split: `train`, `val`, `test` (labelled by test-answers.csv, which the later release has), or `all` of those
-            that are there.
+            -validation.json and -labels.json or, in the later release, train.json, validation.json and labels.json.
+        split: `train`, `val`, `test` (labelled by test-answers.csv of the later release), or `all` that exist.
 
     Raises:
-        UserError: a file is missing or malformed, no such split, or none of the clips exists.
+        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
-    _, source, folder = parse_list_and_clips(name)
-    split = canonical_split(split)
-    if split not in (*_FILES, "test", "all"):
-        raise unknown_split(name, split, (*_FILES, "test", "all"))
-    require_folder(source, "the folder of train.json, validation.json and labels.json")
+    _, source, folder = listing.parse_list_and_clips(name)
+    split = listing.checked_split(name, split, (*_FILES, "test"))
+    listing.require_folder(source, "the folder of train.json, validation.json and labels.json")
     path, label_map = _read_json(source, "labels.json", dict)
     try:
         classes = [_plain(label) for label in sorted(label_map, key=lambda label: int(label_map[label]))]
@@ -48,7 +37,7 @@ def open_something(name: str, split: str) -> Source:
     except (TypeError, ValueError) as error:
         raise UserError(f'{path}: expected {{"template": "index"}}; found {error}') from error
     if indices != list(range(len(classes))) or len(set(classes)) < len(classes):
-        raise UserError(f"{path}: expected different templates with the indices 0 to {len(classes) - 1}, each once")
+        raise UserError(f"{path}: expected distinct templates with the indices 0 to {len(classes) - 1}, each once")
     rows = []
     for part, file in _FILES.items():
         if split in (part, "all"):
@@ -56,29 +45,21 @@ def open_something(name: str, split: str) -> Source:
     if split == "test":
         rows = _answers(source)
     elif split == "all":
-        try:
+        with contextlib.suppress(SplitError):  # the older release has no answers
             rows += _answers(source)
-        except SplitError:
-            pass  # the older release has none
-    clips = Clips(folder)
-    return labelled_source(
-        name,
-        split,
-        rows,
-        classes,
-        lambda row: clips.find(row.clip),
-        lambda row: f"expected e.g. {row.clip}.webm in {folder} or folders below",
-        notes=lambda: class_count_note(name, classes, CLASSES),
+    clips = listing.Clips(folder)
+    return listing.Listing(name, split, rows, classes, CLASSES).source(
+        lambda row: clips.find(row.clip), lambda row: f"expected e.g. {row.clip}.webm in {folder} or folders below"
     )
 
 
 def _plain(template: str) -> str:
-    """A template without the brackets around [something]: the label map has none."""
+    """Remove the brackets around [something] from a template: the label map has none."""
     return template.replace("[", "").replace("]", "").strip()
 
 
 def _read_json(folder: str, file: str, kind: type):
-    path, text = read_official(folder, _PREFIX + file, file)
+    path, text = listing.read_official(folder, _PREFIX + file, file)
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -88,24 +69,24 @@ def _read_json(folder: str, file: str, kind: type):
     return path, content
 
 
-def _listed(folder: str, file: str, split: str) -> list[Row]:
+def _listed(folder: str, file: str, split: str) -> list[listing.Row]:
     path, content = _read_json(folder, file, list)
     rows = []
     for i, entry in enumerate(content):
         if not isinstance(entry, dict) or not {"id", "template"} <= set(entry):
             raise UserError(f"{path} entry {i}: expected an object with id and template")
-        rows.append(Row(str(entry["id"]), (_plain(entry["template"]),), split))
+        rows.append(listing.Row(str(entry["id"]), (_plain(entry["template"]),), split))
     return rows
 
 
-def _answers(folder: str) -> list[Row]:
+def _answers(folder: str) -> list[listing.Row]:
     try:
-        path, text = read_official(folder, _ANSWERS, _PREFIX + _ANSWERS)
+        path, text = listing.read_official(folder, _ANSWERS, _PREFIX + _ANSWERS)
     except NothingFound as error:
         raise SplitError(f"split test has no labels: {error}") from error
     rows = []
     for line, cells in enumerate(csv.reader(text.splitlines(), delimiter=";"), 1):
         if len(cells) != 2:
             raise UserError(f"{path} line {line}: expected id;label")
-        rows.append(Row(cells[0], (_plain(cells[1]),), "test"))
+        rows.append(listing.Row(cells[0], (_plain(cells[1]),), "test"))
     return rows

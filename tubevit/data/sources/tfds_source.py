@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tubevit.data.container import Media
+from tubevit.data.labels import label_array
 from tubevit.data.shards import DAMAGED
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.data.sources.source import Source
@@ -221,12 +222,7 @@ def _labels(builder, keys: Keys, raw, label: str, classes: int | None) -> np.nda
         text = f"reading the labels of {len(keys)} records of {keys.name}, once"
         logger.info(text, extra={"every_process": True})
     found = [_parse(_record(raw, keys, i), label).int64_list.value for i in range(len(keys))]
-    if classes is None:
-        labels = np.array([value[0] for value in found], np.int32)
-    else:
-        labels = np.zeros((len(keys), classes), np.float32)
-        for row, value in enumerate(found):
-            labels[row, list(value)] = 1
+    labels = label_array(found, classes or 0, classes is not None)
     if len(keys) >= CACHED_FROM:
         with contextlib.suppress(OSError):  # a cache that cannot be written is no error
             cached.parent.mkdir(parents=True, exist_ok=True)

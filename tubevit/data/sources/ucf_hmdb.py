@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tubevit.data.sources.listing import (
-    Clips,
-    Row,
-    class_count_note,
-    file_names,
-    labelled_source,
-    parse_list_and_clips,
-    read_official,
-    require_folder,
-)
+from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError, unknown_split
 
@@ -22,20 +13,20 @@ SPLITS = ("train", "test", "train2", "test2", "train3", "test3", "all")
 
 
 def open_ucf101(name: str, split: str) -> Source:
-    """Reads the official lists of UCF101; classInd.txt gives the order of the classes.
+    """Read the official lists of UCF101; classInd.txt gives the order of the classes.
 
     Args:
         name: `ucf101:LIST@CLIPS_DIR`; LIST is the folder of classInd.txt, trainlist01.txt and testlist01.txt.
-        split: `train` and `test` of the first of the three official splits, `train2` and `test2` of the second,
-            `train3` and `test3` of the third; `all`: both parts of the first, that is every clip.
+        split: `train` or `test` of the first of the three official splits, `train2` or `test2` of the second,
+            `train3` or `test3` of the third; `all` is both parts of the first, which is every clip.
 
     Raises:
-        UserError: a file is missing or malformed, no such split, or none of the clips exists.
+        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
-    _, source, _ = parse_list_and_clips(name)
+    _, source, _ = listing.parse_list_and_clips(name)
     parts, number = _parts(name, split)
-    require_folder(source, "the folder of classInd.txt, trainlist01.txt and testlist01.txt")
-    path, text = read_official(source, "classInd.txt")
+    listing.require_folder(source, "the folder of classInd.txt, trainlist01.txt and testlist01.txt")
+    path, text = listing.read_official(source, "classInd.txt")
     numbered = {}
     for line in filter(str.strip, text.splitlines()):
         index, _, label = line.strip().partition(" ")
@@ -47,53 +38,51 @@ def open_ucf101(name: str, split: str) -> Source:
     classes = [numbered[index] for index in sorted(numbered)]
     rows = []
     for part in parts:
-        path, text = read_official(source, f"{part}list0{number}.txt")
+        path, text = listing.read_official(source, f"{part}list0{number}.txt")
         for number_of_line, line in enumerate(text.splitlines(), 1):
             clip, separator, file = line.strip().partition("/")
             if line.strip() and not separator:
                 raise UserError(f"{path} line {number_of_line}: expected Class/clip.avi; found {line.strip()}")
             if line.strip():
-                rows.append(Row(file.split()[0].removesuffix(".avi"), (clip,), part))
+                rows.append(listing.Row(file.split()[0].removesuffix(".avi"), (clip,), part))
     return _labelled(name, rows, classes)
 
 
 def open_hmdb51(name: str, split: str) -> Source:
-    """Reads the official lists of HMDB51; its classes are sorted.
+    """Read the official lists of HMDB51; its classes are sorted.
 
     Args:
-        name: `hmdb51:LIST@CLIPS_DIR`; LIST is the folder of the files CLASS_test_split1.txt, ..2 and ..3, each a list
-            of `clip.avi 1` with 1 for train, 2 for test and 0 for neither.
-        split: as of `open_ucf101`; `all` leaves out the clips that are in neither part of the first split.
+        name: `hmdb51:LIST@CLIPS_DIR`; LIST is the folder of the files CLASS_test_split1.txt, ..2 and ..3 with lines
+            `clip.avi 1`, where 1 means train, 2 test and 0 neither.
+        split: see `open_ucf101`; `all` leaves out the clips that are in neither part of the first split.
 
     Raises:
-        UserError: a file is missing or malformed, no such split, or none of the clips exists.
+        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
-    _, source, _ = parse_list_and_clips(name)
+    _, source, _ = listing.parse_list_and_clips(name)
     parts, number = _parts(name, split)
     files = {}
-    for file in file_names(source, "the folder of CLASS_test_split1.txt"):
+    for file in listing.file_names(source, "the folder of CLASS_test_split1.txt"):
         if match := re.fullmatch(rf"(.+)_test_split{number}\.txt", file):
             files[match[1]] = file
     if not files:
-        raise UserError(
-            f"{source}: expected the official lists CLASS_test_split{number}.txt in this folder, found none"
-        )
+        raise UserError(f"{source}: expected the official lists CLASS_test_split{number}.txt in it; found none")
     classes = sorted(files)
     rows = []
     for label in classes:
-        path, text = read_official(source, files[label])
+        path, text = listing.read_official(source, files[label])
         for line_number, line in enumerate(text.splitlines(), 1):
             clip, _, code = line.strip().rpartition(" ")
             if line.strip() and (code not in ("0", "1", "2") or not clip):
                 raise UserError(f"{path} line {line_number}: expected clip.avi and 0, 1 or 2; found {line.strip()}")
             part = {"1": "train", "2": "test"}.get(code)
             if part in parts:
-                rows.append(Row(clip.strip().removesuffix(".avi"), (label,), part))
+                rows.append(listing.Row(clip.strip().removesuffix(".avi"), (label,), part))
     return _labelled(name, rows, classes)
 
 
 def _parts(name: str, split: str) -> tuple[tuple[str, ...], str]:
-    """Which of `train` and `test`, and the number of the official split."""
+    """Return the parts, of `train` and `test`, and the number of the official split."""
     if split not in SPLITS:
         raise unknown_split(name, split, SPLITS)
     if split == "all":
@@ -101,15 +90,11 @@ def _parts(name: str, split: str) -> tuple[tuple[str, ...], str]:
     return (split.rstrip("23"),), split[-1] if split[-1] in "23" else "1"
 
 
-def _labelled(name: str, rows: list[Row], classes: list[str]) -> Source:
-    key, _, folder = parse_list_and_clips(name)
-    clips = Clips(folder)
-    return labelled_source(
-        name,
-        "all",  # the rows are those of the split asked for
-        rows,
-        classes,
+def _labelled(name: str, rows: list[listing.Row], classes: list[str]) -> Source:
+    key, _, folder = listing.parse_list_and_clips(name)
+    clips = listing.Clips(folder)
+    # All rows are of the requested split.
+    return listing.Listing(name, "all", rows, classes, CLASSES[key]).source(
         lambda row: clips.find(row.clip, row.labels[0]),
         lambda row: f"expected e.g. {row.clip}.avi in {folder} or folders below",
-        notes=lambda: class_count_note(name, classes, CLASSES[key]),
     )
