@@ -106,6 +106,11 @@ class Checkpoint:
         of_run = parent.name == RUN_FOLDER and self.folder.name.isdecimal()  # the zoo's folder has the same name
         return parent.parent if of_run else None
 
+    @property
+    def home(self) -> pathlib.PurePath:
+        """The workdir, or without one the folder itself: files about the checkpoint lie there."""
+        return self.workdir or self.folder
+
     @functools.cached_property
     def _problems(self) -> list[str] | None:
         return verify(self.folder)

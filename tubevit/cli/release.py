@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 
 from tubevit.errors import UserError
@@ -39,34 +38,30 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
+    from tubevit.evaluation import evaluate_checkpoint
     from tubevit.zoo.names import open_checkpoint
-    from tubevit.zoo.registry import check_url, checkpoints_folder
-    from tubevit.zoo.release import LARGEST, check_new, publish, staged, write_weights
+    from tubevit.zoo.registry import checkpoints_folder
+    from tubevit.zoo.release import ReleaseOptions, check_new, release
+
+    def evaluate(stored) -> list[dict]:
+        print(f"evaluating {args.name}", file=sys.stderr, flush=True)
+        return [evaluation.record for evaluation in evaluate_checkpoint(stored, progress=True)]
 
     checkpoint = open_checkpoint(args.workdir, args.step)
-    metadata = checkpoint.metadata
-    check_new(args.name, metadata, args.replace)
-    for url in args.url:
-        check_url(url)
-    curves = _curves(checkpoint)
-    config = _experiment(args, metadata["config"]) if args.config else ""
-    archive, dtype = f"{args.name}.tar", "bfloat16" if args.bfloat16 else "float32"
-    if args.url and os.path.exists(archive) and not args.replace:
-        raise UserError(f"{archive} exists already: move it away, or pass --replace")
-    with staged(args.name) as folder:
-        write_weights(checkpoint, metadata, folder, dtype, None if args.url else LARGEST)
-        print(f"evaluating {args.name}", file=sys.stderr, flush=True)
-        records = _evaluate(folder)
-        release = publish(
-            folder, metadata, records, licence=args.licence, config=config, curves=curves, urls=args.url,
-            archive=archive,
-        )  # fmt: skip
-    for each in release.metrics:
+    check_new(args.name, checkpoint, args.replace)
+    options = ReleaseOptions(
+        "bfloat16" if args.bfloat16 else "float32", args.licence,
+        config=_experiment(args, checkpoint.experiment) if args.config else "",
+        urls=tuple(args.url), archive=f"{args.name}.tar", replace=args.replace,
+    )  # fmt: skip
+    entry = release(checkpoint, args.name, options, evaluate=evaluate, draw=_curves)
+    for each in entry.metrics:
         scores = [f"{key} {100 * each[key]:.2f} %" for key in ("top1", "top5", "map") if each[key] is not None]
         print(f"{each['dataset']} ({each['head']}): {', '.join(scores)} of {each['clips']}")
     place = checkpoints_folder() / args.name
-    print(f"{args.name}: {release.bytes / 1e6:.1f} MB in {archive if args.url else place}; card: {place / 'README.md'}")
+    written = options.archive if args.url else place
+    print(f"{args.name}: {entry.bytes / 1e6:.1f} MB in {written}; card: {place / 'README.md'}")
 
 
 def _curves(checkpoint) -> dict[str, bytes]:
@@ -76,7 +71,7 @@ def _curves(checkpoint) -> dict[str, bytes]:
     from tubevit.visualize.page import Picture
     from tubevit.visualize.style import LIGHT
 
-    path = storage.join(checkpoint.workdir or checkpoint.folder, "metrics.jsonl")
+    path = storage.join(checkpoint.home, "metrics.jsonl")
     if not storage.exists(path):
         print(f"the card gets no curves: there is no {path}", file=sys.stderr, flush=True)
         return {}
@@ -110,19 +105,3 @@ def _experiment(args, stored: dict) -> str:
     if differing:
         raise UserError(f"{args.workdir} was not trained with {args.config}: {'; '.join(differing[:5])}")
     return " ".join([args.config, *(f"--config.{key}={value}" for key, value in args.config_overrides.items())])
-
-
-def _evaluate(folder) -> list[dict]:
-    """What `tubevit evaluate` says about a checkpoint."""
-    import argparse
-    import contextlib
-    import io
-    import json
-
-    from tubevit.cli import evaluate
-
-    parser, out = argparse.ArgumentParser(), folder.parent / "eval.json"
-    evaluate.add_arguments(parser)
-    with contextlib.redirect_stdout(io.StringIO()):  # it names files that are not kept
-        evaluate.run(parser.parse_args(["--checkpoint", str(folder), "--out", str(out)]))
-    return json.loads(out.read_text())

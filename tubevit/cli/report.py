@@ -22,22 +22,23 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
     from tubevit import storage
-    from tubevit.cli.predict import find_files
     from tubevit.errors import UserError
+    from tubevit.evaluation import find_files
     from tubevit.visualize.own_files import read_files
     from tubevit.visualize.page import write_page
-    from tubevit.visualize.report import facts, read_checkpoint, sections
+    from tubevit.visualize.report import facts, sections
     from tubevit.visualize.style import plotting
+    from tubevit.zoo.names import open_checkpoint
 
-    plotting()  # without it nothing else is worth the wait
-    model, metadata, checkpoint, workdir = read_checkpoint(args.name)
-    out = args.out or (storage.join(workdir, "report") if workdir else f"{checkpoint.name}_report")
-    title = workdir.name if workdir else checkpoint.name
-    parts = sections(model, metadata, workdir or checkpoint, read_files(model, find_files(args.files)))
+    plotting()  # fail before the work if matplotlib is missing
+    checkpoint = open_checkpoint(args.name)
+    model, workdir = checkpoint.load_model(), checkpoint.workdir
+    out = args.out or (storage.join(workdir, "report") if workdir else f"{checkpoint.folder.name}_report")
+    parts = sections(checkpoint, model, read_files(model, find_files(args.files)))
     try:
-        page = write_page(out, f"What {title} sees", facts(args.name, model, metadata), parts)
+        page = write_page(out, f"What {checkpoint.home.name} sees", facts(checkpoint, model), parts)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; name another folder with --out") from error
     for part in parts:

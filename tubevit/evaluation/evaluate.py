@@ -1,4 +1,4 @@
-"""Evaluation: probabilities of every file of a source, averaged over views, and what they are worth."""
+"""Evaluation of one data set: predictions for every file, averaged over views, and their scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -21,28 +20,29 @@ from tubevit.data.pipeline import BatchShards, SampleLoader, evaluation_rows, it
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
 from tubevit.evaluation.metrics import average_precisions, class_accuracies, confusion_matrix, score
-from tubevit.models.abstract import graph_of
-from tubevit.models.config import ModelConfig
-from tubevit.sharding.mesh import batch_sharding, global_batch, local_part, local_rows, using
-from tubevit.windows import TubeBatch
+from tubevit.sharding.mesh import global_batch, local_part, local_rows
 
 
-def make_forward(model: ModelConfig, head: str, mesh: Mesh | None = None) -> Callable:
-    """A compiled function (params, pixels (B, views, ...)) -> probabilities (B, views, classes) of one head.
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """How the files of a data set are loaded and computed.
 
-    Pixels are clips, images or windows of tubes; probabilities softmax's, or sigmoid's of a head for several labels.
-    With a mesh, rows are split over its devices.
+    Attributes:
+        views: temporal and spatial views.
+        threads, workers: threads and worker processes of the loader.
+        seed: order of shuffled frames.
+        mesh: mesh of the parameters; all processes compute each batch together.
+        host: rows that this process computes on its own; None follows from the mesh, or from JAX.
+        progress: label of a progress bar on stderr, shown only on a terminal; None shows none.
     """
-    graph, probabilities = graph_of(model), dict(model.heads)[head].probabilities
 
-    def forward(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
-        rows = jax.tree.leaves(pixels)[0].shape[:2]
-        with using(mesh):
-            pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
-            logits = nnx.merge(graph, params)(pixels, head=head)
-        return probabilities(logits).reshape(*rows, -1)
-
-    return jax.jit(forward, out_shardings=None if mesh is None else batch_sharding(mesh))
+    views: Views = ONE_VIEW
+    threads: int = 1
+    workers: int = 0
+    seed: int = 0
+    mesh: Mesh | None = None
+    host: BatchShards | None = None
+    progress: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Predictions:
     """Predictions for the files of a source.
 
     Attributes:
-        probabilities: (n, classes) float64, the mean over all views.
+        probabilities: (n, classes) float64, the mean over all views; or (n, D) features.
         used: (n,) bool; False for files that cannot be decoded.
-        views: as they were taken: images have one temporal view.
+        views: the views that were averaged; images have one temporal view.
     """
 
     probabilities: np.ndarray
@@ -60,56 +60,59 @@ class Predictions:
     views: Views
 
 
-def predict_source(
-    forward: Callable,
-    params: dict,
-    load: SampleLoader,
-    batch_size: int,
-    *,
-    views: Views = ONE_VIEW,
-    threads: int = 1,
-    workers: int = 0,
-    seed: int = 0,
-    host: BatchShards | None = None,
-    mesh: Mesh | None = None,
-    progress: str | None = None,
-) -> Predictions:
-    """Probabilities of every file of a source, the mean over its views (the paper does not say of what; section 4).
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result for one data set.
 
-    Each host takes its rows of every batch, and all get the results of all: every file counts exactly once.
+    Attributes:
+        record: what eval.json holds, see `evaluation_record`.
+        predictions: the predictions for its files.
+        load: the loader of its files.
+    """
+
+    record: dict
+    predictions: Predictions
+    load: SampleLoader
+
+
+def predict_source(
+    forward: Callable, params: dict, load: SampleLoader, batch_size: int, settings: EvalSettings = EvalSettings()
+) -> Predictions:
+    """Predict every file of a source: the mean of its views (the paper does not say of what; section 4).
+
+    Each host computes its rows of every batch and receives the results of all hosts. Every file counts exactly once.
 
     Args:
         forward: see `make_forward`.
-        params: of the model.
-        load: of the source.
-        batch_size: temporal views in a batch, each with all its spatial ones; rounded up so that it divides over the
-            devices of the mesh, or the hosts.
-        views: temporal and spatial ones.
-        threads, workers: of the loader.
-        seed: of the order of shuffled frames.
-        host: this process among all, each of which computes its own rows; None asks the mesh, or JAX.
-        mesh: of the parameters; all processes compute a batch together.
-        progress: what a bar on stderr, if that is a terminal, is called; None shows none.
+        params: parameters of the model.
+        load: loader of the source.
+        batch_size: temporal views in a batch, each with all its spatial views; rounded up to divide over the devices
+            of the mesh, or over the hosts.
+        settings: see `EvalSettings`.
     """
-    views = Views(1, views.spatial) if load.source.modality == "image" else views
+    views, mesh, host = settings.views, settings.mesh, settings.host
+    if load.source.modality == "image":
+        views = Views(1, views.spatial)
     gather = host is None and jax.process_count() > 1
     host = host or (local_rows(mesh) if mesh else BatchShards((jax.process_index(),), jax.process_count()))
     batch_size = -(-batch_size // host.count) * host.count
-    rows = evaluation_rows(load, views, batch_size, seed)
+    rows = evaluation_rows(load, views, batch_size, settings.seed)
     count = len(load.source)
     total, seen = None, np.zeros(count, np.int64)
-    batches = iterate(rows, batch_size, shards=host, threads=threads, workers=workers)
-    shown = {"desc": progress, "unit": " batches", "file": sys.stderr, "disable": True if progress is None else None}
-    for batch in tqdm(batches, total=len(rows) // batch_size, **shown):
+    batches = iterate(rows, batch_size, shards=host, threads=settings.threads, workers=settings.workers)
+    hidden = True if settings.progress is None else None  # None: shown on a terminal
+    for batch in tqdm(
+        batches, settings.progress, len(rows) // batch_size, unit=" batches", file=sys.stderr, disable=hidden
+    ):
         batch = load.batch(batch)
         real = batch["mask"] > 0
         if mesh is None:
-            probabilities = np.asarray(forward(params, batch["pixels"]))
+            outputs = np.asarray(forward(params, batch["pixels"]))
         else:
-            probabilities = local_part(forward(params, global_batch(batch["pixels"], mesh)))
-        probabilities = probabilities.astype(np.float64).sum(axis=1)
-        total = np.zeros((count, probabilities.shape[-1])) if total is None else total
-        np.add.at(total, batch["file"][real], probabilities[real])
+            outputs = local_part(forward(params, global_batch(batch["pixels"], mesh)))
+        outputs = outputs.astype(np.float64).sum(axis=1)
+        total = np.zeros((count, outputs.shape[-1])) if total is None else total
+        np.add.at(total, batch["file"][real], outputs[real])
         np.add.at(seen, batch["file"][real], 1)
     if gather:
         # As bytes: JAX would round float64 to float32.
@@ -120,12 +123,12 @@ def predict_source(
 
 
 def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str, head: str, seconds: float) -> dict:
-    """What was measured on one data set; the keys are those of eval.json (less `checkpoint` and `step`).
+    """Score the predictions for a data set; returns the keys of eval.json without `split`, `checkpoint` and `step`.
 
-    Files that cannot be decoded are left out and listed under `broken` with the reason.
+    Files that cannot be decoded do not count; `broken` lists them with the reason.
 
     Raises:
-        UserError: none can.
+        UserError: no file can be decoded.
     """
     source, used, views = load.source, predictions.used, predictions.views
     if not used.any():
@@ -148,33 +151,37 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
 
 
 def evaluate_source(
-    forward: Callable, params: dict, load: SampleLoader, batch_size: int, *, name: str, head: str, **settings
-):
-    """Predicts and scores one data set.
+    forward: Callable,
+    params: dict,
+    load: SampleLoader,
+    batch_size: int,
+    *,
+    name: str,
+    head: str,
+    settings: EvalSettings = EvalSettings(),
+) -> Evaluation:
+    """Predict and score one data set.
 
     Args:
         forward, params, load, batch_size, settings: see `predict_source`.
-        name: of the data set.
-        head: of the model.
-
-    Returns:
-        Its record, see `evaluation_record`, and the predictions.
+        name: name of the data set.
+        head: name of the head.
     """
     start = time.perf_counter()
-    predictions = predict_source(forward, params, load, batch_size, **settings)
+    predictions = predict_source(forward, params, load, batch_size, settings)
     seconds = time.perf_counter() - start
-    return evaluation_record(predictions, load, name=name, head=head, seconds=seconds), predictions
+    return Evaluation(evaluation_record(predictions, load, name=name, head=head, seconds=seconds), predictions, load)
 
 
-def write_class_tables(predictions: Predictions, load: SampleLoader, prefix: str) -> list[str]:
-    """Writes PREFIX_classes.csv (files and accuracy or average precision of each class) and, for one label a file,
-    PREFIX_confusion.csv (rows: labels, columns: most probable class).
+def write_class_tables(evaluation: Evaluation, prefix: str) -> list[str]:
+    """Write PREFIX_classes.csv: number of files and accuracy, or average precision, of each class. For single labels
+    also write PREFIX_confusion.csv: one row per label, one column per predicted class.
 
     Returns:
-        The files written.
+        Paths of the files.
     """
-    source, used = load.source, predictions.used
-    probabilities, labels = predictions.probabilities[used], source.labels[used]
+    source, predictions = evaluation.load.source, evaluation.predictions
+    probabilities, labels = predictions.probabilities[predictions.used], source.labels[predictions.used]
     if source.multi_label:
         counts, name, values = labels.sum(axis=0), "average_precision", average_precisions(probabilities, labels)
     else:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Callable
 
-import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tubevit.config.experiment import load_for
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import default_head, open_source
 from tubevit.errors import UserError
-from tubevit.evaluation.evaluate import Predictions, evaluation_record, predict_source
-from tubevit.models.abstract import graph_of
+from tubevit.evaluation.evaluate import EvalSettings, Predictions, predict_source
 from tubevit.models.config import ModelConfig
-from tubevit.sharding.mesh import batch_sharding, using
-from tubevit.windows import TubeBatch
 
 INVERSE_PENALTY, ITERATIONS = 1.0, 1000
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -57,19 +51,6 @@ def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) ->
     return load_for(model, train, dataset.augment, path), load_for(model, test, dataset.augment, path)
 
 
-def make_features(model: ModelConfig, mesh: Mesh | None = None) -> Callable:
-    """A compiled function (params, pixels (B, views, ...)) -> pooled features (B, views, D); see `make_forward`."""
-    graph = graph_of(model)
-
-    def features(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
-        rows = jax.tree.leaves(pixels)[0].shape[:2]
-        with using(mesh):
-            pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
-            return nnx.merge(graph, params).features(pixels).reshape(*rows, -1)
-
-    return jax.jit(features, out_shardings=None if mesh is None else batch_sharding(mesh))
-
-
 def probe_probabilities(
     kind: str, features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, classes: int
 ) -> np.ndarray:
@@ -102,40 +83,34 @@ def probe_probabilities(
 
 
 def probe_source(
-    kind: str, features: Callable, params: dict, train: SampleLoader, test: SampleLoader, batch_size: int, *,
-    name: str, head: str, progress: str | None = None, **settings,
-):  # fmt: skip
-    """Learns a probe from the features of one split, the mean over views, and scores it on those of another.
+    kind: str, forward: Callable, params: dict, loads: tuple[SampleLoader, SampleLoader], batch_size: int,
+    settings: EvalSettings = EvalSettings(),
+) -> tuple[Predictions, dict]:  # fmt: skip
+    """Train a probe on the features of one split, averaged over views, and predict the files of another.
 
     Args:
         kind: `linear` or `knn`.
-        features: see `make_features`.
-        params: of the model.
-        train, test: see `open_probe`.
+        forward: forward pass that returns features, see `make_forward`.
+        params: parameters of the model.
+        loads: training split and held-out split, see `open_probe`.
         batch_size, settings: see `predict_source`.
-        name, head: of the data set.
-        progress: what the bar is called, see `predict_source`.
 
     Returns:
-        As `evaluate_source`; the record has `probe`, `probe_settings` and `train_clips_used` too.
+        The predictions for the held-out split, and what the record says of the probe.
 
     Raises:
-        UserError: no file of a split can be decoded.
+        UserError: fewer than two classes of the training split can be decoded.
     """
-    start = time.perf_counter()
-    labelled, held_out = (
-        predict_source(
-            features, params, load, batch_size, progress=progress and f"{progress}, {part}", **settings
-        )  # fmt: skip
-        for part, load in (("train", train), ("held out", test))
-    )
-    used = labelled.used
-    if len(np.unique(train.source.labels[used])) < 2:
-        raise UserError(f"{name}: a probe needs two classes or more; {used.sum()} training files can be decoded")
+    train, test = (
+        predict_source(forward, params, load, batch_size, dataclasses.replace(
+            settings, progress=settings.progress and f"{settings.progress}, {part}"))
+        for part, load in zip(("train", "held out"), loads, strict=True)
+    )  # fmt: skip
+    source, used = loads[0].source, train.used
+    if len(np.unique(source.labels[used])) < 2:
+        raise UserError(f"{source.name}: a probe needs two classes or more; {used.sum()} training files can be decoded")
     probabilities = probe_probabilities(
-        kind, labelled.probabilities[used], train.source.labels[used], held_out.probabilities, len(test.source.classes)
+        kind, train.probabilities[used], source.labels[used], test.probabilities, len(loads[1].source.classes)
     )
-    predictions = Predictions(probabilities, held_out.used, held_out.views)
-    record = evaluation_record(predictions, test, name=name, head=head, seconds=time.perf_counter() - start)
     settings = {"probe": kind, "probe_settings": PROBES[kind], "train_clips_used": int(used.sum())}
-    return record | settings, predictions
+    return Predictions(probabilities, test.used, test.views), settings

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from tubevit.config.keys import InputPath
 from tubevit.config.resolve import Resolved
 from tubevit.data.views import Views
-from tubevit.evaluation.evaluate import make_forward
+from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import training_flops

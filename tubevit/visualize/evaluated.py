@@ -13,7 +13,8 @@ from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW
 from tubevit.errors import UserError
-from tubevit.evaluation.evaluate import Predictions, make_forward, predict_source
+from tubevit.evaluation.evaluate import Predictions, predict_source
+from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import parameters
 from tubevit.models.tubevit import TubeViT
 from tubevit.visualize.style import evenly

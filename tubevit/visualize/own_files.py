@@ -1,16 +1,14 @@
-"""Files of one's own, and what a model says of them."""
+"""The user's own files and what a model predicts for them."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from tubevit.data.decode import decode_media
-from tubevit.models.config import Head
+from tubevit.evaluation.predict import predict
 from tubevit.models.tubevit import TubeViT
 
 
@@ -19,9 +17,9 @@ class OwnFile:
     """A video or an image.
 
     Attributes:
-        name: of the file, as it can be shown.
-        pixels: as the model takes them, (T, H, W, 3) or (H, W, 3) uint8.
-        text: the most probable label of each head that takes such a file, and how probable it is.
+        name: file name as it can be shown.
+        pixels: (T, H, W, 3) or (H, W, 3) uint8, the input of the model.
+        text: the most probable label of each head that takes the file, and its probability.
     """
 
     name: str
@@ -30,27 +28,16 @@ class OwnFile:
 
 
 def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFile]:
-    """Reads files and predicts their labels.
+    """Read files and predict their labels.
 
     Raises:
-        UserError: a file cannot be decoded, or is none that is known.
+        UserError: a file cannot be decoded.
     """
-    return [_read(model, pathlib.Path(path)) for path in paths]
-
-
-def _read(model: TubeViT, path: pathlib.Path) -> OwnFile:
-    decoded = decode_media(path, model.config.frames, model.config.fps)
-    kind, pixels = decoded.kind, decoded.pixels(model.config.size)
-    pooled = model.features(pixels)
-    said = [
-        _most_probable(name, head, np.asarray(model.heads[name](pooled)[0]))
-        for name, head in model.config.heads
-        if head.modality in (kind, "any")
-    ]
-    shown = os.fsencode(path.name).decode(errors="replace")  # a name need not be UTF-8, a page is
-    return OwnFile(shown, pixels[0], ",  ".join([shown, *said]))
-
-
-def _most_probable(name: str, head: Head, logits: np.ndarray) -> str:
-    best = int(logits.argmax())
-    return f"{name}: {head.class_name(best)} ({float(head.probabilities(logits)[best]):.0%})"
+    files = []
+    for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
+        if found.pixels is None:
+            raise found.error
+        name = os.fsencode(found.file.name).decode(errors="replace")  # a name need not be UTF-8, but a page is
+        labels = [f"{head}: {label} ({share:.0%})" for head, [(label, share)] in found.labels.items()]
+        files.append(OwnFile(name, found.pixels, ",  ".join([name, *labels])))
+    return files

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from tubevit import storage
+from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.paths import flatten
 from tubevit.errors import UserError
 from tubevit.evaluation.metrics import confusion_matrix
@@ -19,7 +18,6 @@ from tubevit.visualize import attention, confusion, curves, kernels, layout, mis
 from tubevit.visualize.evaluated import Evaluated, evaluate_stored
 from tubevit.visualize.own_files import OwnFile
 from tubevit.visualize.page import Animation, Picture, Section
-from tubevit.zoo.names import open_checkpoint
 from tubevit.zoo.release import began_from
 
 _NO_DATA = "the checkpoint names no evaluation data: it is not of a run"
@@ -32,78 +30,67 @@ _ATTENTION = (
 )
 
 
-def read_checkpoint(name: str | os.PathLike) -> tuple[TubeViT, dict, pathlib.PurePath, pathlib.PurePath | None]:
-    """The model, its metadata, the checkpoint's folder, and of a run the workdir.
-
-    Args:
-        name: what `load_model` takes.
-    """
-    checkpoint = open_checkpoint(name)
-    return checkpoint.load_model(), checkpoint.metadata, checkpoint.folder, checkpoint.workdir
-
-
-def facts(name: str | os.PathLike, model: TubeViT, metadata: dict) -> dict[str, str]:
-    """What stands above the pictures of checkpoint `name`: {what: text}."""
+def facts(checkpoint: Checkpoint, model: TubeViT) -> dict[str, str]:
+    """Describe a checkpoint for the top of the page: {what: text}."""
     config = model.config
     count = sum(int(np.size(leaf)) for leaf in flatten(parameters(model)).values())
     shape = "×".join(map(str, config.shape))
     rate = f" at {config.fps:g} frames a second" if config.fps else ""
     heads = ", ".join(f"{name} ({head.classes} classes)" for name, head in config.heads)
     return {
-        "Checkpoint": os.fspath(name),
+        "Checkpoint": checkpoint.name,
         "Model": f"{config.name}, {count / 1e6:.1f} M parameters",
         "Tubes": f"{config.tubes}: {config.tubes.num_tokens(config.shape)} tokens",
         "Input": f"{shape} (frames, rows, columns){rate}",
         "Heads": heads or "none",
-        "Learned on": learned_on(metadata),
+        "Learned on": learned_on(checkpoint),
     }
 
 
-def learned_on(metadata: dict) -> str:
-    """On what data the parameters were learned, in words, as far as the checkpoint says."""
-    config = metadata.get("config")
+def learned_on(checkpoint: Checkpoint) -> str:
+    """Describe the training data of a checkpoint in words, as far as it is recorded."""
+    config = checkpoint.experiment
     if not config:
-        source = metadata.get("source")
+        source = checkpoint.metadata.get("source")
         return f"not recorded; converted from {source}" if source else "not recorded in the checkpoint"
     data = [
         name if values["source"] == name else f"{name} ({values['source']})"
         for name, values in config["data"]["train"].items()
     ]
-    start = began_from(metadata)
+    start = began_from(checkpoint)
     begun = f"the parameters of {' and '.join(start)}" if start else "random parameters"
-    return f"{' and '.join(data)}, {metadata.get('step', 0):,} steps, from {begun}"
+    return f"{' and '.join(data)}, {checkpoint.step or 0:,} steps, from {begun}"
 
 
-def sections(model: TubeViT, metadata: dict, folder: pathlib.PurePath, files: Sequence[OwnFile] = ()) -> list[Section]:
-    """The sections of the page, in order; those whose inputs are absent have no pictures and say why.
+def sections(checkpoint: Checkpoint, model: TubeViT, files: Sequence[OwnFile] = ()) -> list[Section]:
+    """Return the sections of the page, in order; a section whose inputs are missing has no pictures but a reason.
 
     Args:
-        model: in evaluation mode.
-        metadata: of its checkpoint.
-        folder: where the metrics of its training may lie: the run's workdir, else the checkpoint itself.
-        files: to show tubes and attention on, in place of the evaluation data.
+        checkpoint: a checkpoint, whose `home` may hold the metrics of its training.
+        model: its model.
+        files: files to show tubes and attention on, instead of the evaluation data.
     """
-    evaluated, missing = _evaluated(model, metadata)
+    evaluated, missing = _evaluated(checkpoint, model)
     reason = "; ".join(f"{name}: {why}" for name, why in missing.items()) or _NO_DATA
     return [
-        *_kernels(model, learned_on(metadata)),
+        *_kernels(model, learned_on(checkpoint)),
         *(
             _on_files(model, files)
             if files
             else (_layout(model, evaluated, reason), _attention(model, evaluated, reason))
         ),
         _positions(model),
-        _curves(folder),
+        _curves(checkpoint),
         *_confusion(evaluated, reason),
         *_mistakes(evaluated, reason),
         *(Section(f"Evaluation data {name}", why) for name, why in missing.items() if evaluated),
     ]
 
 
-def _evaluated(model: TubeViT, metadata: dict) -> tuple[list[Evaluated], dict[str, str]]:
-    """The evaluated data sets, and why others are not: {name: reason}."""
+def _evaluated(checkpoint: Checkpoint, model: TubeViT) -> tuple[list[Evaluated], dict[str, str]]:
+    """Evaluate the data sets of the run; also returns {name: reason} for those that cannot be evaluated."""
     evaluated, missing = [], {}
-    for name, values in metadata.get("config", {}).get("data", {}).get("eval", {}).items():
+    for name, values in checkpoint.experiment.get("data", {}).get("eval", {}).items():
         try:
             evaluated.append(evaluate_stored(model, name, values))
         except UserError as error:
@@ -230,9 +217,9 @@ def _positions(model: TubeViT) -> Section:
     return Section(title, text, pictures)
 
 
-def _curves(folder: pathlib.PurePath) -> Section:
+def _curves(checkpoint: Checkpoint) -> Section:
     title = "Training"
-    path = storage.join(folder, "metrics.jsonl")
+    path = storage.join(checkpoint.home, "metrics.jsonl")
     if not storage.exists(path):
         return Section(title, "there is no metrics.jsonl beside the checkpoint")
     try:

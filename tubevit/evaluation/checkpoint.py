@@ -1,0 +1,174 @@
+"""Evaluation of a checkpoint on the data of its run, of an experiment, or on any source."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tubevit import storage
+from tubevit.checkpoint.checkpoint import Checkpoint
+from tubevit.config import dataset_config, default_config
+from tubevit.config.experiment import open_eval
+from tubevit.config.resolve import apply_recipe
+from tubevit.data.sources import held_out_split
+from tubevit.data.views import Views
+from tubevit.errors import SplitError, UserError
+from tubevit.evaluation.evaluate import (
+    EvalSettings,
+    Evaluation,
+    evaluation_record,
+    predict_source,
+    write_class_tables,
+)
+from tubevit.evaluation.forward import make_forward
+from tubevit.evaluation.probe import open_probe, probe_source
+from tubevit.models.abstract import parameters
+from tubevit.sharding.hosts import is_main, log_main
+from tubevit.sharding.mesh import make_mesh
+from tubevit.sharding.rules import put
+from tubevit.zoo.names import open_checkpoint
+
+BATCH_SIZE, THREADS = 16, 2  # where no configuration gives them
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """What to evaluate a checkpoint on; None takes the value of its run.
+
+    Attributes:
+        config: an experiment; its `data.eval`, `eval.views` and `input.path` are used.
+        data: a source to evaluate instead of `data.eval`.
+        split: split of `data`; by default val, else test, else all files.
+        head: head for `data`; may be omitted if the model has one head.
+        batch_size: batch size of every data set.
+        views: temporal x spatial views, such as `4x3`.
+        probe: `linear` or `knn`: score frozen features in place of a head, see `PROBES`.
+
+    Raises:
+        UserError: options exclude each other.
+    """
+
+    config: ConfigDict | None = None
+    data: str | None = None
+    split: str | None = None
+    head: str | None = None
+    batch_size: int | None = None
+    views: str | None = None
+    probe: str | None = None
+
+    def __post_init__(self):
+        if self.data and self.config is not None:
+            raise UserError("pass --data or --config, not both")
+        if not self.data and (self.split or self.head):
+            raise UserError("--split and --head go with --data")
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint | str | os.PathLike, options: EvalOptions = EvalOptions(), *, progress: bool = False
+) -> list[Evaluation]:
+    """Evaluate a checkpoint; all processes of a job call it together.
+
+    Args:
+        checkpoint: a checkpoint, or a name that `load_model` takes.
+        options: the data, the head, the views; by default as the checkpoint's run.
+        progress: show progress bars on stderr if that is a terminal.
+
+    Returns:
+        One result for each data set, see `write_evaluations`.
+
+    Raises:
+        UserError: the checkpoint is damaged, it names no data, or the data does not fit the model.
+    """
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    model, run = checkpoint.load_model(), checkpoint.experiment
+    config = None if options.config is None else apply_recipe(options.config)[0]
+    datasets = _datasets(checkpoint, options) if config is None else config.data.eval
+    views = config.eval.views if config else run.get("eval", {}).get("views", "1x1")
+    path = config.input.path if config else run.get("input", {}).get("path", "tubes")
+    mesh = _mesh(run)
+    params = put(parameters(model), mesh)
+    settings = EvalSettings(
+        Views.from_text(options.views or views), run.get("loader", {}).get("threads", THREADS), mesh=mesh
+    )
+    evaluations = []
+    for name, dataset in datasets.items():
+        settings = dataclasses.replace(settings, progress=name if progress and is_main() else None)
+        batch_size = options.batch_size or dataset.batch_size
+        opened = model.config, name, dataset, path
+        loads = open_probe(*opened) if options.probe else (open_eval(*opened),)
+        for note in dict.fromkeys(note for load in loads for note in load.source.notes):
+            log_main(note)
+        forward = make_forward(model.config, None if options.probe else dataset.head, mesh)
+        start = time.perf_counter()
+        if options.probe:
+            predictions, probe = probe_source(options.probe, forward, params, loads, batch_size, settings)
+        else:
+            predictions, probe = predict_source(forward, params, *loads, batch_size, settings), {}
+        seconds = time.perf_counter() - start
+        record = evaluation_record(predictions, loads[-1], name=name, head=dataset.head, seconds=seconds)
+        origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step}
+        evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
+    return evaluations
+
+
+def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike) -> list[str]:
+    """Write the records as JSON, such as eval.json, and beside it a table of classes for each data set.
+
+    Returns:
+        Paths of all files.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    path = os.fspath(path)
+    try:
+        records = [evaluation.record for evaluation in evaluations]
+        storage.write_text(path, json.dumps(records, indent=2) + "\n")
+        written = [path]
+        for evaluation in evaluations:
+            written += write_class_tables(evaluation, f"{path.removesuffix('.json')}_{evaluation.record['dataset']}")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+    return written
+
+
+def _mesh(run: Mapping) -> Mesh:
+    """Make the mesh of the run, or of all devices if that does not fit them."""
+    settings = default_config().mesh
+    try:
+        return make_mesh(type(settings)({**settings, **run.get("mesh", {})}))
+    except UserError:
+        return make_mesh(settings)
+
+
+def _datasets(checkpoint: Checkpoint, options: EvalOptions) -> Mapping[str, ConfigDict]:
+    if options.data:
+        head = options.head if options.probe else _head(checkpoint, options)
+        split = options.split or _held_out(options.data, head)
+        return {"data": dataset_config(source=options.data, split=split, head=head, batch_size=BATCH_SIZE)}
+    stored = checkpoint.experiment.get("data", {}).get("eval", {})
+    if not stored:
+        raise UserError(f"{checkpoint} names no evaluation data: pass --data SOURCE or --config FILE")
+    return {name: dataset_config(**values) for name, values in stored.items()}
+
+
+def _head(checkpoint: Checkpoint, options: EvalOptions) -> str:
+    heads = dict(checkpoint.model.heads)
+    if not heads:
+        raise UserError(f"{checkpoint.name} has no head to evaluate; --probe needs none")
+    if options.head is None and len(heads) > 1:
+        raise UserError(f"the model has several heads: pass --head, one of {', '.join(heads)}")
+    return options.head or next(iter(heads))
+
+
+def _held_out(data: str, head: str | None) -> str:
+    try:
+        return held_out_split(data, head)
+    except SplitError:
+        return "all"

@@ -1,0 +1,164 @@
+"""Prediction of files: labels or features of videos and images, of long videos window by window."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tubevit.data.decode import Decoded, decode_media
+from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
+from tubevit.data.stream import stream_clips
+from tubevit.data.trained_range import out_of_range
+from tubevit.errors import UserError
+from tubevit.models.config import Head
+from tubevit.models.tubevit import TubeViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The prediction for an image, a video or a clip of it.
+
+    Attributes:
+        file: path of the file.
+        kind: `video` or `image`; "" if the file cannot be read.
+        start, end: times of the clip in seconds; None if it stands for the whole file.
+        features: (D,) float32, pooled; None if the file cannot be read.
+        labels: for each head that takes the file, the most probable classes and their probabilities, in order.
+        pixels: (T, size, size, 3) or (size, size, 3) uint8, if they were asked for.
+        warnings: ends of sentences about the file, why the prediction may be worse than usual; with its first clip.
+        error: why there is no prediction for the file, or for the rest of it.
+    """
+
+    file: pathlib.Path
+    kind: str = ""
+    start: float | None = None
+    end: float | None = None
+    features: np.ndarray | None = None
+    labels: dict[str, list[tuple[str, float]]] = dataclasses.field(default_factory=dict)
+    pixels: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+    error: UserError | None = None
+
+
+def predict(
+    model: TubeViT,
+    files: Iterable[str | os.PathLike],
+    *,
+    every: float | None = None,
+    head: str | None = None,
+    top: int = 5,
+    keep_pixels: bool = False,
+) -> Iterator[Prediction]:
+    """Predict the labels of videos and images, one file after the other; a file that fails does not end the iteration.
+
+    Args:
+        model: any; it is compiled once for all videos.
+        files: paths; `find_files` lists those in folders.
+        every: seconds from the start of one clip of a video to the next; None takes one clip from its middle.
+        head: the head to use; None uses each head that takes the file.
+        top: number of labels of each head; 0 computes features only.
+        keep_pixels: return the pixels as well. They are otherwise not all computed.
+
+    Yields:
+        A prediction for each image, video or clip. If a file cannot be used, its last prediction holds the error.
+
+    Raises:
+        UserError: the model has no such head, or none at all.
+    """
+    if top and not model.config.heads:
+        raise UserError("the model has no head to predict with; features need none")
+    if head is not None:
+        model.head_for((), head)  # an unknown one is an error
+    return _predictions(model, map(pathlib.Path, files), every, head, top, keep_pixels)
+
+
+def _predictions(
+    model: TubeViT, files: Iterable[pathlib.Path], every: float | None, head: str | None, top: int, keep_pixels: bool
+) -> Iterator[Prediction]:
+    compute = nnx.jit(type(model).features)
+    for file in files:
+        try:
+            for number, clip in enumerate(_clips(model, file, every)):
+                pixels = clip.pixels(model.config.size, None if keep_pixels else model.config.tubes)
+                pooled = compute(model, pixels)
+                error = _refusal(model, file, clip.kind, head) if top else None
+                yield Prediction(
+                    file, clip.kind, clip.start, clip.end,
+                    features=np.asarray(pooled[0], np.float32),
+                    labels=_labels(model, pooled, clip.kind, head, top) if top and error is None else {},
+                    pixels=pixels[0] if keep_pixels else None,
+                    warnings=() if number else tuple(out_of_range(clip.frames, clip.seconds, **model.input)),
+                    error=error,
+                )  # fmt: skip
+                if error is not None:
+                    break
+        except UserError as error:  # damaged, or not what the model takes
+            yield Prediction(file, error=error)
+
+
+def _clips(model: TubeViT, file: pathlib.Path, every: float | None) -> Iterable[Decoded]:
+    frames, fps = model.config.frames, model.config.fps
+    return [decode_media(file, frames, fps)] if every is None else stream_clips(file, frames, fps, every)
+
+
+def _takes(head: Head, kind: str) -> bool:
+    return head.modality in (kind, "any")
+
+
+def _refusal(model: TubeViT, file: pathlib.Path, kind: str, wanted: str | None) -> UserError | None:
+    """Return the error for a file that the wanted head, or every head, refuses."""
+    heads, article = dict(model.config.heads), "an" if kind == "image" else "a"
+    if wanted is not None and not _takes(heads[wanted], kind):
+        return UserError(f"{file} is {article} {kind}; head {wanted!r} takes {heads[wanted].modality}s")
+    if not any(_takes(head, kind) for head in heads.values()):
+        return UserError(f"{file} is {article} {kind}; no head of the model takes one")
+    return None
+
+
+def _labels(
+    model: TubeViT, pooled: jax.Array, kind: str, wanted: str | None, top: int
+) -> dict[str, list[tuple[str, float]]]:
+    labels = {}
+    for name, head in model.config.heads:
+        if _takes(head, kind) and wanted in (None, name):
+            probabilities = np.asarray(head.probabilities(model.heads[name](pooled)[0]))
+            best = np.argsort(-probabilities, kind="stable")[:top]
+            labels[name] = [(head.class_name(i), float(probabilities[i])) for i in best]
+    return labels
+
+
+def find_files(names: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+    """List named files, the videos and images in named folders, and what matches patterns such as `clips/**/*.mp4`.
+
+    Raises:
+        UserError: a name matches nothing.
+    """
+    files = []
+    for name in map(os.fspath, names):
+        if pathlib.Path(name).exists():
+            files += _in_folder(pathlib.Path(name))
+        elif glob.has_magic(name):
+            matching = sorted(glob.glob(name, recursive=True))
+            if not matching:
+                raise UserError(f"no file matches {name}")
+            files += [file for path in matching for file in _in_folder(pathlib.Path(path))]
+        else:
+            raise UserError(f"{name} does not exist")
+    return list(dict.fromkeys(files))
+
+
+def _in_folder(path: pathlib.Path) -> list[pathlib.Path]:
+    if not path.is_dir():
+        return [path]
+    media = (p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES)
+    inside = sorted(p for p in media if not is_hidden(p.relative_to(path).as_posix()) and p.is_file())
+    if not inside:
+        raise UserError(f"{path} holds no video or image")
+    return inside
