@@ -56,12 +56,13 @@ def run_stage(folder: pathlib.Path, stage: str, seed: int, overrides: list[str])
 
 def parts(workdir: pathlib.Path) -> dict[str, float]:
     """Return how often the most probable of the 80 classes has the correct motion, and the correct digit."""
-    from tubevit.cli import main
+    from tubevit.evaluation import evaluate_checkpoint
+    from tubevit.evaluation.metrics import confusion_matrix
 
-    if main(["evaluate", "--workdir", str(workdir)]):
-        raise SystemExit(f"{workdir} cannot be evaluated")
-    (_, *names), *table = csv.reader((workdir / "eval_moving_digits_confusion.csv").open())
-    clips = {(row[0], name): int(count) for row in table for name, count in zip(names, row[1:], strict=True)}
+    found = next(each for each in evaluate_checkpoint(workdir) if each.record["dataset"] == "moving_digits")
+    names, probabilities = found.load.source.classes, found.predictions.probabilities[found.predictions.used]
+    matrix = confusion_matrix(probabilities, found.load.source.labels[found.predictions.used])
+    clips = {(label, name): int(matrix[i, j]) for i, label in enumerate(names) for j, name in enumerate(names)}
     shares = {}
     for key, part in (("digit_top1", 0), ("motion_top1", 1)):
         right = sum(n for pair, n in clips.items() if len({name.split("_", 1)[part] for name in pair}) == 1)

@@ -17,11 +17,11 @@ import pathlib
 
 import jax
 
-from tubevit.cli.inspect import sent_bytes
 from tubevit.preflight.report import FORMULA
 from tubevit.preflight.run import preflight
 from tubevit.preflight.topology import find_topology
 from tubevit.tubes import PRESETS
+from tubevit.zoo.describe import sent_bytes
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PIPELINE = CSV.with_name("input_pipeline.csv")

@@ -72,7 +72,7 @@ from tubevit.visualize.attention import attention_figure, heat_maps
 from tubevit.visualize.confusion import confusion_figure
 from tubevit.visualize.curves import loss_figure, read_metrics, score_figure
 from tubevit.visualize.evaluated import evaluate_stored
-from tubevit.visualize.report import read_checkpoint
+from tubevit.zoo.names import open_checkpoint
 
 if not data:
     make_moving_digits("example", train_clips=clips, test_digits=max(clips // 10, 1))
@@ -114,8 +114,9 @@ score_figure(metrics)
 # The confusion matrix shows labels as rows and predictions as columns.
 
 # %%
-model, metadata, *_ = read_checkpoint(workdir)  # tubevit.load_model(workdir), and the settings of the run
-held_out = evaluate_stored(model, "data", metadata["config"]["data"]["eval"]["data"])
+checkpoint = open_checkpoint(workdir)
+model = checkpoint.load_model()  # tubevit.load_model(workdir)
+held_out = evaluate_stored(model, "data", checkpoint.experiment["data"]["eval"]["data"])
 used = held_out.predictions.used
 matrix = confusion_matrix(held_out.predictions.probabilities[used], held_out.source.labels[used])
 confusion_figure(matrix, held_out.source.classes)

@@ -60,7 +60,7 @@ from tubevit.visualize.confusion import confusion_figure
 from tubevit.visualize.curves import loss_figure, read_metrics, score_figure
 from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.visualize.kernels import kernel_figure
-from tubevit.visualize.report import read_checkpoint
+from tubevit.zoo.names import open_checkpoint
 
 config = load_config("quickstart", {"train.steps": str(steps), **changes})
 for name, dataset in config.data.train.items():
@@ -89,8 +89,9 @@ score_figure(metrics)
 # A video gives tokens of all tubes, an image only those of the 2D tube. An image is never repeated to form a video.
 
 # %%
-model, metadata, *_ = read_checkpoint(workdir)  # tubevit.load_model(workdir), and the settings of the run
-held_out = metadata["config"]["data"]["eval"]
+checkpoint = open_checkpoint(workdir)
+model = checkpoint.load_model()  # tubevit.load_model(workdir)
+held_out = checkpoint.experiment["data"]["eval"]
 videos = evaluate_stored(model, "moving_digits", held_out["moving_digits"])
 images = evaluate_stored(model, "still_digits", held_out["still_digits"])
 clip, image = videos.clip(0), images.clip(0)

@@ -62,7 +62,7 @@ from tubevit.visualize.attention import attention_figure, heat_maps
 from tubevit.visualize.curves import loss_figure, read_metrics
 from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.visualize.kernels import kernel_figure
-from tubevit.visualize.report import read_checkpoint
+from tubevit.zoo.names import open_checkpoint
 
 install_logging()  # shows progress
 vit = f"{workdir}/vit"
@@ -95,7 +95,8 @@ loss_figure(metrics)
 # axis.
 
 # %%
-donor, (model, metadata, *_) = tubevit.load_model(small), read_checkpoint(f"{workdir}/large")
+checkpoint = open_checkpoint(f"{workdir}/large")
+donor, model = tubevit.load_model(small), checkpoint.load_model()
 for name, each in (("small", donor), ("large", model)):
     print(f"{name}: {each.config.width} wide, {each.config.depth} blocks, tubes {each.config.tubes}")
 
@@ -130,7 +131,7 @@ print("tanh(alpha):", np.tanh(np.asarray(model.encoder.gate[...])))
 # ## Where the model looks
 
 # %%
-held_out = evaluate_stored(model, "moving_digits", metadata["config"]["data"]["eval"]["moving_digits"])
+held_out = evaluate_stored(model, "moving_digits", checkpoint.experiment["data"]["eval"]["moving_digits"])
 clip = held_out.clip(0)
 probabilities = held_out.predictions.probabilities[0]
 answer = f"{held_out.source.classes[probabilities.argmax()]} ({probabilities.max():.0%})"

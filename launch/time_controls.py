@@ -17,7 +17,8 @@ from tubevit.config import dataset_config
 from tubevit.config.experiment import open_eval
 from tubevit.data.augment import Augment
 from tubevit.data.moving_digits import DIRECTIONS
-from tubevit.evaluation.evaluate import make_forward, predict_source
+from tubevit.evaluation.evaluate import EvalSettings, predict_source
+from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import parameters
 
 
@@ -31,7 +32,7 @@ def main(workdir: str) -> None:
 
     def predicted(order: str) -> np.ndarray:
         ordered = dataclasses.replace(load, augment=Augment(frame_order=order))
-        return predict_source(forward, params, ordered, 50, threads=2).probabilities.argmax(axis=1)
+        return predict_source(forward, params, ordered, 50, EvalSettings(threads=2)).probabilities.argmax(axis=1)
 
     shuffled, backwards = predicted("shuffled"), predicted("reversed")
     result = {

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import tubevit
-from tubevit.cli.inspect import sent_bytes
 from tubevit.config import experiments_folder
 from tubevit.tubes import PRESETS
 from tubevit.windows import take_windows
+from tubevit.zoo.describe import sent_bytes
 
 
 def inspect(done, *arguments):

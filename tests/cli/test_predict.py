@@ -13,9 +13,9 @@ import tubevit
 from tests.data.clips import write_audio, write_clip
 from tubevit.cli import main
 from tubevit.cli.main import entry
-from tubevit.cli.predict import find_files
 from tubevit.data.decode import decode_frames
 from tubevit.data.warp import centre_crop
+from tubevit.evaluation import find_files
 from tubevit.models.tubevit import TubeViT
 
 
@@ -106,7 +106,7 @@ def test_other_errors(tiny_run, refused, clip, image, tmp_path):
     refused([*command, "--features", "/dev/null/x.npz", clip], "cannot write /dev/null/x.npz")
     refused([*command, "--features", tmp_path / "x.npz", "--head", "motion", clip], "--head chooses labels")
     refused([*command, "--features", "x.npz", "--json", clip], "--json: not allowed with argument --features")
-    refused([*command, tmp_path / "*.mp4"], f"no file fits {tmp_path}/*.mp4")
+    refused([*command, tmp_path / "*.mp4"], f"no file matches {tmp_path}/*.mp4")
     refused([*command, "--head", "moton", clip], "unknown head 'moton'; did you mean 'motion'")
     refused([*command, "--head", "motion", image], "head 'motion' takes videos")
     refused([*command, "--head", "digit", clip], "head 'digit' takes images")

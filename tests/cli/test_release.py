@@ -209,9 +209,11 @@ def test_replacing(released, refused, done, tiny_run, tmp_path, capsys):
 def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
     """The weights are in the archive to be uploaded; what the cache has of it is what was released."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(release, "LARGEST", 1000)  # does not matter then
     name, url = "tubevit_nano8@far", "https://example.org/far.tar"
-    text = done(["release", tiny_run, name, "--url", url, "--url", "https://mirror.org/far.tar"])
+    options = release.ReleaseOptions(urls=(url,), largest=1000)  # its size does not matter then
+    release.release(open_checkpoint(tiny_run), name, options, evaluate=lambda stored: [])
+    refused(["release", tiny_run, name, "--url", url], f"{name} is released already")
+    text = done(["release", tiny_run, name, "--url", url, "--url", "https://mirror.org/far.tar", "--replace"])
     entry = registry.read_index()[name]
     try:
         assert f"MB in {name}.tar" in text and entry.urls == (url, "https://mirror.org/far.tar")
@@ -254,29 +256,30 @@ def test_refused(places, tiny_run, refused, name, flags, parts):
 
 def test_a_bootstrapped_model_has_the_name_of_its_vit(places, tiny_run):
     """Of other sizes than the architecture of that name, as here, it may still be called after it."""
-    metadata = Checkpoint(tiny_run / "checkpoints" / "9").metadata
-    metadata["model"] |= {"name": "vit_nano8"}
-    release.check_new("tubevit_nano8@tiny", metadata)
-    release.check_new("vit_nano8@tiny", metadata)
+    checkpoint = Checkpoint(tiny_run / "checkpoints" / "9")
+    checkpoint.metadata["model"] |= {"name": "vit_nano8"}
+    release.check_new("tubevit_nano8@tiny", checkpoint)
+    release.check_new("vit_nano8@tiny", checkpoint)
     with pytest.raises(UserError, match="tubevit_ti8@tiny would name a tubevit_ti8; the model is a vit_nano8, 24 wide"):
-        release.check_new("tubevit_ti8@tiny", metadata)
+        release.check_new("tubevit_ti8@tiny", checkpoint)
 
 
-def test_what_is_too_large_or_no_run(places, tiny_run, refused, monkeypatch, tmp_path):
+def test_what_is_too_large_or_no_run(places, tiny_run, refused, tmp_path):
     before = sorted(places.rglob("*"))
-    monkeypatch.setattr(release, "LARGEST", 50_000)
-    refused(["release", tiny_run, "tubevit_nano8@x"], "MB, the repository takes 0: pass --bfloat16", "--url")
+    with pytest.raises(UserError, match="MB, the repository takes 0: pass --bfloat16.*--url"):
+        options = release.ReleaseOptions(largest=50_000)
+        release.release(open_checkpoint(tiny_run), "tubevit_nano8@x", options, evaluate=pytest.fail)
     tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")
     refused(["release", tmp_path / "saved", "tubevit_nano8@x"], "must come from a run")
-    metadata = open_checkpoint(tiny_run).metadata
-    metadata["config"]["data"]["eval"] = {}
-    with pytest.raises(UserError, match="must come from a run with data under data.eval"):
-        release.check_new("tubevit_nano8@x", metadata)
+    checkpoint = open_checkpoint(tiny_run)
+    checkpoint.experiment["data"]["eval"] = {}
+    with pytest.raises(UserError, match="must come from a run with evaluation data under data.eval"):
+        release.check_new("tubevit_nano8@x", checkpoint)
     assert sorted(places.rglob("*")) == before
 
 
 def test_not_into_an_installed_package(tiny_run, refused, monkeypatch):
     inside = pathlib.Path(tubevit.__file__).parent / "checkpoints"
     monkeypatch.setattr(registry, "checkpoints_folder", lambda: inside)
-    refused(["release", tiny_run, NAME], f"{inside} goes with the next version", "release from a checkout")
+    refused(["release", tiny_run, NAME], f"{inside} belongs to the installed package", "release from a checkout")
     assert not inside.exists()

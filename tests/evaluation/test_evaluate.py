@@ -14,13 +14,15 @@ from tubevit.data.pipeline import BatchShards, SampleLoader
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import DecodeError, UserError
 from tubevit.evaluation.evaluate import (
+    EvalSettings,
+    Evaluation,
     Predictions,
     evaluate_source,
     evaluation_record,
-    make_forward,
     predict_source,
     write_class_tables,
 )
+from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Head
 
@@ -56,7 +58,7 @@ def flat(logits, axis=-1):
 def test_probabilities_of_every_file_in_order(model, images, batch_size):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     forward = make_forward(model.config, "letters")
-    predictions = predict_source(forward, parameters(model), load, batch_size, threads=2)
+    predictions = predict_source(forward, parameters(model), load, batch_size, EvalSettings(threads=2))
     pixels = np.stack([load.view(i, 0, ONE_VIEW, None)[0] for i in range(7)])
     logits = jax.jit(lambda x: model(x, head="letters"))(pixels)
     np.testing.assert_allclose(predictions.probabilities, flat(logits), atol=1e-6)
@@ -89,7 +91,7 @@ def video_load(video_model, videos):
 @pytest.fixture(scope="module")
 def many_views(video_model, video_load):
     forward = make_forward(video_model.config, "parity")
-    return forward, predict_source(forward, parameters(video_model), video_load, 4, views=Views(2, 3))
+    return forward, predict_source(forward, parameters(video_model), video_load, 4, EvalSettings(Views(2, 3)))
 
 
 def test_views_are_averaged(video_model, videos, video_load, many_views):
@@ -130,7 +132,7 @@ def test_hosts_share_every_clip_once(video_model, video_load, many_views, hosts)
     forward, whole = many_views
     parts = [
         predict_source(
-            forward, parameters(video_model), video_load, 4, views=Views(2, 3), host=BatchShards((i,), hosts)
+            forward, parameters(video_model), video_load, 4, EvalSettings(Views(2, 3), host=BatchShards((i,), hosts))
         )
         for i in range(hosts)
     ]
@@ -139,22 +141,22 @@ def test_hosts_share_every_clip_once(video_model, video_load, many_views, hosts)
 
 def test_images_have_one_temporal_view(model, images):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
-    record, predictions = evaluate_source(
+    found = evaluate_source(
         make_forward(model.config, "letters"),
         parameters(model),
         load,
         3,
         name="photos",
         head="letters",
-        views=Views(4, 3),
-    )  # fmt: skip
-    assert str(predictions.views) == record["views"] == "1x3"
+        settings=EvalSettings(Views(4, 3)),
+    )
+    assert str(found.predictions.views) == found.record["views"] == "1x3"
 
 
 def test_record_has_the_keys_of_the_contract(model, images):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     forward = make_forward(model.config, "letters")
-    record, _ = evaluate_source(forward, parameters(model), load, 3, name="photos", head="letters")
+    record = evaluate_source(forward, parameters(model), load, 3, name="photos", head="letters").record
     contract = "dataset head clips_listed clips_found clips_used views decoder crop label_hash top1 top5 map"
     assert set(contract.split()) <= set(record)
     assert (record["clips_listed"], record["clips_found"], record["clips_used"]) == (8, 7, 7)
@@ -169,12 +171,12 @@ def test_class_tables(model, images, tmp_path):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     probabilities = np.eye(3)[[2, 1, 1, 2, 1, 0, 0]]
     predictions = Predictions(probabilities, np.array([1, 1, 1, 1, 1, 1, 0], bool), ONE_VIEW)
-    classes, confusion = write_class_tables(predictions, load, str(tmp_path / "eval_x"))
+    classes, confusion = write_class_tables(Evaluation({}, predictions, load), str(tmp_path / "eval_x"))
     assert pathlib.Path(classes).read_text() == "class,clips,accuracy\na,2,0.5\nb,2,1.0\nc,2,1.0\n"
     assert pathlib.Path(confusion).read_text() == "label,a,b,c\na,1,1,0\nb,0,2,0\nc,0,0,2\n"
     several = dataclasses.replace(load.source, labels=np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 0, 0, 0]])
     several = dataclasses.replace(load, source=several)
-    (table,) = write_class_tables(predictions, several, str(tmp_path / "several"))
+    (table,) = write_class_tables(Evaluation({}, predictions, several), str(tmp_path / "several"))
     assert pathlib.Path(table).read_text().splitlines()[::3] == ["class,clips,average_precision", "c,0,"]
 
 
@@ -221,5 +223,7 @@ def test_a_file_counts_only_with_all_its_views(video_model, video_load):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SampleLoader, "decode", fails_late)
         forward = make_forward(video_model.config, "parity")
-        assert predict_source(forward, parameters(video_model), load, 4, views=Views(2, 1)).used.tolist() == [False]
-    assert predict_source(forward, parameters(video_model), load, 4, views=Views(2, 1)).used.tolist() == [True]
+        assert predict_source(forward, parameters(video_model), load, 4, EvalSettings(Views(2, 1))).used.tolist() == [
+            False
+        ]
+    assert predict_source(forward, parameters(video_model), load, 4, EvalSettings(Views(2, 1))).used.tolist() == [True]

@@ -13,7 +13,8 @@ import tubevit
 from tubevit.config import dataset_config
 from tubevit.config.experiment import open_eval
 from tubevit.data.views import Views
-from tubevit.evaluation.evaluate import evaluate_source, make_forward
+from tubevit.evaluation.evaluate import EvalSettings, evaluate_source
+from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import parameters
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
@@ -30,9 +31,9 @@ def evaluate(run):
     """8 clips of 3x2 views in batches of 3 temporal views, which two hosts make 4."""
     model = tubevit.load_model(run)
     load = open_eval(model.config, "x", dataset_config(source="moving_digits", split="test", head="motion"), "dense")
-    forward, views = make_forward(model.config, "motion"), Views(3, 2)
-    record, predictions = evaluate_source(forward, parameters(model), load, 3, name="x", head="motion", views=views)
-    return {"record": record | {"seconds": 0}, "probabilities": predictions.probabilities.tolist()}
+    forward, settings = make_forward(model.config, "motion"), EvalSettings(Views(3, 2))
+    found = evaluate_source(forward, parameters(model), load, 3, name="x", head="motion", settings=settings)
+    return {"record": found.record | {"seconds": 0}, "probabilities": found.predictions.probabilities.tolist()}
 
 
 def test_two_processes_count_every_clip_once(tiny_run, tmp_path):

@@ -105,4 +105,4 @@ def test_splits_and_labels_that_are_refused(tiny, lists, tmp_path):
     refused(both + row("a", split="test"), "held-out split, val or test; found 'all'", "all")
     refused(row("a", "b", split="test"), "unknown split")
     refused(row("a", split="train") + row("a", split="test"), "two classes or more")
-    refused(row("a", "b|c", split="train") + row("a", split="test"), "one label a file")
+    refused(row("a", "b|c", split="train") + row("a", split="test"), "one label per file")

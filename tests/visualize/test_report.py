@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import tubevit
+from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.cli import main
 from tubevit.visualize import style
 from tubevit.visualize.own_files import read_files
@@ -106,7 +107,7 @@ def test_on_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
         share = float(jax.nn.softmax(logits).max())
         assert f"Attention on {path.name},  {head}: {model.labels[head][int(logits.argmax())]} ({share:.0%})" in page
     assert f"{clip.name}: in colour what a tube reads" in page and "left out: What the tubes read" not in page
-    alone = sections(model, {}, tmp_path, read_files(model, [image]))  # the tubes that serve images
+    alone = sections(Checkpoint(tmp_path / "saved"), model, read_files(model, [image]))  # the tubes that serve images
     assert any(part.caption.startswith(f"{image.name}: in colour what a tube reads") for part in alone)
     capsys.readouterr()
     assert main(["report", str(tiny_run), "nothing.mp4"]) == 2
@@ -172,7 +173,9 @@ def test_a_run_whose_data_is_gone(tiny_run, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_learned_on(metadata, text):
-    assert learned_on(metadata) == text
+    checkpoint = Checkpoint("nowhere")
+    checkpoint.metadata = metadata
+    assert learned_on(checkpoint) == text
 
 
 def test_without_matplotlib_one_line_says_so(tiny_run, capsys, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 from tubevit.errors import UserError
@@ -32,7 +31,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
+    from tubevit.zoo.describe import describe
+
     if not args.names and not args.config:
         raise UserError("name a model, or pass --config FILE")
     changes = {key: getattr(args, key) for key in ("tubes", "padding", "frames", "size")}
@@ -62,63 +63,6 @@ def _experiment_model(args, changes: dict):
         print(note, file=sys.stderr)
     model = resolved.model.replace(**changes)
     return model if args.num_classes is None else model.replace(heads=as_heads(args.num_classes, None, model.tubes))
-
-
-def describe(name: str, config) -> dict:
-    """The figures of one model, for one view of its input; `training` is a step on one, `state` what the optimiser
-    needs with the parameters and their gradients, in float32."""
-    import jax
-
-    from tubevit.models.abstract import abstract_parameters
-    from tubevit.models.flops import activation_bytes, count, count_flops, num_tokens, training_flops
-    from tubevit.models.freeze import split_frozen
-    from tubevit.tubes import TubeSet
-
-    shape, tubes = config.shape, config.tubes
-    params = abstract_parameters(config)
-    trained = count(jax.eval_shape(lambda params: split_frozen(params, config)[0], params))
-    per_tube = [
-        {
-            "tube": str(tube),
-            "grid": list(tube.grid(shape, tubes.padding)),
-            "tokens": tube.num_tokens(shape, tubes.padding),
-            "pixels_read": TubeSet((tube,), tubes.padding).pixels_read(shape),
-        }
-        for tube in tubes.tubes
-    ]
-    of_clips = (n for n, h in config.heads if config.frames == 1 or h.modality != "image")
-    head = next(of_clips, None)
-    flops = count_flops(config, shape, head)
-    return {
-        "name": name,
-        "architecture": config.name,
-        "input": "x".join(map(str, shape)),
-        "tubes": per_tube,
-        "tokens": num_tokens(config, shape),
-        "pixels_read": tubes.pixels_read(shape),
-        "values_read": tubes.values_read(shape),
-        "clip_values": 3 * math.prod(shape),
-        "bytes": sent_bytes(tubes, shape),
-        "parameters": count(params),
-        "trainable_share": trained / count(params),
-        "state_bytes": 4 * (count(params) + 3 * trained),  # with gradients and both moments of Adam
-        "flops": flops.total,
-        "macs": flops.macs,
-        "training_flops": training_flops(config, shape, head),
-        "activation_bytes": activation_bytes(config, shape),
-    }
-
-
-def sent_bytes(tubes, shape) -> dict[str, dict[str, int]]:
-    """What a clip of `shape` (T, H, W) and an image of its size take on both paths of the input, uint8.
-
-    Returns:
-        {"clip" (if T > 1), "image" (if a tube takes images): {"dense", "tubes"}}.
-    """
-    sets = {"clip": (tubes, tuple(shape))} if shape[0] > 1 else {}
-    if any(tube.is_2d for tube in tubes.tubes):
-        sets["image"] = tubes.for_images(), (1, *shape[1:])
-    return {kind: {"dense": 3 * math.prod(of), "tubes": read.values_read(of)} for kind, (read, of) in sets.items()}
 
 
 def _sent(row: dict) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -29,11 +30,12 @@ from tubevit.evaluation.evaluate import (
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
-from tubevit.sharding.hosts import is_main, log_main
+from tubevit.sharding.hosts import is_main
 from tubevit.sharding.mesh import make_mesh
 from tubevit.sharding.rules import put
 from tubevit.zoo.names import open_checkpoint
 
+logger = logging.getLogger(__name__)
 BATCH_SIZE, THREADS = 16, 2  # where no configuration gives them
 
 
@@ -103,7 +105,7 @@ def evaluate_checkpoint(
         opened = model.config, name, dataset, path
         loads = open_probe(*opened) if options.probe else (open_eval(*opened),)
         for note in dict.fromkeys(note for load in loads for note in load.source.notes):
-            log_main(note)
+            logger.info(note)
         forward = make_forward(model.config, None if options.probe else dataset.head, mesh)
         start = time.perf_counter()
         if options.probe:

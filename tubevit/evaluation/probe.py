@@ -1,4 +1,4 @@
-"""What frozen features are worth: a linear classifier or nearest neighbours on them, scored on a held-out split."""
+"""Probes of frozen features: a linear classifier or nearest neighbours, scored on a held-out split."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ PROBES = {
 
 
 def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) -> tuple[SampleLoader, SampleLoader]:
-    """Opens what a probe learns from, the split `train`, and what it is scored on, the data set's own.
+    """Open the split that a probe is trained on, `train`, and the held-out split of the data set.
 
-    The classes are those of the source: the model needs no head for them.
+    The source gives the classes: the model needs no head for them.
 
     Args:
-        model: whose input is loaded.
-        name: of the data set.
-        dataset: its source, held-out split and, of embedded data, head.
+        model: configuration of the model.
+        name: name of the data set.
+        dataset: its source, held-out split and, for embedded data, head.
         path: `input.path`.
 
     Raises:
-        UserError: there is no such split, it is not held out, files have several labels, or a label is not among those
-            of the training split.
+        UserError: a split does not exist or is not held out, files have several labels, or a label does not occur in
+            the training split.
     """
     dataset.head = dataset.head or default_head(dataset.source, name)
     if dataset.split in ("train", "all"):
         raise UserError(f"{name}: a probe is scored on a held-out split, val or test; found {dataset.split!r}")
     train, test = (open_source(dataset.source, split, dataset.head) for split in ("train", dataset.split))
     if train.multi_label or test.multi_label:
-        raise UserError(f"{name}: a probe takes one label a file; those of {dataset.source} have several")
+        raise UserError(f"{name}: a probe needs one label per file; files of {dataset.source} have several")
     if len(np.unique(train.labels)) < 2:
         raise UserError(f"{name}: a probe needs two classes or more in the training split of {dataset.source}")
     test = test.with_classes(train.classes)
@@ -54,16 +54,16 @@ def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) ->
 def probe_probabilities(
     kind: str, features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, classes: int
 ) -> np.ndarray:
-    """What a probe predicts; see `PROBES`.
+    """Train a probe and predict; see `PROBES`.
 
     Args:
         kind: `linear` or `knn`.
-        features, labels: (n, D) and (n,) of the training split, class indices.
-        held_out: (m, D).
-        classes: their number; those that do not occur in training get 0.
+        features, labels: (n, D) features and (n,) class indices of the training split.
+        held_out: (m, D) features to predict for.
+        classes: number of classes; a class that does not occur in training gets probability 0.
 
     Returns:
-        (m, classes) float64, rows that sum to 1; the same for the same input.
+        (m, classes) float64; rows sum to 1. It is deterministic.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -83,9 +83,13 @@ def probe_probabilities(
 
 
 def probe_source(
-    kind: str, forward: Callable, params: dict, loads: tuple[SampleLoader, SampleLoader], batch_size: int,
-    settings: EvalSettings = EvalSettings(),
-) -> tuple[Predictions, dict]:  # fmt: skip
+    kind: str,
+    forward: Callable,
+    params: dict,
+    loads: tuple[SampleLoader, SampleLoader],
+    batch_size: int,
+    settings: EvalSettings,
+) -> tuple[Predictions, dict]:
     """Train a probe on the features of one split, averaged over views, and predict the files of another.
 
     Args:
@@ -101,16 +105,17 @@ def probe_source(
     Raises:
         UserError: fewer than two classes of the training split can be decoded.
     """
-    train, test = (
-        predict_source(forward, params, load, batch_size, dataclasses.replace(
-            settings, progress=settings.progress and f"{settings.progress}, {part}"))
-        for part, load in zip(("train", "held out"), loads, strict=True)
-    )  # fmt: skip
+
+    def features(load: SampleLoader, part: str) -> Predictions:
+        progress = settings.progress and f"{settings.progress}, {part}"
+        return predict_source(forward, params, load, batch_size, dataclasses.replace(settings, progress=progress))
+
+    train, test = features(loads[0], "train"), features(loads[1], "held out")
     source, used = loads[0].source, train.used
     if len(np.unique(source.labels[used])) < 2:
         raise UserError(f"{source.name}: a probe needs two classes or more; {used.sum()} training files can be decoded")
     probabilities = probe_probabilities(
         kind, train.probabilities[used], source.labels[used], test.probabilities, len(loads[1].source.classes)
     )
-    settings = {"probe": kind, "probe_settings": PROBES[kind], "train_clips_used": int(used.sum())}
-    return Predictions(probabilities, test.used, test.views), settings
+    about = {"probe": kind, "probe_settings": PROBES[kind], "train_clips_used": int(used.sum())}
+    return Predictions(probabilities, test.used, test.views), about

@@ -19,7 +19,8 @@ from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import resolve_on_main
 from tubevit.data.joint import joint_batches
 from tubevit.data.views import Views
-from tubevit.evaluation.evaluate import evaluate_source, make_forward
+from tubevit.evaluation.evaluate import EvalSettings, evaluate_source
+from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.freeze import join_frozen
 from tubevit.recipes.finetune import expected_time
@@ -187,12 +188,13 @@ def _evaluate(experiment: Experiment, forwards: dict, mesh: Mesh, state: dict) -
     if state["frozen"]:
         whole = jax.eval_shape(join_frozen, params, state["frozen"])
         params = jax.jit(join_frozen, out_shardings=shardings(whole, mesh))(params, state["frozen"])
+    loader = config.loader
+    settings = EvalSettings(Views.from_text(config.eval.views), loader.threads, loader.workers, mesh=mesh)
     for name, load in experiment.eval.items():
-        dataset = config.data.eval[name]
-        record, _ = evaluate_source(
-            forwards[dataset.head], params, load, dataset.batch_size, name=name, head=dataset.head, mesh=mesh,
-            views=Views.from_text(config.eval.views), threads=config.loader.threads, workers=config.loader.workers,
-        )  # fmt: skip
+        head, batch_size = config.data.eval[name].head, config.data.eval[name].batch_size
+        record = evaluate_source(
+            forwards[head], params, load, batch_size, name=name, head=head, settings=settings
+        ).record
         if record["broken"]:
             logger.warning(
                 f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them"

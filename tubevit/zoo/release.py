@@ -104,7 +104,7 @@ def release(
         if place.exists():
             place.rename(folder.parent / "replaced")
         folder.rename(place)
-    registry.write_index(registry.read_index() | {name: entry})
+        registry.write_index(registry.read_index() | {name: entry})
     return entry
 
 

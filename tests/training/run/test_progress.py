@@ -11,7 +11,7 @@ from tubevit.config import dataset_config
 from tubevit.config.experiment import load_for
 from tubevit.data.shard_writer import write_shards
 from tubevit.data.sources import open_source
-from tubevit.evaluation.evaluate import predict_source
+from tubevit.evaluation.evaluate import EvalSettings, predict_source
 from tubevit.models.variants import model_config
 from tubevit.zoo.download import download
 
@@ -58,4 +58,10 @@ def test_evaluation(bar, digits_cache):
     load = load_for(model_config("tubevit_nano8", num_classes=10), source, dataset.augment, "dense")
     constant = lambda params, pixels: np.full((*pixels.shape[:2], 10), 0.1)  # noqa: E731
     bar(lambda: predict_source(constant, {}, load, 3))
-    bar(lambda: predict_source(constant, {}, load, 3, progress="digits"), "digits: ", "100%", "2/2", " batches")
+    bar(
+        lambda: predict_source(constant, {}, load, 3, EvalSettings(progress="digits")),
+        "digits: ",
+        "100%",
+        "2/2",
+        " batches",
+    )
