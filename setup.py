@@ -30,6 +30,8 @@ setup(
         "clu>=0.0.12",
         "tensorflow-datasets>=4.9.10",
         "numpy>=2.0",
+        "jaxtyping>=0.3.3",
+        "einops>=0.8",
         "fsspec>=2024.2",
         "array_record>=0.8",
         "msgpack>=1.0",
@@ -56,6 +58,7 @@ setup(
             "basedpyright>=1.40",  # pyright as one wheel, without a download at run time
             "build>=1.2",
             "hypothesis>=6",
+            "beartype>=0.21",
             "pillow>=10",
             "gcsfs>=2024.2",
             "gcp-storage-emulator",

@@ -15,10 +15,18 @@ os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # compiles in 
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tubevit-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jaxtyping
 import numpy as np
 import pytest
 
 from tests.logs import logged
+
+# Shapes and types in signatures are checked in tests only. An int is a float, as for type checkers.
+MODELS = ("block", "encoder", "pooling", "position", "tokenizer", "tubevit")
+jaxtyping.install_import_hook(
+    ["tubevit.windows", "tubevit.training.losses", *(f"tubevit.models.{name}" for name in MODELS)],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 def pytest_configure(config):

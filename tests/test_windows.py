@@ -104,7 +104,7 @@ def test_only_the_tokens_of_its_tubes_are_accepted(tiny):
     model = tiny(heads=HEADS)
     video, image = clips(16, 64, 64), clips(64, 64)
     batch = take_windows(video, model.config.tubes)
-    with pytest.raises(UserError, match="the windows are those of tubes 2x.* the model has 4x4x4/8x16x16"):
+    with pytest.raises(UserError, match="the windows belong to tubes 2x.* the model has 4x4x4/8x16x16"):
         model(take_windows(video, PRESETS["dense_2x16x16"]), head="motion")
     with pytest.raises(UserError, match=r"head 'motion' takes videos .*; found \(2, 64, 64, 3\)"):
         model(take_windows(image, model.config.tubes), head="motion")

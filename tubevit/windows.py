@@ -1,4 +1,4 @@
-"""The windows of tubes as data: what travels in place of a clip on the sparse input path. NumPy only."""
+"""Windows of tubes as data, which replace clips on the sparse input path. NumPy only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import math
 import threading
 from collections.abc import Sequence
 
+import einops
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from tubevit.errors import UserError
 from tubevit.tubes import Triple, Tube, TubeSet
@@ -16,15 +18,15 @@ from tubevit.tubes import Triple, Tube, TubeSet
 
 @dataclasses.dataclass(frozen=True)
 class TubeBatch:
-    """The pixels that the tubes read of a batch of clips or images; a model takes it where it takes those.
+    """The pixels that tubes read from a batch of clips or images. Models accept it in place of the clips.
 
-    In JAX it is a pytree of its windows. The first batch of a process registers it, which imports JAX.
+    In JAX it is a pytree of its windows. The first batch of a process registers the pytree, which imports JAX.
 
     Attributes:
-        windows: for each tube (B, N, f, k_t * k_y * k_x * 3), uint8 0..255 or float -1..1: N tokens in row-major order
-            of the grid, each of f sub-windows (space-to-depth). What lies beyond the clip holds 0 and is not read.
-        tubes: of a model, or of its tubes those that serve images.
-        shape: (T, H, W) of the clips, (H, W) of images.
+        windows: an array (B, N, f, k_t * k_y * k_x * 3) per tube, uint8 0..255 or float -1..1, of N tokens in row-major
+            order of the grid and f sub-windows each (space-to-depth). Values outside the clip are 0 and not used.
+        tubes: tubes of a model, or its tubes for images.
+        shape: shape (T, H, W) of the clips, or (H, W) of images.
     """
 
     windows: tuple
@@ -38,21 +40,21 @@ class TubeBatch:
 
     @property
     def clip_shape(self) -> Triple:
-        """(T, H, W); T is 1 of an image."""
+        """The shape (T, H, W), where T is 1 for images."""
         return (1, *self.shape)[-3:]
 
     @property
     def dense_shape(self) -> tuple[int, ...]:
-        """That of the clips or images themselves: (B, T, H, W, 3) or (B, H, W, 3)."""
+        """The shape of the clips (B, T, H, W, 3) or images (B, H, W, 3)."""
         return (len(self.windows[0]), *self.shape, 3)
 
     @property
     def nbytes(self) -> int:
-        """Of all windows."""
+        """The total size of the windows in bytes."""
         return sum(window.nbytes for window in self.windows)
 
     def check(self) -> None:
-        """Raises UserError unless the windows are those of the tubes in clips of this shape."""
+        """Raise UserError unless the windows fit the tubes and the shape."""
         if len(self.windows) != len(self.tubes.tubes):
             raise UserError(f"expected windows of {len(self.tubes.tubes)} tubes; found {len(self.windows)}")
         for tube, expected, window in zip(self.tubes.tubes, window_shapes(self.tubes, self.clip_shape), self.windows):
@@ -77,13 +79,17 @@ def sample_shapes(shape: tuple[int, ...], tubes: TubeSet | None) -> list[tuple[i
 
 
 def window_shapes(tubes: TubeSet, shape: Triple) -> list[Triple]:
-    """(N, f, k_t * k_y * k_x * 3) of each tube in a clip of `shape` (T, H, W); UserError where one does not fit."""
+    """Return the shape (N, f, k_t * k_y * k_x * 3) of the windows of each tube in a clip of `shape` (T, H, W).
+
+    Raises:
+        UserError: the clip is too small for a tube.
+    """
     return [(math.prod(grid), tube.sub_windows, 3 * tube.volume) for tube, grid in zip(tubes.tubes, tubes.grid(shape))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PixelGrid:
-    """Pixels of a clip: those rows and columns of those frames; each rising."""
+    """A grid of pixels of a clip, given by sorted frames, rows and columns."""
 
     times: np.ndarray
     rows: np.ndarray
@@ -91,41 +97,46 @@ class PixelGrid:
 
     @property
     def shape(self) -> Triple:
-        """Numbers of frames, rows and columns."""
+        """The number of frames, rows and columns."""
         return len(self.times), len(self.rows), len(self.columns)
 
     @property
     def index(self) -> tuple[np.ndarray, ...]:
-        """To take them from a clip (T, H, W, ...)."""
+        """The index that selects the grid from a clip (T, H, W, ...)."""
         return np.ix_(self.times, self.rows, self.columns)
 
 
 def whole_grid(shape: Triple) -> PixelGrid:
-    """All pixels of a clip of `shape` (T, H, W)."""
+    """Select all pixels of a clip of `shape` (T, H, W)."""
     return PixelGrid(*map(np.arange, shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Axis:
-    """What a tube reads along one axis.
+    """The positions that a tube reads along one axis.
 
     Attributes:
-        positions: the frames, rows or columns that are read, rising, each once.
-        places: (n, f, k), for each position of a window its index in `positions`; -1 beyond the clip.
+        positions: frames, rows or columns that are read, sorted and unique.
+        places: index in `positions` of each element of the n windows with f sub-windows; -1 outside the clip.
     """
 
-    positions: np.ndarray
-    places: np.ndarray
+    positions: Int[np.ndarray, " read"]
+    places: Int[np.ndarray, "n f k"]
+
+    @functools.cached_property
+    def is_padded(self) -> bool:
+        """Whether windows reach outside the clip."""
+        return bool((self.places < 0).any())
 
     @property
     def in_order(self) -> bool:
         """Whether the windows follow one another, without overlap and padding."""
-        return self.places.size == len(self.positions) and (self.places >= 0).all()
+        return self.places.size == len(self.positions) and not self.is_padded
 
 
 @functools.lru_cache(maxsize=256)
 def axes_read(tube: Tube, shape: Triple, padding: str) -> tuple[Axis, Axis, Axis]:
-    """What a tube reads of a clip of `shape` (T, H, W), along (t, y, x)."""
+    """Return what a tube reads from a clip of `shape` (T, H, W) along t, y and x."""
     axes = []
     for index, offset, size in zip(tube.indices(shape, padding), tube.offset, shape):
         inside = (index >= offset) & (index < size)
@@ -136,36 +147,35 @@ def axes_read(tube: Tube, shape: Triple, padding: str) -> tuple[Axis, Axis, Axis
     return tuple(axes)
 
 
-def arrange(pixels: np.ndarray, tube: Tube, axes: tuple[Axis, Axis, Axis]) -> np.ndarray:
-    """Windows of a tube from the pixels at the positions that it reads.
+def arrange(
+    pixels: Shaped[np.ndarray, "t y x 3"], tube: Tube, axes: tuple[Axis, Axis, Axis]
+) -> Shaped[np.ndarray, "N {tube.sub_windows} {3*tube.volume}"]:
+    """Arrange the pixels that a tube reads into its windows, see `TubeBatch`.
 
     Args:
-        pixels: (t, y, x, 3), of the `positions` along each axis.
-        tube: whose they are.
+        pixels: pixels at the `positions` of the three axes.
+        tube: the tube that reads them.
         axes: see `axes_read`.
-
-    Returns:
-        (N, f, k_t * k_y * k_x * 3), see `TubeBatch`.
     """
     for number, axis in enumerate(axes):
+        if axis.is_padded:  # index -1 takes the zeros that are appended
+            pixels = np.pad(pixels, [(0, int(number == other)) for other in range(4)])
         if not axis.in_order:
-            padded = (axis.places < 0).any()
-            edge = [(0, int(padded and number == other)) for other in range(4)]
-            pixels = np.take(np.pad(pixels, edge) if padded else pixels, axis.places.ravel(), axis=number)
-    runs = np.dtype(("V", tube.kernel[2] * 3 * pixels.itemsize))  # rows of a window are copied whole
-    (n_t, f_t, k_t), (n_y, f_y, k_y), (n_x, f_x, _) = (axis.places.shape for axis in axes)
-    rows = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], -1).view(runs)
-    rows = rows.reshape(n_t, f_t, k_t, n_y, f_y, k_y, n_x, f_x).transpose(0, 3, 6, 1, 4, 7, 2, 5)
-    windows = np.ascontiguousarray(rows).view(pixels.dtype)
-    return windows.reshape(n_t * n_y * n_x, tube.sub_windows, 3 * tube.volume)
+            pixels = np.take(pixels, axis.places.ravel(), axis=number)
+    (f_t, f_y, f_x), (k_t, k_y, k_x) = tube.space_to_depth, tube.kernel
+    run = np.dtype(("V", k_x * 3 * pixels.itemsize))  # the rows of a window are copied whole
+    rows = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], -1).view(run)
+    pattern = "(t ft kt) (y fy ky) (x fx) -> (t y x) (ft fy fx) (kt ky)"
+    rows = einops.rearrange(rows, pattern, ft=f_t, kt=k_t, fy=f_y, ky=k_y, fx=f_x)
+    return np.ascontiguousarray(rows).view(pixels.dtype)
 
 
 class WindowPlan:
-    """What the tubes of a set read of a clip, and how it becomes their windows.
+    """The pixels that tubes read from a clip, and how they are arranged into windows.
 
     Args:
-        tubes: of a model, or of its tubes those that serve images.
-        shape: (T, H, W) of the clip.
+        tubes: tubes of a model, or its tubes for images.
+        shape: shape (T, H, W) of the clip.
 
     Raises:
         UserError: the clip is too small for a tube.
@@ -177,20 +187,20 @@ class WindowPlan:
         self._axes = [axes_read(tube, tuple(shape), tubes.padding) for tube in tubes.tubes]
         self.grids = [PixelGrid(*(axis.positions for axis in axes)) for axes in self._axes]
 
-    def windows(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Windows (N, f, k_t * k_y * k_x * 3) of each tube from the pixels of its grid, (times, rows, columns, 3)."""
+    def windows(self, pixels: Sequence[Shaped[np.ndarray, "_ _ _ 3"]]) -> tuple[Shaped[np.ndarray, "_ _ _"], ...]:
+        """Arrange the pixels of each tube's grid into its windows."""
         return tuple(map(arrange, pixels, self._tubes, self._axes))
 
 
-def take_windows(clips: np.ndarray, tubes: TubeSet) -> TubeBatch:
-    """The windows of decoded clips.
+def take_windows(clips: Shaped[np.ndarray, "B *T H W 3"], tubes: TubeSet) -> TubeBatch:
+    """Extract the windows of decoded clips (B, T, H, W, 3) or images (B, H, W, 3).
 
     Args:
-        clips: (B, T, H, W, 3), or images (B, H, W, 3), of any dtype.
-        tubes: of a model; images take those of temporal size 1.
+        clips: clips or images of any dtype.
+        tubes: tubes of a model; images use only the tubes of temporal size 1.
 
     Returns:
-        The batch, to be passed to the model in place of the clips.
+        A batch that models accept in place of the clips.
 
     Raises:
         UserError: the clips are too small for a tube, or no tube takes images.
@@ -198,6 +208,6 @@ def take_windows(clips: np.ndarray, tubes: TubeSet) -> TubeBatch:
     shape = clips.shape[1:-1]
     if len(shape) == 2:
         tubes, clips = tubes.for_images(), clips[:, None]
-    reading = WindowPlan(tubes, clips.shape[1:-1])
-    windows = [reading.windows([clip[grid.index] for grid in reading.grids]) for clip in clips]
+    plan = WindowPlan(tubes, clips.shape[1:-1])
+    windows = [plan.windows([clip[grid.index] for grid in plan.grids]) for clip in clips]
     return TubeBatch(tuple(map(np.stack, zip(*windows))), tubes, shape)

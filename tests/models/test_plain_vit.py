@@ -85,7 +85,7 @@ def test_a_clip_has_one_frame_read_and_other_sizes_are_refused(vit):
     assert tokens.shape == (3, 26, 24)
     np.testing.assert_array_equal(tokens, vit.tokenize(images(7, 40, 40)[:, 0])[0])
     assert np.isnan(centres[0]).all() and centres[1].tolist() == [0, 3.5, 3.5]
-    with pytest.raises(UserError, match="made for clips of 1x40x40 .*; found 1x40x48"):
+    with pytest.raises(UserError, match="fit clips of 1x40x40 .*; found 1x40x48"):
         vit(images(40, 48))
     with pytest.raises(UserError, match="found 33x40x40"):
         vit(images(33, 40, 40))

@@ -109,7 +109,7 @@ def test_learned_positions_refuse_other_shapes(learned, shape):
     if shape == (5, 4):
         assert "too small" in str(error.value)
     else:
-        words = ["learned positions of tube", "made for clips of 11x40x40", f"found {found}", "position='fixed'"]
+        words = ["learned positions of tube", "fit clips of 11x40x40", f"found {found}", "position='fixed'"]
         assert not [word for word in words if word not in str(error.value)], str(error.value)
 
 
@@ -121,7 +121,7 @@ def test_learned_positions_of_2d_tubes_only(tiny):
     for frames, count in ((11, 50), (13, 75)):
         found, expected = (np.asarray(m.tokenize(pixels(frames, 40, 40))[0])[:, :count] for m in (model, fixed))
         np.testing.assert_array_equal(found, expected)
-    with pytest.raises(UserError, match="learned positions of tube 1x8x6/8x8x10 are made for clips of 11x40x40"):
+    with pytest.raises(UserError, match="learned positions of tube 1x8x6/8x8x10 fit clips of 11x40x40"):
         model.tokenize(pixels(17, 40, 40))
 
 

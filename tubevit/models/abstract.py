@@ -1,4 +1,4 @@
-"""A model without memory: its structure and the shapes of its parameters."""
+"""Abstract models: structure and parameter shapes without memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tubevit.models.tubevit import TubeViT
 
 
 def parameters(model: nnx.Module) -> dict:
-    """Return the parameters as nested dicts of arrays, under the names that they have on disk."""
+    """Return the parameters as nested dicts of arrays, with their names on disk."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
@@ -23,20 +23,20 @@ def _structure(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
 
 
 def graph_of(config: ModelConfig) -> nnx.GraphDef:
-    """Return the structure of a model, to be merged with parameters by `nnx.merge`."""
+    """Return the structure of a model, for `nnx.merge` with parameters."""
     return _structure(config)[0]
 
 
 def abstract_parameters(config: ModelConfig) -> dict:
-    """Return the shapes and dtypes of a model's parameters: nested dicts of `jax.ShapeDtypeStruct`."""
+    """Return the shapes and dtypes of a model's parameters as nested dicts of `jax.ShapeDtypeStruct`."""
     return jax.tree.map(lambda leaf: leaf, _structure(config)[1])
 
 
 def model_of(config: ModelConfig, params: dict) -> TubeViT:
-    """Build a model from its configuration and its parameters, without initialising any."""
+    """Build a model from its configuration and given parameters, without initialising them."""
     return nnx.merge(graph_of(config), params)
 
 
 def initial_parameters(config: ModelConfig, seed: int) -> dict:
-    """Initialise the parameters of a model at random: nested dicts of arrays."""
+    """Initialise the parameters of a model at random, as nested dicts of arrays."""
     return parameters(TubeViT(config, rngs=nnx.Rngs(seed)))

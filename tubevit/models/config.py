@@ -1,4 +1,4 @@
-"""What defines a model: its sizes, tubes, options and heads."""
+"""The configuration of a model: its sizes, tubes, options and heads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from tubevit.errors import UserError, unknown
 from tubevit.models.position import POSITIONS
@@ -16,11 +18,17 @@ MODALITIES = ("video", "image", "any")
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 POOLINGS = ("linear", "query", "map", "mean", "cls")
 ATTENTION = ("auto", "einsum", "xla", "cudnn")
-REMAT = ("none", "full", "dots_no_batch", "dots")
+# Activations that are kept for the backward pass, from least memory to most.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "none": jax.checkpoint_policies.everything_saveable,
+}
 GELUS = ("exact", "tanh")
 _CHOICES = {
     "position": POSITIONS, "pooling": POOLINGS, "attention": ATTENTION, "remat": REMAT, "gelu": GELUS,
-    "precision": tuple(PRECISIONS),
+    "precision": PRECISIONS,
 }  # fmt: skip
 
 
@@ -30,8 +38,8 @@ class Head:
 
     Attributes:
         classes: number of classes.
-        modality: what it classifies: `video`, `image`, or `any` where it was not said.
-        labels: names of the classes, or () where they are not known.
+        modality: input that the head classifies: `video`, `image`, or `any` where this is not specified.
+        labels: class names, or () where they are unknown.
         multi_label: whether a sample may have several labels (sigmoid instead of softmax).
     """
 
@@ -49,49 +57,49 @@ class Head:
         if self.labels and len(self.labels) != self.classes:
             raise UserError(f"a head of {self.classes} classes needs as many labels; found {len(self.labels)}")
 
-    def probabilities(self, logits: jax.Array) -> jax.Array:
-        """Of logits (..., classes): softmax's, or sigmoid's where a sample may have several labels."""
+    def probabilities(self, logits: Float[Array, "*rows classes"]) -> Float[Array, "*rows classes"]:
+        """Convert logits to probabilities: by softmax, or by sigmoid where a sample may have several labels."""
         return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits)
 
     def class_name(self, index: int) -> str:
-        """The label of a class, its number where labels are not known."""
+        """Return the label of a class, or its index where labels are unknown."""
         return self.labels[index] if self.labels else str(index)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """All that defines a model.
+    """The complete definition of a model.
 
     Attributes:
         name: architecture.
         width, depth, num_heads, mlp_dim: sizes of the encoder (Table 11).
         tubes: preset, text or `TubeSet`.
-        padding: `valid` or `same`; None keeps that of `tubes`.
-        interpolated: whether the 3D tubes share one kernel of 8x8x8, resized to each (section 3.4); None keeps that of
-            `tubes`.
-        gain_norm: interpolated kernels are divided by the growth of their volume.
-        antialias: interpolated kernels are low-pass filtered where they shrink.
-        tube_width: channels that a 3D tube makes; beyond `width` they are cut off, up to it filled with 0 (tubes of a
-            smaller model, section 3.6). None: `width`.
-        tube_linear: instead of filling up, a linear layer brings them to `width`.
-        position: how tokens say where they were, see `models.position`.
-        class_token: whether a learned token stands before those of the tubes.
+        padding: `valid` or `same`; None keeps the padding of `tubes`.
+        interpolated: whether the 3D tubes share one 8x8x8 kernel, which is resized for each of them (section 3.4); None
+            keeps the setting of `tubes`.
+        gain_norm: divide interpolated kernels by the growth of their volume.
+        antialias: apply a low-pass filter to interpolated kernels where they shrink.
+        tube_width: output channels of a 3D tube, cut or zero-padded to `width` (tubes of a smaller model, section 3.6);
+            None uses `width`.
+        tube_linear: map tube outputs to `width` by a linear layer instead of cutting or padding them.
+        position: kind of position embedding, see `models.position`.
+        class_token: whether a learned token precedes the tube tokens.
         pooling: `linear`, `query`, `map`, `mean` or `cls`, see `models.pooling`.
-        mean, std: of the pixels as 0..1, red, green and blue: (p - mean) / std reaches the kernels.
-        frames, fps, size: the clip that it is made for: frames, frames per second (None: spread over the whole video),
-            and rows = columns. The model takes others as well, unless positions are learned.
+        mean, std: statistics of red, green and blue for pixels as 0..1; the kernels see (p - mean) / std.
+        frames, fps, size: default clip: number of frames, frame rate (None spreads the frames over the whole video),
+            and rows = columns. Other clips are accepted as well, unless positions are learned.
         heads: pairs of name and `Head`.
         dropout, stochastic_depth: rates, see `Encoder`.
-        gelu: `exact` or `tanh`, its approximation.
-        norm_epsilon: of the layer normalisations: 1e-6, in Hugging Face 1e-12.
+        gelu: `exact`, or `tanh` for the approximation.
+        norm_epsilon: epsilon of the layer normalisations; Hugging Face uses 1e-12.
         qkv_bias: whether queries, keys and values have biases.
-        layer_scale: initial value of a factor for each channel of both branches of a block; None: there is none.
-        add_attention: each of the last n blocks has a new attention layer before it (Table 8).
-        gate_layer: index of the block on whose output the gate sits (equation 8); None: there is no gate.
-        gate_per_channel: one alpha a channel instead of one in all.
-        freeze_below: no gradient reaches the blocks before this one, counted from 0. Changes no output.
-        remat, scan, attention: how it is computed, see `Encoder`. They change no output.
-        precision: `float32` or `bfloat16` for computation; parameters, softmax and logits stay float32.
+        layer_scale: initial value of LayerScale, a factor per channel on both branches of a block; None disables it.
+        add_attention: number of last blocks that get a new attention layer before them (Table 8).
+        gate_layer: index of the block after which the gate is applied (equation 8); None disables the gate.
+        gate_per_channel: learn one alpha per channel instead of a single one.
+        freeze_below: index of the first trained block; no gradient reaches the blocks before it. Changes no output.
+        remat, scan, attention: how the encoder is computed, see `Encoder`. They change no output.
+        precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32.
 
     Raises:
         UserError: a value is out of range, unknown, or does not fit the others.
@@ -152,7 +160,7 @@ class ModelConfig:
                 )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise unknown(_KINDS.get(name, name), str(getattr(self, name)), choices)
+                raise unknown(name, str(getattr(self, name)), choices)
         for name in ("dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and below 1; found {getattr(self, name)}")
@@ -170,27 +178,27 @@ class ModelConfig:
             raise UserError(f"{name} must be a whole number of {limit}; found {value!r}")
 
     def replace(self, **fields) -> ModelConfig:
-        """A copy with other values; other tubes bring their own padding and kind of kernels."""
+        """Return a copy with other values; new tubes bring their own padding and kind of kernels."""
         own = {"padding": None, "interpolated": None} if "tubes" in fields else {}
         return dataclasses.replace(self, **own | fields)
 
     def channels(self, tube: Tube) -> int:
-        """Channels that a tube makes for a token, before they are brought to `width`."""
+        """Return the output channels of a tube, before they are brought to `width`."""
         return self.width if tube.is_2d or self.tube_width is None else self.tube_width
 
     @property
     def is_plain_vit(self) -> bool:
-        """Whether it is an image ViT: the 2D tube only, and one frame."""
+        """Whether this is an image ViT: 2D tubes only, and one frame."""
         return self.tubes.is_2d and self.frames == 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(T, H, W) of the clip that the model is made for."""
+        """The shape (T, H, W) of the default clip."""
         return (self.frames, self.size, self.size)
 
 
 def _colours(values, name: str) -> tuple[float, float, float]:
-    """Three numbers for red, green and blue, of pixels as 0..1: a mean within, a std above 0 and at most 1."""
+    """Check three numbers for red, green and blue: each from 0 to 1, and above 0 for a std."""
     try:
         colours = tuple(float(value) for value in values)
     except (TypeError, ValueError):
@@ -198,6 +206,3 @@ def _colours(values, name: str) -> tuple[float, float, float]:
     if len(colours) != 3 or not all(0 <= x <= 1 and (x > 0 or name == "mean") for x in colours):
         raise UserError(f"{name} must be 3 numbers (red, green, blue) of pixels as 0..1, std above 0; found {values!r}")
     return colours
-
-
-_KINDS = {"remat": "remat policy", "attention": "attention implementation"}

@@ -15,7 +15,7 @@ from tubevit.tubes import Triple
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """FLOPs of one view by part: 2 for each multiply-add of a matrix product, nothing for the elementwise rest."""
+    """FLOPs of one view by part: 2 per multiply-add of a matrix product. Elementwise operations are not counted."""
 
     tokenizer: int
     encoder: int
@@ -24,34 +24,34 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All parts together."""
+        """The sum of all parts."""
         return self.tokenizer + self.encoder + self.pooling + self.head
 
     @property
     def macs(self) -> int:
-        """Multiply-adds: half of the FLOPs."""
+        """The number of multiply-adds, half of the FLOPs."""
         return self.total // 2
 
 
 def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> Flops:
-    """FLOPs of the forward pass on one clip or image.
+    """Count the FLOPs of the forward pass on one clip or image.
 
-    The encoder takes 2 L (4 D^2 N + 2 D M N + 2 N^2 D) for N tokens, width D, MLP width M and L blocks, and for each
-    added attention layer 2 (4 D^2 N + 2 N^2 D); the softmax,
-    normalisations and activations, under 2 % at these sizes, are left out.
+    The encoder takes 2 L (4 D^2 N + 2 D M N + 2 N^2 D) for N tokens, width D, MLP width M and L blocks, and
+    2 (4 D^2 N + 2 N^2 D) for each added attention layer. Softmax, normalisations and activations, under 2 % at these
+    sizes, are not counted.
 
     Args:
-        config: of the model.
-        shape: (T, H, W) of a clip; T = 1 counts an image, which takes the 2D tubes only.
-        head: name of the head; None leaves the head out.
+        config: configuration of the model.
+        shape: shape (T, H, W) of a clip; T = 1 is an image, which uses only the 2D tubes.
+        head: name of the head; None does not count a head.
     """
     tubes = config.tubes.for_images() if shape[0] == 1 else config.tubes
     width, tokenizer = config.width, 0
     for tube, grid in zip(tubes.tubes, tubes.grid(shape)):
         # Each of a token's f sub-windows has `volume` pixels and makes channels / f.
-        of_token = 3 * tube.volume * config.channels(tube)
-        of_token += config.channels(tube) * width if config.tube_linear and not tube.is_2d else 0
-        tokenizer += 2 * math.prod(grid) * of_token
+        per_token = 3 * tube.volume * config.channels(tube)
+        per_token += config.channels(tube) * width if config.tube_linear and not tube.is_2d else 0
+        tokenizer += 2 * math.prod(grid) * per_token
     tokens = num_tokens(config, shape)
     attention = 4 * width**2 * tokens + 2 * tokens**2 * width
     mlp = 2 * width * config.mlp_dim
@@ -64,26 +64,26 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
 
 
 def num_tokens(config: ModelConfig, shape: Triple) -> int:
-    """Tokens that the encoder gets of a clip of `shape` (T, H, W), or of an image if T = 1; with the class token."""
+    """Count the tokens of a clip of `shape` (T, H, W), or of an image if T = 1, with the class token."""
     tubes = config.tubes.for_images() if shape[0] == 1 else config.tubes
     return tubes.num_tokens(shape) + config.class_token
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Parameters of the model, heads included; the model is built abstractly, without memory."""
+    """Count the parameters of a model, heads included, without initialising them."""
     return count(abstract_parameters(config))
 
 
 def count(tree) -> int:
-    """Numbers in the arrays, or shapes of arrays, of a tree."""
+    """Count the elements of all arrays, or shapes of arrays, in a tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> int:
-    """FLOPs of a training step on one clip: forward, and backward twice as much for what is trained.
+    """Count the FLOPs of a training step on one clip; see `count_flops` for the arguments.
 
-    Arguments are those of `count_flops`. Through frozen blocks only the gradients of tokens go back, half of a backward
-    pass, and only where something is trained before them; see `first_with_gradient`.
+    The backward pass of trained parts takes twice the FLOPs of their forward pass. Frozen blocks take half as much, for
+    the gradients of tokens, and only if something is trained before them; see `first_with_gradient`.
     """
     flops = count_flops(config, shape, head)
     added = flops.encoder - count_flops(config.replace(add_attention=0), shape).encoder
@@ -96,24 +96,26 @@ def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) 
 
 
 def first_with_gradient(config: ModelConfig) -> int:
-    """Index of the first block that the backward pass reaches: the first trained one, or one before it where
-    `tube_linear` or added attention layers are trained before it."""
+    """Return the index of the first block that the backward pass reaches.
+
+    This is the first trained block, or an earlier one if `tube_linear` or added attention layers are trained before it.
+    """
     if config.tube_linear:
         return 0
     return min(config.freeze_below, config.depth - config.add_attention)
 
 
 def activation_bytes(config: ModelConfig, shape: Triple) -> int:
-    """An estimate of what the encoder keeps of one clip for the backward pass.
+    """Estimate the bytes that the encoder keeps for the backward pass of one clip.
 
-    A block that the backward pass does not reach keeps nothing. Another one without remat keeps N (8 D + 2 M) numbers
-    (its input, both normalised ones, query, key and value, what attention returns, the sum after it; the MLP before and
-    after GELU) and two score matrices, heads N^2 each. With remat `full` it keeps its input only; the other policies
-    lie between and count as without.
+    A block that the backward pass does not reach keeps nothing. Without remat, a block keeps N (8 D + 2 M) numbers (its
+    input, both normalised inputs, query, key and value, the output of attention, the sum after it; the MLP before and
+    after GELU) and two score matrices of heads N^2 numbers each. With remat `full`, it keeps only its input. The other
+    policies keep less than no remat, but are counted like it.
 
     Args:
-        config: of the model; `precision` gives the bytes of a number.
-        shape: (T, H, W) of the clip.
+        config: configuration of the model; `precision` gives the bytes per number.
+        shape: shape (T, H, W) of the clip.
     """
     tokens = num_tokens(config, shape)
     kept = tokens * config.width

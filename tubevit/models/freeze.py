@@ -1,4 +1,4 @@
-"""Which parameters are trained: two trees, so that the others have no gradient, no optimiser state and no update."""
+"""Trained and frozen parameters: two trees, so that frozen ones have no gradient, optimiser state or update."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _BELOW = ("tokenizer", "position", "class_token")
 
 
 def is_frozen(path: str, model: ModelConfig) -> bool:
-    """Whether a parameter is not trained.
+    """Return whether a parameter is frozen.
 
-    With `freeze_below` s above 0 those are tokenizer, positions, class token and blocks 0 to s - 1; with s = L the
-    final normalisation as well, so that pooling and heads are left. Gate, added attention and `tube_linear` layers,
-    which no other model has, are always trained.
+    If `freeze_below` s is above 0, the tokenizer, positions, class token and blocks 0 to s - 1 are frozen. If s = L,
+    the final normalisation is frozen as well, and only pooling and heads are trained. The gate, added attention and
+    `tube_linear` layers come from no other model and are always trained.
 
     Args:
-        path: such as `encoder/norm/scale`; of a block `encoder/blocks/<i>/...`.
-        model: its configuration.
+        path: path of the parameter, such as `encoder/norm/scale` or, for blocks, `encoder/blocks/<i>/...`.
+        model: configuration of the model.
     """
     s, parts = model.freeze_below, path.split("/")
     if parts[:2] == ["encoder", "blocks"]:
@@ -30,7 +30,7 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
 
 
 def split_frozen(params: dict, model: ModelConfig) -> tuple[dict, dict]:
-    """Parameters -> (trained, frozen), nested dicts with the same names; of the stacked blocks each has its part."""
+    """Split parameters into trained and frozen ones, with the same names; stacked blocks are sliced."""
     s, trained, frozen = model.freeze_below, {}, {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         keys = [key.key for key in path]
@@ -45,7 +45,7 @@ def split_frozen(params: dict, model: ModelConfig) -> tuple[dict, dict]:
 
 
 def join_frozen(trained: dict, frozen: dict) -> dict:
-    """The inverse of `split_frozen`."""
+    """Join trained and frozen parameters again, see `split_frozen`."""
     joined = dict(trained)
     for name, part in frozen.items():
         if name not in trained:

@@ -1,17 +1,19 @@
-"""Poolings: from tokens to one vector (paper figure 2 says attention pooling only; paper.md section 8, row 16)."""
+"""Poolings from tokens to one vector (paper figure 2 names only attention pooling; paper.md section 8, row 16)."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jaxtyping import Float
 
 from tubevit.models.block import Mlp, layer_norm
 from tubevit.models.config import ModelConfig
 
 
 class LinearPooling(nnx.Module):
-    """Weights tokens by softmax(token . score). A bias would not change the weights, so there is none.
+    """The mean of the tokens, weighted by softmax(token . score). A bias would not change the weights.
 
     Parameter: `score/kernel` (D, 1).
     """
@@ -19,19 +21,19 @@ class LinearPooling(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.score = nnx.Linear(config.width, 1, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
-    def weights(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N) float32, positive, each row sums to 1."""
+    def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
+        """Compute the weight of each token in float32; each row sums to 1."""
         return jax.nn.softmax(self.score(tokens.astype(jnp.float32))[..., 0], axis=-1)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, D) float32."""
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """Pool the tokens in float32."""
         return jnp.einsum("bn,bnd->bd", self.weights(tokens), tokens.astype(jnp.float32))
 
 
 class QueryPooling(nnx.Module):
     """Multi-head attention of one learned query to all tokens.
 
-    Parameters: `probe` (D,), `query` (D, heads, d), `key_value` (D, 2, heads, d) and `out` (heads, d, D), with biases.
+    Parameters: `probe` (D,), `query` (D, H, d), `key_value` (D, 2, H, d) and `out` (H, d, D), with biases.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -43,26 +45,26 @@ class QueryPooling(nnx.Module):
         self.key_value = nnx.LinearGeneral(width, (2, *heads), **settings)
         self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), **settings)
 
-    def _attend(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(B, N, D) -> weights (B, heads, N), values (B, N, heads, d), both float32."""
+    def _attend(self, tokens: Float[Array, "B N D"]) -> tuple[Float[Array, "B H N"], Float[Array, "B N H d"]]:
+        """Compute attention weights and values in float32."""
         key_value = self.key_value(tokens.astype(jnp.float32))
         query = self.query(self.probe[...])
         scores = jnp.einsum("hd,bnhd->bhn", query, key_value[:, :, 0]) * query.shape[-1] ** -0.5
         return jax.nn.softmax(scores, axis=-1), key_value[:, :, 1]
 
-    def weights(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N) float32: the mean over the heads; each row sums to 1."""
+    def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
+        """Compute the mean weight over the heads in float32; each row sums to 1."""
         return self._attend(tokens)[0].mean(axis=1)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, D) float32."""
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """Pool the tokens in float32."""
         return self.out(jnp.einsum("bhn,bnhd->bhd", *self._attend(tokens)))
 
 
 class MapPooling(QueryPooling):
-    """`QueryPooling`, then MLP(LN(x)) + x: the head of SigLIP and of big_vision's `map`.
+    """`QueryPooling`, then MLP(LN(x)) + x, as in SigLIP and in the `map` head of big_vision.
 
-    Parameters: those of `QueryPooling`, `norm` and `mlp`.
+    Parameters: `norm`, `mlp` and the parameters of `QueryPooling`.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -70,41 +72,41 @@ class MapPooling(QueryPooling):
         self.norm = layer_norm(config, jnp.float32, rngs=rngs)
         self.mlp = Mlp(config, jnp.float32, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, D) float32."""
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """Pool the tokens in float32."""
         x = super().__call__(tokens)
         return x + self.mlp(self.norm(x))
 
 
 class MeanPooling(nnx.Module):
-    """The mean over the tubes' tokens, without the class token. No parameters."""
+    """The mean of the tube tokens, without the class token. No parameters."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.first = int(config.class_token)
 
-    def weights(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N) float32, the same for each token of a tube."""
+    def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
+        """Return the same float32 weight for each token of a tube."""
         batch, count, _ = tokens.shape
         weight = jnp.where(jnp.arange(count) < self.first, 0.0, 1.0 / (count - self.first))
         return jnp.broadcast_to(weight.astype(jnp.float32), (batch, count))
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, D) float32."""
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """Pool the tokens in float32."""
         return tokens[:, self.first :].astype(jnp.float32).mean(axis=1)
 
 
 class ClassPooling(nnx.Module):
-    """The class token, which is the first. No parameters."""
+    """The class token, which comes first. No parameters."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         pass
 
-    def weights(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N) float32: 1 for the class token."""
+    def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
+        """Return float32 weights that are 1 for the class token."""
         return jnp.zeros(tokens.shape[:2], jnp.float32).at[:, 0].set(1)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, D) float32."""
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """Pool the tokens in float32."""
         return tokens[:, 0].astype(jnp.float32)
 
 

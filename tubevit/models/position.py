@@ -1,4 +1,4 @@
-"""Position embeddings: where each tube was (paper section 3.3, equations 3 to 7), and the others of Table 7a."""
+"""Position embeddings of tubes (paper section 3.3, equations 3 to 7), and the alternatives of Table 7a."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
+from jaxtyping import Float, Num
 
 from tubevit.errors import UserError
 from tubevit.tubes import Triple, Tube, TubeSet
 
 MAX_PERIOD = 10_000.0  # tau of equation 3
-# fixed: of the tubes' centres. fixed_no_stride: of the tokens' indices in each tube's grid. fixed_literal: with the
-# exponent of equation 3 as printed. learned: a table for each tube. learned_2d: for the 2D tubes only, fixed elsewhere.
+# fixed: from tube centres. fixed_no_stride: from token indices in the grid of each tube. fixed_literal: with the
+# exponent of equation 3 as printed. learned: a table per tube. learned_2d: a table per 2D tube, and fixed for 3D tubes.
 POSITIONS = ("fixed", "fixed_no_stride", "fixed_literal", "learned", "learned_2d", "none")
 
 
-def position_embedding(centres: np.ndarray, width: int, literal: bool = False) -> np.ndarray:
-    """Embeds tube centres; never trained, computed for whatever shape comes.
+def position_embedding(
+    centres: Num[np.ndarray, "N 3"], width: int, literal: bool = False
+) -> Float[np.ndarray, "N {width}"]:
+    """Compute the fixed position embedding of tube centres.
 
-    Frequency j of d // 6 is tau ** (-j / (d // 6)): equation 3 as printed, tau ** -j, leaves only 12 channels that
-    vary. Each j fills six channels: sin t, cos t, sin y, cos y, sin x, cos x (equation 7; its x runs over rows).
+    Frequency j of D // 6 is tau ** (-j / (D // 6)). With tau ** -j, as equation 3 is printed, only 12 channels vary.
+    Each j fills six channels: sin t, cos t, sin y, cos y, sin x, cos x (equation 7, where x runs over rows).
 
     Args:
-        centres: (N, 3) tube centres (t, y, x) in frames and pixels.
+        centres: tube centres (t, y, x) in frames and pixels.
         width: D; channels beyond 6 * (D // 6) are 0.
-        literal: take the exponent as printed.
+        literal: use the exponent as printed.
 
     Returns:
-        (N, D) float32, values -1..1.
+        float32 values from -1 to 1.
     """
     bands = width // 6
     frequencies = MAX_PERIOD ** (-np.arange(bands, dtype=np.float64) / (1 if literal else max(bands, 1)))
@@ -42,19 +46,18 @@ def position_embedding(centres: np.ndarray, width: int, literal: bool = False) -
 
 
 class Position(nnx.Module):
-    """The position embedding of all tubes of a set.
+    """The position embedding of all tubes of a model.
 
-    Parameters: `<i>` (n_t, n_y, n_x, D), the table of tube i at the shape that the model is made for; only of those
-    tubes whose positions are learned.
+    Parameters: `<i>` (n_t, n_y, n_x, D), the table of tube i for the default clip, if its positions are learned.
 
     Args:
         kind: one of `POSITIONS`.
-        tubes: of the model.
-        shape: (T, H, W) that the model is made for.
+        tubes: tubes of the model.
+        shape: shape (T, H, W) of the default clip.
         width: D.
     """
 
-    def __init__(self, kind: str, tubes: TubeSet, shape: tuple[int, int, int], width: int, *, rngs: nnx.Rngs):
+    def __init__(self, kind: str, tubes: TubeSet, shape: Triple, width: int, *, rngs: nnx.Rngs):
         self.kind, self.order, self.shape, self.width = kind, tubes.tubes, shape, width
         initial = nnx.initializers.truncated_normal(0.02)
         for i, tube in enumerate(tubes.tubes):
@@ -62,15 +65,15 @@ class Position(nnx.Module):
                 table = initial(rngs.params(), (*tube.grid(shape, tubes.padding), width), jnp.float32)
                 setattr(self, str(i), nnx.Param(table))
 
-    def __call__(self, tubes: TubeSet, shape: tuple[int, int, int]) -> jax.Array:
-        """(N, D) float32 for the tokens of `tubes`, all of the model's or those for images, in a clip of `shape`.
+    def __call__(self, tubes: TubeSet, shape: Triple) -> Float[Array, "N D"]:
+        """Embed the tokens of all tubes, or of the tubes for images, in a clip of `shape`, in float32.
 
         Raises:
-            UserError: positions are learned, and for another grid. Images take the first frame of a table.
+            UserError: positions are learned for another grid. Images use the first frame of a table.
         """
         return jnp.concatenate(list(self._parts(tubes, shape)))
 
-    def _parts(self, tubes: TubeSet, shape) -> Iterator[jax.Array]:
+    def _parts(self, tubes: TubeSet, shape: Triple) -> Iterator[Float[Array, "_ D"]]:
         for i, tube in enumerate(self.order):
             if tube not in tubes.tubes:
                 continue
@@ -85,36 +88,38 @@ class Position(nnx.Module):
                 centres = tube.centres(shape, tubes.padding)
                 yield jnp.asarray(position_embedding(centres, self.width, self.kind == "fixed_literal"))
 
-    def _learned(self, i: int, tube: Tube, grid, shape) -> jax.Array:
+    def _learned(self, i: int, tube: Tube, grid: Triple, shape: Triple) -> Float[Array, "_ D"]:
         table = getattr(self, str(i))[...]
         if shape[0] == 1 and tube.is_2d:
             table = table[:1]
         if table.shape[:3] != grid:
             made, found = ("x".join(map(str, size)) for size in (self.shape, shape))
             raise UserError(
-                f"the learned positions of tube {tube} are made for clips of {made} (T x H x W) and images of the same "
-                f"rows and columns; found {found}. position='fixed' takes any shape"
+                f"the learned positions of tube {tube} fit clips of {made} (T x H x W) and images with the same rows "
+                f"and columns; found {found}. position='fixed' accepts any shape"
             )
         return table.reshape(-1, self.width)
 
 
 def is_learned(kind: str, tube: Tube) -> bool:
-    """Whether a tube has a table under this kind of position."""
+    """Return whether a tube has a learned table with this kind of position."""
     return kind == "learned" or (kind == "learned_2d" and tube.is_2d)
 
 
-def resize_positions(table: np.ndarray, grid: Triple) -> np.ndarray:
-    """A table of learned positions for another grid: bicubic over rows and columns, antialiased where they shrink.
+def resize_positions(
+    table: Float[np.ndarray | Array, "n_t n_y n_x D"], grid: Triple
+) -> Float[np.ndarray, "{grid[0]} {grid[1]} {grid[2]} D"]:
+    """Resize learned positions to another grid: bicubic over rows and columns, antialiased where they shrink.
 
     Args:
-        table: (n_t, n_y, n_x, D); n_t of 1 holds for every frame.
+        table: learned positions; a table of one frame holds for every frame.
         grid: new (n_t, n_y, n_x).
 
     Returns:
-        (*grid, D) float32.
+        float32 positions.
 
     Raises:
-        UserError: another number of frames, unless it was 1.
+        UserError: the number of frames changes, and the table has more than one.
     """
     table = np.asarray(table, np.float32)
     if table.shape[1:3] != grid[1:]:

@@ -1,27 +1,32 @@
-"""Sparse tube tokenizer: windows are taken by slice and reshape, then projected by one matmul per tube.
+"""Sparse tube tokenizer: extract windows by slice and reshape, then project them by one matmul per tube.
 
-The two steps are separate functions, so that windows can also be taken outside the model (paper sections 3.2, 3.4).
+The two steps are separate, so that windows can also be extracted outside the model (paper sections 3.2 and 3.4).
 """
 
 from __future__ import annotations
 
 import math
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Shaped
 
 from tubevit.models.config import ModelConfig
 from tubevit.models.placement import place
-from tubevit.tubes import Tube, TubeSet
+from tubevit.tubes import Triple, Tube, TubeSet
 from tubevit.windows import TubeBatch
 
+SHARED_KERNEL = (8, 8, 8)  # section 3.4
 
-def _windows(x: jax.Array, axis: int, start: int, count: int, kernel: int, stride: int) -> jax.Array:
-    """Replaces `axis` by (count, kernel): windows that begin at start + i * stride; 0 outside of x.
 
-    Where windows overlap (kernel > stride) their parts are read stride by stride and joined.
+def _windows(x: Array, axis: int, start: int, count: int, kernel: int, stride: int) -> Array:
+    """Replace `axis` by (count, kernel): windows that begin at start + i * stride, and are 0 outside of x.
+
+    Overlapping windows (kernel > stride) are read in parts of one stride each, and joined.
     """
     parts = []
     for shift in range(0, kernel, stride):
@@ -34,44 +39,42 @@ def _windows(x: jax.Array, axis: int, start: int, count: int, kernel: int, strid
     return jnp.concatenate(parts, axis + 1) if len(parts) > 1 else parts[0]
 
 
-def extract_windows(video: jax.Array, tube: Tube, padding: str = "valid") -> jax.Array:
-    """The windows that a tube reads, in the dtype of the video; what lies beyond the clip, or before the offset, is 0.
+def extract_windows(
+    video: Shaped[Array | np.ndarray, "B T H W C"], tube: Tube, padding: str = "valid"
+) -> Shaped[Array, "B N {tube.sub_windows} {tube.volume}*C"]:
+    """Extract the windows that a tube reads; positions outside the clip or before the offset are 0.
 
     Args:
-        video: (B, T, H, W, C), any dtype; uint8 moves the fewest bytes.
-        tube: kernel (k_t, k_y, k_x) with f sub-windows per token (space-to-depth).
+        video: clips of any dtype; uint8 moves the fewest bytes.
+        tube: a tube of f sub-windows per token (space-to-depth).
         padding: `valid` or `same`.
 
     Returns:
-        (B, N, f, k_t * k_y * k_x * C), tokens in row-major order of the grid, sub-windows in order (t, y, x).
+        The pixels of each token's f sub-windows, in the dtype of the video. Tokens are in row-major order of the grid,
+        sub-windows in order (t, y, x).
     """
-    batch, *shape, channels = video.shape
+    shape = video.shape[1:4]
     grid, origin = tube.grid(shape, padding), tube.origin(shape, padding)
     windows = video
-    for axis in range(3):  # each step turns one axis into (n * f, k); the next axis then lies two further on
+    for axis in range(3):  # each step splits axis 1 + 2 * axis into (n * f, k)
         factor, offset = tube.space_to_depth[axis], tube.offset[axis]
-        # Sliced first: the left padding of `same` is padding even where the clip has pixels before the offset.
+        # Slice first: the left padding of `same` is 0 even where the clip has pixels before the offset.
         windows = jax.lax.slice_in_dim(windows, offset, None, axis=1 + 2 * axis)
         start, count, stride = origin[axis] - offset, grid[axis] * factor, tube.stride[axis] // factor
         windows = _windows(windows, 1 + 2 * axis, start, count, tube.kernel[axis], stride)
-    split = [size for n, f, k in zip(grid, tube.space_to_depth, tube.kernel) for size in (n, f, k)]
-    windows = windows.reshape(batch, *split, channels).transpose(0, 1, 4, 7, 2, 5, 8, 3, 6, 9, 10)
-    return windows.reshape(batch, math.prod(grid), tube.sub_windows, tube.volume * channels)
+    f_t, f_y, f_x = tube.space_to_depth
+    pattern = "b (t ft) kt (y fy) ky (x fx) kx c -> b (t y x) (ft fy fx) (kt ky kx c)"
+    return einops.rearrange(windows, pattern, ft=f_t, fy=f_y, fx=f_x)
 
 
-def as_windows(video: jax.Array, tubes: TubeSet) -> TubeBatch:
-    """The windows of all tubes of a set.
-
-    Args:
-        video: (B, T, H, W, C), any dtype.
-        tubes: the model's set, or those of its tubes that serve images.
-    """
+def as_windows(video: Shaped[Array | np.ndarray, "B T H W C"], tubes: TubeSet) -> TubeBatch:
+    """Extract the windows of all tubes of a set from clips of any dtype."""
     windows = tuple(extract_windows(video, tube, tubes.padding) for tube in tubes.tubes)
     return TubeBatch(windows, tubes, video.shape[1:4])
 
 
-def _inside(tube: Tube, shape, padding: str) -> np.ndarray | None:
-    """(N, f, k_t * k_y * k_x, 1) bool: which positions of the windows are read, not padding; None where all are."""
+def _inside(tube: Tube, shape: Triple, padding: str) -> Bool[np.ndarray, "N f volume 1"] | None:
+    """Return which positions of the windows are inside the clip, or None where all are."""
     indices = tube.indices(shape, padding)
     axes = [(index >= offset) & (index < size) for index, offset, size in zip(indices, tube.offset, shape)]
     if all(axis.all() for axis in axes):
@@ -80,20 +83,20 @@ def _inside(tube: Tube, shape, padding: str) -> np.ndarray | None:
     return mask.reshape(tube.num_tokens(shape, padding), tube.sub_windows, tube.volume, 1)
 
 
-def normalise(pixels: jax.Array, dtype) -> jax.Array:
-    """uint8 0..255 to -1..1; floats are taken to be -1..1 already and only cast."""
+def normalise(pixels: Shaped[Array | np.ndarray, "*shape"], dtype) -> Float[Array | np.ndarray, "*shape"]:
+    """Convert uint8 0..255 to -1..1. Floats are assumed to be in -1..1 and only cast."""
     if pixels.dtype == jnp.uint8:
         return (pixels.astype(jnp.float32) * np.float32(1 / 127.5) - np.float32(1)).astype(dtype)
     return pixels.astype(dtype)
 
 
-def standardise(pixels: jax.Array, mean, std, dtype) -> jax.Array:
-    """`normalise`, then (p - mean) / std of the values as 0..1.
+def standardise(pixels: Shaped[Array | np.ndarray, "*shape"], mean, std, dtype) -> Float[Array | np.ndarray, "*shape"]:
+    """Convert pixels to (p - mean) / std, where p is the value as 0..1.
 
     Args:
-        pixels: (..., n * 3), uint8 0..255 or float -1..1, channels last.
-        mean, std: 3 numbers each; 0.5 changes nothing.
-        dtype: of the result.
+        pixels: uint8 0..255 or float -1..1, whose last axis holds one or more RGB pixels.
+        mean, std: 3 numbers each; with 0.5 the result is that of `normalise`.
+        dtype: dtype of the result.
     """
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     if (mean == 0.5).all() and (std == 0.5).all():
@@ -103,28 +106,27 @@ def standardise(pixels: jax.Array, mean, std, dtype) -> jax.Array:
     return (normalise(pixels, jnp.float32) * scale + shift).astype(dtype)
 
 
-def resize_trilinear(kernel: jax.Array, size: tuple[int, int, int], gain_norm: bool, antialias: bool) -> jax.Array:
-    """Resizes a kernel trilinearly with half-pixel centres; beyond its rim the last value holds (section 3.4).
+def resize_trilinear(
+    kernel: Float[Array, "k_t k_y k_x 3 D"], size: Triple, gain_norm: bool, antialias: bool
+) -> Float[Array, "{size[0]} {size[1]} {size[2]} 3 D"]:
+    """Resize a kernel trilinearly, with half-pixel centres and edge values repeated (section 3.4).
 
     Args:
-        kernel: (k_t, k_y, k_x, 3, D).
-        size: the new (k_t, k_y, k_x).
-        gain_norm: divide by the growth of the volume, so that a constant clip keeps about its token.
-        antialias: low-pass filter along axes that shrink.
-
-    Returns:
-        (*size, 3, D).
+        kernel: the kernel to resize.
+        size: new (k_t, k_y, k_x).
+        gain_norm: divide by the growth of the volume, so that the token of a constant clip stays about the same.
+        antialias: apply a low-pass filter along axes that shrink.
     """
     resized = jax.image.resize(kernel, (*size, *kernel.shape[3:]), "trilinear", antialias=antialias)
     return resized * np.float32(math.prod(kernel.shape[:3]) / math.prod(size)) if gain_norm else resized
 
 
 class TubeProjection(nnx.Module):
-    """One tube's kernel and bias.
+    """The kernel and the bias of a tube.
 
-    Parameters: `kernel` (k_t, k_y, k_x, 3, c / f) and `bias` (c / f), shared by the f sub-windows of a token; c, the
-    channels of a tube, is D but for tubes of a smaller model (section 3.6). An interpolated tube has only its bias.
-    With `tube_linear` also `widen/kernel` (c, D).
+    Parameters: `kernel` (k_t, k_y, k_x, 3, c / f) and `bias` (c / f), shared by the f sub-windows of a token. The
+    channels c of a tube are D, except for tubes of a smaller model (section 3.6). An interpolated tube has only a bias.
+    `tube_linear` adds `widen/kernel` (c, D).
     """
 
     def __init__(self, tube: Tube, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
@@ -140,8 +142,10 @@ class TubeProjection(nnx.Module):
             settings = dict(use_bias=False, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs)
             self.widen = nnx.Linear(channels, config.width, **settings)
 
-    def __call__(self, windows: jax.Array, kernel: jax.Array) -> jax.Array:
-        """(B, N, f, k_t * k_y * k_x * 3), standardised, and (k_t, k_y, k_x, 3, c / f) -> (B, N, D)."""
+    def __call__(
+        self, windows: Float[Array, "B N f values"], kernel: Float[Array, "k_t k_y k_x 3 c_f"]
+    ) -> Float[Array, "B N D"]:
+        """Project standardised windows to tokens."""
         batch, tokens, _, size = windows.shape
         out = windows.reshape(-1, size) @ kernel.reshape(size, -1).astype(self.dtype)
         out = (out + self.bias[...].astype(self.dtype)).reshape(batch, tokens, -1)
@@ -152,10 +156,10 @@ class TubeProjection(nnx.Module):
 
 
 class Tokenizer(nnx.Module):
-    """All tubes of a set; their tokens follow one another.
+    """The projections of all tubes; their tokens are concatenated in order.
 
-    Parameters: `tubes/<i>` (see `TubeProjection`), and with interpolated kernels `kernel` (8, 8, 8, 3, c), which the
-    3D tubes share; 2D tubes keep kernels of their own.
+    Parameters: `tubes/<i>` (see `TubeProjection`). With interpolation the 3D tubes share `kernel` (8, 8, 8, 3, c), and
+    2D tubes keep kernels of their own.
     """
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
@@ -169,8 +173,8 @@ class Tokenizer(nnx.Module):
             shape = (*SHARED_KERNEL, 3, config.channels(shared[0]))
             self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
 
-    def __call__(self, batch: TubeBatch) -> jax.Array:
-        """Tokens without position, (B, N, D), of windows of the model's tubes, or of those that serve images."""
+    def __call__(self, batch: TubeBatch) -> Float[Array, "B N D"]:
+        """Project windows of the model's tubes, or of its tubes for images, to tokens without position."""
         config, padding, tokens = self.config, batch.tubes.padding, []
         for i, tube in enumerate(config.tubes.tubes):
             if tube not in batch.tubes.tubes:
@@ -178,21 +182,18 @@ class Tokenizer(nnx.Module):
             windows = batch.windows[batch.tubes.tubes.index(tube)]
             windows = standardise(windows, config.mean, config.std, self.dtype)
             inside = _inside(tube, batch.clip_shape, padding)
-            if inside is not None:  # not black lies beyond the clip, but the mean: 0
+            if inside is not None:  # outside the clip is the mean colour, not black
                 mask = jnp.asarray(np.repeat(inside, 3, axis=-1).reshape(*inside.shape[:2], -1))
                 windows = jnp.where(mask, windows, jnp.zeros((), self.dtype))
             tokens.append(place(self.tubes[str(i)](windows, self._kernel(i, tube))))
         return jnp.concatenate(tokens, axis=1)
 
-    def _kernel(self, i: int, tube: Tube) -> jax.Array:
+    def _kernel(self, i: int, tube: Tube) -> Array:
         if not is_interpolated(tube, self.config):
             return self.tubes[str(i)].kernel[...]
         return resize_trilinear(self.kernel[...], tube.kernel, self.config.gain_norm, self.config.antialias)
 
 
-SHARED_KERNEL = (8, 8, 8)  # section 3.4
-
-
 def is_interpolated(tube: Tube, config: ModelConfig) -> bool:
-    """Whether a tube's kernel is the shared one, resized: that of 2D tubes never is (paper.md section 8, row 4)."""
+    """Return whether a tube uses the shared kernel, resized. 2D tubes never do (paper.md section 8, row 4)."""
     return config.interpolated and not tube.is_2d

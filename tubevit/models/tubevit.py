@@ -1,11 +1,12 @@
-"""TubeViT: tubes to tokens, a plain ViT, attention pooling, one linear head per label set (paper figures 1 and 2)."""
+"""TubeViT: a tube tokenizer, a plain ViT, attention pooling and a linear head per label set (paper figures 1, 2)."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from tubevit.errors import UserError, unknown
 from tubevit.models.config import PRECISIONS, ModelConfig
@@ -15,13 +16,15 @@ from tubevit.models.position import Position
 from tubevit.models.tokenizer import Tokenizer, as_windows
 from tubevit.windows import TubeBatch
 
+Video = Shaped[Array | np.ndarray, "..."] | TubeBatch  # clips, images or their windows, see `TubeViT.tokenize`
+
 
 class TubeViT(nnx.Module):
-    """One backbone for videos and images. Build it with `tubevit.create_model`.
+    """A backbone for videos and images, with its heads. `tubevit.create_model` builds one.
 
     Parameters (names on disk): `tokenizer`, `position` (where learned), `class_token`, `encoder/blocks` (stacked),
-    `encoder/norm`, `pooling`, `heads/<name>`; see the modules. There is no random state in it: dropout takes its key
-    as an argument.
+    `encoder/norm`, `pooling`, `heads/<name>`; see the modules. A model holds no random state: the key of dropout is an
+    argument.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -29,7 +32,7 @@ class TubeViT(nnx.Module):
         self.config = config
         self.tokenizer = Tokenizer(config, dtype, rngs=rngs)
         self.position = Position(config.position, config.tubes, config.shape, config.width, rngs=rngs)
-        if config.class_token:  # its own position is part of it
+        if config.class_token:  # it includes its own position
             self.class_token = nnx.Param(jnp.zeros(config.width, jnp.float32))
         self.encoder = Encoder(config, dtype, rngs=rngs)
         self.pooling = POOLING[config.pooling](config, rngs=rngs)
@@ -43,27 +46,27 @@ class TubeViT(nnx.Module):
 
     @property
     def input(self) -> dict:
-        """Keyword arguments for `tubevit.read_video`: frames, fps and size."""
+        """The keyword arguments for `tubevit.read_video`: frames, fps and size."""
         return {"frames": self.config.frames, "fps": self.config.fps, "size": self.config.size}
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Class names of each head, () where they are not known."""
+        """The class names of each head, () where they are unknown."""
         return {name: head.labels for name, head in self.config.heads}
 
-    def tokenize(self, video: jax.Array | TubeBatch) -> tuple[jax.Array, np.ndarray]:
-        """Tokens as the encoder gets them.
+    def tokenize(self, video: Video) -> tuple[Float[Array, "B N D"], Float[np.ndarray, "N 3"]]:
+        """Compute the input tokens of the encoder.
 
         Args:
             video: clips (B, T, H, W, 3) or images (B, H, W, 3), uint8 0..255 or float -1..1, or the windows of their
-                tubes. Images take the tubes of temporal size 1 only (paper section 3.5).
+                tubes. Images use only the tubes of temporal size 1 (paper section 3.5).
 
         Returns:
-            tokens (B, N, D), position embedding included, the class token first; centres (N, 3), float64, order
-            (t, y, x), in frames and pixels, NaN of the class token.
+            The tokens with their position embedding, class token first, and the tube centres (t, y, x) as float64, in
+            frames and pixels. The centre of the class token is NaN.
 
         Raises:
-            UserError: shape or dtype is not one of these, the clip is too small for a tube, windows are those of other
+            UserError: shape or dtype is none of these, the clip is too small for a tube, the windows belong to other
                 tubes, or positions are learned for another shape.
         """
         batch = self._windows(video)
@@ -77,8 +80,8 @@ class TubeViT(nnx.Module):
             centres = np.concatenate([np.full((1, 3), np.nan), centres])
         return tokens, centres
 
-    def _windows(self, video: jax.Array | TubeBatch) -> TubeBatch:
-        """Those of the model's tubes; raises UserError as `tokenize` says."""
+    def _windows(self, video: Video) -> TubeBatch:
+        """Extract or check the windows of the model's tubes, see `tokenize`."""
         tubes = self.config.tubes
         if not isinstance(video, TubeBatch):
             video = jnp.asarray(video)
@@ -90,43 +93,43 @@ class TubeViT(nnx.Module):
         tubes = tubes.for_images() if len(video.shape) == 2 else tubes
         if (video.tubes.tubes, video.tubes.padding) != (tubes.tubes, tubes.padding):
             expected, found = (f"{each} with padding {each.padding}" for each in (tubes, video.tubes))
-            raise UserError(f"the windows are those of tubes {found}; the model has {expected}")
+            raise UserError(f"the windows belong to tubes {found}; the model has {expected}")
         video.check()
         for window in video.windows:
             check_dtype(window.dtype)
         return video
 
-    def encode(self, video: jax.Array | TubeBatch, key: jax.Array | None = None) -> jax.Array:
-        """Tokens after the encoder, (B, N, D). A key switches dropout on; the rest is as in `tokenize`."""
+    def encode(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B N D"]:
+        """Compute the output tokens of the encoder. A key enables dropout; see `tokenize` for the input."""
         return self.encoder(self.tokenize(video)[0], key)
 
-    def features(self, video: jax.Array | TubeBatch, key: jax.Array | None = None) -> jax.Array:
-        """Pooled tokens, (B, D) float32; see `encode`."""
+    def features(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B D"]:
+        """Compute pooled features in float32, see `encode`."""
         return self.pooling(self.encode(video, key))
 
     def __call__(
-        self, video: jax.Array | TubeBatch, head: str | None = None, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Logits of a head.
+        self, video: Video, head: str | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B classes"]:
+        """Compute the logits of a head.
 
         Args:
             video: see `tokenize`.
-            head: name of the head; may be left out where there is only one.
-            key: switches dropout and stochastic depth on.
+            head: name of the head; optional if there is only one.
+            key: random key, which enables dropout and stochastic depth.
 
         Returns:
-            (B, classes) float32, or pooled features (B, D) of a model without heads.
+            float32 logits; pooled features if the model has no heads.
 
         Raises:
-            UserError: there are several heads and none is named, or the input is not of the head's modality.
+            UserError: there are several heads and none is named, or the head does not accept the modality.
         """
         if not self.config.heads and head is None:
             return self.features(video, key)
         head = self.head_for(video, head)
         return self.heads[head](self.features(video, key))
 
-    def head_for(self, video: jax.Array | TubeBatch, head: str | None) -> str:
-        """The name of the head to use; raises UserError as `__call__` says."""
+    def head_for(self, video: Video, head: str | None) -> str:
+        """Return the name of the head to use; raises UserError, see `__call__`."""
         heads = dict(self.config.heads)
         if head is None and len(heads) != 1:
             found = f"several heads: pass head=, one of {', '.join(map(repr, heads))}" if heads else "no head"
@@ -146,8 +149,8 @@ class TubeViT(nnx.Module):
         return head
 
 
-def check_pixels(video: jax.Array) -> None:
-    """Raises UserError unless `video` is (B, T, H, W, 3) or (B, H, W, 3), uint8 or floating."""
+def check_pixels(video: Array) -> None:
+    """Raise UserError unless a video is (B, T, H, W, 3) or (B, H, W, 3), uint8 or floating."""
     shape = tuple(video.shape)
     expected = "expected (B, T, H, W, 3) or (B, H, W, 3)"
     if len(shape) == 3 and shape[-1] == 3:
@@ -165,6 +168,6 @@ def check_pixels(video: jax.Array) -> None:
 
 
 def check_dtype(dtype) -> None:
-    """Raises UserError unless pixels are uint8 or floating."""
+    """Raise UserError unless pixels are uint8 or floating."""
     if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"pixels must be uint8 0..255 or float -1..1; found {dtype}")

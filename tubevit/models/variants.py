@@ -1,4 +1,4 @@
-"""The architectures and how one is created by name (Table 11)."""
+"""The architectures, and models created by their names (Table 11)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEFINING = {"width", "depth", "num_heads", "mlp_dim", "tubes"}
 
 
 def patch_tubes(patch: int) -> TubeSet:
-    """The paper's layout around a 2D tube of another size: strides of two patches, offsets of half and one patch."""
+    """Return the paper's tubes for another patch size: strides of two patches, offsets of half and one patch."""
     if patch == 8:
         return as_tube_set("small")
     two, one, half = 2 * patch, patch, patch // 2
@@ -39,7 +39,7 @@ def patch_tubes(patch: int) -> TubeSet:
 
 
 def _plain_vit(size: str, patch: int) -> dict:
-    """A ViT: the 2D tube alone, which reads one frame, learned position and class token."""
+    """Return the fields of a plain ViT: one 2D tube on one frame, learned positions and a class token."""
     tubes = f"1x{patch}x{patch}/32x{patch}x{patch}"
     learned = dict(position="learned", class_token=True, pooling="cls")
     return _sizes(*_SIZES[size]) | learned | dict(tubes=tubes, frames=1, size=224)
@@ -60,9 +60,9 @@ ARCHITECTURES: dict[str, dict] = {
 
 
 def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | None = None, **fields) -> ModelConfig:
-    """The configuration of an architecture; arguments are those of `create_model`.
+    """Return the configuration of an architecture; see `create_model` for the arguments.
 
-    `vit` stands for a converted ViT of no known size: sizes and tubes must be given.
+    The name `vit` is for a converted ViT of any size, whose sizes and tubes must be given.
     """
     if name not in ARCHITECTURES and not (name == OTHER_VIT and _DEFINING <= fields.keys()):
         raise unknown("model", name, ARCHITECTURES)
@@ -75,15 +75,15 @@ def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | 
 
 
 def as_heads(num_classes: int | None, heads: Mapping | None, tubes: TubeSet) -> tuple[tuple[str, Head], ...]:
-    """Pairs of name and `Head` from the arguments of `create_model`.
+    """Convert the arguments of `create_model` to pairs of name and `Head`.
 
     Raises:
-        UserError: both are given, or a head is malformed.
+        UserError: both arguments are given, or a head is malformed.
     """
     if num_classes is not None and heads is not None:
         raise UserError("pass num_classes= or heads=, not both")
     if heads is None:
-        # One anonymous head: it classifies videos unless all tubes are 2D.
+        # A single unnamed head classifies videos, unless all tubes are 2D.
         heads = {"default": Head(num_classes, "any" if tubes.is_2d else "video")} if num_classes else {}
     return tuple((name, _head(name, value)) for name, value in heads.items())
 
@@ -103,16 +103,16 @@ def _head(name: str, value) -> Head:
 def create_model(
     name: str, *, num_classes: int | None = None, heads: Mapping | None = None, seed: int = 0, **fields
 ) -> TubeViT:
-    """A randomly initialised model in evaluation mode.
+    """Create a randomly initialised model in evaluation mode.
 
     Args:
         name: architecture, one of `tubevit.list_models()`.
-        num_classes: classes of one head named `default`; 0 or None gives pooled features.
-        heads: instead of it, several: {name: classes}, {name: (classes, "video" or "image")} or {name: Head}.
-        seed: of the initialisation.
+        num_classes: number of classes of a single head named `default`; 0 or None gives pooled features.
+        heads: several heads instead: {name: classes}, {name: (classes, "video" or "image")} or {name: Head}.
+        seed: seed of the initialisation.
         **fields: any field of `ModelConfig`, e.g. tubes="core", frames=64, precision="bfloat16".
 
     Raises:
-        UserError: unknown name or keyword, or a value that does not fit.
+        UserError: the name or a keyword is unknown, or a value does not fit.
     """
     return TubeViT(model_config(name, num_classes=num_classes, heads=heads, **fields), rngs=nnx.Rngs(seed))
