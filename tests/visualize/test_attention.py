@@ -52,7 +52,7 @@ def expected_weights(model, video):
 @pytest.mark.parametrize("fields", [{}, {"add_attention": 1, "gate_layer": 0, "class_token": True, "pooling": "query"}])
 def test_weights_are_softmax_of_queries_and_keys(tiny, fields):
     model, video = tiny(**SMALL, **fields), clips()
-    found, tokens = attention.attention_weights(model, video)
+    tokens, found = model.encoder.attention_weights(model.tokenize(video)[0])
     expected = expected_weights(model, video)
     assert len(found) == len(expected) == 2 + fields.get("add_attention", 0)
     for layer, wanted in zip(found, expected):

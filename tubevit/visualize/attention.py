@@ -1,4 +1,4 @@
-"""Where a prediction looks: attention weights, their rollout, and the weights of the pooling, painted on frames."""
+"""Attention maps of a prediction: pooling weights and attention rollout, painted on frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tubevit.models.block import Attention
 from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet
 from tubevit.visualize.layout import enlarged
@@ -28,64 +27,17 @@ from tubevit.visualize.style import (
 from tubevit.windows import WindowPlan
 
 
-def softmax_weights(attention: Attention, x: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(d)) of one attention layer.
-
-    Args:
-        attention: with its parameters.
-        x: (B, N, D), its input (after the normalisation).
-
-    Returns:
-        (B, heads, N, N) float32: row n says how much token n takes of each token; rows sum to 1.
-    """
-    qkv = attention.qkv(x).astype(jnp.float32)
-    query, key = qkv[:, :, 0], qkv[:, :, 1]
-    return jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", query, key) * query.shape[-1] ** -0.5, axis=-1)
-
-
-def attention_weights(model: TubeViT, video) -> tuple[list[jax.Array], jax.Array]:
-    """The attention of all blocks, in order, with the layers that Table 8 adds before some.
-
-    Args:
-        model: any.
-        video: what `model` takes.
-
-    Returns:
-        (B, heads, N, N) of each layer, see `softmax_weights`; the tokens after the encoder, (B, N, D).
-    """
-    encoder, config = model.encoder, model.config
-    start = tokens = model.tokenize(video)[0]
-    weights = []
-    for i in range(config.depth):
-        added = i - (config.depth - config.add_attention)
-        if added >= 0:
-            layer = _layer(encoder.added, added)
-            weights.append(softmax_weights(layer.attention, layer.norm(tokens)))
-            tokens = layer(tokens)
-        block = _layer(encoder.blocks, i)
-        weights.append(softmax_weights(block.attention, block.norm1(tokens)))
-        tokens = block(tokens, 0.0)
-        if i == config.gate_layer:  # equation 8
-            tokens = tokens + jnp.tanh(encoder.gate[...]).astype(tokens.dtype) * start
-    return weights, encoder.norm(tokens)
-
-
-def _layer(stacked: nnx.Module, index: int) -> nnx.Module:
-    graph, params = nnx.split(stacked)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[index], params))
-
-
 def rollout(weights: list[jax.Array]) -> jax.Array:
-    """How much of each input token is in each output token, if attention and residual count half each.
+    """Compute attention rollout: the share of each input token in each output token (Abnar and Zuidema, 2020).
 
-    The product of (mean over heads + identity) / 2 over the layers (Abnar and Zuidema, 2020). The gate of section 3.6
-    and the MLPs are left out.
+    It is the product of (mean over heads + identity) / 2 over the layers, so that attention and residual count half
+    each. The gate of section 3.6 and the MLPs are ignored.
 
     Args:
-        weights: (B, heads, N, N) of each layer, the first first.
+        weights: attention weights (B, heads, N, N) of each layer, in order.
 
     Returns:
-        (B, N, N) float32, rows sum to 1.
+        (B, N, N) float32, whose rows sum to 1.
     """
     total = jnp.eye(weights[0].shape[-1], dtype=jnp.float32)[None]
     for layer in weights:
@@ -95,37 +47,37 @@ def rollout(weights: list[jax.Array]) -> jax.Array:
 
 @nnx.jit
 def token_weights(model: TubeViT, video) -> tuple[jax.Array, jax.Array]:
-    """What each token weighs in a prediction.
+    """Compute the weight of each token in a prediction.
 
     Args:
-        model: any.
-        video: what it takes.
+        model: any model.
+        video: input of the model.
 
     Returns:
-        (B, N) of the pooling, over the tokens after the encoder; (B, N) of the rollout, over those before it: the
-        pooling's weights times `rollout`. Both sum to 1; a class token is the first.
+        The weights (B, N) of the pooling, for the output tokens of the encoder, and their product with `rollout`, for
+        its input tokens. Both sum to 1; a class token comes first.
     """
-    weights, tokens = attention_weights(model, video)
+    tokens, weights = model.encoder.attention_weights(model.tokenize(video)[0])
     pooling = model.pooling.weights(tokens)
     return pooling, jnp.einsum("bn,bnm->bm", pooling, rollout(weights))
 
 
 def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, int, int]) -> np.ndarray:
-    """The weights of tokens on the pixels that they read: each is spread evenly over its tube's.
+    """Spread the weight of each token evenly over the pixels that it reads.
 
     Args:
-        weights: (N,) of the tubes' tokens, without that of a class token.
-        tubes: of the model, or of its tubes those that serve images.
-        shape: (T, H, W) of the clip, T 1 of an image.
+        weights: weights (N,) of the tube tokens, without the class token.
+        tubes: tubes of the model, or its tubes for images.
+        shape: shape (T, H, W) of the clip; T is 1 for an image.
 
     Returns:
-        (T, H, W) float64, whose sum is that of the weights.
+        (T, H, W) float64, with the same sum as the weights.
     """
     WindowPlan(tubes, shape)  # a clip that is too small is an error
     heat, first = np.zeros(shape), 0
     for tube in tubes.tubes:
         grid = tube.grid(shape, tubes.padding)
-        cover = []  # along each axis (n, size): how often the windows of a token read each position
+        cover = []  # for each axis (n, size): the share of each position in what a token reads
         for index, size, offset in zip(tube.indices(shape, tubes.padding), shape, tube.offset):
             inside = (index >= offset) & (index < size)
             counts = np.zeros((len(index), size))
@@ -139,14 +91,15 @@ def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, int, int]) -> n
 
 
 def heat_maps(model: TubeViT, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of a clip's or an image's tokens, of the pooling and of the rollout, painted on its pixels.
+    """Paint the pooling weights and the rollout of a clip or an image on its pixels.
 
     Args:
-        model: any.
+        model: any model.
         clip: (T, H, W, 3) or (H, W, 3), uint8.
 
     Returns:
-        Two (T, H, W) float64, T 1 of an image; see `token_weights` and `paint`. A class token's own weight is missing.
+        Two arrays (T, H, W) float64, with T = 1 for an image; see `token_weights` and `paint`. The weight of a class
+        token is not included.
     """
     shape = (1, *clip.shape)[-4:-1]
     tubes = model.config.tubes.for_images() if clip.ndim == 3 else model.config.tubes
@@ -156,7 +109,7 @@ def heat_maps(model: TubeViT, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def painted(frames: np.ndarray, heat: np.ndarray, largest: float) -> np.ndarray:
-    """Frames (n, H, W, 3) 0..1 in grey under a heat map (n, H, W), full colour from `largest` on."""
+    """Overlay grey frames (n, H, W, 3) 0..1 with a heat map (n, H, W), in full colour from `largest` on."""
     matplotlib = plotting()
     level = np.clip(heat / max(largest, np.finfo(float).tiny), 0, 1)
     colours = matplotlib.colormaps["inferno" if is_dark() else "YlOrRd"](0.4 + 0.6 * level)[..., :3]
@@ -166,12 +119,12 @@ def painted(frames: np.ndarray, heat: np.ndarray, largest: float) -> np.ndarray:
 
 
 def attention_figure(clip: np.ndarray, pooling: np.ndarray, rolled: np.ndarray, text: str):
-    """A clip, or several images, over the weights of pooling and rollout on them, as a matplotlib figure.
+    """Plot a clip, or several images, with heat maps of pooling and rollout below, as a matplotlib figure.
 
     Args:
         clip: (T, H, W, 3) uint8.
-        pooling, rolled: (T, H, W), see `heat_maps`.
-        text: above it.
+        pooling, rolled: heat maps (T, H, W), see `heat_maps`.
+        text: title.
     """
     shown = evenly(COLUMNS, len(clip))
     frames = enlarged(clip[shown] / 255)[0]
