@@ -243,8 +243,8 @@ def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
         ("tubevit_nano@x", [], ["unknown architecture 'tubevit_nano'; did you mean 'tubevit_nano8'"]),
         ("tubevit_b16@x", [], ["would name a tubevit_b16; the model is a tubevit_nano8, 24 wide"]),
         ("tubevit_nano8@x", ["--step", "7"], ["has no checkpoint of step 7; it has [6, 9]"]),
-        ("tubevit_nano8@x", ["--config", "quickstart"], ["was not trained with quickstart: ", "there", "now"]),
-        ("tubevit_nano8@x", ["--config", f"{TINY}:seed=3"], ["seed: 0 there, 3 now"]),
+        ("tubevit_nano8@x", ["--config", "quickstart"], ["was not trained with quickstart: ", "in the run, "]),
+        ("tubevit_nano8@x", ["--config", f"{TINY}:seed=3"], ["seed: 0 in the run, 3 in the experiment"]),
         ("tubevit_nano8@x", ["--licens", "MIT"], ["did you mean '--licence'"]),
     ],
 )

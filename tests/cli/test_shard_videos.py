@@ -24,7 +24,7 @@ def test_every_split(done, clips, capsys):
     assert train.startswith(f"{out}: train: 3 files written, 1 rejected, 4 shards, 0.0 MiB; ") and "files/s" in train
     assert test.startswith(f"{out}: test: 1 files written, 1 rejected, 2 shards")
     assert len(open_shards(f"shards:{out}", "all")) == 4
-    assert "3 were there already" in done(["shard-videos", clips / "clips.csv", out, "--split", "train"])
+    assert "3 existed already" in done(["shard-videos", clips / "clips.csv", out, "--split", "train"])
     assert (out / "rejected.csv").read_text().count("no video stream") == 2
 
 

@@ -1,4 +1,4 @@
-"""The command line: one module a verb, each with `HELP`, `EXAMPLES`, `add_arguments(parser)` and `run(args)`."""
+"""The command line: one module per verb, each with `HELP`, `EXAMPLES`, `add_arguments(parser)` and `run(args)`."""
 
 from tubevit.cli.main import main
 

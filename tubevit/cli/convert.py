@@ -6,7 +6,7 @@ import json
 
 from tubevit.errors import UserError
 
-HELP = "weights of other libraries to a checkpoint, and a plain ViT back to them"
+HELP = "convert weights of other libraries to a checkpoint, and a plain ViT back"
 EXAMPLES = (
     "tubevit convert vit-large-patch16-224/ vit_l                 # a folder of Hugging Face: ViT, DINOv2, SigLIP",
     "tubevit convert B_16-i21k-300ep.npz vit_b --headless         # vision_transformer, AugReg",
@@ -18,22 +18,30 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
-    parser.add_argument("source", metavar="SRC", help="a file or a folder; its format follows from its content")
-    parser.add_argument("destination", metavar="DST", help="a new folder, with --format timm a new .safetensors file")
-    parser.add_argument("--format", help="what a checkpoint of ours becomes: hugging-face or timm")
-    parser.add_argument("--prefix", help="of the names in a .npz with several ViTs, e.g. params/img")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where neither file nor sizes say it")
-    parser.add_argument("--headless", action="store_true", help="leave the classifier out, and pre_logits before it")
+    """Add the flags of the verb."""
+    parser.add_argument("source", metavar="SRC", help="file or folder; its format is detected from the content")
+    parser.add_argument("destination", metavar="DST", help="new folder, or with --format timm a new .safetensors file")
+    parser.add_argument("--format", help="target format when SRC is a tubevit checkpoint: hugging-face or timm")
+    parser.add_argument("--prefix", help="prefix of the parameter names in an .npz with several ViTs, e.g. params/img")
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="number of attention heads, if neither the file nor the sizes tell"
+    )
+    parser.add_argument(
+        "--headless", action="store_true", help="drop the classifier and the pre_logits layer before it"
+    )
     for name in ("mean", "std"):
         parser.add_argument(
-            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help="of the pixels as 0..1, else the source's"
+            f"--{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help=f"{name} of the pixel values in 0..1 (default: that of the source)",
         )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
     from tubevit.convert import convert
     from tubevit.convert.foreign import Options
     from tubevit.zoo.names import open_checkpoint

@@ -6,7 +6,7 @@ import pathlib
 
 from tubevit.errors import UserError
 
-HELP = "write a model for other programs: safetensors with a json, or a program of jax.export"
+HELP = "export a model for other programs: safetensors with a JSON file, or a program of jax.export"
 EXAMPLES = (
     "tubevit export runs/quickstart exported --format safetensors",
     "tubevit export runs/quickstart serving --format jax --head motion",
@@ -15,18 +15,18 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
+    """Add the flags of the verb."""
     parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    parser.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    parser.add_argument("folder", metavar="DIR", help="new or empty folder")
     parser.add_argument("--format", required=True, choices=("safetensors", "jax"))
     parser.add_argument(
-        "--platforms", metavar="NAME,...", help="of --format jax: where it can run (default cpu,tpu,cuda)"
+        "--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)"
     )
-    parser.add_argument("--head", help="of --format jax; may be left out where the model has one")
+    parser.add_argument("--head", help="for --format jax: head to export; may be omitted if the model has one head")
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
     from tubevit.convert.export import PLATFORMS, export_jax, export_safetensors
     from tubevit.zoo.names import load_model
 

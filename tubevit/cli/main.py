@@ -1,4 +1,4 @@
-"""Dispatches `tubevit VERB`; turns errors into one line and an exit code."""
+"""Dispatch of `tubevit VERB`; errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that name the closest flag."""
+    """Parser with one-line errors that name the closest flag."""
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def verb_module(verb: str):
-    """The module of a verb."""
+    """Import the module of a verb."""
     return importlib.import_module(f"tubevit.cli.{verb.replace('-', '_')}")
 
 
 def _usage() -> str:
-    lines = ["usage: tubevit VERB [flags]        tubevit VERB --help shows the flags and examples", ""]
+    lines = ["usage: tubevit VERB [flags]        tubevit VERB --help shows flags and examples", ""]
     lines += [f"  {verb:20s} {verb_module(verb).HELP}" for verb in VERBS]
     return "\n".join(lines)
 
 
 def _versions() -> str:
-    """What the result of a verb depends on, a line each."""
+    """List the versions that the result of a verb depends on, one per line."""
     import tubevit
 
     lines = [f"tubevit {tubevit.__version__}", f"Python {platform.python_version()}"]
@@ -51,7 +51,7 @@ def _versions() -> str:
 
 
 def make_parser(verb: str) -> argparse.ArgumentParser:
-    """The parser of a verb's flags."""
+    """Build the parser of a verb."""
     module = verb_module(verb)
     parser = _Parser(
         prog=f"tubevit {verb}",
@@ -62,16 +62,18 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    several = parser.add_argument_group("several processes", "on Cloud TPU they find each other without these")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
-    several.add_argument("--num-processes", type=int, metavar="N", help="their number")
-    several.add_argument("--process-id", type=int, metavar="I", help="the number of this one, from 0")
+    several = parser.add_argument_group(
+        "several processes", "for one job on several processes; on Cloud TPU they are found without these flags"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, the same for all processes")
+    several.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    several.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
     return parser
 
 
 def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(verb)
-    # Intermixed: files may stand before and behind flags. It would forget a "--", behind which nothing is a flag.
+    # Intermixed, so that files may come before and after flags; but it ignores "--", after which nothing is a flag.
     parse = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args
     args, rest = parse(arguments)
     if hasattr(args, "config_overrides"):
@@ -86,7 +88,7 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
 
 
 def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:
-    """Moves `--config.key=value` and `--config.key value` from `rest` to `overrides`."""
+    """Move `--config.key=value` and `--config.key value` from `rest` to `overrides`."""
     left, items = [], iter(rest)
     for item in items:
         if not item.startswith("--config."):
@@ -102,7 +104,7 @@ def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:
 
 
 def _run(verb: str, args: argparse.Namespace) -> None:
-    """Runs a verb, in several processes if flags or the machine say so: one that is not made for that in process 0."""
+    """Run a verb, as one of several processes if flags or the machine ask for it; most verbs then run in process 0."""
     module = verb_module(verb)
     distributed = getattr(module, "DISTRIBUTED", False)
     if not distributed and (args.coordinator, args.num_processes, args.process_id) == (None, None, None):
@@ -116,7 +118,7 @@ def _run(verb: str, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a verb; returns 0 done, 1 failed while running, 2 bad input, 75 preempted after saving."""
+    """Run a verb; returns 0 if done, 1 if it failed while running, 2 for bad input, 75 if preempted after saving."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -136,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, BAD_INPUT, debug)
     except KeyboardInterrupt:
         return _report(RuntimeError("interrupted"), FAILED, False)
-    except BrokenPipeError:  # the reader of a pipe left
+    except BrokenPipeError:  # the reader of the pipe has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -147,19 +149,19 @@ def main(arguments: list[str] | None = None) -> int:
             return _report(error, PREEMPTED, False)
         if isinstance(error, RunError | OSError):
             return _report(error, FAILED, debug)
-        traceback.print_exc()  # a defect: show where
+        traceback.print_exc()  # a bug: show where
         return FAILED
 
 
 def entry() -> None:
-    """The process: `main`, and an end to it."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files and labels may be of any encoding
+    """Run `main` and end the process."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: file names and labels may have any encoding
     code = main()
     if code == BAD_INPUT and "jax" in sys.modules:
         from tubevit.sharding.hosts import end_at_once
 
         end_at_once(code)
-    if code == FAILED:  # threads that wait for a bucket, or for other hosts, would keep it alive
+    if code == FAILED:  # threads that wait for a bucket or for other hosts would keep the process alive
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

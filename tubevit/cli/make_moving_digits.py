@@ -13,19 +13,29 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
+    """Add the flags of the verb."""
     from tubevit.data.moving_digits import TEST_DIGITS, TRAIN_CLIPS
 
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="gets videos/, images/ and three csv files")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed and versions give the same bytes")
-    parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help=f"default {TRAIN_CLIPS}")
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder for videos/, images/ and three csv files")
     parser.add_argument(
-        "--test-digits", type=int, default=TEST_DIGITS, help="two clips and an image each (default and most 450)"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed (default 0); the same seed and package versions give the same bytes",
+    )
+    parser.add_argument(
+        "--train-clips", type=int, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})"
+    )
+    parser.add_argument(
+        "--test-digits",
+        type=int,
+        default=TEST_DIGITS,
+        help=f"number of test digits, each in two clips and one image (default and maximum {TEST_DIGITS})",
     )
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
 
@@ -35,7 +45,7 @@ def run(args) -> None:
 
     folder = args.folder or embedded_folder()
     if args.folder is None and folder.exists():
-        print(f"{folder} is there already")
+        print(f"{folder} exists already")
         return
     counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
     print(f"{folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))

@@ -8,7 +8,7 @@ import sys
 
 from tubevit.errors import RunError
 
-HELP = "compile an experiment for a TPU slice or GPUs that are not here: memory, FLOPs, collectives, does it fit"
+HELP = "compile an experiment for TPUs or GPUs that are not attached: memory, FLOPs, collectives, whether it fits"
 EXAMPLES = (
     "tubevit preflight --config k600 --topology v5e:16x16",
     "tubevit preflight --config k600:model=tubevit_h16 --topology v5litepod-256 --config.mesh.fsdp=16 --suggest",
@@ -17,16 +17,20 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
+    """Add the flags of the verb."""
     parser.add_argument("--config", required=True, metavar="FILE[:arg=value,...]", help="the experiment")
     parser.add_argument(
         "--topology",
         required=True,
         metavar="NAME",
-        help="v5e:16x16, v4:4x4x8, cuda:h100x8, or gcloud's accelerator type: v5litepod-256; of one slice "
-        "(--config.mesh.slices=N: N of them)",
+        help="v5e:16x16, v4:4x4x8, cuda:h100x8, or an accelerator type of gcloud such as v5litepod-256; it describes "
+        "one slice, and --config.mesh.slices=N sets their number",
     )
-    parser.add_argument("--suggest", action="store_true", help="if it does not fit, try what would make it fit")
+    parser.add_argument(
+        "--suggest",
+        action="store_true",
+        help="if it does not fit, try changes of the configuration that may make it fit",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(config_overrides={})
 

@@ -7,7 +7,7 @@ import sys
 
 from tubevit.errors import UserError
 
-HELP = "make a run's checkpoint a released one: weights, entry in the index, model card, evaluated"
+HELP = "release a checkpoint of a run: write its weights, evaluate them, write a model card and an entry in the index"
 EXAMPLES = (
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart",
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --step 600",
@@ -16,23 +16,32 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
-    parser.add_argument("workdir", metavar="WORKDIR", help="of a run, or the folder of one of its checkpoints")
-    parser.add_argument("name", metavar="NAME", help="ARCHITECTURE@TAG; the tag names data and variant")
-    parser.add_argument("--step", type=int, help="of the checkpoint in the workdir; default: the last")
-    parser.add_argument("--bfloat16", action="store_true", help="store the weights so, in half the bytes")
+    """Add the flags of the verb."""
+    parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run, or the folder of one of its checkpoints")
+    parser.add_argument("name", metavar="NAME", help="ARCHITECTURE@TAG, where the tag names data and variant")
+    parser.add_argument("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
     parser.add_argument(
-        "--config", metavar="FILE[:arg=value,...]", help="the experiment that was trained; it is compared with the run"
+        "--bfloat16", action="store_true", help="store the weights in bfloat16, which halves their size"
     )
-    parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default Apache-2.0, as of the code)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:arg=value,...]",
+        help="experiment that was trained; it is compared with the configuration of the run",
+    )
+    parser.add_argument(
+        "--licence", default="Apache-2.0", help="licence of the weights (default Apache-2.0, that of the code)"
+    )
     parser.add_argument(
         "--url",
         action="append",
         default=[],
-        help="where the archive will be, mirrors after it: it is written to NAME.tar here, not into the repository",
+        help="address of the archive, may be repeated for mirrors; the archive is then written to NAME.tar in "
+        "the current folder, not into the repository",
     )
     parser.add_argument(
-        "--replace", action="store_true", help="a release of this name, with its model card, edited or not"
+        "--replace",
+        action="store_true",
+        help="replace a release of this name and its model card, even if that was edited",
     )
     parser.set_defaults(config_overrides={})
 
@@ -65,7 +74,7 @@ def run(args) -> None:
 
 
 def _curves(checkpoint) -> dict[str, bytes]:
-    """Pictures of the training of a run's checkpoint and what they show, by file name; none without its metrics."""
+    """Draw the training curves of a run; returns files by name, none if the run has no metrics."""
     from tubevit import storage
     from tubevit.visualize.curves import drawn_metrics, has_scores, loss_figure, read_metrics, score_figure
     from tubevit.visualize.page import Picture
@@ -73,7 +82,7 @@ def _curves(checkpoint) -> dict[str, bytes]:
 
     path = storage.join(checkpoint.home, "metrics.jsonl")
     if not storage.exists(path):
-        print(f"the card gets no curves: there is no {path}", file=sys.stderr, flush=True)
+        print(f"the card has no curves: {path} does not exist", file=sys.stderr, flush=True)
         return {}
     metrics = read_metrics(storage.read_bytes(path).decode())
     figures = {"loss": loss_figure} | ({"accuracy": score_figure} if has_scores(metrics) else {})
@@ -85,7 +94,7 @@ def _curves(checkpoint) -> dict[str, bytes]:
 
 
 def _experiment(args, stored: dict) -> str:
-    """The experiment as `tubevit train --config` takes it; raises UserError if it is not what was trained."""
+    """Return the experiment as `tubevit train --config` takes it; raises UserError if the run differs from it."""
     import json
 
     from tubevit.config import flatten, load_config
@@ -96,7 +105,7 @@ def _experiment(args, stored: dict) -> str:
     given = flatten(json.loads(json.dumps(config.to_dict())))
     found = flatten(json.loads(json.dumps(stored)))
     differing = [
-        f"{key}: {found.get(key)!r} there, {given.get(key)!r} now"
+        f"{key}: {found.get(key)!r} in the run, {given.get(key)!r} in the experiment"
         for key in sorted({*given, *found})
         if given.get(key) != found.get(key)
         and not key.startswith(CHANGE_NOTHING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-HELP = "pictures of a checkpoint (kernels, tubes, attention, curves, mistakes) as PNG and SVG, and a page of them"
+HELP = "draw figures of a checkpoint (kernels, tubes, attention, curves, mistakes) as PNG and SVG, and a page of them"
 EXAMPLES = (
     "tubevit report runs/quickstart",
     "tubevit report my_model --out my_model_report clip.mp4 photo.jpg",
@@ -10,15 +10,19 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
+    """Add the flags of the verb."""
     parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
     parser.add_argument(
         "files",
         nargs="*",
         metavar="FILE_OR_DIR",
-        help="videos and images to show tubes and attention on; default: some of the run's evaluation data",
+        help="videos and images to show tubes and attention on (default: some of the evaluation data of the run)",
     )
-    parser.add_argument("--out", metavar="DIR", help="default: report in the workdir of a run, else NAME_report here")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="output folder (default: report in the workdir of a run, else NAME_report in the current folder)",
+    )
 
 
 def run(args) -> None:

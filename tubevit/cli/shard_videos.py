@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-HELP = "write a source as ArrayRecord shards of encoded videos or images, on disk or to a bucket"
+HELP = "write a source as ArrayRecord shards of encoded videos or images, to disk or to a bucket"
 EXAMPLES = (
     "tubevit shard-videos clips.csv shards/clips",
     "tubevit shard-videos k400:train.csv@clips gs://bucket/k400 --split train --short-side 256 --processes 16",
@@ -15,25 +15,29 @@ SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
+    """Add the flags of the verb."""
     parser.add_argument("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
     parser.add_argument(
-        "out", metavar="OUT", help="folder, local or gs://; an interrupted command goes on where it was"
+        "out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped"
     )
-    parser.add_argument("--split", help="splits, joined by commas; default: each of train, val and test that there is")
-    parser.add_argument("--shards", type=int, help="of each split; default: about 1 GiB each, a multiple of 8")
-    parser.add_argument("--processes", type=int, default=1, help="default 1")
+    parser.add_argument(
+        "--split", help="splits, separated by commas (default: those of train, val and test that exist)"
+    )
+    parser.add_argument(
+        "--shards", type=int, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="number of worker processes (default 1)")
     parser.add_argument(
         "--short-side",
         type=int,
         metavar="PIXELS",
-        help="encode larger ones again, as H.264 (images: JPEG); default: keep all bytes",
+        help="re-encode larger videos as H.264 and larger images as JPEG (default: keep the files unchanged)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
     from tubevit.data.shard_writer import write_shards
     from tubevit.errors import UserError
 
@@ -53,7 +57,7 @@ def run(args) -> None:
 
 
 def _open(name: str, wanted: str | None) -> dict:
-    """The splits to write, all opened before the first is written."""
+    """Open all splits before the first one is written."""
     from tubevit.data.sources import open_source
     from tubevit.data.sources.listing import canonical_split
     from tubevit.errors import NothingFound, SplitError, UserError
@@ -83,12 +87,12 @@ def _open(name: str, wanted: str | None) -> dict:
 
 
 def _line(out: str, split: str, summary: dict) -> str:
-    """One split's summary."""
+    """Format the summary of a split."""
     done = summary["written"] - summary["kept"]
     line = (
         f"{out}: {split}: {summary['written']} files written, {summary['rejected']} rejected, "
         f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB"
     )
     if summary["kept"]:
-        line += f"; {summary['kept']} were there already"
+        line += f"; {summary['kept']} existed already"
     return line + f"; {summary['seconds']:.1f} s, {done / max(summary['seconds'], 1e-3):.1f} files/s"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DISTRIBUTED = True  # all processes of a job run it together
-HELP = "train an experiment; goes on by itself where the workdir's run ended"
+HELP = "train an experiment; resumes automatically if the workdir holds a run"
 EXAMPLES = (
     "tubevit train --config quickstart --workdir runs/quickstart",
     "tubevit train --config bootstrap --workdir gs://bucket/run --config.mesh.fsdp=16 --print-sharding",
@@ -12,22 +12,31 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
-    """Adds the flags of the verb."""
+    """Add the flags of the verb."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:arg=value,...]", help="experiment, a file or a bare name"
+        "--config",
+        required=True,
+        metavar="FILE[:arg=value,...]",
+        help="experiment: a file, or the bare name of one in experiments/",
     )
-    parser.add_argument("--workdir", required=True, help="gets config.json, metrics.jsonl, events and checkpoints/")
     parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="KEY", help="this key may differ from the run to resume"
+        "--workdir", required=True, help="folder for config.json, metrics.jsonl, TensorBoard events and checkpoints/"
     )
-    parser.add_argument("--profile", metavar="steps=A:B", help="trace the steps A to B - 1 into WORKDIR/profile")
-    parser.add_argument("--print-sharding", action="store_true", help="show how parameters are split, and end")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="configuration key that may differ from the run to resume; may be repeated",
+    )
+    parser.add_argument("--profile", metavar="steps=A:B", help="write a profile of steps A to B - 1 to WORKDIR/profile")
+    parser.add_argument("--print-sharding", action="store_true", help="print the sharding of the parameters and exit")
     parser.set_defaults(config_overrides={})
-    parser.add_argument_group("--config.key=value", "replaces a value of the configuration")
+    parser.add_argument_group("--config.key=value", "overrides a value of the configuration")
 
 
 def run(args) -> None:
-    """Runs the verb."""
+    """Run the verb."""
     from tubevit.config import load_config
     from tubevit.training.loop import train
     from tubevit.training.run.profile import parse_steps
