@@ -131,7 +131,7 @@ def test_order_of_the_stages(still):
         for change, value in [*randaugment.colour_changes(drawn), *colour.sample_jitter(0.3, random)]:
             change(expected, value)
         random.uniform()
-        colour.Noise.sample(40, random).put(expected, whole_grid(expected.shape[:3]))
+        colour.Noise.sample(40, random).paste(expected, whole_grid(expected.shape[:3]))
         np.testing.assert_array_equal(use(augment, still, 40, rng(seed)), expected)
 
 

@@ -122,7 +122,7 @@ def test_erasing(size):
     areas, ratios, tops, bottoms = [], [], [], []
     for seed in range(300):
         out = clip.copy()
-        colour.Noise.sample(size, np.random.default_rng(seed)).put(out, whole_grid(clip.shape[:3]))
+        colour.Noise.sample(size, np.random.default_rng(seed)).paste(out, whole_grid(clip.shape[:3]))
         np.testing.assert_array_equal(out, np.broadcast_to(out[:1], out.shape))  # the same in all frames
         erased = (out[0] != clip[0]).any(axis=-1)
         if not erased.any():

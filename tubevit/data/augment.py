@@ -1,4 +1,4 @@
-"""What is random about a clip: where and when it is cut out, flips, colours; one draw for all of its frames."""
+"""Random augmentation of clips: crops in space and time, flips, colours; sampled once for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FRAME_ORDERS = ("forward", "reversed", "shuffled")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledTransform:
-    """What was drawn for one clip.
+    """The transform that was sampled for one clip.
 
     Attributes:
-        matrix: (3, 3), from the output to the frame: crop, resize, flip and the geometric operations in one.
-        changes: of its colours, in order: (function, value), see `tubevit.data.colour`.
-        noise: what is put in place of a rectangle; None for nothing.
-        order: of the frames.
+        matrix: (3, 3) map from the output to the frame: crop, resize, flip and the geometric operations in one.
+        changes: colour operations in order: (function, value), see `tubevit.data.colour`.
+        noise: noise that replaces a rectangle, or None.
+        order: indices of the frames in the order of the output.
     """
 
     matrix: np.ndarray
@@ -33,7 +33,7 @@ class SampledTransform:
 
     @property
     def pointwise(self) -> bool:
-        """Whether each pixel of the output follows from its own place alone."""
+        """Whether each output pixel depends only on the frame at its own position."""
         return all(change in colour.POINTWISE for change, _ in self.changes)
 
     def __call__(self, frames: Sequence[Frame], size: int, grids: Sequence[PixelGrid]) -> list[np.ndarray]:
@@ -42,42 +42,41 @@ class SampledTransform:
         Args:
             frames: T frames.
             size: rows and columns of the output.
-            grids: the pixels to compute. Others are computed only if a change of colours needs the whole clip (not
-                `pointwise`).
+            grids: pixels to compute. The whole clip is computed only if a colour operation needs it (not `pointwise`).
 
         Returns:
             For each grid (times, rows, columns, 3) uint8.
         """
         frames = [frames[i] for i in self.order]
-        asked = grids if self.pointwise else [whole_grid((len(frames), size, size))]
-        parts = sample_grids(frames, self.matrix, size, asked)
-        for part, grid in zip(parts, asked):
+        computed = grids if self.pointwise else [whole_grid((len(frames), size, size))]
+        parts = sample_grids(frames, self.matrix, size, computed)
+        for part, grid in zip(parts, computed):
             for change, value in self.changes:
                 change(part, value)
             if self.noise:
-                self.noise.put(part, grid)
+                self.noise.paste(part, grid)
         return parts if self.pointwise else [parts[0][grid.index] for grid in grids]
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """How a decoded clip becomes the model's input.
+    """How decoded clips are augmented.
 
-    Crop, resize, flip and the geometric operations of RandAugment are one map that is sampled once; then follow its
-    colour operations, colour jitter and erasing. All is drawn once for all frames.
+    Crop, resize, flip and the geometric operations of RandAugment form one map, which is sampled once. The colour
+    operations of RandAugment, colour jitter and random erasing follow. All frames of a clip share one transform.
 
     Attributes:
-        random_crop: crop at random in time and space; otherwise the middle, as in evaluation.
-        scale: the side of the square is the short side of the frame divided by a factor drawn from 1 to this.
-        area: instead, the crop is a rectangle of this share of the frame at least (random resized crop).
-        ratio: of such a rectangle, width over height is drawn from 1 / ratio to ratio.
-        flip: mirror left and right half of the clips; only where the labels allow it.
-        rand_layers: operations of RandAugment that are drawn for each clip; the paper's is 2.
-        rand_magnitude: their strength, 0 to 10; the paper's is 10.
+        random_crop: whether crops are random in time and space; otherwise they are centred, as in evaluation.
+        scale: the side of the square crop is the short side of the frame over a factor drawn from 1 to `scale`.
+        area: smallest share of the frame that a rectangular crop covers (random resized crop); excludes `scale`.
+        ratio: the aspect ratio of such a rectangle is drawn from 1 / ratio to ratio.
+        flip: mirror half of the clips horizontally; only if the labels allow it.
+        rand_layers: number of RandAugment operations for each clip; 2 in the paper.
+        rand_magnitude: magnitude of RandAugment, 0 to 10; 10 in the paper.
         colour_jitter: brightness, contrast and saturation are scaled, in random order, by factors drawn from
-            1 - this to 1 + this.
-        erasing: probability that a rectangle of 2 to 33 % of the frame becomes noise.
-        frame_order: `forward`, or `reversed` or `shuffled` (anew for each clip) to see what the order is worth.
+            1 - colour_jitter to 1 + colour_jitter.
+        erasing: probability that a rectangle of 2 to 33 % of the frame is replaced by noise.
+        frame_order: `forward`; `reversed` or `shuffled` (for each clip anew) measure how much the order matters.
     """
 
     random_crop: bool = False
@@ -98,9 +97,9 @@ class Augment:
             raise UserError(f"augment.scale must be at least 1; found {self.scale}")
         if self.rand_layers < 0:
             raise UserError(f"augment.rand_layers must be at least 0; found {self.rand_layers}")
-        for name, most in (("rand_magnitude", randaugment.STRONGEST), ("colour_jitter", 1), ("erasing", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"augment.{name} must be 0 to {most:g}; found {getattr(self, name)}")
+        for name, largest in (("rand_magnitude", randaugment.STRONGEST), ("colour_jitter", 1), ("erasing", 1)):
+            if not 0 <= getattr(self, name) <= largest:
+                raise UserError(f"augment.{name} must be 0 to {largest:g}; found {getattr(self, name)}")
         if not 0 < self.area <= 1:
             raise UserError(f"augment.area must be above 0 and at most 1; found {self.area}")
         if self.ratio < 1:
@@ -111,13 +110,13 @@ class Augment:
             raise UserError("augment.scale and augment.area are two ways to draw the crop: set one of them")
 
     def clip_position(self, rng: np.random.Generator) -> float:
-        """Where in the video the clip lies, 0 to 1."""
+        """Sample where in the video the clip lies, 0 (beginning) to 1 (end)."""
         return float(rng.uniform()) if self.random_crop else 0.5
 
     def sample_transform(
         self, shape: tuple[int, int], frames: int, size: int, rng: np.random.Generator
     ) -> SampledTransform:
-        """All that is random about one clip: `frames` frames of (height, width), to become (size, size)."""
+        """Sample the transform from `frames` frames of `shape` (height, width) to (size, size)."""
         matrix = self._crop(*shape, size, rng)
         if self.flip and rng.uniform() < 0.5:
             matrix = matrix @ flip_map(size)
@@ -130,7 +129,7 @@ class Augment:
         return SampledTransform(matrix, tuple(changes), noise, self.order(frames, rng))
 
     def order(self, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Which frame comes when: indices of `frames` frames, see `frame_order`."""
+        """Return the indices of `frames` frames in the order of the output, see `frame_order`."""
         order = np.arange(frames)
         if self.frame_order == "reversed":
             return order[::-1]
@@ -147,7 +146,7 @@ class Augment:
 
 
 def _random_rectangle(height: int, width: int, area: float, ratio: float, rng) -> tuple[float, float]:
-    """Height and width of a rectangle that fits; the largest square after ten that do not."""
+    """Sample height and width of a rectangle that fits into the frame; after ten failures, the largest square."""
     for _ in range(10):
         pixels = height * width * rng.uniform(area, 1)
         shape = np.exp(rng.uniform(-np.log(ratio), np.log(ratio)))

@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al. 2019) for clips: one draw for all frames.
+"""RandAugment (Cubuk et al. 2019) for clips: all frames share the same operations.
 
-Geometric operations become part of the map that is sampled once (`tubevit.data.warp`), so they come before the colour
-operations whatever the order of the draw, and show more of the frame where the crop leaves some.
+Geometric operations become part of the map that is sampled once (`tubevit.data.warp`). They therefore precede the
+colour operations, whatever order was sampled, and show more of the frame where the crop is smaller than the frame.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ STRONGEST = 10.0  # magnitude; the paper's scale is 0 to 10
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One of the fourteen.
+    """One of the fourteen operations.
 
     Attributes:
-        weakest, strongest: the values at magnitudes 0 (nothing changes) and 10, linear between.
-        signed: the change is made in either direction.
+        weakest, strongest: values at magnitudes 0 (no change) and 10, linear in between.
+        signed: whether the sign of the change is random.
         colour: (clip, value) changes a clip in place.
-        geometry: (value, size) -> (3, 3), from a point of the output to the point shown there.
+        geometry: (value, size) -> (3, 3) map from a point of the output to the point that it shows.
     """
 
     weakest: float = 0.0
@@ -34,7 +34,7 @@ class Operation:
     geometry: Callable | None = None
 
     def value(self, magnitude: float, sign: int) -> float:
-        """What the operation is called with; `sign` is 1 or -1."""
+        """Return the argument of the operation; `sign` is 1 or -1."""
         change = (self.strongest - self.weakest) * magnitude / STRONGEST
         return self.weakest + (sign * change if self.signed else change)
 
@@ -44,7 +44,7 @@ def _affine(a: float, b: float, c: float, d: float, e: float, f: float) -> np.nd
 
 
 def rotation_map(degrees: float, size: int) -> np.ndarray:
-    """Counter-clockwise about the centre of an output (size, size)."""
+    """Return the map that rotates an output (size, size) counter-clockwise about its centre."""
     cos, sin, half = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), size / 2
     return _affine(cos, -sin, half - half * cos + half * sin, sin, cos, half - half * sin - half * cos)
 
@@ -53,9 +53,9 @@ def _enhance(change: Callable) -> Operation:
     return Operation(1.0, 1.9, True, change)  # 0.1 to 1.9
 
 
-# The operations are RandAugment's, the ranges AutoAugment's (Cubuk et al. 2018, table of operations in the appendix),
-# where translations go up to 150 pixels of 331. Solarize (threshold 256 to 0) and posterize (8 to 4 bits) grow into the
-# direction in which an image changes more. Shears keep the upper left corner, as AutoAugment's calls of Pillow do.
+# The operations are those of RandAugment, the ranges those of AutoAugment (Cubuk et al. 2018, table of operations in
+# the appendix), where translations reach 150 of 331 pixels. Solarize (threshold 256 to 0) and posterize (8 to 4 bits)
+# change an image more at larger magnitudes. Shears keep the upper left corner, as AutoAugment's calls of Pillow do.
 OPERATIONS = {
     "identity": Operation(),
     "autocontrast": Operation(colour=colour.autocontrast),
@@ -77,7 +77,7 @@ RandAugmentOps = Sequence[tuple[str, float]]  # names and values, in order
 
 
 def sample_ops(layers: int, magnitude: float, rng: np.random.Generator) -> RandAugmentOps:
-    """`layers` operations with replacement, each with its value; `magnitude` is 0 to 10."""
+    """Sample `layers` operations with replacement, each with its value; `magnitude` is 0 to 10."""
     names = list(OPERATIONS)
     ops = []
     for _ in range(layers):
@@ -87,14 +87,14 @@ def sample_ops(layers: int, magnitude: float, rng: np.random.Generator) -> RandA
 
 
 def geometric_map(ops: RandAugmentOps, size: int) -> np.ndarray:
-    """(3, 3): the geometric operations, from the output (size, size) to the picture that they are applied to."""
+    """Return the (3, 3) map of the geometric operations, from the output (size, size) to the picture before them."""
     matrix = np.eye(3)
     for name, value in ops:
-        if geometry := OPERATIONS[name].geometry:
-            matrix = matrix @ geometry(value, size)  # of the last one's output
+        if OPERATIONS[name].geometry:
+            matrix = matrix @ OPERATIONS[name].geometry(value, size)  # applied to the output of the previous one
     return matrix
 
 
 def colour_changes(ops: RandAugmentOps) -> list[tuple[Callable, float]]:
-    """The colour operations, in order: (function, value), the former changes (T, H, W, 3) uint8 in place."""
-    return [(change, value) for name, value in ops if (change := OPERATIONS[name].colour)]
+    """Return the colour operations in order: (function, value); functions change (T, H, W, 3) uint8 in place."""
+    return [(OPERATIONS[name].colour, value) for name, value in ops if OPERATIONS[name].colour]
