@@ -1,4 +1,4 @@
-"""Errors that a user can mend: what was expected, what was found, the closest valid choice."""
+"""Errors with what was expected, what was found, and the closest valid choice."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class StorageError(RunError):
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """Text that ends an error about an unknown `name`: the closest choices, or all when they are few.
+    """Return the end of a message about an unknown name: the closest valid names, else a list of them.
 
     Args:
-        name: what the user wrote.
+        name: the unknown name.
         choices: the valid names.
 
     Returns:
@@ -55,10 +55,10 @@ def closest(name: str, choices: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the closest ones that do."""
+    """Return the error for an unknown name, with the closest valid names."""
     return UserError(f"unknown {kind} {name!r}; {closest(name, choices)}")
 
 
 def unknown_split(source: str, split: str, splits: Iterable[str]) -> SplitError:
-    """The error for a split that a source does not have, with those that it has."""
+    """Return the error for an unknown split of a source, with the closest valid names."""
     return SplitError(str(unknown(f"split of {source}", split, splits)))

@@ -1,7 +1,7 @@
-"""Files on disk and in buckets: paths are local or begin with a scheme that fsspec knows, e.g. `gs://bucket/folder`.
+"""Files on disk and in buckets; paths are local or begin with a scheme of fsspec, e.g. `gs://bucket/folder`.
 
-Clients of buckets retry in silence: gcsfs for half a minute, TensorStore for many. So whatever touches a bucket goes
-through `call`, which asks the service itself whether it answers.
+Clients of buckets retry silently, gcsfs for half a minute, TensorStore for many minutes. Every access to a bucket
+therefore goes through `call`, which checks that the service itself answers.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ import fsspec
 
 from tubevit.errors import StorageError, UserError
 
-TIMEOUT = 40.0  # seconds after which a bucket that does not answer is out of reach
+TIMEOUT = 40.0  # seconds without an answer after which a bucket is unreachable
 
-_answered = -math.inf  # when the service last did what it was asked to
-_lost = False  # it was found out of reach: what is still to be closed does not wait as long again
+_answered = -math.inf  # time of the last successful request
+_lost = False  # whether the service was unreachable: requests at the end of a run then wait only briefly
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether the path is in a bucket."""
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def join(folder: str | os.PathLike, name: str) -> str:
-    """The path of `name` in a folder, local or remote."""
+    """Return the path of `name` in a folder, local or remote."""
     return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else str(pathlib.Path(folder) / name)
 
 
 def as_path(name: str | os.PathLike) -> pathlib.PurePath:
-    """An absolute path with `/`, `name` and `parent` that keeps the scheme (pathlib alone makes `gs:/` of it)."""
+    """Return an absolute path with `/`, `name` and `parent` that keeps the scheme (pathlib would give `gs:/`)."""
     if not is_remote(name):
         return pathlib.Path(name).absolute()
     from etils import epath
@@ -48,10 +48,10 @@ def as_path(name: str | os.PathLike) -> pathlib.PurePath:
 
 
 def call(path: str | os.PathLike, function, *args, **kwargs):
-    """`function(*args, **kwargs)`, which reads or writes `path`: while a bucket answers it may take its time.
+    """Return `function(*args, **kwargs)`, which accesses `path`. It has no time limit as long as its bucket answers.
 
     Raises:
-        StorageError: the bucket is out of reach; known after at most `TIMEOUT` seconds without an answer.
+        StorageError: the bucket did not answer for `TIMEOUT` seconds.
         UserError: gcsfs is not installed.
     """
     global _answered, _lost
@@ -60,20 +60,20 @@ def call(path: str | os.PathLike, function, *args, **kwargs):
         return function(*args, **kwargs)
     _prepare_gcsfs(path)
     if time.monotonic() - _answered > TIMEOUT:
-        _ask(path)
-    future = _start(functools.partial(function, *args, **kwargs))
+        _check_answer(path)
+    future = _run_in_daemon(functools.partial(function, *args, **kwargs))
     while not concurrent.futures.wait([future], TIMEOUT / 2).done:
-        _ask(path)
+        _check_answer(path)
     error = future.exception()
     if error is not None and not isinstance(error, FileNotFoundError | UserError | StorageError):
-        _ask(path)  # otherwise the error has another reason
+        _check_answer(path)  # if it answers, the error has another reason
     result = future.result()
     _answered, _lost = time.monotonic(), False
     return result
 
 
 def _prepare_gcsfs(path: str) -> None:
-    """Import gcsfs and set its defaults, which hold for the whole process: only once a bucket is used."""
+    """Import gcsfs and set its process-wide defaults, on the first use of a bucket."""
     # It would ask for the layout of a bucket by gRPC before each operation, which needs a permission and has retries
     # of its own. The variable is read once, at import.
     variable = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
@@ -93,8 +93,8 @@ def _prepare_gcsfs(path: str) -> None:
         logger.setLevel(logging.CRITICAL)
 
 
-def _start(function) -> concurrent.futures.Future:
-    """Runs it in a daemon thread: one that waits for ever does not keep the process from ending."""
+def _run_in_daemon(function) -> concurrent.futures.Future:
+    """Run a function in a daemon thread, so that a call that never returns does not keep the process alive."""
     future = concurrent.futures.Future()
 
     def run():
@@ -107,8 +107,8 @@ def _start(function) -> concurrent.futures.Future:
     return future
 
 
-def _ask(path: str) -> None:
-    """Raises StorageError unless the service answers, with whatever status, within half of the time."""
+def _check_answer(path: str) -> None:
+    """Raise StorageError unless the service answers, with any status, within half of `TIMEOUT`."""
     global _answered, _lost
     address = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     address = address if "://" in address else f"http://{address}"
@@ -128,7 +128,7 @@ def _ask(path: str) -> None:
                 time.sleep(min(0.5, left))
         return reason
 
-    future = _start(answers)  # looking up a name has no time limit of its own
+    future = _run_in_daemon(answers)  # name resolution has no time limit
     concurrent.futures.wait([future], patience + 1)
     reason = future.result() if future.done() else "no answer"
     if reason is not None:
@@ -137,60 +137,60 @@ def _ask(path: str) -> None:
 
 
 def operate(path: str | os.PathLike, operation):
-    """`operation(filesystem, path in it)`; what a bucket's client raises becomes FileNotFoundError or StorageError."""
+    """Return `operation(filesystem, path)`; errors of a bucket's client become FileNotFoundError or StorageError."""
     if not is_remote(path):
         return operation(fsspec.filesystem("file"), os.path.abspath(path))
     try:
         return call(path, lambda: operation(*fsspec.core.url_to_fs(os.fspath(path))))
     except (FileNotFoundError, UserError, StorageError):
         raise
-    except Exception as error:  # clients raise errors of their own, of aiohttp and of google.auth
+    except Exception as error:  # errors of the client, of aiohttp and of google.auth
         raise StorageError(f"{path}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """The content of a file.
+    """Read a file.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError if it does not exist.
-        StorageError: the bucket is out of reach or refuses.
+        OSError: the file cannot be read; FileNotFoundError if it does not exist.
+        StorageError: the bucket is unreachable or refuses the request.
     """
     return operate(path, lambda filesystem, inner: filesystem.cat_file(inner))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file, folders above it included; readers see the old content or the new one.
+    """Write a file atomically, and create its folders.
 
     Raises:
-        OSError: it cannot be written; FileNotFoundError if there is no such bucket.
-        StorageError: the bucket is out of reach or refuses.
+        OSError: the file cannot be written; FileNotFoundError if the bucket does not exist.
+        StorageError: the bucket is unreachable or refuses the request.
     """
     if is_remote(path):
         return operate(path, lambda filesystem, inner: filesystem.pipe_file(inner, content))
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Writes a whole file of UTF-8. Raises as `write_bytes`."""
+    """Write a file as UTF-8, see `write_bytes`."""
     write_bytes(path, content.encode())
 
 
 def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Copies a local file, of any size, to `path`. Raises as `write_bytes`."""
+    """Copy a local file of any size to `path`; raises the errors of `write_bytes`."""
     operate(path, lambda filesystem, inner: filesystem.put_file(os.fspath(file), inner))
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is a file or a folder of this name. Raises StorageError, which is not to be taken for a no."""
+    """Whether a file or a folder exists; raises StorageError if a bucket gives no answer."""
     return os.path.exists(path) if not is_remote(path) else _kind(path) is not None
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Whether there is a folder of this name: of a bucket, whether a file's name begins with it. Raises as `exists`."""
+    """Whether a folder exists; in a bucket, whether it holds a file. Raises the errors of `exists`."""
     return os.path.isdir(path) if not is_remote(path) else _kind(path) == "directory"
 
 
@@ -202,7 +202,7 @@ def _kind(path: str) -> str | None:
 
 
 def names(folder: str | os.PathLike) -> list[str]:
-    """Names of the files and folders in a folder, sorted; [] if there is none. Raises as `exists`."""
+    """Return the sorted names of files and folders in a folder, [] if it does not exist; errors as `exists`."""
     if not is_remote(folder):
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     try:
@@ -213,12 +213,12 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 
 def list_files(folder: str | os.PathLike) -> list[str]:
-    """Every file below a folder, relative to it with `/` between the parts, sorted; one listing of a bucket.
+    """Return all files below a folder, sorted, as paths relative to it with `/`; a bucket is listed once.
 
     Raises:
-        StorageError: the bucket is out of reach or refuses.
+        StorageError: the bucket is unreachable or refuses the request.
     """
-    if not is_remote(folder):  # fsspec would not enter folders that are links
+    if not is_remote(folder):  # fsspec would not follow links to folders
         walked = os.walk(folder, followlinks=True)
         inside = ((os.path.relpath(place, folder).replace(os.sep, "/"), files) for place, _, files in walked)
         return sorted(name if place == "." else f"{place}/{name}" for place, files in inside for name in files)

@@ -1,7 +1,7 @@
-"""Geometry of sparse video tubes: grids, counts, centres, pixels read. NumPy only.
+"""Geometry of sparse video tubes: grids, token counts, centres, pixels read. NumPy only.
 
-A tube is a strided window over a clip (paper sections 3.2 and 3.4). Every triple here is ordered
-(t, y, x): frames, rows, columns.
+A tube is a strided window over a clip (paper sections 3.2 and 3.4). All triples are ordered (t, y, x): frames, rows,
+columns.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def _triple(value, name: str, smallest: int) -> Triple:
 
 @dataclasses.dataclass(frozen=True)
 class Tube:
-    """One strided 3D window.
+    """A strided 3D window.
 
     Attributes:
-        kernel: frames, rows and columns of one window.
-        stride: spacing of the tokens, in frames and pixels.
-        offset: where the first window starts; the clip before it is not read.
-        space_to_depth: how many sub-windows a token concatenates along each axis (paper section 3.4). They lie
-            `stride / space_to_depth` apart, each is projected to `1 / prod(space_to_depth)` of the width. The
-            number of tokens does not change; what lies beyond the clip reads 0 after normalisation.
+        kernel: size of a window in frames, rows and columns.
+        stride: spacing of the tokens in frames and pixels.
+        offset: start of the first window; the clip before it is not read.
+        space_to_depth: number of sub-windows that a token concatenates along each axis (paper section 3.4). They are
+            `stride / space_to_depth` apart, and each is projected to `1 / prod(space_to_depth)` of the width. The
+            number of tokens does not change. Beyond the clip, sub-windows read 0 after normalisation.
 
     Raises:
         UserError: a triple is malformed, or a stride is not divisible by its space-to-depth factor.
@@ -56,13 +56,12 @@ class Tube:
         for stride, factor, axis in zip(self.stride, self.space_to_depth, "tyx"):
             if stride % factor:
                 raise UserError(
-                    f"tube {self}: the stride along {axis}, {stride}, must be divisible by "
-                    f"the space-to-depth factor {factor}"
+                    f"tube {self}: stride {stride} along {axis} must be divisible by its space-to-depth factor {factor}"
                 )
 
     @classmethod
     def from_text(cls, text: str) -> Tube:
-        """Parses `KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH]`, e.g. `16x4x4/6x32x32+4x8x8%1x2x2`."""
+        """Parse `KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH]`, e.g. `16x4x4/6x32x32+4x8x8%1x2x2`."""
         triple = r"(\d+x\d+x\d+)"
         match = re.fullmatch(rf"{triple}/{triple}(?:\+{triple})?(?:%{triple})?", text)
         if not match:
@@ -84,12 +83,12 @@ class Tube:
 
     @property
     def is_2d(self) -> bool:
-        """Whether a window lies in one frame, so that the tube serves images as well (paper section 3.5)."""
+        """Whether a window covers a single frame, so that the tube also takes images (paper section 3.5)."""
         return self.kernel[0] == 1
 
     @property
     def volume(self) -> int:
-        """Pixels of one window."""
+        """The number of pixels of a window."""
         return math.prod(self.kernel)
 
     @property
@@ -99,16 +98,16 @@ class Tube:
 
     @property
     def sub_windows(self) -> int:
-        """Windows that one token concatenates."""
+        """The number of windows that a token concatenates."""
         return math.prod(self.space_to_depth)
 
     def smallest_shape(self, padding: str = "valid") -> Triple:
-        """The smallest (T, H, W) that gives at least one token."""
+        """Return the smallest clip shape (T, H, W) with at least one token."""
         extra = self.kernel if padding == "valid" else (1, 1, 1)
         return tuple(o + e for o, e in zip(self.offset, extra))
 
     def grid(self, shape: Triple, padding: str = "valid") -> Triple:
-        """Tokens along (t, y, x) in a clip of `shape` (T, H, W); 0 along an axis that is too small."""
+        """Return the number of tokens along (t, y, x) in a clip (T, H, W); 0 along an axis that is too small."""
         counts = []
         for size, kernel, stride, offset in zip(shape, self.kernel, self.stride, self.offset):
             rest = size - offset
@@ -117,11 +116,11 @@ class Tube:
         return tuple(counts)
 
     def num_tokens(self, shape: Triple, padding: str = "valid") -> int:
-        """Tokens in a clip of `shape` (T, H, W)."""
+        """Return the number of tokens in a clip of `shape` (T, H, W)."""
         return math.prod(self.grid(shape, padding))
 
     def origin(self, shape: Triple, padding: str = "valid") -> Triple:
-        """Frame, row and column where the first window starts: the offset less the left padding."""
+        """Return frame, row and column of the start of the first window: the offset minus the left padding."""
         if padding == "valid":
             return self.offset
         origin = []
@@ -131,26 +130,25 @@ class Tube:
         return tuple(origin)
 
     def starts(self, shape: Triple, padding: str = "valid") -> tuple[np.ndarray, ...]:
-        """Where the windows start along each axis: three arrays (n, f), f sub-windows for each of n tokens."""
+        """Return the starts of the windows along each axis: three arrays (n, f) for n tokens of f sub-windows."""
+        origin, grid = self.origin(shape, padding), self.grid(shape, padding)
         return tuple(
             o + np.arange(n)[:, None] * s + np.arange(f)[None, :] * (s // f)
-            for o, n, s, f in zip(
-                self.origin(shape, padding), self.grid(shape, padding), self.stride, self.space_to_depth
-            )
+            for o, n, s, f in zip(origin, grid, self.stride, self.space_to_depth)
         )
 
     def centres(self, shape: Triple, padding: str = "valid") -> np.ndarray:
-        """Centres of all that each token reads, in frames and pixels: (N, 3) float64, order (t, y, x).
+        """Return the centre of the region that each token reads: (N, 3) float64 (t, y, x) in frames and pixels.
 
-        A window that covers frames 0 to 7 has its centre at 3.5; tokens are in row-major order of the grid.
+        The centre of frames 0 to 7 is 3.5; tokens are in row-major order of the grid.
         """
         axes = [s.mean(axis=1) + (k - 1) / 2 for s, k in zip(self.starts(shape, padding), self.kernel)]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
     def indices(self, shape: Triple, padding: str = "valid") -> tuple[np.ndarray, ...]:
-        """Frames, rows and columns that the windows cover: three arrays (n, f, k).
+        """Return the frames, rows and columns of the windows: three arrays (n, f, k).
 
-        Below the offset and beyond the clip they are padding, which is not read.
+        Indices below the offset or beyond the clip are padding, which is not read.
         """
         return tuple(s[..., None] + np.arange(k) for s, k in zip(self.starts(shape, padding), self.kernel))
 
@@ -161,16 +159,16 @@ def _text(triple: Triple) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TubeSet:
-    """Several tubes over one clip; their tokens follow one another in the order of the tubes.
+    """Several tubes over one clip; their tokens are concatenated in the order of the tubes.
 
     Attributes:
         tubes: at least one `Tube`.
-        padding: `valid` (windows stay inside the clip) or `same` (one token per started stride; centres are
-            moved by the left padding).
-        interpolated: whether the kernels of the 3D tubes are one, resized to each (section 3.4).
+        padding: `valid` (windows stay inside the clip) or `same` (one token per started stride; the left padding
+            shifts the centres).
+        interpolated: whether all 3D tubes share one kernel, resized to each of them (paper section 3.4).
 
     Raises:
-        UserError: no tube, an unknown padding, or interpolated tubes with space-to-depth.
+        UserError: there is no tube, the padding is unknown, or interpolated tubes have space-to-depth.
     """
 
     tubes: tuple[Tube, ...]
@@ -189,14 +187,14 @@ class TubeSet:
 
     @classmethod
     def from_text(cls, text: str, padding: str = "valid", interpolated: bool = False) -> TubeSet:
-        """Parses tubes joined by `_`, e.g. `8x8x8/16x32x32%2x1x1_1x16x16/32x16x16`."""
+        """Parse tubes joined by `_`, e.g. `8x8x8/16x32x32%2x1x1_1x16x16/32x16x16`."""
         return cls(tuple(Tube.from_text(part) for part in text.split("_")), padding, interpolated)
 
     def __str__(self) -> str:
         return "_".join(map(str, self.tubes))
 
     def grid(self, shape: Triple) -> tuple[Triple, ...]:
-        """Tokens along (t, y, x) of each tube in a clip of `shape` (T, H, W).
+        """Return the number of tokens of each tube along (t, y, x) in a clip of `shape` (T, H, W).
 
         Raises:
             UserError: the clip is too small for a tube.
@@ -206,7 +204,7 @@ class TubeSet:
         for tube, grid in zip(self.tubes, grids):
             if 0 in grid:
                 fitting = [name for name, tubes in PRESETS.items() if tubes.fits(shape)]
-                smallest = tuple(map(max, *(t.smallest_shape(self.padding) for t in (*self.tubes, self.tubes[0]))))
+                smallest = np.max([each.smallest_shape(self.padding) for each in self.tubes], axis=0)
                 raise UserError(
                     f"a clip of {_text(shape)} (T x H x W) is too small for tube {tube}, which needs at least "
                     f"{_text(tube.smallest_shape(self.padding))} (all tubes together: {_text(smallest)}); "
@@ -219,20 +217,16 @@ class TubeSet:
         return all(tube.num_tokens(shape, self.padding) for tube in self.tubes)
 
     def num_tokens(self, shape: Triple) -> int:
-        """Tokens of all tubes in a clip of `shape` (T, H, W); raises UserError where a tube does not fit."""
+        """Return the number of tokens in a clip of `shape` (T, H, W); raises UserError if a tube does not fit."""
         return sum(math.prod(grid) for grid in self.grid(shape))
 
     def centres(self, shape: Triple) -> np.ndarray:
-        """Centres of all tokens, (N, 3) float64: see `Tube.centres`."""
+        """Return the centres of all tokens, (N, 3) float64; see `Tube.centres`."""
         self.grid(shape)
         return np.concatenate([tube.centres(shape, self.padding) for tube in self.tubes])
 
     def for_images(self) -> TubeSet:
-        """The tubes that serve images: those of temporal size 1 (paper section 3.5).
-
-        Raises:
-            UserError: there is none.
-        """
+        """Return the tubes that take images, of temporal size 1 (paper section 3.5); raises UserError without any."""
         flat = tuple(tube for tube in self.tubes if tube.is_2d)
         if not flat:
             raise UserError(
@@ -243,11 +237,11 @@ class TubeSet:
 
     @property
     def is_2d(self) -> bool:
-        """Whether all tubes are 2D: those of a plain ViT."""
+        """Whether all tubes are 2D, as in a plain ViT."""
         return all(tube.is_2d for tube in self.tubes)
 
     def pixels_read(self, shape: Triple) -> float:
-        """Share of the clip's pixels that at least one tube reads, 0 to 1."""
+        """Return the share of the clip's pixels that at least one tube reads, 0 to 1."""
         self.grid(shape)
         read = np.zeros(shape, bool)
         for tube in self.tubes:
@@ -260,11 +254,11 @@ class TubeSet:
         return float(read.mean())
 
     def values_read(self, shape: Triple) -> int:
-        """Numbers in the windows of all tubes, 3 a pixel; pixels that several windows read count each time."""
+        """Return the number of values in all windows, 3 per pixel; pixels in several windows count each time."""
         return sum(3 * tube.num_tokens(shape, self.padding) * tube.sub_windows * tube.volume for tube in self.tubes)
 
 
-# Table 12; space-to-depth as printed there ("2x temporal" and "4x spatial", paper.md section 8, rows 7 and 8).
+# Table 12, with its space-to-depth ("2x temporal" and "4x spatial", paper.md section 8, rows 7 and 8).
 _PAPER = "8x8x8/16x32x32%2x1x1_16x4x4/6x32x32+4x8x8%1x2x2_4x12x12/16x32x32+0x16x16_1x16x16/32x16x16"
 _PLAIN_PAPER = re.sub(r"%\d+x\d+x\d+", "", _PAPER)
 # Vocabulary of Table 14.
@@ -290,7 +284,7 @@ PRESETS: dict[str, TubeSet] = {
         "core": "1x16x16/16x16x16_8x8x8/16x16x16",  # section 3.4
         "image_2d": "1x16x16/32x16x16",
         "image_2d_stride16": "1x16x16/16x16x16",  # section 3.2
-        # Appendix B gives kernels only and says that the strides are unchanged: those of Table 12, tube by tube.
+        # Appendix B gives only kernels and says that the strides are unchanged: each tube keeps that of Table 12.
         "charades": "16x16x16/16x32x32_32x8x8/6x32x32+4x8x8_4x32x32/16x32x32+0x16x16_1x16x16/32x16x16",
         **{f"table14_{i}": _table_14(row) for i, row in enumerate(_TABLE_14, 1)},
         "small": "4x4x4/8x16x16%2x1x1_8x2x2/3x16x16+2x4x4%1x2x2_2x6x6/8x16x16+0x8x8_1x8x8/16x8x8",
@@ -301,15 +295,15 @@ PRESETS: dict[str, TubeSet] = {
 
 
 def list_tubes() -> list[str]:
-    """Names of the tube presets, to be passed as `tubes=`."""
+    """Return the names of the tube presets, for the argument `tubes`."""
     return sorted(PRESETS)
 
 
 def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None, interpolated: bool | None = None) -> TubeSet:
-    """A tube set from a preset's name, text, one tube or a set; `padding` and `interpolated` replace its own.
+    """Return a tube set from a preset's name, text, a tube or a tube set, with other `padding` or `interpolated`.
 
     Raises:
-        UserError: neither a preset nor well-formed text.
+        UserError: the text is neither a preset nor well formed.
     """
     if isinstance(tubes, Tube):
         tubes = TubeSet((tubes,))

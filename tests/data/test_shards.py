@@ -195,15 +195,15 @@ def test_killed_and_begun_again(clips, made, tmp_path):
 def test_refuses_other_settings(clips, made, tmp_path):
     out = str(copy(made, tmp_path))
     source = open_source(str(clips / "clips.csv"), "val")
-    with pytest.raises(UserError, match="val was begun with short_side None, now it is 32"):
+    with pytest.raises(UserError, match="val was begun with short_side None; found 32"):
         write_shards(source, "val", out, short_side=32)
-    with pytest.raises(UserError, match="val was begun with shards 2, now it is 1"):
+    with pytest.raises(UserError, match="val was begun with shards 2; found 1"):
         write_shards(source, "val", out, 1)
-    with pytest.raises(UserError, match="val was begun with listing .*, now it is"):
+    with pytest.raises(UserError, match="val was begun with listing .*; found"):
         write_shards(dataclasses.replace(source, labels=source.labels[::-1].copy()), "val", out)
     with pytest.raises(UserError, match="with 3 classes .* has 4"):
         write_shards(dataclasses.replace(source, classes=("a", "b", "c", "d")), "test", out)
-    with pytest.raises(UserError, match="expected 1 to 4 shards, a file in each at least; found 5"):
+    with pytest.raises(UserError, match="expected 1 to 4 shards, .*; found 5"):
         write_shards(source, "test", out, 5)
 
 
@@ -361,7 +361,7 @@ def test_number_of_shards(clips, monkeypatch):
 
 def test_a_process_that_dies(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer, "_in_worker", os._exit)
-    with pytest.raises(ChildProcessError, match="goes on where it was"):
+    with pytest.raises(ChildProcessError, match="the same command resumes"):
         write_shards(open_source(str(clips / "clips.csv"), "val"), "val", str(tmp_path), 2, processes=2)
 
 

@@ -1,7 +1,7 @@
-"""The embedded data: real handwritten digits (scikit-learn's 1,797) that move, as video files, and still ones.
+"""The embedded data: videos of moving handwritten digits (scikit-learn's 1,797), and images of still ones.
 
-Digits move on straight lines over the torus from a uniform start, so that no single frame tells the direction. Every
-test clip comes with its exact reversal, so that no unordered set of frames does either.
+Digits start at a uniform position and move along straight lines that wrap around, so that no single frame reveals the
+direction. Each test clip also exists reversed, so that no unordered set of frames reveals it either.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import numpy as np
 from tubevit.errors import UserError
 
 FRAMES, SIZE, FPS = 16, 64, 8
-VERSION = 1  # of what is drawn and written: a cached copy of another version is not used
+VERSION = 1  # version of the content: cached copies of other versions are not used
 # Rows grow downwards. Direction i + 4 (mod 8) is the time reversal of direction i.
 DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
 TEST_DIGITS = 450
 TRAIN_CLIPS = 6_000
 CSV_FILES = {"motion": "motion.csv", "digit_motion": "digit_motion.csv", "digit": "still_digits.csv"}
-_SPEED = (1.5, 3.0)  # pixels a frame
-_SPRITE = (20, 29)  # rows and columns of a moving digit
+_SPEED = (1.5, 3.0)  # pixels per frame
+_SPRITE = (20, 29)  # side of a moving digit, in pixels
 
 
 def velocity(direction: int, speed: float) -> np.ndarray:
-    """(2,) rows and columns a frame."""
+    """Return the velocity (2,) in rows and columns per frame."""
     angle = direction * np.pi / 4
     return speed * np.array([np.sin(angle), np.cos(angle)])
 
 
 @functools.cache
 def digit_instances() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: images (1797, 8, 8) float32 0..1 and labels (1797,)."""
+    """Load scikit-learn's digits: images (1797, 8, 8) float32 0..1 and labels (1797,)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -48,7 +48,7 @@ def digit_instances() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_instances(seed: int) -> dict[str, np.ndarray]:
-    """Indices of the digits of `train` and `test`: disjoint, the classes equally frequent in both."""
+    """Return disjoint indices of the digits of `train` and `test`, stratified by class."""
     from sklearn.model_selection import train_test_split
 
     labels = digit_instances()[1]
@@ -57,15 +57,15 @@ def split_instances(seed: int) -> dict[str, np.ndarray]:
 
 
 def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
-    """One digit on its way over a smooth background.
+    """Render one digit that moves over a smooth background.
 
     Args:
         instance: index of the digit.
         direction: 0..7, see `DIRECTIONS`.
-        rng: draws start, speed, size, colours and background, none of which depends on the direction.
+        rng: generator for start, speed, size, colours and background, which do not depend on the direction.
 
     Returns:
-        (16, 64, 64, 3) uint8, and the drawn start (row, column of the digit's centre) and velocity.
+        (16, 64, 64, 3) uint8, and the sampled start (row, column of the digit's centre) and velocity.
     """
     side = int(rng.integers(*_SPRITE))
     start, speed = rng.uniform(0, SIZE, 2), rng.uniform(*_SPEED)
@@ -89,10 +89,7 @@ def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tupl
 
 
 def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = FPS) -> None:
-    """Writes (T, H, W, 3) uint8 as H.264; every frame is coded by itself, so that a reversed clip decodes reversed.
-
-    H and W must be even.
-    """
+    """Write (T, H, W, 3) uint8, H and W even, as H.264 with key frames only: a reversed clip decodes reversed."""
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
@@ -103,13 +100,13 @@ def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = FPS) -> No
 
 
 def still_image(instance: int) -> np.ndarray:
-    """(64, 64, 3) uint8: the digit fills the frame."""
+    """Render a digit that fills the frame: (64, 64, 3) uint8."""
     image = cv2.resize(digit_instances()[0][instance], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     return np.repeat(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _write_clips(folder: pathlib.Path, split: str, index: int, instance: int, direction: int, seed: int) -> list[dict]:
-    """One training clip, or a test clip and its reversal; returns their rows of the csv."""
+    """Write a training clip, or a test clip and its reversal; returns their rows of the csv."""
     rng = np.random.default_rng([seed, split == "test", index])
     clip, drawn = render_clip(instance, direction, rng)
     label = int(digit_instances()[1][instance])
@@ -119,7 +116,7 @@ def _write_clips(folder: pathlib.Path, split: str, index: int, instance: int, di
             break
         path = f"videos/{split}/{index:05d}{name}.mp4"
         write_video(folder / path, frames)
-        if name:  # where the reversed clip starts and moves
+        if name:  # start and velocity of the reversed clip
             drawn = {
                 key: (value + (FRAMES - 1) * drawn[f"velocity_{key}"]) % SIZE if key in ("row", "column") else -value
                 for key, value in drawn.items()
@@ -138,14 +135,14 @@ def make_moving_digits(
     test_digits: int = TEST_DIGITS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
-    """Writes the embedded data; the same seed and versions give the same bytes.
+    """Write the embedded data; equal seeds and versions give equal bytes.
 
     Args:
-        folder: gets videos/, images/, motion.csv, digit_motion.csv and still_digits.csv.
-        seed: of the split of the digits and of everything drawn.
+        folder: receives videos/, images/, motion.csv, digit_motion.csv and still_digits.csv.
+        seed: seed of the split of the digits and of all random numbers.
         train_clips: number of training clips.
-        test_digits: how many held-out digits to use; each gives two clips and one image.
-        progress: called with clips done and in all.
+        test_digits: number of held-out digits; each gives two clips and one image.
+        progress: called with the number of finished clips and of all clips.
 
     Returns:
         Numbers of train and test clips and images.
@@ -155,12 +152,12 @@ def make_moving_digits(
     """
     folder = pathlib.Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "motion.csv").exists())):
-        raise UserError(f"{folder} is not an empty folder and holds no moving digits; name another one")
+        raise UserError(f"{folder} is neither empty nor a folder of moving digits; choose another one")
     if not 1 <= test_digits <= TEST_DIGITS or train_clips < 1:
         raise UserError(f"expected 1 to {TEST_DIGITS} test digits and at least 1 training clip")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Made beside it and moved when whole, so that a process that dies leaves nothing half.
+        # Made beside it and then renamed, so that a process that dies leaves no incomplete folder.
         with tempfile.TemporaryDirectory(
             dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
         ) as made:

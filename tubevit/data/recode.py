@@ -1,4 +1,4 @@
-"""Checks that a file decodes from beginning to end, and encodes it again smaller: what is worth keeping in shards."""
+"""Validation of media files for shards: a file must decode from beginning to end; large ones are encoded again."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tubevit.errors import DecodeError
 
 CRF = 23  # quality of H.264, lower is better
 PRESET = "veryfast"
-KEY_FRAMES = 30  # frames from one key frame to the next: at 250, clips decode at half the speed
+KEY_FRAMES = 30  # distance of key frames: at 250, clips decode at half the speed
 JPEG_QUALITY = 95
 
 
 def validated_bytes(media: Media, short_side: int | None = None) -> bytes:
-    """The encoded bytes of a video or an image that decodes wholly.
+    """Decode a video or an image completely and return its encoded bytes, smaller if it is large.
 
     Args:
-        media: path, encoded bytes, or the pixels of an image (kept without loss, as PNG).
-        short_side: in pixels; larger videos are encoded as H.264 (even sizes, upright, without sound, the same
-            presentation times), larger images as JPEG. Others, and with None all, keep their bytes.
+        media: path, encoded bytes, or the pixels of an image (stored without loss, as PNG).
+        short_side: in pixels; larger videos are encoded as H.264 (even sizes, upright, without sound, with the same
+            presentation times), larger images as JPEG. Other files keep their bytes; None keeps those of all files.
 
     Raises:
-        DecodeError: missing, empty, damaged anywhere, without video, ends before half of the declared duration, or
-            changes its size.
+        DecodeError: the file is missing, empty or damaged, holds no video, ends before half of its declared duration,
+            or changes its size.
     """
     if isinstance(media, np.ndarray):
         if media_kind(media) == "video":
@@ -65,7 +65,7 @@ def _checked_image(encoded: bytes, short_side: int | None) -> bytes:
 
 
 def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, av.VideoFrame]]:
-    """The stream, the time since its beginning in its time base, and the frame, of every frame."""
+    """Yield the stream, the time since its beginning in its time base, and the frame, for each frame."""
     try:
         with open_video(encoded) as video:
             stream = video.stream
@@ -91,11 +91,11 @@ def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, 
 
 
 def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
-    """What `_frames` gives as H.264 in mp4; no B-frames: with them and gaps the declared duration is off."""
+    """Encode the output of `_frames` as H.264 in mp4. B-frames and gaps would make the declared duration wrong."""
     buffer, track, last = io.BytesIO(), None, None
     with av.open(buffer, "w", format="mp4") as container:
         for stream, time, frame in frames:
-            if last is not None and time <= last:  # encoders take rising times only
+            if last is not None and time <= last:  # encoders take only increasing times
                 continue
             last, duration = time, frame.duration
             if frame.rotation:
@@ -111,13 +111,13 @@ def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
                 track.codec_context.thread_count = 1
             small = frame.reformat(track.width, track.height, "yuv420p", interpolation="AREA", threads=1)
             small.pts, small.time_base, small.duration = time, stream.time_base, duration
-            small.pict_type = av.video.frame.PictureType.NONE  # not that of the file: the encoder would follow it
+            small.pict_type = av.video.frame.PictureType.NONE  # otherwise the encoder follows that of the file
             container.mux(track.encode(small))
         container.mux(track.encode())
     return buffer.getvalue()
 
 
 def _even(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) with the given short side, both even: H.264 with half-size colours has no odd sizes."""
+    """Return (width, height) with the given short side, both even: H.264 with subsampled chroma has no odd sizes."""
     scale = short_side / min(width, height)
     return 2 * round(width * scale / 2), 2 * round(height * scale / 2)

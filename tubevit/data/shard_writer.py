@@ -1,4 +1,4 @@
-"""Writes shards: checks every file, in several processes; an interrupted run goes on where it was."""
+"""Writing of shards in several processes: each file is validated, and an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tubevit.data.warp import use_one_opencv_thread
 from tubevit.errors import DecodeError, UserError
 
 SHARD_BYTES = 2**30
-HOSTS = 8  # the default number of shards is a multiple of it
-SAMPLE = 64  # files whose sizes stand for all
-# A record each: any of them is read alone. Videos and images do not get smaller by compression.
+HOSTS = 8  # the default number of shards is a multiple
+SAMPLE = 64  # files whose sizes give an estimate for all
+# One record per group, for random access. Videos and images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -42,12 +42,12 @@ class Job:
     """The shards of one split.
 
     Attributes:
-        source: what they hold.
-        split: its name.
-        folder: where they go, local or in a bucket.
-        work: local folder of those that are not finished.
-        count: how many.
-        short_side: see `recode.checked`.
+        source: source of the files.
+        split: name of the split.
+        folder: folder of the shards, local or in a bucket.
+        work: local folder of unfinished shards.
+        count: number of shards.
+        short_side: see `recode.validated_bytes`.
     """
 
     source: Source
@@ -58,17 +58,17 @@ class Job:
     short_side: int | None
 
     def part(self, number: int) -> str:
-        """Path of what the writing of shard `number` found."""
+        """Return the path of the record of shard `number`: its keys, labels and rejected files."""
         return storage.join(self.folder, f"{form.PARTS}/{form.shard_name(self.split, number, self.count)}.json")
 
     def order(self) -> list[int]:
-        """All files, shuffled: by a digest, because random generators change between versions."""
+        """Return a shuffled order of the files, by hash, because random generators change between versions."""
         keys = self.source.keys
         return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{i} {keys[i]}".encode()).digest())
 
 
 def default_shards(source: Source) -> int:
-    """About 1 GiB each, as the sizes of 64 files tell; a multiple of 8, at most one for each file."""
+    """Return a number of shards of about 1 GiB, estimated from 64 files: a multiple of 8, at most one per file."""
     sample = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
     size = np.mean([_size(source, int(i)) for i in sample]) * len(source)
     return min(len(source), HOSTS * math.ceil(max(size, 1) / SHARD_BYTES / HOSTS))
@@ -92,24 +92,25 @@ def write_shards(
     short_side: int | None = None,
     processes: int = 1,
 ) -> dict:
-    """Writes the shards of one split; those of others that are in the folder stay.
+    """Write the shards of one split; other splits in the folder are kept.
 
-    Shard k holds the files k, k + N, ... of a shuffled order. Files that do not decode wholly are left out and listed
-    in rejected.csv. Finished shards are kept, damaged ones written again, when the same call is made again.
+    Shard k holds the files k, k + N, ... of a shuffled order. Files that do not decode completely are left out and
+    listed in rejected.csv. Repeating the same call keeps finished shards and writes damaged ones again.
 
     Args:
-        source: of the split.
-        split: its name.
-        folder: local or in a bucket; one process at a time may write to it.
-        shards: how many; None: as `default_shards`.
-        short_side: in pixels; None keeps the bytes as they are.
-        processes: how many work; 1 is this one.
+        source: source of the split.
+        split: name of the split.
+        folder: local or in a bucket; only one process at a time may write to it.
+        shards: number of shards; None uses `default_shards`.
+        short_side: in pixels, see `recode.validated_bytes`; None keeps all bytes.
+        processes: number of worker processes; 1 uses this process.
 
     Returns:
-        {"written", "rejected", "kept": how many of the written were in finished shards, "shards", "bytes", "seconds"}.
+        {"written", "rejected", "kept": number of written files that were in finished shards, "shards", "bytes",
+        "seconds"}.
 
     Raises:
-        UserError: the folder was begun with other settings, files or classes; no file can be decoded.
+        UserError: the folder was begun with other settings, files or classes, or no file can be decoded.
     """
     began = time.monotonic()
     settings = _settings(source, split, folder, shards, short_side)
@@ -123,7 +124,7 @@ def write_shards(
         kept = sum(len(part["records"]) for part in finished.values())
         todo = [number for number in range(job.count) if number not in finished]
         done = sum(len(part["records"]) + len(part["rejected"]) for part in finished.values())
-        shown = {"unit": " files", "desc": split, "file": sys.stderr, "disable": None}  # None: where it is a terminal
+        shown = {"unit": " files", "desc": split, "file": sys.stderr, "disable": None}  # None shows it on terminals
         with tqdm(total=len(source), initial=done, **shown) as bar:
             for number, part in (_write_in_processes if processes > 1 else _write_serially)(
                 job, todo, processes, bar.update
@@ -142,9 +143,9 @@ def write_shards(
 
 
 def _settings(source: Source, split: str, folder: str, shards: int | None, short_side: int | None) -> dict:
-    """What the shards are made with, compared with what those of an earlier call were."""
+    """Return the settings of the shards; raises UserError if an earlier call had others."""
     if shards is not None and not 1 <= shards <= len(source):
-        raise UserError(f"{split}: expected 1 to {len(source)} shards, a file in each at least; found {shards}")
+        raise UserError(f"{split}: expected 1 to {len(source)} shards, so that each holds a file; found {shards}")
     listing = hashlib.sha256("\n".join(source.keys).encode() + source.labels.tobytes()).hexdigest()[:16]
     settings = {
         "source": source.name,
@@ -165,14 +166,14 @@ def _settings(source: Source, split: str, folder: str, shards: int | None, short
     for name, value in settings.items():
         if earlier.get(name) != value:
             raise UserError(
-                f"{folder}: {split} was begun with {name} {earlier.get(name)}, now it is {value}; "
-                f"go on with the same, or write to another folder"
+                f"{folder}: {split} was begun with {name} {earlier.get(name)}; found {value}: "
+                f"use the same, or write to another folder"
             )
     return settings
 
 
 def _other_splits(source: Source, split: str, folder: str) -> dict[str, form.SplitIndex]:
-    """The other splits in the folder."""
+    """Return the other splits in the folder; raises UserError if their classes differ."""
     if not storage.exists(storage.join(folder, form.INDEX)):
         return {}
     index = form.read_index(folder)
@@ -186,7 +187,7 @@ def _other_splits(source: Source, split: str, folder: str) -> dict[str, form.Spl
 
 
 def _finished_part(job: Job, number: int) -> dict | None:
-    """What the writing of a shard found, if it is finished and readable."""
+    """Return the record of a shard if it is finished and readable, else None."""
     try:
         part = json.loads(storage.read_bytes(job.part(number)))
         shard = storage.join(job.folder, form.shard_name(job.split, number, job.count))
@@ -197,10 +198,10 @@ def _finished_part(job: Job, number: int) -> dict | None:
 
 
 def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], None]) -> dict:
-    """Writes shard `number`; calls `progress` after each file.
+    """Write shard `number`; calls `progress` after each file.
 
     Returns:
-        {"records": [[key, label], ...], "rejected": [[key, label, reason], ...], "bytes": of the media}.
+        {"records": [[key, label], ...], "rejected": [[key, label, reason], ...], "bytes": total size of the media}.
     """
     name = form.shard_name(job.split, number, job.count)
     os.makedirs(job.work, exist_ok=True)
@@ -222,7 +223,7 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
         progress()
     writer.close()
     form.check_shard(local, len(part["records"]))
-    # The part first: a shard under its own name is a finished one.
+    # The record first: a shard under its final name counts as finished.
     storage.write_text(job.part(number), json.dumps(part))
     target = storage.join(job.folder, name)
     if storage.is_remote(target):
@@ -255,7 +256,7 @@ def _write_in_processes(job: Job, todo: list[int], processes: int, advance: Call
                 for future in done:
                     yield numbers[future], future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise ChildProcessError("a process died (out of memory?); the same command goes on where it was") from error
+            raise ChildProcessError("a process died (out of memory?); the same command resumes") from error
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -265,11 +266,11 @@ _WORKER: dict = {}
 
 
 def _start_worker(job: Job, counter, stop) -> None:
-    """Prepares a worker process."""
+    """Initialise a worker process."""
     use_one_opencv_thread()
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:  # a killed parent leaves no process behind that writes
+    def follow() -> None:  # if the parent is killed, its workers must not go on writing
         parent.join()
         os._exit(1)
 
@@ -288,7 +289,7 @@ def _in_worker(number: int) -> dict:
 
 
 def _write_index(job: Job, parts: list[dict], settings: dict, others: dict[str, form.SplitIndex]) -> form.SplitIndex:
-    """Writes rejected.csv, the csv of the records and, last, the index."""
+    """Write rejected.csv, the csv of the records and, last, the index."""
     source = job.source
     rejected = [
         (key, "|".join(source.classes[i] for i in label), reason, job.split)

@@ -1,12 +1,12 @@
-"""The format of shards: ArrayRecord files of encoded videos or images, beside an index.
+"""The format of shards: ArrayRecord files of encoded videos or images, and an index.
 
     OUT/index.json                              see `Index`
-    OUT/train.records.csv                       key,label of every record of a split, in the order of its shards
+    OUT/train.records.csv                       key,label of each record of a split, in the order of its shards
     OUT/train-00000-of-00016.array_record       records, see `pack`
-    OUT/rejected.csv                            path,label,reason,split of the files that were left out
-    OUT/parts/                                  what an interrupted run needs to go on; reading does not
+    OUT/rejected.csv                            path,label,reason,split of the files that are left out
+    OUT/parts/                                  state that an interrupted run resumes from; not needed for reading
 
-Labels are indices of the classes, several joined by `|`.
+Labels are class indices; several are joined by `|`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tubevit.errors import UserError
 FORMAT = 1
 INDEX, REJECTED, PARTS = "index.json", "rejected.csv", "parts"
 CHECKS_AT_ONCE = 16
-# Of array_record when the checksum of a record does not fit; other failures are the storage's.
+# In the error of array_record if the checksum of a record is wrong; other errors come from the storage.
 DAMAGED = "Corrupted"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file: its name in the folder, how many records it holds, and how many bytes of videos or images."""
+    """One file: its name in the folder, number of records, and bytes of videos or images."""
 
     file: str
     records: int
@@ -46,11 +46,11 @@ class SplitIndex:
     """One split.
 
     Attributes:
-        shards: in order.
+        shards: its shards in order.
         listed: number of files that the source listed, found or not.
-        rejected: how many were found and left out.
-        records_sha256: of the csv of its records.
-        settings: what the shards were made with.
+        rejected: number of files that were found and left out.
+        records_sha256: hash of the csv of its records.
+        settings: settings that the shards were written with.
     """
 
     shards: tuple[Shard, ...]
@@ -61,13 +61,13 @@ class SplitIndex:
 
     @property
     def records(self) -> int:
-        """Number of records of all shards."""
+        """The number of records of all shards."""
         return sum(shard.records for shard in self.shards)
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What index.json holds: the classes in order, their digest (`Source.label_hash`), and the splits by name."""
+    """The content of index.json: the classes in order, their hash (`Source.label_hash`), and the splits by name."""
 
     classes: tuple[str, ...]
     label_hash: str
@@ -75,16 +75,12 @@ class Index:
     splits: dict[str, SplitIndex]
 
     def to_json(self) -> str:
-        """The text of index.json."""
+        """Return the text of index.json."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Index:
-        """Reads index.json.
-
-        Raises:
-            UserError: it is not one, or of another version; the message says `where`.
-        """
+        """Parse index.json; raises UserError, with the path `where`, if it is malformed or has another version."""
         try:
             fields = json.loads(text)
             version = fields.pop("format")
@@ -101,48 +97,42 @@ class Index:
 
 
 def read_index(folder: str) -> Index:
-    """The index of a folder of shards, local or in a bucket.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """Read the index of a folder of shards, local or in a bucket; raises UserError if it is missing or damaged."""
     path = storage.join(folder, INDEX)
     try:
         return Index.from_json(storage.read_bytes(path), path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"{folder} holds no finished shards: there is no {INDEX} in it; make them with "
-            f"`tubevit shard-videos SOURCE {folder}`"
-        ) from error
+        expected = f"it has no {INDEX}; write them with `tubevit shard-videos SOURCE {folder}`"
+        raise UserError(f"{folder} holds no finished shards: {expected}") from error
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """The file of shard `number` of `count`."""
+    """Return the file name of shard `number` of `count`."""
     return f"{file_name(split)}-{number:05d}-of-{count:05d}.array_record"
 
 
 def file_name(split: str) -> str:
-    """A split's name as a part of file names."""
+    """Return the name of a split as part of a file name."""
     return urllib.parse.quote(split, safe="")
 
 
 def records_name(split: str) -> str:
-    """The csv that lists the records of a split."""
+    """Return the name of the csv that lists the records of a split."""
     return f"{file_name(split)}.records.csv"
 
 
 def pack(key: str, label: list[int], media: bytes) -> bytes:
-    """A record: what the file was called, its class indices (one, or any number), its encoded bytes."""
+    """Encode a record: the key of the file, its class indices (one, or any number), and its encoded bytes."""
     return msgpack.packb({"key": key, "label": label, "media": media})
 
 
 def unpack(record: bytes) -> dict:
-    """The inverse of `pack`: {"key", "label", "media"}."""
+    """Decode a record to {"key", "label", "media"}, the inverse of `pack`."""
     return msgpack.unpackb(record)
 
 
 def to_csv(header: tuple[str, ...], rows) -> str:
-    """Rows as csv text."""
+    """Return rows as the text of a csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -151,16 +141,12 @@ def to_csv(header: tuple[str, ...], rows) -> str:
 
 
 def join_label(label: list[int]) -> str:
-    """Class indices as the csv files have them."""
+    """Return class indices as text for csv files."""
     return "|".join(map(str, label))
 
 
 def read_records(folder: str, split: str, index: SplitIndex) -> tuple[list[str], list[list[int]]]:
-    """The keys and the class indices of every record of a split.
-
-    Raises:
-        UserError: the csv is not the one that the index was written with.
-    """
+    """Read the keys and the class indices of all records of a split; raises UserError if their csv was changed."""
     path = storage.join(folder, records_name(split))
     try:
         content = storage.read_bytes(path)
@@ -173,23 +159,22 @@ def read_records(folder: str, split: str, index: SplitIndex) -> tuple[list[str],
 
 
 def check_shard(path: str, records: int) -> None:
-    """Opens a shard; an unreadable one looks like an empty one to its reader.
+    """Open a shard and raise UserError if it is missing, truncated, damaged or has another number of records.
 
-    Raises:
-        UserError: it is missing, cut off or damaged, or does not hold as many records.
+    Without this check an unreadable shard would look like an empty one.
     """
 
-    def look() -> tuple[int, str | None]:
-        # The buffer's default, 1 MB, would read a megabyte of each shard in a bucket.
+    def open_and_count() -> tuple[int, str | None]:
+        # The default buffer would read 1 MB of each shard in a bucket.
         reader = ArrayRecordReader(path, "readahead_buffer_size:0", file_reader_buffer_size=32768)
         found, reason = reader.num_records(), None if reader.ok() else "it is damaged"
         try:
             reader.close()
-        except RuntimeError as error:  # says why it cannot be read
+        except RuntimeError as error:  # the reason why it cannot be read
             reason = str(error).split(";")[0]
         return found, reason
 
-    found, reason = storage.call(path, look)
+    found, reason = storage.call(path, open_and_count)
     if reason is not None:
         what = f"cannot be read: {reason}" if storage.exists(path) else "is missing"
         raise UserError(f"shard {path} {what}; expected {records} records")
@@ -198,6 +183,6 @@ def check_shard(path: str, records: int) -> None:
 
 
 def check_shards(folder: str, shards: tuple[Shard, ...]) -> None:
-    """As `check_shard`, of several at once."""
+    """Check shards concurrently, see `check_shard`."""
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         list(pool.map(lambda shard: check_shard(storage.join(folder, shard.file), shard.records), shards))

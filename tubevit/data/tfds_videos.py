@@ -1,6 +1,6 @@
-"""Videos as a data set of TensorFlow Datasets, stored as the encoded files' bytes; TensorFlow is not needed.
+"""Videos as a data set of TensorFlow Datasets, stored as encoded files, without TensorFlow.
 
-TFDS's own `features.Video` takes videos apart into images and needs TensorFlow. Here a record is
+The feature `Video` of TFDS stores a video as images and needs TensorFlow. Here a record is
 {"video": encoded bytes, "label", "path"}, in ArrayRecord files that `tfds.data_source` reads:
 
     from tubevit.data.tfds_videos import write_tfds
@@ -25,13 +25,13 @@ from tubevit.errors import UserError
 
 
 class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builder of the labelled videos of any source."""
+    """The builder of a data set from any source of labelled videos."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # of checksums of downloads: there are none, and finding it needs importlib_resources
+    code_path = None  # only for checksums of downloads; finding it would need importlib_resources
 
     def __init__(self, name: str, sources: dict[str, Source], data_dir: str | os.PathLike):
-        """Takes opened sources by the name of their split."""
+        """Take opened sources by the name of their split."""
         self.name, self._sources = name, sources
         super().__init__(data_dir=os.path.expanduser(data_dir), file_format="array_record")
 
@@ -66,21 +66,21 @@ class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def write_tfds(
     source: str, data_dir: str | os.PathLike, name: str, splits: Sequence[str] = ("train", "val")
 ) -> pathlib.Path:
-    """Writes the videos of a source as a TFDS data set, to be read as `tfds:NAME@DATA_DIR`.
+    """Write the videos of a source as a TFDS data set, which the source `tfds:NAME@DATA_DIR` reads.
 
-    The files are kept as they are and are not checked; `tubevit shard-videos` checks them.
+    The files are stored unchanged and not checked; `tubevit shard-videos` checks them.
 
     Args:
         source: any source of videos.
-        data_dir: of TFDS; ~/tensorflow_datasets is its default.
-        name: of the data set: lower-case letters, digits and `_`.
-        splits: of the source.
+        data_dir: data folder of TFDS, by default ~/tensorflow_datasets.
+        name: name of the data set: lower-case letters, digits and `_`.
+        splits: splits of the source.
 
     Returns:
-        The folder of the data set, data_dir/name/1.0.0; one that is there already is kept as it is.
+        The folder of the data set, data_dir/name/1.0.0; an existing one is kept.
 
     Raises:
-        UserError: no such source or split, a name that TFDS does not take, or images.
+        UserError: there is no such source or split, TFDS does not accept the name, or the source holds images.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise UserError(f"name of the data set: expected lower-case letters, digits and _; found {name!r}")

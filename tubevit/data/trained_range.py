@@ -1,4 +1,4 @@
-"""What of a video or an image lies outside of what a model was trained on."""
+"""Warnings about videos and images that differ from the training data of a model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 from tubevit.data.warp import Frame, frame_size
 
-# Below these shares of the model's own input: half of the frames of a clip are copies, pixels are made up.
+# Smaller shares of the model's input give a warning: half of the frames are copies, pixels are interpolated.
 DIFFERENT_FRAMES, SIDE = 0.5, 0.5
 
 
 def out_of_range(
     decoded: Sequence[Frame], seconds: float | None, *, frames: int, fps: float | None, size: int
 ) -> list[str]:
-    """Reasons why predictions may be worse than those that a model was evaluated with; empty where there is none.
+    """Return reasons why predictions may be worse than in the evaluation of the model.
 
     Args:
-        decoded: the frames of a clip, repeated ones as the same object; a single one of an image.
-        seconds: duration of the video; None of an image.
-        frames, fps, size: the model's input.
+        decoded: frames of a clip, repeated ones as the same object, or the one frame of an image.
+        seconds: duration of the video; None for an image.
+        frames, fps, size: input of the model.
 
     Returns:
-        Ends of a sentence about the file.
+        Predicates for a sentence about the file; empty if there is no reason.
     """
     reasons = []
     different = len({id(frame) for frame in decoded})

@@ -10,18 +10,14 @@ from tubevit.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """`temporal` clips spread evenly over the video; of each, `spatial` squares spread evenly along the longer side."""
+    """`temporal` clips spaced evenly over the video, and for each `spatial` squares along the longer side."""
 
     temporal: int = 1
     spatial: int = 1
 
     @classmethod
     def from_text(cls, text: str) -> Views:
-        """Reads `4x3`.
-
-        Raises:
-            UserError: it is not of this form.
-        """
+        """Parse text such as `4x3`; raises UserError if it has another form."""
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
         if not match:
             raise UserError(f"views must be TEMPORALxSPATIAL, for example 4x3; found {text!r}")
@@ -35,5 +31,5 @@ ONE_VIEW = Views()
 
 
 def evenly_spaced(count: int) -> list[float]:
-    """`count` positions from 0 (beginning) to 1 (end), evenly spaced; a single one lies in the middle."""
+    """Return `count` evenly spaced positions from 0 (beginning) to 1 (end); a single one is in the middle."""
     return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]

@@ -1,7 +1,7 @@
-"""Crop, resize, flip, shear, rotation: one affine map from output to source, sampled once for every frame of a clip.
+"""Crop, resize, flip, shear and rotation as one affine map from output to source, sampled once for all frames.
 
 Coordinates are continuous, (x, y) from the upper left corner: pixel i covers i to i + 1. A map is a (3, 3) float64
-matrix that takes a point of the output to the point of the source that is shown there.
+matrix that takes a point of the output to the point of the source that it shows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from tubevit.windows import PixelGrid, whole_grid
 
 Frame = av.VideoFrame | np.ndarray  # decoded yuv420p of even size, or RGB (H, W, 3) uint8
-FILL = 128  # grey where a map leaves the source
-_TOLERANCE = 1e-6  # of a pixel, for rounding errors of products of maps
+FILL = 128  # grey for points outside the source
+_TOLERANCE = 1e-6  # pixels, for rounding errors in products of maps
 
 
 @functools.cache
@@ -28,16 +28,16 @@ def use_one_opencv_thread() -> None:
 
 
 def crop_map(top: float, left: float, height: float, width: float, size: int) -> np.ndarray:
-    """A rectangle of the source, resized to (size, size)."""
+    """Return the map that resizes a rectangle of the source to (size, size)."""
     return np.array([[width / size, 0, left], [0, height / size, top], [0, 0, 1.0]])
 
 
 def square_map(height: int, width: int, size: int, crop_position: float = 0.5) -> np.ndarray:
-    """The largest square of a frame, resized to (size, size).
+    """Return the map that resizes the largest square of a frame to (size, size).
 
     Args:
-        height, width: of the frame.
-        size: of the output.
+        height, width: size of the frame.
+        size: rows and columns of the output.
         crop_position: where the square lies along the longer side, 0 (left or top) to 1.
     """
     side = min(height, width)
@@ -45,35 +45,35 @@ def square_map(height: int, width: int, size: int, crop_position: float = 0.5) -
 
 
 def flip_map(size: int) -> np.ndarray:
-    """Left and right exchanged, of an output (size, size)."""
+    """Return the map that mirrors an output (size, size) horizontally."""
     return np.array([[-1.0, 0, size], [0, 1, 0], [0, 0, 1]])
 
 
 def frame_size(frame: Frame) -> tuple[int, int]:
-    """(height, width)."""
+    """Return (height, width)."""
     return frame.shape[:2] if isinstance(frame, np.ndarray) else (frame.height, frame.width)
 
 
 def sample(frames: Sequence[Frame], matrix: np.ndarray, size: int) -> np.ndarray:
-    """All pixels of all frames, (T, size, size, 3) uint8; see `sample_grids`."""
+    """Sample all pixels of all frames, (T, size, size, 3) uint8; see `sample_grids`."""
     return sample_grids(frames, matrix, size, [whole_grid((len(frames), size, size))])[0]
 
 
 def sample_grids(
     frames: Sequence[Frame], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]
 ) -> list[np.ndarray]:
-    """Samples the same map from all frames, bilinearly; reductions by 2 and more first average whole blocks of pixels.
+    """Sample the same map from all frames, bilinearly; reductions by 2 or more first average whole blocks of pixels.
 
     A map that only crops, resizes and flips left to right inside the frame is rounded to whole pixels of the source
-    (whole blocks where it reduces): no edge of the rectangle moves by more than about a pixel of the output. Other maps
-    are exact; output pixels whose centres lie outside of the frame are `FILL`.
+    (whole blocks if it reduces): no edge of the rectangle moves by more than about a pixel of the output. Other maps
+    are exact; output pixels with centres outside the frame are `FILL`.
 
     Args:
-        frames: T frames of one size, RGB (H, W, 3) uint8 or decoded yuv420p of even size: of those the planes are
-            sampled, and only the result is converted to RGB.
-        matrix: (3, 3), of output (x, y, 1) to source.
+        frames: T frames of one size, RGB (H, W, 3) uint8 or decoded yuv420p of even size. The planes of yuv420p are
+            sampled first and only the result is converted to RGB.
+        matrix: (3, 3) map from output (x, y, 1) to source.
         size: rows and columns of the output.
-        grids: the pixels of the output that are computed; their values do not depend on what else is.
+        grids: output pixels to compute; their values do not depend on the other grids.
 
     Returns:
         For each grid (times, rows, columns, 3) uint8.
@@ -88,7 +88,7 @@ def sample_grids(
         prepared = None
         for i in readers:
             place = places[i][time]
-            if time and frame is frames[time - 1] and time - 1 in places[i]:  # held
+            if time and frame is frames[time - 1] and time - 1 in places[i]:  # a repeated frame
                 outputs[i][place] = outputs[i][place - 1]
                 continue
             prepared = sampler.prepare(frame) if prepared is None else prepared
@@ -99,29 +99,29 @@ def sample_grids(
 
 
 def centre_crop(frames: Sequence[Frame], size: int) -> np.ndarray:
-    """The largest centred square of every frame, resized: (T, size, size, 3) uint8."""
+    """Sample the largest centred square of each frame: (T, size, size, 3) uint8."""
     return sample(frames, square_map(*frame_size(frames[0]), size), size)
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded yuv420p frame of even size as (H, W, 3) uint8."""
+    """Convert a decoded yuv420p frame of even size to (H, W, 3) uint8."""
     return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)  # faster than swscale
 
 
 class _YuvSampler:
-    """Of decoded yuv420p frames: of each chroma value that a grid needs its four pixels."""
+    """Samples decoded yuv420p frames: for each chroma value that a grid needs, all its four pixels."""
 
     def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]):
         half, factor = size // 2, _reduction(matrix)
         box = _box(matrix, shape, size, 2 * factor, align=2)  # whole blocks of chroma
         if box is None:
             to_half = np.diag([0.5, 0.5, 1]) @ matrix @ np.diag([2.0, 2, 1])
-            self._luma = _Blocks.of_map(shape, matrix, size, factor)
-            self._chroma = _Blocks.of_map((shape[0] // 2, shape[1] // 2), to_half, half, factor)
+            self._luma = _Blocks.from_map(shape, matrix, size, factor)
+            self._chroma = _Blocks.from_map((shape[0] // 2, shape[1] // 2), to_half, half, factor)
         else:
             flip = matrix[0, 0] < 0
-            self._luma = _Blocks.of_box(box, factor, size, flip)
-            self._chroma = _Blocks.of_box([edge // 2 for edge in box], factor, half, flip)
+            self._luma = _Blocks.from_box(box, factor, size, flip)
+            self._chroma = _Blocks.from_box([edge // 2 for edge in box], factor, half, flip)
         self._grids = [self._prepare_grid(grid) for grid in grids]
 
     def _prepare_grid(self, grid: PixelGrid):
@@ -136,14 +136,14 @@ class _YuvSampler:
         return points, i420, (i420[:rows], *chroma), None if all_chosen else np.ix_(*chosen)
 
     def prepare(self, frame: av.VideoFrame) -> list[np.ndarray]:
-        """What is interpolated, of each plane."""
+        """Return the blocks of each plane, which are interpolated."""
         return [
-            blocks.of(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width])
+            blocks.reduce(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width])
             for plane, blocks in zip(frame.planes, (self._luma, self._chroma, self._chroma))
         ]
 
     def sample(self, prepared: list[np.ndarray], i: int, output: np.ndarray) -> None:
-        """The pixels of grid `i`, (rows, columns, 3)."""
+        """Write the pixels of grid `i`, (rows, columns, 3), to `output`."""
         (luma, chroma), i420, planes, chosen = self._grids[i]
         for blocks, points, plane in zip(prepared, (luma, chroma, chroma), planes):
             _interpolate(blocks, points, plane)
@@ -154,23 +154,23 @@ class _YuvSampler:
 
 
 class _RgbSampler:
-    """Of RGB frames."""
+    """Samples RGB frames."""
 
     def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]):
         factor = _reduction(matrix)
         box = _box(matrix, shape, size, factor)
         if box is None:
-            self._blocks = _Blocks.of_map(shape, matrix, size, factor)
+            self._blocks = _Blocks.from_map(shape, matrix, size, factor)
         else:
-            self._blocks = _Blocks.of_box(box, factor, size, matrix[0, 0] < 0)
+            self._blocks = _Blocks.from_box(box, factor, size, matrix[0, 0] < 0)
         self._points = [self._blocks.points(grid.rows, grid.columns) for grid in grids]
 
     def prepare(self, frame: Frame) -> np.ndarray:
-        """What is interpolated."""
-        return self._blocks.of(frame if isinstance(frame, np.ndarray) else to_rgb(frame))
+        """Return the blocks of a frame, which are interpolated."""
+        return self._blocks.reduce(frame if isinstance(frame, np.ndarray) else to_rgb(frame))
 
     def sample(self, prepared: np.ndarray, i: int, output: np.ndarray) -> None:
-        """The pixels of grid `i`, (rows, columns, 3)."""
+        """Write the pixels of grid `i`, (rows, columns, 3), to `output`."""
         _interpolate(prepared, self._points[i], output)
 
 
@@ -179,14 +179,15 @@ def _interpolate(blocks: np.ndarray, points: tuple[np.ndarray, np.ndarray], outp
 
 
 def _reduction(matrix: np.ndarray) -> int:
-    """By which whole factor pixels are averaged first: what the axis that is reduced less allows."""
+    """Return the whole factor by which pixels are averaged first; the axis that is reduced less limits it."""
     return max(int(np.hypot(*matrix[:2, :2]).min() + _TOLERANCE), 1)
 
 
 def _box(matrix: np.ndarray, shape: tuple[int, int], size: int, whole: int, align: int = 1) -> list[int] | None:
-    """Top, left, height, width of what a map shows: heights and widths are multiples of `whole`, the others of `align`.
+    """Return top, left, height and width of the rectangle that a map shows, or None if it is no such rectangle.
 
-    None if the map does more than crop, resize and flip left to right inside the frame.
+    Height and width are multiples of `whole`, top and left of `align`. A map that does more than crop, resize and flip
+    left to right inside the frame gives None.
     """
     if matrix[0, 1] or matrix[1, 0] or matrix[1, 1] <= 0 or min(shape) < whole:
         return None
@@ -204,13 +205,13 @@ def _box(matrix: np.ndarray, shape: tuple[int, int], size: int, whole: int, alig
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Blocks:
-    """What of a plane is interpolated, and where.
+    """The blocks of a plane that are interpolated, and where.
 
     Attributes:
         read: rows and columns of the plane.
-        edges: by how much its outermost pixels are continued (top, bottom, left, right), or none.
-        factor: by which it is reduced.
-        map: (2, 3), of a pixel (column, row, 1) of the output to x and y among the blocks, counted from their centres.
+        edges: number of pixels by which the border is replicated (top, bottom, left, right); empty for none.
+        factor: reduction by averaging.
+        map: (2, 3), from an output pixel (column, row, 1) to x and y among the blocks, relative to their centres.
     """
 
     read: tuple[slice, slice]
@@ -219,8 +220,8 @@ class _Blocks:
     map: np.ndarray
 
     @classmethod
-    def of_box(cls, box: Sequence[int], factor: int, size: int, flip: bool) -> _Blocks:
-        """A rectangle, resized to (size, size)."""
+    def from_box(cls, box: Sequence[int], factor: int, size: int, flip: bool) -> _Blocks:
+        """Return the blocks for a rectangle that is resized to (size, size)."""
         top, left, height, width = box
         y, x = height // factor / size, width // factor / size
         across = [-x, 0, (size - 0.5) * x - 0.5] if flip else [x, 0, 0.5 * x - 0.5]
@@ -228,9 +229,9 @@ class _Blocks:
         return cls(read, (), factor, np.array([across, [0, y, 0.5 * y - 0.5]]))
 
     @classmethod
-    def of_map(cls, shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> _Blocks:
-        """Any map; the outermost pixels continue for two blocks beyond the frame."""
-        (top, bottom), (left, right) = (  # what is read, whole blocks
+    def from_map(cls, shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> _Blocks:
+        """Return the blocks for any map; the border is replicated for two blocks beyond the frame."""
+        (top, bottom), (left, right) = (  # whole blocks
             _block_range(ends.min(), ends.max(), available, factor)
             for ends, available in zip(_corners(matrix, size), shape)
         )
@@ -241,8 +242,8 @@ class _Blocks:
         inside[:, 2] += inside[:, :2].sum(axis=1) / 2 - 0.5
         return cls((slice(top, bottom), slice(left, right)), edges, factor, inside)
 
-    def of(self, plane: np.ndarray) -> np.ndarray:
-        """The blocks of a plane."""
+    def reduce(self, plane: np.ndarray) -> np.ndarray:
+        """Return the blocks of a plane."""
         part = plane[self.read]
         if self.edges:
             part = cv2.copyMakeBorder(part, *self.edges, cv2.BORDER_REPLICATE)
@@ -252,7 +253,7 @@ class _Blocks:
         return cv2.resize(part, size, interpolation=cv2.INTER_AREA)
 
     def points(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x and y of pixels of the output among the blocks: (rows, columns) float32 each."""
+        """Return x and y of output pixels among the blocks: (rows, columns) float32 each."""
         x, y = (
             (along_x * columns + along_y * rows[:, None] + start).astype(np.float32)
             for along_x, along_y, start in self.map
@@ -261,19 +262,19 @@ class _Blocks:
 
 
 def _corners(matrix: np.ndarray, size: int) -> np.ndarray:
-    """(2, 4): y and x of the points of the source at the corners of the output."""
+    """Return y and x, (2, 4), of the source points at the corners of the output."""
     return (matrix @ [[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])[1::-1]
 
 
 def _block_range(low: float, high: float, available: int, factor: int) -> tuple[int, int]:
-    """First and last pixel of the blocks that interpolation reads; one at least, beginning inside the frame."""
+    """Return the start and the end of the blocks that interpolation reads: at least one, starting inside the frame."""
     first = min(max(int(np.floor(low)) - 2 * factor, 0), available - 1)
     last = min(max(int(np.ceil(high)) + 2 * factor, first + 1), available)
     return first, first + -(-(last - first) // factor) * factor
 
 
 def _fill_outside(output: np.ndarray, shape: tuple[int, int], matrix: np.ndarray, size: int, grid: PixelGrid) -> None:
-    """Makes the pixels of a grid grey that a map takes from outside of a frame of (height, width)."""
+    """Fill the pixels of a grid that show points outside the frame (height, width)."""
     corners, limits = _corners(matrix, size), np.array(shape)[:, None] + _TOLERANCE
     if ((corners >= -_TOLERANCE) & (corners <= limits)).all():
         return

@@ -1,4 +1,4 @@
-"""`moving_digits` and `still_digits`: the embedded data, made in the cache on first use."""
+"""`moving_digits` and `still_digits`: the embedded data, generated in the cache on first use."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ NAMES = tuple(HEADS)
 
 
 def cache_folder() -> pathlib.Path:
-    """Where made and downloaded files go: $TUBEVIT_CACHE, by default ~/.cache/tubevit."""
+    """Return the folder of generated and downloaded files: $TUBEVIT_CACHE, by default ~/.cache/tubevit."""
     return pathlib.Path(os.environ.get("TUBEVIT_CACHE") or pathlib.Path.home() / ".cache" / "tubevit")
 
 
 def embedded_folder() -> pathlib.Path:
-    """Where the sources `moving_digits` and `still_digits` look for their files."""
+    """Return the folder of the sources `moving_digits` and `still_digits`."""
     return cache_folder() / f"moving_digits_v{VERSION}"
 
 
 def open_embedded(name: str, split: str, head: str | None) -> Source:
-    """Opens the embedded data, in the cache; arguments are those of `open_source`.
-
-    Raises:
-        UserError: unknown split or head.
-    """
+    """Open the embedded data; see `open_source`. Raises UserError for an unknown split or head."""
     heads = HEADS[name]
     if head is not None and head not in heads:
         raise unknown(f"head of {name}", head, heads)

@@ -1,4 +1,4 @@
-"""Opens the source that a string names."""
+"""Sources by name."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ CLASSES = {
 
 
 def default_head(name: str, dataset: str) -> str:
-    """The head of a data set that names none: its label set's of embedded data, else the data set's own name.
+    """Return the default head of a data set: the first label set of an embedded source, else the data set's name.
 
     Args:
-        name: of the source.
+        name: name of the source.
         dataset: name of the data set in the configuration.
     """
     return embedded.HEADS[name][0] if name in embedded.HEADS else dataset
 
 
 def open_source(name: str, split: str = "all", head: str | None = None) -> Source:
-    """Opens the source that a string names.
+    """Open a source by its name.
 
-    | name | is |
+    | name | source |
     |---|---|
     | `FILE.csv` | a csv `path,label[,split]`, paths relative to it |
     | `DIR` | DIR/train/class/clip, DIR/val/..., DIR/test/...; or DIR/class/clip |
@@ -52,17 +52,17 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
     | `moving_digits`, `still_digits` | the embedded data, made in the cache on first use |
 
     Files, folders, lists and clips may lie in a bucket (`gs://...`). Splits are called `train`, `val` and `test`
-    whatever the files call them, in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`, `train3`, `test3`; in
-    Charades `val` and `test` are the same. Without splits of its own a csv or folder is divided 80/20 into `train`
-    and `test` by a hash of the path, and says so. Listed clips that are not there are left out and counted.
+    whatever their names in the files, in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`, `train3`, `test3`; in
+    Charades `val` and `test` are the same. A csv or folder without splits is divided 80/20 into `train` and `test` by
+    a hash of the path, with a note. Listed clips that do not exist are left out and counted.
 
     Args:
-        name: of the source.
+        name: name of the source.
         split: name of a split, or `all`.
-        head: chooses between the label sets of `moving_digits`: `motion` (default) or `digit_motion`.
+        head: label set of `moving_digits`: `motion` (default) or `digit_motion`.
 
     Raises:
-        UserError: no such source, split or head; a malformed file; none of the listed files exists.
+        UserError: there is no such source, split or head, a file is malformed, or none of the listed files exists.
     """
     if name in embedded.NAMES:
         return embedded.open_embedded(name, split, head)

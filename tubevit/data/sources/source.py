@@ -1,4 +1,4 @@
-"""What a source is: labelled files of one split."""
+"""A source: the labelled files of one split."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from tubevit.data.decode import decode_frames, decode_image
 from tubevit.data.labels import label_hash
 from tubevit.errors import DecodeError, UserError, unknown
 
-_OPENED = 20  # files that are tried, to tell videos from images
+_TRIED = 20  # files that are opened to tell videos from images
 
 
 def read_file(path: str) -> Media:
-    """What to decode of a file: a local one's path, or the bytes of one in a bucket.
-
-    Raises:
-        DecodeError: a file in a bucket does not exist.
-    """
+    """Return the path of a local file, or the bytes of one in a bucket; raises DecodeError if that does not exist."""
     if not storage.is_remote(path):
         return path
     try:
@@ -36,14 +32,14 @@ class Source:
     """Labelled files of one split.
 
     Attributes:
-        name: the string that named the source.
-        keys: what each file that was found is called: its path, or its name among the records of shards or TFDS.
-        labels: (n,) int32 class indices, or (n, classes) float32 of 0 and 1 where a file may have several labels.
+        name: the string that names the source.
+        keys: names of the files that were found: paths, or names of records in shards or TFDS.
+        labels: (n,) int32 class indices, or (n, classes) float32 of 0 and 1 if files may have several labels.
         classes: names of the classes.
         listed: number of files that the source lists, found or not.
-        listed_at: where each file is listed, for messages, e.g. `labels.csv line 7`; empty: the keys say it.
-        notes: what the user should know of how it was read.
-        read: `read(i)` is what to decode of file i; None: the keys are paths. Worker processes get a pickled copy.
+        listed_at: where each file is listed, for messages, e.g. `labels.csv line 7`; empty if the keys suffice.
+        notes: notes for the user about how the source was read.
+        read: `read(i)` returns the media of file i; None if the keys are paths. Worker processes get a pickled copy.
     """
 
     name: str
@@ -59,10 +55,10 @@ class Source:
         return len(self.keys)
 
     def media(self, index: int) -> Media:
-        """What to decode of file `index`: a local path, encoded bytes, or pixels (H, W, 3) or (T, H, W, 3) uint8.
+        """Return file `index`: a local path, encoded bytes, or pixels (H, W, 3) or (T, H, W, 3) uint8.
 
         Raises:
-            DecodeError: the file is gone.
+            DecodeError: the file no longer exists.
         """
         return read_file(self.keys[index]) if self.read is None else self.read(index)
 
@@ -73,13 +69,13 @@ class Source:
 
     @functools.cached_property
     def modality(self) -> str:
-        """`video` or `image`, by the first file that can be opened; if none of 20 can, by the first bytes of one.
+        """`video` or `image`, by the first file that decodes; if none of 20 does, by the first bytes of one.
 
         Raises:
             DecodeError: none of them can be read.
         """
         kinds = []
-        for index in range(min(len(self), _OPENED)):
+        for index in range(min(len(self), _TRIED)):
             try:
                 media = self.media(index)
                 kinds.append(media_kind(media))
@@ -93,14 +89,14 @@ class Source:
 
     @property
     def label_hash(self) -> str:
-        """Digest of the ordered class names: equal label maps have equal hashes."""
+        """The hash of the ordered class names."""
         return label_hash(self.classes)
 
     def with_classes(self, classes: tuple[str, ...]) -> Source:
-        """The same files, labelled by the indices of `classes` (a model's).
+        """Return the same files with labels as indices of `classes` (of a model).
 
         Raises:
-            UserError: a file has a label that is not among them.
+            UserError: a label is not among `classes`.
         """
         if self.classes == classes:
             return self

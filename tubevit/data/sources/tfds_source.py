@@ -1,7 +1,7 @@
 """`tfds:NAME[@DATA_DIR]`: data sets that TensorFlow Datasets prepared as ArrayRecord files, read without TensorFlow.
 
-NAME may hold a configuration and a version (`imagenette/160px-v2`, `mnist:3.0.1`). What to decode and its label are the
-data set's `supervised_keys`. Images, and videos that are stored as encoded bytes, are handed on as bytes.
+NAME may include a configuration and a version (`imagenette/160px-v2`, `mnist:3.0.1`). `supervised_keys` of the data
+set name the media and the label. Images, and videos that are stored as encoded bytes, are passed on as bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tubevit import storage
 from tubevit.data.container import Media
 from tubevit.data.labels import label_array
 from tubevit.data.shards import DAMAGED
@@ -28,12 +30,12 @@ from tubevit.errors import DecodeError, UserError, closest, unknown_split
 
 logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "validation": "val"}
-CACHED_FROM = 10_000  # labels: of fewer records they are read anew each time, in a fraction of a second
+CACHED_FROM = 10_000  # records from which labels are cached; fewer are read in a fraction of a second
 
 
 @dataclasses.dataclass(frozen=True)
 class Keys(Sequence):
-    """What the records are called, `NAME/SPLIT[i]`; made when asked for, as there may be millions."""
+    """Names of the records, `NAME/SPLIT[i]`, made on access because there may be millions."""
 
     name: str
     counts: dict[str, int]
@@ -53,27 +55,27 @@ class Keys(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """`encoded(i)` is the bytes of the feature of record i, as stored; files open lazily, in each process."""
+    """Returns the stored bytes of a feature; each process opens the files on first use."""
 
     keys: Keys
     records: Any
     feature: str
 
     def __call__(self, index: int) -> bytes:
-        """The encoded bytes of record `index`; raises `DecodeError` if it is damaged."""
+        """Return the encoded bytes of record `index`; raises DecodeError if it is damaged."""
         return _parse(_record(self.records, self.keys, index), self.feature).bytes_list.value[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """`pixels(i)` is the decoded feature of record i: (H, W, 3) or (T, H, W, 3) uint8."""
+    """Returns a decoded feature: (H, W, 3) or (T, H, W, 3) uint8."""
 
     keys: Keys
     records: Any
     feature: str
 
     def __call__(self, index: int) -> Media:
-        """The pixels of record `index`; raises `DecodeError` if it is damaged."""
+        """Return the pixels of record `index`; raises DecodeError if it is damaged."""
         pixels = _record(self.records, self.keys, index)[self.feature]
         return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
@@ -88,16 +90,16 @@ def _record(records, keys: Keys, index: int):
 
 
 def _parse(record: bytes, feature: str):
-    """One feature of a serialised record; ten times as fast as TFDS's own parsing, which is of all features."""
+    """Parse one feature of a serialised record, ten times as fast as TFDS, which parses all features."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record).features.feature[feature]
 
 
 def open_tfds(name: str, split: str) -> Source:
-    """Opens a prepared data set.
+    """Open a prepared data set.
 
-    The labels of large ones are kept in the cache folder, because they are inside of the records.
+    Labels are stored inside the records, so those of large data sets are cached in the cache folder.
 
     Args:
         name: `tfds:NAME` or `tfds:NAME@DATA_DIR`; DATA_DIR defaults to that of TFDS (`$TFDS_DATA_DIR`, else
@@ -105,8 +107,8 @@ def open_tfds(name: str, split: str) -> Source:
         split: name of a split, or `all`; `val` and `validation` are the same.
 
     Raises:
-        UserError: no such data set or split, not prepared or not as ArrayRecord, or without an image or a video
-            and its label.
+        UserError: there is no such data set or split, it is not prepared as ArrayRecord, or it lacks an image or a
+            video and its label.
     """
     import tensorflow_datasets as tfds
 
@@ -135,13 +137,13 @@ def open_tfds(name: str, split: str) -> Source:
     several = not isinstance(info.features[label], tfds.features.ClassLabel)
     classes = tuple((info.features[label].feature if several else info.features[label]).names)
     labels = _labels(builder, keys, raw, label, len(classes) if several else None)
-    if (labels < 0).any():  # test sets whose labels were never published
+    if (labels < 0).any():  # test sets with unpublished labels
         raise UserError(f"{name}: {int((labels < 0).sum())} records of {split} have no label; choose another split")
     return Source(name, keys, labels, classes, len(keys), read=read)
 
 
 def _builder(name: str):
-    """The builder of a prepared data set."""
+    """Return the builder of a prepared data set."""
     import tensorflow_datasets as tfds
 
     inner, _, data_dir = name.removeprefix("tfds:").partition("@")
@@ -151,7 +153,7 @@ def _builder(name: str):
     except tfds.core.DatasetNotFoundError as error:
         choices = {*_prepared(folder), *tfds.list_builders(with_community_datasets=False)}
         raise UserError(
-            f"unknown data set {inner!r} of TFDS, and none of this name is prepared in {folder}; "
+            f"unknown data set {inner!r} of TFDS, and none with this name is prepared in {folder}; "
             f"{closest(inner, choices)}"
         ) from error
     except (ValueError, AssertionError, RuntimeError) as error:  # malformed names, unknown configurations and versions
@@ -177,13 +179,13 @@ def _prepare(inner: str, folder: str) -> str:
 
 
 def _prepared(folder: str) -> list[str]:
-    """Names, with configurations, of what is prepared in a folder."""
+    """Return the names, with configurations, of the data sets that are prepared in a folder."""
     files = [file for depth in ("*/*", "*/*/*") for file in pathlib.Path(folder).glob(f"{depth}/dataset_info.json")]
     return sorted({str(file.parent.parent.relative_to(folder)) for file in files})
 
 
 def _features(name: str, info) -> tuple[str, str]:
-    """The names of what to decode and of its label."""
+    """Return the names of the media and of its label."""
     import tensorflow_datasets as tfds
 
     media, label = (info.supervised_keys or (None, None))[:2]
@@ -200,7 +202,7 @@ def _features(name: str, info) -> tuple[str, str]:
 
 
 def _check_files(name: str, info, chosen: dict[str, int]) -> None:
-    """An unreadable file looks empty to array_record: each is opened once."""
+    """Open each file once: array_record takes an unreadable file for an empty one."""
     from tubevit.data.shards import check_shard
 
     for split in chosen:
@@ -212,7 +214,7 @@ def _check_files(name: str, info, chosen: dict[str, int]) -> None:
 
 
 def _labels(builder, keys: Keys, raw, label: str, classes: int | None) -> np.ndarray:
-    """(n,) int32, or (n, classes) float32 for several labels each."""
+    """Return labels as (n,) int32 or, for several labels each, (n, classes) float32."""
     known = hashlib.sha256((builder.data_path / "dataset_info.json").read_bytes())
     known.update(f"{builder.data_path} {list(keys.counts)} {label}".encode())
     cached = cache_folder() / "tfds_labels" / f"{known.hexdigest()[:32]}.npy"
@@ -224,9 +226,8 @@ def _labels(builder, keys: Keys, raw, label: str, classes: int | None) -> np.nda
     found = [_parse(_record(raw, keys, i), label).int64_list.value for i in range(len(keys))]
     labels = label_array(found, classes or 0, classes is not None)
     if len(keys) >= CACHED_FROM:
+        content = io.BytesIO()
+        np.save(content, labels)
         with contextlib.suppress(OSError):  # a cache that cannot be written is no error
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_suffix(f".{os.getpid()}.npy")
-            np.save(partial, labels)
-            os.replace(partial, cached)
+            storage.write_bytes(cached, content.getvalue())
     return labels
