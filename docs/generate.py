@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import griffe
 
 import tubevit
-from tubevit.config.keys import Key, config_keys, dataset_keys
+from tubevit.config.keys import Key, keys_of
 from tubevit.zoo.registry import checkpoints_folder, read_index
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -104,10 +104,10 @@ def meaning(key: Key) -> str:
 def configuration() -> str:
     """All keys with type, default and meaning, a table for each group."""
     groups: dict[str, dict[str, Key]] = {"Without a group": {}}
-    for path, key in config_keys().items():
+    for path, key in keys_of().items():
         group = path.partition(".")[0] if "." in path else "Without a group"
         groups.setdefault(group, {})[path] = key
-    for path, key in dataset_keys().items():
+    for path, key in keys_of("data").items():
         groups.setdefault("augment" if "." in path else "data", {})[path] = key
     parts = [
         f"## {name}\n\n" + (f"{_DATA}\n\n" if name == "data" else "") + _rows(keys) for name, keys in groups.items()

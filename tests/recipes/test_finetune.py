@@ -7,7 +7,7 @@ import pytest
 import tubevit
 from tubevit.cli import main
 from tubevit.config import load_config
-from tubevit.config.finetuning import probe
+from tubevit.config.derive import probe
 from tubevit.config.resolve import resolve
 from tubevit.data.moving_digits import write_video
 from tubevit.data.sources import open_source

@@ -4,13 +4,14 @@ from tubevit.config.config import (
     check_config,
     dataset_config,
     default_config,
+    experiments_folder,
     flatten,
+    load_config,
     model_fields,
     names,
     pairs,
     set_key,
 )
-from tubevit.config.load import experiments_folder, load_config
 
 __all__ = [
     "check_config",

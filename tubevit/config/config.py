@@ -1,16 +1,20 @@
-"""Experiment configurations: locked keys, their checks, values from the command line."""
+"""Experiment configurations: locked keys, loading, values from the command line, checks."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import pathlib
+import typing
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from tubevit.checkpoint.renamed import RENAMED
-from tubevit.config.keys import Key, config_keys, dataset_keys, find_key, recipe_keys
+from tubevit.config.keys import Key, find_key, keys_of
 from tubevit.data.views import Views
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError, closest, unknown
 
 
 def _config_dict(keys: Mapping[str, Key]) -> ConfigDict:
@@ -30,7 +34,7 @@ def default_config() -> ConfigDict:
     The keys are those of `tubevit.config.keys`. None means that the value follows from the architecture or is switched
     off. `data.train` and `data.eval` hold data sets by name, see `dataset_config`.
     """
-    config = _config_dict(config_keys())
+    config = _config_dict(keys_of())
     config.data = ConfigDict({"train": {}, "eval": {}})
     return _locked(config)
 
@@ -46,15 +50,18 @@ def dataset_config(**values) -> ConfigDict:
     """Return one data set of `data.train` or `data.eval`, locked.
 
     Args:
-        **values: keys of `tubevit.config.keys.Dataset` that differ from their defaults, and augment: fields of
-            `Augment`.
+        **values: the keys that differ from their defaults, such as source="clips.csv" and augment={"flip": True}.
 
     Raises:
         UserError: a key is unknown, or a value has another type.
     """
-    config = _config_dict(dataset_keys())
+    keys = keys_of("data")
+    config = _config_dict(keys)
     config.lock()
-    _update(config, values, "data.*.*.")
+    for path, value in flatten(values).items():
+        if path not in keys:
+            raise unknown("key", f"data.*.*.{path}", [f"data.*.*.{known}" for known in keys])
+        set_value(config, path, value, "data.*.*.")
     return config
 
 
@@ -64,50 +71,23 @@ def request_recipe(config: ConfigDict, name: str, **values) -> None:
     Args:
         config: the configuration to add it to.
         name: `finetune` or `bootstrap`.
-        **values: keys of `tubevit.config.keys.Recipe`.
+        **values: keys of the recipe, see `tubevit.config.keys`.
     """
     config.unlock()
-    config.recipe = _config_dict(recipe_keys())
+    config.recipe = _config_dict(keys_of("recipe"))
     _locked(config).recipe.update(name=name, **values)
 
 
-def config_from_dict(values: Mapping) -> ConfigDict:
-    """Return the configuration that `ConfigDict.to_dict` made nested dicts of; JSON's lists become tuples."""
-    config = default_config()
-    for group in ("train", "eval"):
-        for name, dataset in values["data"][group].items():
-            config.data[group][name] = dataset_config(**dataset)
-    if "recipe" in values:
-        request_recipe(config, **values["recipe"])
-    for path, value in flatten({key: value for key, value in values.items() if key not in ("data", "recipe")}).items():
-        set_value(config, path, tuple(value) if isinstance(value, list) else value)
-    return config
-
-
-def _update(config: ConfigDict, values: Mapping, prefix: str) -> None:
-    for key, value in values.items():
-        if key not in config:
-            raise unknown("key", prefix + key, [prefix + name for name in config])
-        if isinstance(config.get(key), ConfigDict) and isinstance(value, Mapping):
-            _update(config[key], value, f"{prefix}{key}.")
-        else:
-            _assign(config, key, value, prefix + key)
-
-
-def _assign(config: ConfigDict, key: str, value, path: str) -> None:
-    try:
-        config[key] = value
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} must be of type {find_key(path).kind.__name__}; found {value!r}") from error
-
-
-def set_value(config: ConfigDict, path: str, value) -> None:
-    """Set `a.b.c`, which must exist."""
+def set_value(config: ConfigDict, path: str, value, prefix: str = "") -> None:
+    """Set `a.b.c`, which must exist; `prefix` precedes it in the error."""
     *groups, name = path.split(".")
-    group = config
     for each in groups:
-        group = group[each]
-    _assign(group, name, value, path)
+        config = config[each]
+    try:
+        config[name] = value
+    except (TypeError, ValueError) as error:
+        kind = find_key(prefix + path).kind.__name__
+        raise UserError(f"{prefix}{path} must be of type {kind}; found {value!r}") from error
 
 
 def set_key(config: ConfigDict, path: str, text: str) -> None:
@@ -147,6 +127,70 @@ def parse(text: str, kind: type, path: str):
     except ValueError as error:
         name = "numbers joined by commas" if kind is tuple else f"of type {kind.__name__}"
         raise UserError(f"{path} must be {name}; found {text!r}") from error
+
+
+def experiments_folder() -> pathlib.Path:
+    """Return the folder of the experiments: inside the package of a wheel, beside it in a checkout."""
+    package = pathlib.Path(__file__).parent.parent
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """Load an experiment. This reads neither data nor checkpoints, see `resolve`.
+
+    Args:
+        spec: `FILE[:arg=value,...]`; a bare name is looked for in `experiments/`. The arguments are those of the
+            file's `get_config`, read by the types of their defaults.
+        overrides: {key: text}, e.g. {"train.steps": "10"}.
+
+    Returns:
+        The locked configuration.
+
+    Raises:
+        UserError: there is no such file, argument or key, or a value has another type.
+    """
+    name, _, arguments = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        folder = experiments_folder()
+        path = folder / f"{name.removesuffix('.py')}.py"
+        if not path.is_file():
+            raise unknown("config", name, [file.stem for file in folder.glob("*.py")])
+    module_spec = importlib.util.spec_from_file_location(f"tubevit_experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = module.get_config
+        config = get_config(**_arguments(get_config, arguments, str(path)))
+    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        text = " ".join(str(error).split())
+        new = [f"; {old} was renamed to {new}" for old, new in RENAMED.items() if f'"{old.split(".")[1]}"' in text]
+        raise UserError(f"{path} is not a configuration: {text}{''.join(new)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path} is not a configuration: get_config returned {config!r}")
+    config.lock()
+    for key, text in (overrides or {}).items():
+        set_key(config, key, text)
+    check_config(config)
+    return config
+
+
+def _arguments(function, text: str, path: str) -> dict:
+    parameters, hints, values = inspect.signature(function).parameters, typing.get_type_hints(function), {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals or name not in parameters:
+            raise UserError(f"unknown argument {item!r} of {path}; {closest(name, parameters)}")
+        values[name] = parse(value, _type_of(parameters[name], hints.get(name, str)), name)
+    return values
+
+
+def _type_of(parameter: inspect.Parameter, hint) -> type:
+    """The type to read an argument as: that of its default, else the annotated one (`int` of `int | None`)."""
+    if parameter.default is not parameter.empty and parameter.default is not None:
+        return type(parameter.default)
+    return next(kind for kind in typing.get_args(hint) or [hint] if kind is not type(None))
 
 
 def check_config(config: ConfigDict) -> None:

@@ -69,12 +69,8 @@ class Key:
         if self.choices and value not in self.choices:
             raise unknown(path, value, self.choices)
         if self.kind in (int, float) and not (self.least <= value <= self.most and value < self.below):
-            limits = {
-                f"at least {self.least}": self.least,
-                f"at most {self.most}": self.most,
-                f"below {self.below}": self.below,
-            }
-            text = " and ".join(text for text, limit in limits.items() if math.isfinite(limit))
+            limits = {"at least": self.least, "at most": self.most, "below": self.below}
+            text = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
             raise UserError(f"{path} must be {text}; found {value}")
 
 
@@ -82,24 +78,22 @@ def _key(default, meaning: str, **checks):
     return dataclasses.field(default=default, metadata={"meaning": meaning, **checks})
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """The input of the model; its frames, frame rate and size are fields of `ModelConfig`."""
+_group = dataclasses.dataclass(frozen=True)
 
+
+@_group
+class _Input:
     path: str = _key(
-        "tubes", "what travels from the decoder to the model: `tubes`, only the pixels that its tubes read, or "
-        "`dense`, whole clips", choices=tuple(map(str, InputPath)),
+        "tubes", "what is sent to the model: `tubes`, only the pixels that its tubes read, or `dense`, whole clips",
+        choices=tuple(map(str, InputPath)),
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """The optimizer and its schedule; the defaults are those of the base model on Kinetics (Table 10)."""
-
+@_group
+class _Optimizer:  # the defaults are those of the base model on Kinetics (Table 10)
     name: str = _key(
-        "adam", "`adam`, which adds the weight decay to the gradient, or `adamw`, which decouples it",
-        choices=("adam", "adamw"),
-    )  # fmt: skip
+        "adam", "`adam` adds the weight decay to the gradient, `adamw` decouples it", choices=("adam", "adamw")
+    )
     learning_rate: float = _key(5e-5, "peak learning rate, after the warm-up; it then decays to 0 along a cosine")
     warmup_steps: int = _key(10_000, "linear warm-up steps", least=0)
     weight_decay: float = _key(1e-3, "weight decay factor", least=0)
@@ -108,34 +102,25 @@ class Optimizer:
     b2: float = _key(0.999, "decay rate of Adam's second moment")
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """The training run."""
-
-    steps: int = _key(300_000, "number of training steps", least=1)
+@_group
+class _Train:
+    steps: int = _key(300_000, "training steps", least=1)
     label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", least=0, below=1)
     mixup: float = _key(
-        0.0, "each clip is blended with its neighbour in the batch; the share is drawn from Beta(a, a) with this a; "
-        "0 disables it", least=0,
-    )  # fmt: skip
-    cutmix: float = _key(
-        0.0, "like mixup, with a rectangle cut from the neighbour; if both are set, one of them is drawn at each step",
+        0.0, "a of Beta(a, a), from which the share of the neighbour that is blended into a clip is drawn; 0 disables it",
         least=0,
     )  # fmt: skip
+    cutmix: float = _key(0.0, "like mixup, for a rectangle of the neighbour; with both, one is drawn per step", least=0)
     freeze_below: int = _key(0, "blocks before this index, and the tokenizer, are frozen")
     gate: bool = _key(False, "whether block `freeze_below` has the gate of equation 8 on its output")
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", least=1)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
 
 
-@dataclasses.dataclass(frozen=True)
-class Init:
-    """The parameters that training begins from."""
-
+@_group
+class _Init:
     checkpoint: str | None = _key(None, "a checkpoint to begin from, as `load_model` takes it")
-    skip: str = _key(
-        "", "path prefixes, joined by commas, that are initialised at random instead of from the checkpoint"
-    )
+    skip: str = _key("", "path prefixes, joined by commas, that are not taken from the checkpoint")
     rename: str = _key("", "old=new,...: path prefixes in the checkpoint and their names in the model")
     tubes: str = _key(
         "same", "what to do about 3D tubes that the checkpoint lacks: `same` (it must have them all, but those of a "
@@ -143,86 +128,51 @@ class Init:
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Eval:
-    """Evaluation during training."""
-
+@_group
+class _Eval:
     every: int = _key(5_000, "steps between evaluations", least=1)
     views: str = _key("1x1", "temporal x spatial views of a clip, e.g. 4x3; their probabilities are averaged")
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckpointKeys:
-    """The checkpoints of the run."""
-
+@_group
+class _Checkpoint:
     every: int = _key(1_000, "steps between checkpoints", least=1)
     keep: int = _key(3, "number of latest checkpoints to keep", least=1)
     keep_best: str | None = _key(None, "a metric, e.g. eval/k600/top1; the checkpoint with its best value is also kept")
 
 
-@dataclasses.dataclass(frozen=True)
-class Loader:
-    """Loading of data."""
-
+@_group
+class _Loader:
     threads: int = _key(4, "decoding threads of each process", least=1)
     workers: int = _key(0, "loading processes; 0 loads in threads of the training process", least=0)
-    max_broken: float = _key(
-        0.01, "largest allowed share of broken files in a data set; a larger share ends the run", least=0, most=1
-    )
+    max_broken: float = _key(0.01, "largest allowed share of broken files in a data set", least=0, most=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshKeys:
-    """The device mesh."""
-
-    data: int = _key(-1, "devices that split the batch; -1 takes all remaining devices, as for the next two keys")
+@_group
+class _Mesh:
+    data: int = _key(-1, "devices that split the batch; here and below, -1 takes all remaining devices")
     fsdp: int = _key(1, "devices that split the batch and the parameters")
     tensor: int = _key(1, "devices that split attention heads and MLPs")
     slices: int = _key(1, "TPU slices of the job")
 
 
-@dataclasses.dataclass(frozen=True)
-class Log:
-    """Metrics."""
-
+@_group
+class _Log:
     every: int = _key(50, "steps between two lines of metrics", least=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A configuration, without its data sets and the fields of `ModelConfig`. Durations are in steps."""
-
-    seed: int = _key(0, "seed of the run; all randomness follows from it and from the step")
-    compilation_cache: str | None = _key(None, "a folder or bucket where compiled programs are cached")
-    input: Input = Input()
-    optimizer: Optimizer = Optimizer()
-    train: Train = Train()
-    init: Init = Init()
-    eval: Eval = Eval()
-    checkpoint: CheckpointKeys = CheckpointKeys()
-    loader: Loader = Loader()
-    mesh: MeshKeys = MeshKeys()
-    log: Log = Log()
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A data set of `data.train` or `data.eval`."""
-
+@_group
+class _Dataset:
     source: str = _key("", "the files, e.g. clips.csv or k600:LIST@CLIPS_DIR; see `open_source`")
     split: str = _key("train", "`train`, `val` or `test`")
-    head: str | None = _key(
-        None, "its label set; the default is that of the embedded data, for other data the name of the data set"
-    )
+    head: str | None = _key(None, "its label set; by default that of the embedded data, else the name of the data set")
     batch_size: int = _key(32, "global batch size", least=1)
     loss_weight: float = _key(1.0, "factor of its loss")
     augment: Augment = Augment()
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What `resolve` derives from data and checkpoints; a resolved configuration has no group `recipe`."""
-
+@_group
+class _Recipe:
     name: str = _key("", "which of the two", choices=("finetune", "bootstrap"))
     checkpoint: str | None = _key(None, "finetune: a checkpoint to begin from")
     model: str | None = _key(None, "finetune: the architecture, if there is no checkpoint")
@@ -232,6 +182,25 @@ class Recipe:
     position: str = _key("learned_2d", "bootstrap: see `bootstrapped_config`")
     train_last: int | None = _key(None, "bootstrap: number of blocks to train, the last ones; None trains everything")
     unset: tuple = _key((), "keys that the user set to none and that are not derived")
+
+
+@_group
+class Config:
+    """All keys but the fields of `ModelConfig`. Durations are in steps."""
+
+    seed: int = _key(0, "seed of the run; all randomness follows from it and from the step")
+    compilation_cache: str | None = _key(None, "a folder or bucket where compiled programs are cached")
+    input: _Input = _Input()
+    optimizer: _Optimizer = _Optimizer()
+    train: _Train = _Train()
+    init: _Init = _Init()
+    eval: _Eval = _Eval()
+    checkpoint: _Checkpoint = _Checkpoint()
+    loader: _Loader = _Loader()
+    mesh: _Mesh = _Mesh()
+    log: _Log = _Log()
+    data: _Dataset = _Dataset()  # each of `data.train` and `data.eval`
+    recipe: _Recipe = _Recipe()  # what `resolve` derives and then removes
 
 
 def _keys_of(group: type, prefix: str = "") -> dict[str, Key]:
@@ -265,12 +234,6 @@ def _model_keys() -> dict[str, Key]:
     return found | {"model.name": dataclasses.replace(found["model.name"], default="tubevit_b16")}
 
 
-@functools.cache
-def config_keys() -> dict[str, Key]:
-    """List the keys of a configuration, such as `train.steps`, without those of its data sets."""
-    return {**_model_keys(), **_keys_of(Config)}
-
-
 def defining_keys() -> list[str]:
     """List the keys of `model` and `input` that define a model, without those for its training and computation."""
     others = {"precision", "dropout", "stochastic_depth", "remat", "scan", "attention"}
@@ -278,15 +241,12 @@ def defining_keys() -> list[str]:
 
 
 @functools.cache
-def dataset_keys() -> dict[str, Key]:
-    """List the keys of a data set, such as `augment.flip`."""
-    return _keys_of(Dataset)
-
-
-@functools.cache
-def recipe_keys() -> dict[str, Key]:
-    """List the keys of the group `recipe`."""
-    return _keys_of(Recipe)
+def keys_of(group: str = "") -> dict[str, Key]:
+    """List the keys of `data` (of one data set) or `recipe`, such as `augment.flip`; else all others by full name."""
+    keys = _keys_of(Config)
+    if group:
+        return {path.partition(".")[2]: key for path, key in keys.items() if path.startswith(f"{group}.")}
+    return _model_keys() | {path: key for path, key in keys.items() if not path.startswith(("data.", "recipe."))}
 
 
 def find_key(path: str) -> Key:
@@ -297,5 +257,5 @@ def find_key(path: str) -> Key:
     """
     group, _, name = path.partition(".")
     if group == "data":
-        return dataset_keys()[path.split(".", 3)[3]]
-    return recipe_keys()[name] if group == "recipe" else config_keys()[path]
+        return keys_of("data")[path.split(".", 3)[3]]
+    return keys_of("recipe")[name] if group == "recipe" else keys_of()[path]

@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from tubevit.config.bootstrapping import bootstrapping, bootstrapping_notes
-from tubevit.config.config import check_config, config_from_dict, flatten, model_fields, set_value
-from tubevit.config.finetuning import finetuning
+from tubevit.config.config import check_config, flatten, model_fields, set_value
+from tubevit.config.derive import derive
 from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
 from tubevit.errors import UserError
@@ -49,10 +48,12 @@ class Resolved:
     @classmethod
     def from_json(cls, text: str) -> Resolved:
         """Read what `to_json` wrote, for example in another process."""
-        fields = json.loads(text)
-        config = config_from_dict(fields["config"])
+        tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # noqa: E731
+        fields = json.loads(text, object_hook=tuples)
+        config = ConfigDict(fields["config"])
+        config.lock()
         model = model_config(**model_fields(config), heads=dict(fields["heads"]))
-        return cls(config, model, tuple(fields["notes"]), fields["decoding"])
+        return cls(config, model, fields["notes"], fields["decoding"])
 
 
 def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = sources.open_source):
@@ -67,19 +68,14 @@ def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = source
     config = config.copy_and_resolve_references()
     if "recipe" not in config:
         return config, [], None
-    recipe = config.recipe
-    found = finetuning(config, open_source) if recipe.name == "finetune" else None
-    values = bootstrapping(config, open_source) if found is None else found.values
-    flat = flatten(config)
-    for path, value in values.items():
-        if flat[path] is None and path not in recipe.unset:
+    derived, flat = derive(config, open_source), flatten(config)
+    for path, value in derived.values.items():
+        if flat[path] is None and path not in config.recipe.unset:
             set_value(config, path, value)
     with config.unlocked():
         del config.recipe
     check_config(config)
-    if found is None:
-        return config, bootstrapping_notes(config, recipe), None
-    return config, found.notes(config), found.looks.decoding
+    return config, derived.notes(config), derived.decoding
 
 
 def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:

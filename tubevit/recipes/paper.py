@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from tubevit.config.bootstrapping import FPS, kinetics_rates
 from tubevit.config.config import dataset_config, default_config, request_recipe, set_value
+from tubevit.config.derive import KINETICS_FPS, kinetics_rates
 from tubevit.config.keys import defining_keys
 from tubevit.errors import unknown
 from tubevit.models.variants import model_config
 
-_KINETICS = {"batch_size": 256, "frames": 64, "fps": FPS}  # the learning rate: see `kinetics_rates`
+_KINETICS = {"batch_size": 256, "frames": 64, "fps": KINETICS_FPS}  # the learning rate: see `kinetics_rates`
 # What differs between the columns of Table 10; `dropout` to `label_smoothing` are 0 where they are not named.
 TABLE_10 = {
     "k400": _KINETICS,

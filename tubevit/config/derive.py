@@ -1,0 +1,200 @@
+"""What fine-tuning and bootstrapping derive from data and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tubevit.config.config import model_fields
+from tubevit.config.keys import defining_keys
+from tubevit.data.decode import decode_image, decode_media
+from tubevit.data.sources import Source, default_head, held_out_split
+from tubevit.data.warp import frame_size
+from tubevit.errors import DecodeError, UserError
+from tubevit.models.config import ModelConfig
+from tubevit.models.variants import model_config
+from tubevit.transfer.small_to_large import bootstrapped_config, inflated_config
+from tubevit.zoo.names import named_config, open_checkpoint
+
+PROBED = 12  # files that are looked at
+LONGEST_SPAN = 10.0  # seconds that a clip covers at most: Kinetics' clips are as long
+SMALL = 96  # pixels of the short side up to which the models of the embedded data are taken
+LARGE = 1024  # width of L
+KINETICS_FPS = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """What a recipe derives.
+
+    Attributes:
+        values: {key: value}.
+        notes: describes the configuration with these values in lines for the user.
+        decoding: median time to decode one file, in seconds; None if no files were looked at.
+    """
+
+    values: dict[str, object]
+    notes: Callable[[ConfigDict], list[str]]
+    decoding: float | None = None
+
+
+def derive(config: ConfigDict, open_source: Callable[..., Source]) -> Derived:
+    """Derive the keys that the recipe of a configuration leaves open.
+
+    Raises:
+        UserError: data or checkpoints are missing or do not fit.
+    """
+    return {"finetune": _finetune, "bootstrap": _bootstrap}[config.recipe.name](config, open_source)
+
+
+def kinetics_rates(width: int) -> tuple[float, float]:
+    """Return learning rate and weight decay on Kinetics for a model of a width (Table 10)."""
+    return (1e-5, 1e-5) if width >= LARGE else (5e-5, 1e-3)
+
+
+def _model_values(model: ModelConfig) -> dict[str, object]:
+    values = {path: getattr(model, path.partition(".")[2]) for path in defining_keys()}
+    return values | {"model.tubes": str(model.tubes)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What some files of a source are like.
+
+    Attributes:
+        short_side: median, in pixels.
+        seconds: median length of a video; None for images.
+        decoding: median time to decode one file, in seconds.
+    """
+
+    short_side: int
+    seconds: float | None
+    decoding: float
+
+
+def probe(source: Source) -> Probe:
+    """Look at some files, evenly spread over the source.
+
+    Raises:
+        UserError: none of them can be decoded.
+    """
+    sides, lengths, times, last = [], [], [], None
+    for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)):
+        media = source.media(int(index))
+        start = time.perf_counter()
+        try:
+            if source.modality == "image":
+                frame = decode_image(media)
+            else:
+                decoded = decode_media(media, 16)
+                frame = decoded.frames[0]
+                lengths.append(decoded.seconds)
+        except DecodeError as error:
+            last = error
+            continue
+        times.append(time.perf_counter() - start)
+        sides.append(min(frame_size(frame)))
+    if not sides:
+        raise UserError(f"none of {PROBED} files of {source.name} can be decoded: {last}")
+    known = [length for length in lengths if length]
+    return Probe(int(np.median(sides)), float(np.median(known)) if known else None, float(np.median(times)))
+
+
+def _finetune(config: ConfigDict, open_source: Callable[..., Source]) -> Derived:
+    """See the table of `tubevit.recipes.finetune.finetune_config`."""
+    checkpoint, data = config.recipe.checkpoint, config.data.train.data.source
+    head = config.data.train.data.head or default_head(data, "data")
+    train = open_source(data, "train", head)
+    split = held_out_split(data, head, open_source)
+    looks, fps = probe(train), None
+    if checkpoint:
+        stored = open_checkpoint(checkpoint).model
+        if stored.is_plain_vit and train.modality == "video":
+            stored = inflated_config(stored)
+        values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
+    else:
+        stored = model_config(config.recipe.model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16"))
+        values = {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
+    if looks.seconds is not None:
+        values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
+
+    batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
+    epochs, fewest, most = (30, 5_000, 20_000) if checkpoint else (100, 20_000, 40_000)
+    steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
+    rate = 1.2e-3 * 96 / stored.width * (1 / 3 if checkpoint else 1)
+    values |= {
+        "optimizer.learning_rate": float(f"{rate:.2g}"),
+        "optimizer.warmup_steps": steps // 10,
+        "train.steps": steps,
+        "train.label_smoothing": 0.0 if train.multi_label else 0.1,
+        "data.train.data.batch_size": batch_size,
+        "data.train.data.augment.area": 0.5 if len(train) < 10_000 else 0.3,
+        "data.eval.data.batch_size": batch_size,
+        "data.eval.data.split": split,
+        "eval.every": max(steps // 5, 1),
+        "checkpoint.every": max(steps // 5, 1),
+        "log.every": max(steps // 50, 1),
+    }
+    notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head)), looks)
+    return Derived(values, notes, looks.decoding)
+
+
+def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDict) -> list[str]:
+    dataset, split = config.data.train.data, config.data.eval.data.split
+    model = model_config(**model_fields(config), num_classes=max(len(train.classes), 1))
+    image = train.modality == "image"
+    shape = (1 if image else model.frames, model.size, model.size)
+    length = f", {looks.seconds:.1f} s" if looks.seconds else ""
+    fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
+    augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
+    epochs = config.train.steps * dataset.batch_size / len(train)
+    return [
+        f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
+        f"median short side {looks.short_side} pixels{length}",
+        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}, "
+        f"input {'x'.join(map(str, shape))}{fps}",
+        f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
+        f"{config.optimizer.warmup_steps}, learning rate {config.optimizer.learning_rate:g} "
+        "(--config.KEY=VALUE changes any)",
+        "augmentation: " + ", ".join(f"{key} {value:g}" for key, value in augment.items() if value) + "; up to "
+        f"{config.loader.max_broken:.0%} of the files may be broken",
+    ]
+
+
+def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]) -> Derived:
+    recipe, large = config.recipe, named_config(config.recipe.large)
+    model = bootstrapped_config(named_config(recipe.small), large, widen=recipe.widen, position=recipe.position)
+    train_last = model.depth if recipe.train_last is None else recipe.train_last
+    if not 0 <= train_last <= model.depth:
+        raise UserError(f"train_last must be 0 to {model.depth}, the blocks of {recipe.large}; found {train_last}")
+    if config.train.gate and not train_last:
+        raise UserError("gate=True needs a trained block: train_last of at least 1; found 0")
+    rate, decay = kinetics_rates(large.width)
+    values = _model_values(model) | {
+        "input.fps": model.fps or KINETICS_FPS,
+        "optimizer.learning_rate": rate,
+        "optimizer.weight_decay": decay,
+        "train.freeze_below": model.depth - train_last,
+    }
+    for name, dataset in config.data.eval.items():
+        if dataset.split is None:
+            values[f"data.eval.{name}.split"] = "val"
+            try:
+                if ":" not in dataset.source:  # official lists have a split val
+                    values[f"data.eval.{name}.split"] = held_out_split(dataset.source, dataset.head, open_source)
+            except UserError:
+                pass  # training will tell what is wrong
+
+    def notes(config: ConfigDict) -> list[str]:
+        sizes = ", ".join(str(dataset.batch_size) for dataset in config.data.train.values())
+        return [
+            f"bootstrapping: 3D tubes of {recipe.small}, blocks of {recipe.large}; the last {train_last} of "
+            f"{model.depth} blocks are trained, {config.train.steps} steps of {sizes} clips"
+        ]
+
+    return Derived(values, notes)
