@@ -325,7 +325,7 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     config = load_config("charades:videos=charades:lists@clips", changes)
     plan = program.for_device(resolve(config, assume_missing=True), "xla")
     assert dict(plan.model.heads)["charades"].classes == 157 and plan.model.attention == "xla"
-    assert plan.notes == ("data.train.charades: charades:lists@clips is not here; taken as 157 classes",)
+    assert plan.notes == ("data.train.charades: charades:lists@clips is not here; assuming 157 classes of videos",)
     mesh = make_mesh(config.mesh)
     batch = program.abstract_batch(plan, mesh)["charades"]
     windows = window_shapes(plan.model.tubes, (128, 224, 224))
@@ -344,7 +344,7 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     assert program.eval_program(dense, mesh)[1][1].shape == (16, 3, 128, 224, 224, 3)
 
     other = resolve(load_config("bootstrap:videos=mine.csv"), assume_missing=True)
-    assert other.notes[-1].endswith("mine.csv is not here; a head of 600 classes for videos")
+    assert other.notes[-1].endswith("mine.csv is not here; assuming 600 classes of videos")
     with pytest.raises(UserError, match="must be a multiple of 8"):
         config.data.train.charades.batch_size = 12
         program.abstract_batch(resolve(config, assume_missing=True), mesh)

@@ -107,9 +107,8 @@ class _Train:
     steps: int = _key(300_000, "training steps", least=1)
     label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", least=0, below=1)
     mixup: float = _key(
-        0.0, "a of Beta(a, a), from which the share of the neighbour that is blended into a clip is drawn; 0 disables it",
-        least=0,
-    )  # fmt: skip
+        0.0, "parameter of Beta(a, a), the share of its neighbour that is blended into a clip; 0 disables it", least=0
+    )
     cutmix: float = _key(0.0, "like mixup, for a rectangle of the neighbour; with both, one is drawn per step", least=0)
     freeze_below: int = _key(0, "blocks before this index, and the tokenizer, are frozen")
     gate: bool = _key(False, "whether block `freeze_below` has the gate of equation 8 on its output")
@@ -250,12 +249,10 @@ def keys_of(group: str = "") -> dict[str, Key]:
 
 
 def find_key(path: str) -> Key:
-    """Find a key by its full name, e.g. `data.train.clips.source`.
-
-    Raises:
-        KeyError: there is none.
-    """
-    group, _, name = path.partition(".")
-    if group == "data":
-        return keys_of("data")[path.split(".", 3)[3]]
-    return keys_of("recipe")[name] if group == "recipe" else keys_of()[path]
+    """Find a key by its full name, e.g. `data.train.clips.source`; raises UserError if there is none."""
+    group = path.partition(".")[0]
+    keys = keys_of(group if group in ("data", "recipe") else "")
+    name = path.split(".", 3)[-1] if group == "data" else path.removeprefix("recipe.")
+    if name not in keys:
+        raise unknown("key", path, keys_of())
+    return keys[name]

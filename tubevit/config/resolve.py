@@ -131,9 +131,4 @@ def _assumed_head(source: str) -> tuple[Head, str]:
     kind = source.partition(":")[0]
     classes = sources.CLASSES.get(kind, _ASSUMED_CLASSES)
     head = Head(classes, "image" if "imagenet" in source else "video", multi_label=kind == "charades")
-    taken = (
-        f"taken as {classes} classes"
-        if kind in sources.CLASSES
-        else f"a head of {classes} classes for {head.modality}s"
-    )
-    return head, f"{source} is not here; {taken}"
+    return head, f"{source} is not here; assuming {classes} classes of {head.modality}s"
