@@ -93,13 +93,13 @@ def test_allow_change_and_both_forms_of_values(done, train_command, tiny_run, tm
 def test_print_sharding_trains_nothing(done, refused, train_command, tiny_run, tmp_path):
     sharded = {"mesh.data": 2, "mesh.fsdp": 2}
     lines = done([*train_command(tmp_path / "run", **sharded), "--print-sharding"]).splitlines()
-    assert lines[0] == "mesh: data=2, fsdp=2, tensor=1" and lines[-1].endswith("bytes whole on every device")
+    assert lines[0] == "mesh: data=2, fsdp=2, tensor=1" and lines[-1].endswith("bytes replicated on every device")
     params = jax.tree_util.tree_flatten_with_path(parameters(tubevit.load_model(tiny_run)))[0]
     names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in params}
     table = {row[0]: row[1] for row in map(str.split, lines[2:-1])}
     assert table == {name: "x".join(map(str, shape)) or "scalar" for name, shape in names.items()}
     bad = train_command(tmp_path / "run", **sharded | {"data.train.moving_digits.batch_size": 6})
-    refused([*bad, "--print-sharding"], "data.train.moving_digits.batch_size=6 must be a multiple of 4", "4 or 8")
+    refused([*bad, "--print-sharding"], "batch_size must be a multiple of 4", "found 6; use 4 or 8")
     assert not (tmp_path / "run").exists()
 
 

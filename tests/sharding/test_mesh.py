@@ -82,14 +82,16 @@ def test_rows_of_a_process_follow_its_devices():
     # As a torus may be laid out: process 0 has the parts 0 and 3.
     rows = local_rows(pretend([[[0], [1]], [[1], [0]]]))
     assert (rows.shards, rows.count) == ((0, 3), 4) and rows.rows(8) == [0, 1, 6, 7]
-    with pytest.raises(UserError, match="mesh.tensor=2 goes over several processes; it must divide .* 2"):
+    with pytest.raises(UserError, match="mesh.tensor=2 spans several processes; it must divide .* 2"):
         local_rows(pretend([[[0, 1]], [[0, 1]]]))
 
 
 def test_batches_that_do_not_divide():
     mesh = make_mesh(settings())
     check_batch("clips", 16, 2, mesh)
-    with pytest.raises(UserError, match=r"batch_size=20 must be a multiple of 16 \(8 devices .*=2\): 16 or 32"):
+    with pytest.raises(
+        UserError, match=r"batch_size must be a multiple of 16 \(8 devices .*=2\); found 20; use 16 or 32"
+    ):
         check_batch("clips", 20, 2, mesh)
-    with pytest.raises(UserError, match=r"batch_size=4 must be a multiple of 8 .*: 8$"):
+    with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 .*; found 4; use 8$"):
         check_batch("clips", 4, 1, mesh)

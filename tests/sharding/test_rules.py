@@ -82,12 +82,12 @@ def test_sizes_that_suit_h(huge, fsdp):
 
 
 def test_sizes_that_do_not(huge):
-    with pytest.raises(UserError, match="mesh.fsdp=256 splits most .* narrower than 128.*; mesh.fsdp=32 does not"):
+    with pytest.raises(UserError, match="mesh.fsdp=256 splits most .* narrower than 128.*; use mesh.fsdp=32"):
         check_sharding(huge, mesh(1, 256))
-    with pytest.raises(UserError, match="mesh.fsdp=7 leaves 100% .* whole on every device .*encoder/blocks"):
+    with pytest.raises(UserError, match="mesh.fsdp=7 replicates 100% .*encoder/blocks"):
         check_sharding(huge, mesh(1, 7))
     check_sharding(huge, mesh(256))  # nothing is to be split
-    with pytest.raises(UserError, match="mesh.fsdp=8 .* mesh.fsdp=2 does not"):
+    with pytest.raises(UserError, match="mesh.fsdp=8 .* use mesh.fsdp=2"):
         check_sharding(params_of("tubevit_nano8"), mesh(1, 8))
     narrow = {"encoder": {"blocks": {"mlp": {"up": {"kernel": jax.ShapeDtypeStruct((2, 128, 128), "float32")}}}}}
     check_sharding(narrow, mesh(1, 8))  # cannot be avoided
@@ -100,5 +100,5 @@ def test_table(huge):
     assert row.split()[1:] == ["32x1280x5120", "-,", "-,", "fsdp", f"{32 * 1280 * 5120 * 4 / 16 / 2**20:.2f}", "MiB"]
     total = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(huge)) / 2**20
     assert text[-1].startswith(
-        f"{total:.1f} MiB in all, {device_bytes(huge, mesh(16, 16)) / 2**20:.1f} MiB on a device"
+        f"{total:.1f} MiB in total, {device_bytes(huge, mesh(16, 16)) / 2**20:.1f} MiB per device"
     )

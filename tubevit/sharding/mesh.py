@@ -1,4 +1,4 @@
-"""The mesh of devices, and which rows of a batch each process loads."""
+"""The mesh of devices, and the rows of a batch that each process loads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AXES = (*BATCH_AXES, "tensor")
 
 
 def mesh_shape(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """Sizes (data, fsdp, tensor) for a number of devices.
+    """Compute the sizes (data, fsdp, tensor) for a number of devices.
 
     Args:
-        settings: `config.mesh`; one of the three may be -1, what is left.
-        devices: in all slices.
+        settings: `config.mesh`; one of the three sizes may be -1, which takes the remaining devices.
+        devices: number of devices in all slices.
 
     Raises:
         UserError: the sizes do not fit the devices or the slices.
@@ -54,17 +54,17 @@ def _fitting(devices: int) -> str:
 
 
 def make_mesh(settings: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) of `config.mesh`, of all devices of all processes.
+    """Make the mesh (data, fsdp, tensor) over all devices of all processes.
 
-    A single process may use the first of its devices only. With slices, data goes over them, as the network between
-    slices is slow and gradients are all that is exchanged along `data`.
+    A single process may use only its first devices. `data` goes over the slices, because the network between slices is
+    slow and only gradients are exchanged along `data`.
 
     Args:
         settings: `config.mesh`.
-        devices: None takes those of this job; or those of a described topology.
+        devices: devices of the job by default, or those of a topology.
 
     Raises:
-        UserError: sizes do not fit the devices, or a row of the batch would be shared by processes.
+        UserError: the sizes do not fit the devices or the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(settings, len(devices))
@@ -72,7 +72,7 @@ def make_mesh(settings: ConfigDict, devices: Sequence[jax.Device] | None = None)
     used = math.prod(shape)
     if used < len(devices) and processes > 1:
         raise UserError(
-            f"mesh {shape} uses {used} of {len(devices)} devices, those of {processes} processes: set one to -1"
+            f"mesh {shape} uses {used} of the {len(devices)} devices of {processes} processes; set one size to -1"
         )
     if settings.slices > 1:
         found = len({getattr(device, "slice_index", 0) for device in devices})
@@ -86,12 +86,12 @@ def make_mesh(settings: ConfigDict, devices: Sequence[jax.Device] | None = None)
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Return the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over `data` and `fsdp`, the others whole."""
+    """Return the sharding of a batch: the first axis over `data` and `fsdp`, other axes whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -101,24 +101,24 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 
 
 def local_rows(mesh: Mesh) -> BatchShards:
-    """The parts of a batch that lie on this process's devices.
+    """Return the parts of a batch on the devices of this process.
 
     Raises:
-        UserError: a part lies on several processes, because `tensor` is larger than the devices of one.
+        UserError: several processes share a part, because `tensor` exceeds the devices of a process.
     """
     grid = np.asarray(mesh.devices).reshape(batch_shards(mesh), -1)
     owners = [{device.process_index for device in row} for row in grid]
     if any(len(owner) > 1 for owner in owners):
         raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} goes over several processes; it must divide the devices of one: "
-            f"{len(mesh.local_devices)}"
+            f"mesh.tensor={mesh.shape['tensor']} spans several processes; it must divide the number of devices of a "
+            f"process: {len(mesh.local_devices)}"
         )
     own = jax.process_index()
     return BatchShards(tuple(i for i, owner in enumerate(owners) if own in owner), len(owners))
 
 
 def global_batch(batch, mesh: Mesh):
-    """This process's rows of a batch (arrays (b, ...), see `local_rows`) -> arrays (B, ...) over all devices."""
+    """Assemble arrays (B, ...) over all devices from the rows (b, ...) of each process, see `local_rows`."""
     sharding, rows = batch_sharding(mesh), local_rows(mesh)
 
     def place(local: np.ndarray):
@@ -135,18 +135,20 @@ def global_batch(batch, mesh: Mesh):
 
 
 def local_part(array: jax.Array) -> np.ndarray:
-    """The inverse of `global_batch`: this process's rows of an array (B, ...) that is split over the batch axes."""
+    """Return the rows of this process of an array (B, ...) that is split over the batch axes, see `global_batch`."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
-def check_batch(name: str, batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises UserError unless a batch divides over the mesh and into the parts that are accumulated."""
-    unit = batch_shards(mesh) * accumulate
+def check_batch(name: str, batch_size: int, grad_accum_steps: int, mesh: Mesh) -> None:
+    """Raise UserError unless the batch size is a multiple of the parts over the mesh and the accumulation steps."""
+    unit = batch_shards(mesh) * grad_accum_steps
     if batch_size % unit:
-        above = -(-batch_size // unit) * unit
-        near = " or ".join(str(size) for size in (above - unit, above) if size)
-        of = f"{batch_shards(mesh)} devices along data and fsdp" + (
-            f" x train.grad_accum_steps={accumulate}" * (accumulate > 1)
+        below = batch_size // unit * unit
+        near = f"{below} or {below + unit}" if below else str(unit)
+        factors = f"{batch_shards(mesh)} devices along data and fsdp"
+        if grad_accum_steps > 1:
+            factors += f" x train.grad_accum_steps={grad_accum_steps}"
+        raise UserError(
+            f"data.train.{name}.batch_size must be a multiple of {unit} ({factors}); found {batch_size}; use {near}"
         )
-        raise UserError(f"data.train.{name}.batch_size={batch_size} must be a multiple of {unit} ({of}): {near}")

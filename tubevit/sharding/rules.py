@@ -1,8 +1,8 @@
-"""Where each parameter lies on the mesh: rules on its path and shape, for models, optimiser states and gradients.
+"""Sharding of parameters, optimiser states and gradients over the mesh, by rules on their paths and shapes.
 
 - `tensor` splits attention over heads and the MLP over its hidden width.
-- `fsdp` splits the largest other axis that it divides, never the axis of layers, which scans cut.
-- Arrays below `SMALL` numbers (of stacked blocks: of one layer), and what no size divides, are whole on every device.
+- `fsdp` splits the largest other axis that it divides. It never splits the axis of layers, which scans slice.
+- Arrays with fewer than `SMALL` numbers (per layer in stacked blocks), or without such an axis, are replicated.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tubevit.errors import UserError
 
-SMALL = 2**14  # numbers: gathering less costs more time than it saves memory
-# The axis that `tensor` splits, counted from the end; the first that matches.
+SMALL = 2**14  # numbers; to gather smaller arrays costs more time than the memory is worth
+# The axis that `tensor` splits, counted from the end; the first match holds.
 TENSOR_RULES = (
     (r"attention/qkv/(kernel|bias)$", -2),  # ([L,] D, 3, heads, d), (L, 3, heads, d)
     (r"attention/out/kernel$", -3),  # (L, heads, d, D)
     (r"mlp/up/(kernel|bias)$", -1),  # (L, D, M), (L, M)
     (r"mlp/down/kernel$", -2),  # (L, M, D)
 )
-STACKED = re.compile(r"(^|/)encoder/(blocks|added)/")  # the first axis is that of layers
-WIDE = 128  # numbers; narrower shards waste the registers of a TPU, and XLA gives up on sharding
+STACKED = re.compile(r"(^|/)encoder/(blocks|added)/")  # the first axis is the layers
+WIDE = 128  # numbers; narrower shards waste the registers of a TPU, and XLA stops sharding them
 LARGE_BYTES, MAX_REPLICATED = 2**20, 0.02
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How an array is split.
+    """Return how an array is split.
 
     Args:
-        path: of the parameter, or of one of the optimiser's arrays for it, which ends with the same names.
-        shape: of the array.
-        mesh: with axes data, fsdp, tensor.
+        path: path of the parameter, or of an array of the optimiser for it, which ends with the same names.
+        shape: shape of the array.
+        mesh: mesh with axes data, fsdp and tensor.
     """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
@@ -49,7 +49,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % fsdp == 0]
         if free:
             axes[max(free, key=lambda i: shape[i])] = "fsdp"
-    while axes and axes[-1] is None:  # as compiled functions return it: otherwise the second step would compile anew
+    while axes and axes[-1] is None:  # compiled functions return it so; otherwise the second step would compile again
         axes.pop()
     return PartitionSpec(*axes)
 
@@ -59,16 +59,16 @@ def _path(keys) -> str:
 
 
 def shardings(tree, mesh: Mesh):
-    """A tree of NamedShardings for a tree of arrays or of their shapes: parameters or a whole training state."""
+    """Return the NamedShardings for a tree of arrays or their shapes, such as parameters or a training state."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec(_path(path), tuple(leaf.shape), mesh)), tree
     )
 
 
 def put(tree, mesh: Mesh):
-    """Arrays that every process has whole -> the same, split over the mesh.
+    """Split arrays over the mesh that every process holds as a whole.
 
-    `jax.device_put` would first compare them between the processes, over the network.
+    `jax.device_put` would first compare the values of all processes over the network.
     """
 
     def place(value, sharding):
@@ -79,7 +79,7 @@ def put(tree, mesh: Mesh):
 
 
 def _rows(params, mesh: Mesh) -> list[tuple[str, tuple[int, ...], int, PartitionSpec]]:
-    """(path, shape, bytes, spec) of each array."""
+    """Return (path, shape, bytes, spec) of each array."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shapes = [(_path(path), tuple(leaf.shape), leaf.dtype.itemsize) for path, leaf in leaves]
     return [(path, shape, math.prod(shape) * size, spec(path, shape, mesh)) for path, shape, size in shapes]
@@ -90,15 +90,15 @@ def _split(spec: PartitionSpec, mesh: Mesh) -> int:
 
 
 def check_sharding(params, mesh: Mesh) -> None:
-    """Refuses meshes that save no memory, or that split parameters too thinly.
+    """Reject meshes that save too little memory or split parameters into too narrow shards.
 
     Args:
-        params: nested dicts of arrays or of their shapes.
-        mesh: nothing is checked where its `fsdp` is 1.
+        params: nested dicts of arrays or their shapes.
+        mesh: mesh to check; with `fsdp` of 1 it is always accepted.
 
     Raises:
-        UserError: more than 2 % of the bytes are in arrays over 1 MB that are whole on each device along `fsdp`, or
-            more than half of the bytes are in shards narrower than 128 where a smaller `fsdp` avoids that.
+        UserError: more than 2 % of the bytes are in arrays over 1 MB that are replicated along `fsdp`, or more than
+            half of the split bytes are in shards narrower than 128 and a smaller `fsdp` avoids that.
     """
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1:
@@ -110,21 +110,21 @@ def check_sharding(params, mesh: Mesh) -> None:
     if share > MAX_REPLICATED:
         listed = ", ".join(f"{path} {shape}" for path, shape, _ in whole[:3])
         raise UserError(
-            f"mesh.fsdp={fsdp} leaves {share:.0%} of the parameters' bytes whole on every device (at most "
-            f"{MAX_REPLICATED:.0%}): it divides no axis of {listed}; a divisor of the width fits: "
+            f"mesh.fsdp={fsdp} replicates {share:.0%} of the parameter bytes on every device (at most "
+            f"{MAX_REPLICATED:.0%}), because it divides no axis of {listed}; use a divisor of the width: "
             f"{_candidates(params, fsdp)}"
         )
     if _narrow_share(rows, fsdp) > 0.5:
         wider = [n for n in range(fsdp - 1, 1, -1) if fsdp % n == 0 and _narrow_share(rows, n) <= 0.5]
         if wider:
             raise UserError(
-                f"mesh.fsdp={fsdp} splits most parameters into shards narrower than {WIDE}, which become full "
-                f"all-reduces; mesh.fsdp={wider[0]} does not (mesh.data takes the other devices)"
+                f"mesh.fsdp={fsdp} splits most parameters into shards narrower than {WIDE}, which turn into full "
+                f"all-reduces; use mesh.fsdp={wider[0]}, and mesh.data for the remaining devices"
             )
 
 
 def _narrow_share(rows, fsdp: int) -> float:
-    """The share of the bytes split by `fsdp` that would be in shards narrower than 128."""
+    """Return the share of the split bytes that would be in shards narrower than 128."""
     split = [(shape[list(spec).index("fsdp")] / fsdp, size) for _, shape, size, spec in rows if "fsdp" in spec]
     return sum(size for width, size in split if width < WIDE) / max(sum(size for _, size in split), 1)
 
@@ -136,25 +136,25 @@ def _candidates(params, fsdp: int) -> str:
 
 
 def sharding_table(params, mesh: Mesh) -> str:
-    """The parameters, how each is split, and what lies on a device: a text table."""
+    """Format a text table of the parameters, how each is split, and its size per device."""
     rows = _rows(params, mesh)
     width = max(len(path) for path, *_ in rows)
     lines = ["mesh: " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())]
-    lines.append(f"{'parameter':{width}s}  {'shape':>22s}  {'split':22s} {'a device':>12s}")
+    lines.append(f"{'parameter':{width}s}  {'shape':>22s}  {'split':22s} {'per device':>12s}")
     for path, shape, size, spec in rows:
-        split = ", ".join("-" if axis is None else axis for axis in spec) or "whole"
+        split = ", ".join("-" if axis is None else axis for axis in spec) or "replicated"
         mib = size / _split(spec, mesh) / 2**20
         lines.append(f"{path:{width}s}  {'x'.join(map(str, shape)) or 'scalar':>22s}  {split:22s} {mib:8.2f} MiB")
     total = sum(size for _, _, size, _ in rows)
     local = device_bytes(params, mesh)
     whole = sum(size for _, _, size, spec in rows if _split(spec, mesh) == 1)
     lines.append(
-        f"{total / 2**20:.1f} MiB in all, {local / 2**20:.1f} MiB on a device, "
-        f"{whole / total:.1%} of the bytes whole on every device"
+        f"{total / 2**20:.1f} MiB in total, {local / 2**20:.1f} MiB per device, "
+        f"{whole / total:.1%} of the bytes replicated on every device"
     )
     return "\n".join(lines)
 
 
 def device_bytes(tree, mesh: Mesh) -> int:
-    """Bytes of a tree on each device."""
+    """Return the bytes of a tree on each device."""
     return int(np.ceil(sum(size / _split(spec, mesh) for _, _, size, spec in _rows(tree, mesh))))

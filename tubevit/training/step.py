@@ -1,4 +1,4 @@
-"""The training state and the one compiled step over it."""
+"""The training state and the compiled step that updates it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,42 +23,38 @@ from tubevit.sharding.mesh import using
 from tubevit.sharding.rules import shardings
 from tubevit.training.losses import classification_loss, mix, targets
 
-_MIX, _DROPOUT = 0, 1  # purposes that keys are folded for
+_MIX, _DROPOUT = 0, 1  # purposes of random keys
 
 
 def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
-    """A new training state of random parameters, see `state_of`."""
+    """Create a training state with random parameters, see `state_of`."""
     return state_of(initial_parameters(model, seed), model, optimizer)
 
 
 def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransformation) -> dict:
-    """The training state at step 0: {"step": int32 scalar, "params", "frozen", "opt_state"}.
+    """Create the training state at step 0: {"step": int32 scalar, "params", "frozen", "opt_state"}.
 
-    `params` are those that are trained, `frozen` the others, see `split_frozen`; the optimiser knows the former only.
+    `params` are the trained parameters and `frozen` the rest, see `split_frozen`. The optimiser has no state for the
+    frozen ones.
     """
     trained, frozen = split_frozen(params, model)
     return {"step": jnp.zeros((), jnp.int32), "params": trained, "frozen": frozen, "opt_state": optimizer.init(trained)}
 
 
 def joint_loss(
-    graph: nnx.GraphDef,
-    params: dict,
-    frozen: dict,
-    batch: Mapping,
-    config: ConfigDict,
-    key: jax.Array,
-):
-    """Weighted sum of the losses of all data sets, each through its own head (paper appendix A).
+    graph: nnx.GraphDef, params: dict, frozen: dict, batch: Mapping, config: ConfigDict, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Compute the weighted sum of the losses of all data sets, each with its own head (paper appendix A).
 
     Args:
-        graph: of the model.
-        params, frozen: nested dicts, see `split_frozen`; the gradient is taken of the first.
-        batch: {name: {"pixels", "label"}}, see `joint_batches`, less `file`, `broken` and `dense`.
-        config: the experiment's.
-        key: of this step; a key for each data set, purpose and layer is folded from it.
+        graph: structure of the model.
+        params, frozen: trained and frozen parameters, see `split_frozen`.
+        batch: {name: {"pixels", "label"}}, see `joint_batches`, without `file`, `broken` and `dense`.
+        config: configuration of the experiment.
+        key: random key of the step, from which the keys of data sets, purposes and layers are derived.
 
     Returns:
-        The loss, and {name: loss} of the data sets.
+        The loss, and {name: loss} for the data sets.
     """
     model: TubeViT = nnx.merge(graph, join_frozen(params, frozen))
     heads = dict(model.config.heads)
@@ -77,7 +74,7 @@ def joint_loss(
 
 
 def metrics_class(names) -> type[clu.metrics.Collection]:
-    """clu metrics of a step: the average of `loss`, of `<name>_loss` of each data set, and of `gradient_norm`."""
+    """Build the clu metrics of a step: averages of `loss`, `gradient_norm`, and `<name>_loss` of each data set."""
     keys = ["loss", "gradient_norm", *(f"{name}_loss" for name in names)]
     return clu.metrics.Collection.create(**{key: clu.metrics.Average.from_output(key) for key in keys})
 
@@ -85,39 +82,38 @@ def metrics_class(names) -> type[clu.metrics.Collection]:
 def make_step(
     graph: nnx.GraphDef, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh | None = None
 ) -> Callable:
-    """The compiled step (state, batch) -> (state, clu metrics); the old state's memory is reused.
+    """Compile the step (state, batch) -> (state, clu metrics), which donates the memory of the old state.
 
-    All randomness follows from `config.seed` and the state's step, whatever the mesh. With
-    `config.train.grad_accum_steps` the batch is computed in parts, whose gradients are averaged.
+    All randomness follows from `config.seed` and the step of the state, for any mesh. If
+    `config.train.grad_accum_steps` is above 1, gradients are averaged over that many parts of the batch.
 
     Args:
-        graph: of the model.
+        graph: structure of the model.
         optimizer: see `make_optimizer`.
-        config: the experiment's.
-        mesh: of the state, see `shardings`, and of the batch, see `global_batch`; None is one device.
+        config: configuration of the experiment.
+        mesh: mesh of the state, see `shardings`, and of the batch, see `global_batch`; None uses one device.
     """
     collection, parts = metrics_class(config.data.train), config.train.grad_accum_steps
 
     def placed(tree):
         return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
-    def gradients(state: dict, batch: Mapping, key: jax.Array):
-        """((loss, losses), gradients) of a batch, or of a part of one."""
+    def gradients(state: dict, batch: Mapping, key: Array):
+        """Return ((loss, losses), gradients) of a batch or a part of one."""
         function = jax.value_and_grad(joint_loss, argnums=1, has_aux=True)
         result, grads = function(graph, state["params"], state["frozen"], batch, config, key)
         return result, placed(grads)
 
-    def accumulated(state: dict, batch: Mapping, key: jax.Array):
-        # Part i has rows i, i + parts, ...: some of each device's own, so that nothing is moved.
+    def accumulated(state: dict, batch: Mapping, key: Array):
+        # Part i has rows i, i + parts, ..., some from each device, so that no data is moved.
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
         def add(total, part):
             index, part = part
             return jax.tree.map(jnp.add, total, gradients(state, part, jax.random.fold_in(key, index))), None
 
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, state, _first(split), key)
-        )
+        shapes = jax.eval_shape(gradients, state, jax.tree.map(lambda x: x[0], split), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
         return jax.tree.map(lambda x: x / np.float32(parts), total)
 
@@ -137,7 +133,3 @@ def make_step(
         return placed(state | new | {"step": state["step"] + 1}), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def _first(tree):
-    return jax.tree.map(lambda x: x[0], tree)
