@@ -109,7 +109,8 @@ def test_the_card(released, places, tiny_run):
         f"    tubevit evaluate --checkpoint {NAME}\n",
         f"    tubevit train --workdir DIR --config {TINY}\n",
         "## Curves\n\n![loss](loss.svg)\n\n![accuracy](accuracy.svg)\n",
-        "## Licence\n\nCC-BY-4.0\n", "## Limits\n\n- It knows the classes above", "16x32x32 (frames, rows, columns)",
+        "## Licence\n\nCC-BY-4.0\n", "## Limits\n\n- The model knows only the classes above",
+        "16x32x32 (frames, rows, columns)",
     ):  # fmt: skip
         assert part in card
     assert "None" not in card and str(places) not in card
@@ -197,7 +198,11 @@ def test_replacing(released, refused, done, tiny_run, tmp_path, capsys):
         assert (entry.config, entry.licence) == ("", "Apache-2.0") and entry.sha256 not in index
         assert Checkpoint(released).metadata["step"] == 6 and not (released / "loss.svg").exists()
         card = (released / "README.md").read_text()
-        assert "trained for 6 steps" in card and "stands in the checkpoint's metadata" in card and "Curves" not in card
+        assert (
+            "trained for 6 steps" in card
+            and "stored in the metadata of the checkpoint" in card
+            and "Curves" not in card
+        )
         stored = flatten(ocp.load_checkpointables(released)["params"])
         assert {str(leaf.dtype) for leaf in stored.values()} == {"float32"}
         assert sorted(path.name for path in released.parent.iterdir()) == ["index.json", NAME]

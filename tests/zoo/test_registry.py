@@ -185,10 +185,10 @@ def test_an_index_that_is_missing_or_names_one_twice(places):
     write_index({NAME: entry(b"a")})
     path = places[0] / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) * 2))
-    with pytest.raises(UserError, match="names a checkpoint twice"):
+    with pytest.raises(UserError, match="lists a checkpoint twice"):
         read_index()
     path.unlink()
-    with pytest.raises(UserError, match="index.json does not exist: the installation is not whole"):
+    with pytest.raises(UserError, match="index.json does not exist: the installation is incomplete"):
         read_index()
 
 
@@ -241,7 +241,7 @@ def test_downloaded_once(places, saved, serve, model):
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match=f"{folder} is damaged: .*; delete it, to have it downloaded again"):
+    with pytest.raises(UserError, match=f"{folder} is damaged: .*; delete it, and it is downloaded again"):
         tubevit.load_model(NAME)
     (folder / "manifest.json").unlink()  # as if it had been cut off
     assert find_release(NAME) == folder and is_whole(folder) and server.ranges == [None] * 2
@@ -394,7 +394,7 @@ def test_archives_with_paths_outside_are_refused(tmp_path, bad):
         unpack(tmp_path / "a.tar", tmp_path / "in" / NAME)
     assert [path.name for path in tmp_path.rglob("*")] in (["a.tar", "in"], ["in", "a.tar"])
     (tmp_path / "a.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="is no tar"):
+    with pytest.raises(UserError, match="is not a tar archive"):
         unpack(tmp_path / "a.tar", tmp_path / "in" / NAME)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: parameters as nested dicts in Orbax's format, the model's configuration in their metadata."""
+"""Checkpoints: parameters as nested dicts in the format of Orbax, with the configuration of the model as metadata."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tubevit.models.position import resize_positions
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import as_heads
 
-# A checkpoint is whole once this is there: on disk Orbax renames the folder last, in a bucket it writes a marker file.
+# A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
 _METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
 
 
 def is_whole(path: str | os.PathLike) -> bool:
-    """Tell whether a folder is a checkpoint that was written to its end."""
+    """Whether a folder is a complete checkpoint."""
     return storage.exists(storage.join(path, MARK if storage.is_remote(path) else _METADATA_FILE))
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
-    """List the steps of the whole checkpoints of a run, in ascending order.
+    """List the steps of the complete checkpoints of a run in ascending order.
 
     Raises:
         StorageError: the bucket is out of reach or refuses.
@@ -45,15 +45,16 @@ def steps(folder: str | os.PathLike) -> list[int]:
 
 
 class Checkpoint:
-    """A checkpoint's folder: verifies, describes and reads it; each of these at most once.
+    """A checkpoint: verifies its files, describes it and reads it. Files are verified, and metadata is read, once.
 
     Args:
-        folder: of a whole checkpoint, on disk or `gs://`. `tubevit.zoo.open_checkpoint` finds it by name.
-        remedy: what to do if its files are damaged, for the error.
+        folder: folder of a complete checkpoint, on disk or `gs://`; `zoo.names.open_checkpoint` finds it by name.
+        name: name that the user gave, for messages; None takes the folder.
+        remedy: what to do if files are damaged, for the error.
 
     Attributes:
-        folder: its path.
-        name: what the user called it, for messages.
+        folder: path of the folder.
+        name: name for messages.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Checkpoint:
 
     @functools.cached_property
     def metadata(self) -> dict:
-        """What is stored beside the parameters: `model`, and for a checkpoint of a run `step` and `config`.
+        """The metadata: `model`, and for a checkpoint of a run `step` and `config`.
 
         Raises:
-            UserError: the folder is a checkpoint of something else.
+            UserError: the folder is a checkpoint of another program.
         """
         values = self._stored.custom_metadata
         if not isinstance(values, dict) or "model" not in values:
@@ -86,12 +87,12 @@ class Checkpoint:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        """The configuration of the model; raises UserError if the labels of a head were changed."""
+        """The configuration of the model. Raises UserError if the labels of a head were changed."""
         return config_from_metadata(self.metadata["model"])
 
     @property
     def experiment(self) -> dict:
-        """The configuration of the run that wrote it, nested dicts; {} for saved and converted models."""
+        """The configuration of the run, as nested dicts; {} for saved and converted models."""
         return self.metadata.get("config", {})
 
     @property
@@ -101,14 +102,14 @@ class Checkpoint:
 
     @property
     def workdir(self) -> pathlib.PurePath | None:
-        """The workdir of the run that the folder lies in; None for saved and released models."""
+        """The workdir of the run; None for saved and released models."""
         parent = self.folder.parent
-        of_run = parent.name == RUN_FOLDER and self.folder.name.isdecimal()  # the zoo's folder has the same name
+        of_run = parent.name == RUN_FOLDER and self.folder.name.isdecimal()  # the folder of the zoo has the same name
         return parent.parent if of_run else None
 
     @property
     def home(self) -> pathlib.PurePath:
-        """The workdir, or without one the folder itself: files about the checkpoint lie there."""
+        """The workdir, or the folder itself if there is none: the place of files about the checkpoint."""
         return self.workdir or self.folder
 
     @functools.cached_property
@@ -116,10 +117,10 @@ class Checkpoint:
         return verify(self.folder)
 
     def verify(self) -> None:
-        """Compare the files with the manifest, where there is one: Orbax does not notice a flipped byte.
+        """Compare the files with the manifest, if there is one: Orbax does not notice a flipped byte.
 
         Raises:
-            UserError: files are damaged; they are named.
+            UserError: files are damaged; the message names them.
             StorageError: the bucket is out of reach or refuses.
         """
         if self._problems:
@@ -127,19 +128,17 @@ class Checkpoint:
             raise UserError(f"{self.folder} is damaged: {'; '.join(self._problems[:5])}{more}; {self._remedy}")
 
     def read(self, name: str, expected):
-        """Read one tree of arrays, after comparing names, shapes and dtypes from both sides.
+        """Read a tree of arrays. Names, shapes and dtypes must match; only bfloat16 is cast to float32, which is exact.
 
-        Orbax alone would cast dtypes, pad shapes and skip names silently. Only bfloat16 becomes float32,
-        which is exact.
+        Orbax alone would cast dtypes, pad shapes and skip names silently.
 
         Args:
             name: `params` or `optimizer`.
-            expected: the tree of arrays or ShapeDtypeStructs that is wanted. A ShapeDtypeStruct with a sharding is
-                restored to that, whatever mesh and number of processes wrote it; others go to this process's first
-                device.
+            expected: tree of arrays or ShapeDtypeStructs. An array is restored to the sharding of its ShapeDtypeStruct,
+                whatever mesh and number of processes wrote it, or else to the first device of this process.
 
         Raises:
-            UserError: what is missing, unexpected or of another shape or dtype, all of it.
+            UserError: arrays are missing, unexpected or of another shape or dtype; the message lists them all.
         """
         stored = self._stored.metadata
         if name not in stored:
@@ -159,14 +158,14 @@ class Checkpoint:
             return storage.call(self.folder, ocp.load_checkpointables, self.folder, {name: abstract})[name]
 
     def read_parameters(self) -> dict:
-        """Verify the files and read the parameters: nested dicts of float32 arrays. Raises as `verify` and `read`."""
+        """Verify the files and read the parameters as nested dicts of float32 arrays. Raises as `verify` and `read`."""
         self.verify()
         return self.read("params", abstract_parameters(self.model))
 
     def load_model(
         self, *, num_classes: int | None = None, heads: Mapping | None = None, dtype: str = "float32", **fields
     ) -> TubeViT:
-        """Load the model in evaluation mode; arguments and errors are those of `tubevit.load_model`."""
+        """Load the model in evaluation mode; see `tubevit.load_model`."""
         if dtype not in PRECISIONS:
             raise unknown("dtype", str(dtype), PRECISIONS)
         known = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -184,7 +183,7 @@ class Checkpoint:
             grid = config.tubes.tubes[int(i)].grid(config.shape, config.padding)
             params["position"][i] = jnp.asarray(resize_positions(table, grid))
         if config.heads != stored.heads:
-            # Compiled, so that nothing but the heads is made.
+            # Compiled, so that only the heads are computed.
             params["heads"] = jax.jit(lambda: initial_parameters(config, 0).get("heads", {}))()
         return model_of(config, jax.tree.map(lambda leaf: leaf.astype(PRECISIONS[dtype]), params))
 
@@ -209,12 +208,12 @@ def _widened(shape: tuple, dtype: str) -> tuple[tuple, str]:
 
 
 def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
-    """Save a model: parameters by Orbax, its configuration and labels in the metadata, hashes in manifest.json.
+    """Save a model: parameters with Orbax, configuration and labels as metadata, file hashes in manifest.json.
 
     Args:
         model: any.
         path: a new folder, on disk or `gs://`.
-        metadata: JSON values to store beside the configuration, such as `source` for converted weights.
+        metadata: JSON values to add to the metadata, such as `source` for converted weights.
 
     Raises:
         UserError: the path exists already.

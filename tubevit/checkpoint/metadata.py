@@ -1,4 +1,4 @@
-"""What is stored beside the parameters: the model's configuration, and the versions of the packages that wrote it."""
+"""Metadata of a checkpoint: the configuration of the model, and the versions of the packages that wrote it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tubevit.tubes import TubeSet
 
 
 def model_metadata(config: ModelConfig) -> dict:
-    """Return a model's configuration as JSON values; heads with known labels carry their `label_hash`."""
+    """Return the configuration of a model as JSON values; heads with labels include their `label_hash`."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     heads = {name: dataclasses.asdict(head) | _label_hash(head.labels) for name, head in config.heads}
     return values | {"tubes": str(config.tubes), "heads": heads}
@@ -29,7 +29,7 @@ def config_from_metadata(values: Mapping) -> ModelConfig:
     """Invert `model_metadata`.
 
     Raises:
-        UserError: the labels of a head are not those that it was trained with, by their hash.
+        UserError: the labels of a head do not match the hash of the labels that it was trained with.
     """
     values = with_current_keys({"model": values})["model"]
     heads = []

@@ -1,10 +1,10 @@
-"""Keys that were renamed: the one table by which what is on disk under an old name is read under the new one."""
+"""Renamed configuration keys: the one table that maps old names on disk to the current ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# Old key of a configuration -> its name today.
+# Old key -> current key.
 RENAMED = {
     "model.mlp_width": "model.mlp_dim",
     "optimizer.clip_norm": "optimizer.grad_clip_norm",
@@ -13,7 +13,7 @@ RENAMED = {
 
 
 def with_current_keys(config: Mapping) -> dict:
-    """Return a stored configuration, nested dicts, with every renamed key under its name of today."""
+    """Return a stored configuration, nested dicts, with current names for all renamed keys."""
     current = {name: dict(group) if isinstance(group, Mapping) else group for name, group in config.items()}
     for old, new in RENAMED.items():
         (group, old_name), (_, new_name) = old.split("."), new.split(".")

@@ -1,4 +1,4 @@
-"""What predicted probabilities are worth: top-1, top-5, mean average precision, accuracy by class, confusion matrix."""
+"""Metrics of predicted probabilities: top-1, top-5, mean average precision, accuracy per class, confusion matrix."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import numpy as np
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """The figures of eval.json.
+    """Compute the metrics of eval.json.
 
     Args:
-        probabilities: (n, classes) float64, rows that sum to 1, or each 0..1 if a file may have several labels.
-        labels: (n,) indices, or (n, classes) of 0 and 1.
+        probabilities: (n, classes) float64; rows sum to 1, or each value is in 0..1 for multi-label data.
+        labels: (n,) class indices, or (n, classes) of 0 and 1.
 
     Returns:
-        `loss` (mean cross-entropy), and shares 0..1: `top1` and `top5` for one label a file (`top5` is None for
-        5 classes or fewer), `map` (mean average precision over classes that occur) for several; the others None.
+        `loss` (mean cross-entropy) and fractions 0..1: `top1` and `top5` for single labels (`top5` is None for 5
+        classes or fewer), `map` (mean average precision over the classes that occur) for multi-label data. Metrics
+        that do not apply are None.
     """
     tiny = np.finfo(np.float64).tiny
     if labels.ndim == 2:
@@ -35,13 +36,13 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | No
 
 
 def _rank(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many other classes are at least as probable as the label, which makes constant predictions score 0."""
+    """Count the other classes that are at least as probable as the label: constant predictions score 0."""
     of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
     return (probabilities >= of_label).sum(axis=1) - 1
 
 
 def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(classes,) average precision of each class, of labels (n, classes); NaN where a class does not occur."""
+    """Compute the average precision of each class, (classes,), for labels (n, classes); NaN if it does not occur."""
     from sklearn.metrics import average_precision_score
 
     return np.array(
@@ -50,14 +51,14 @@ def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 def class_accuracies(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(classes,) top-1 among the files of each class, of labels (n,); NaN where a class does not occur."""
+    """Compute the top-1 accuracy of each class, (classes,), for labels (n,); NaN if it does not occur."""
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     right = np.bincount(labels[_rank(probabilities, labels) < 1], minlength=probabilities.shape[1])
     return np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(classes, classes) number of files by label (row) and most probable class (column)."""
+    """Count files by label (row) and predicted class (column): (classes, classes)."""
     from sklearn.metrics import confusion_matrix as count
 
     return count(labels, probabilities.argmax(axis=1), labels=np.arange(probabilities.shape[1]))

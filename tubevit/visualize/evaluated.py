@@ -1,4 +1,4 @@
-"""The predictions of a checkpoint for the files of its evaluation data, and those files as pixels."""
+"""Evaluation data with predictions of a model, and its files as pixels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from tubevit.models.abstract import parameters
 from tubevit.models.tubevit import TubeViT
 from tubevit.visualize.style import evenly
 
-MOST_FILES = 2000  # of a data set that a report looks at
+MOST_FILES = 2000  # a report evaluates at most this many files of a data set
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """A data set and what a model says of it.
+    """A data set with predictions of a model.
 
     Attributes:
-        name: of the data set; head: of the model.
-        load: of its files, as pixels.
-        listed: number of its files; where there are more than `MOST_FILES`, the others are left out.
-        predictions: for the files.
+        name: name of the data set.
+        head: head of the model.
+        load: loader of its files, as pixels.
+        listed: number of its files; `load` has at most `MOST_FILES` of them.
+        predictions: predictions for the files of `load`.
     """
 
     name: str
@@ -46,17 +47,17 @@ class Evaluated:
 
     @property
     def looked_at(self) -> str:
-        """Text: how many files of which data."""
+        """A text that names the data and the number of files."""
         kind, used = f"{self.source.modality}s", int(self.predictions.used.sum())
         count = str(used) if used == self.listed else f"{used} of {self.listed}"
         return f"{count} {kind} of {self.name} (head {self.head})"
 
     def clip(self, index: int) -> np.ndarray:
-        """File `index`, (T, size, size, 3) or (size, size, 3), uint8; see `SampleLoader.view`."""
+        """Load file `index`: (T, size, size, 3) or (size, size, 3) uint8, see `SampleLoader.view`."""
         return self.load.view(index, 0, ONE_VIEW, np.random.default_rng(0))[0]
 
     def surest(self, count: int) -> Iterator[int]:
-        """Files whose label is predicted, the surest of each class, the surest first; at most `count`."""
+        """Yield at most `count` correctly predicted files: the most confident one per class, in order of confidence."""
         probabilities, labels = self.predictions.probabilities, self.source.labels
         predicted = probabilities.argmax(axis=1)
         found = labels[np.arange(len(labels)), predicted] > 0 if self.source.multi_label else labels == predicted
@@ -67,15 +68,15 @@ class Evaluated:
 
 
 def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
-    """Predicts for the files of a data set, one view each.
+    """Predict the files of a data set, one view each.
 
     Args:
         model: any.
-        name: of the data set.
+        name: name of the data set.
         values: its entry in `data.eval` of the configuration of a run.
 
     Raises:
-        UserError: the files are not where they were, none can be decoded, or they do not fit the model.
+        UserError: the files are missing, none can be decoded, or they do not fit the model.
     """
     dataset = dataset_config(**values)
     load = open_eval(model.config, name, dataset, "tubes")
@@ -89,7 +90,7 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
 
 
 def _part(source: Source, files: np.ndarray) -> Source:
-    """Some files of a source."""
+    """Select some files of a source."""
     return dataclasses.replace(
         source,
         keys=[source.keys[i] for i in files],

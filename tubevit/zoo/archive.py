@@ -1,4 +1,4 @@
-"""One file of a checkpoint's folder, and back: a tar whose bytes follow from the files' names and contents alone."""
+"""Archives of checkpoints: a tar whose bytes depend on names and contents of the files only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tubevit.errors import UserError
 
 
 def is_whole(folder: pathlib.Path) -> bool:
-    """Whether a folder is there with its manifest, and with all the files that this names, of their sizes."""
+    """Whether a folder holds a manifest and all the files it lists, with their sizes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         return all((folder / file).stat().st_size == entry["bytes"] for file, entry in manifest.items())
@@ -22,9 +22,9 @@ def is_whole(folder: pathlib.Path) -> bool:
 
 
 def pack(folder: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Writes the files that a checkpoint's manifest names, and the manifest, into a new tar, below the folder's name.
+    """Write the manifest of a checkpoint and the files it lists to a new tar, inside a folder of the same name.
 
-    Others, such as a model card, are left out.
+    Other files, such as a model card, are left out.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -40,15 +40,16 @@ def pack(folder: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Unpacks what `pack` wrote into a new folder of the same name; what a cut-off attempt left there is removed.
+    """Unpack an archive that `pack` wrote to a new folder of the same name, which appears once it is complete.
 
     Args:
-        path: of the archive.
-        folder: appears once it is whole.
+        path: the archive.
+        folder: the folder; remains of an interrupted attempt are removed.
 
     Raises:
-        UserError: it is no tar, or holds anything but plain files below the folder's name. Nothing is written then.
-        OSError: it cannot be written.
+        UserError: the file is not a tar, or holds anything but plain files inside a folder of this name. Then nothing
+            is written.
+        OSError: the folder cannot be written.
     """
     folder = pathlib.Path(folder)
     temporary = folder.with_name(f".{folder.name}.unpacking")
@@ -66,6 +67,6 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
                 with archive.extractfile(member) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file)
     except tarfile.TarError as error:
-        raise UserError(f"{path} is no tar: {error}") from error
+        raise UserError(f"{path} is not a tar archive: {error}") from error
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

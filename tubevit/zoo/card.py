@@ -1,4 +1,4 @@
-"""The model card of a released checkpoint, as markdown."""
+"""The model card of a released checkpoint in Markdown."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.zoo.registry import Release
 
-_LABELS = 20  # more are not listed
+_LABELS = 20  # at most this many are listed
 
 
 def model_card(
     release: Release, model: ModelConfig, *, steps: int | None, began: Sequence[str] = (), curves: Sequence[str] = ()
 ) -> str:
-    """What a release is, its data, input, numbers with their command, training, licence and limits.
+    """Write the card: model, data, input, numbers with their command, training, licence and limits.
 
     Args:
-        release: its entry.
-        model: its configuration.
-        steps: that it was trained for, where they are known.
-        began: checkpoints that training began from.
-        curves: file names of pictures of its training, beside the card.
+        release: entry in the index.
+        model: configuration of the model.
+        steps: number of training steps, if known.
+        began: checkpoints that training started from.
+        curves: file names of figures of the training, which lie beside the card.
     """
     parts = [
         f"# {release.name}",
@@ -32,7 +32,7 @@ def model_card(
         "\n".join(_classes(name, head) for name, head in model.heads),
         "## Input\n\n" + _input(release, model),
         "## Numbers\n\n" + _table(release.metrics),
-        f"They are what this gives, of these weights as they are stored:\n\n    {release.command}",
+        f"This command reproduces them with the weights as stored:\n\n    {release.command}",
         "## Training\n\n" + _training(release),
         "\n\n".join(["## Curves", *(f"![{pathlib.PurePath(name).stem}]({name})" for name in curves)]) if curves else "",
         f"## Licence\n\n{release.licence}",
@@ -43,12 +43,12 @@ def model_card(
 
 def _what(release: Release, model: ModelConfig, steps: int | None, began: Sequence[str]) -> str:
     kind = "An image ViT" if model.is_plain_vit else "A TubeViT"
-    begun = f", beginning from {' and '.join(f'`{name}`' for name in began)}" if began else ""
+    begun = f", starting from {' and '.join(f'`{name}`' for name in began)}" if began else ""
     trained = "" if steps is None else f" It was trained for {steps:,} steps{begun}."
     return (
         f"{kind} ({model.width} wide, {model.depth} blocks, {model.num_heads} heads, "
         f"{count_parameters(model) / 1e6:.2f} M parameters) with tubes `{model.tubes}`, "
-        f"{num_tokens(model, model.shape)} tokens a clip.{trained} The file has {release.bytes / 1e6:.1f} MB."
+        f"{num_tokens(model, model.shape)} tokens per clip.{trained} The file size is {release.bytes / 1e6:.1f} MB."
     )
 
 
@@ -56,7 +56,8 @@ def _classes(name: str, head: Head) -> str:
     shown = ", ".join(head.labels[:_LABELS]) + (", ..." if len(head.labels) > _LABELS else "")
     kinds = {"video": "videos", "image": "images", "any": "videos and images"}
     several = "; a sample may have several" if head.multi_label else ""
-    return f"- head `{name}` takes {kinds[head.modality]}, {head.classes} classes{several}" + f": {shown}" * bool(shown)
+    labels = f": {shown}" if shown else ""
+    return f"- head `{name}` takes {kinds[head.modality]}, {head.classes} classes{several}{labels}"
 
 
 def _input(release: Release, model: ModelConfig) -> str:
@@ -65,7 +66,7 @@ def _input(release: Release, model: ModelConfig) -> str:
     rate = "spread over the whole video" if fps is None else f"at {fps:g} frames per second"
     clips = "" if model.is_plain_vit else f"Clips of {release.input['frames']} frames {rate}, {size}. "
     images = f"Images of {size}. " if model.tubes.is_2d or _image_heads(model) else ""
-    return f"{clips}{images}RGB, {release.input['range']}; `model.input` has what `tubevit.read_video` needs."
+    return f"{clips}{images}RGB, {release.input['range']}; `model.input` holds the arguments for `tubevit.read_video`."
 
 
 def _image_heads(model: ModelConfig) -> bool:
@@ -86,18 +87,18 @@ def _training(release: Release) -> str:
     command = (
         f"    tubevit train --workdir DIR --config {release.config}"
         if release.config
-        else "The whole configuration stands in the checkpoint's metadata, under `config`."
+        else "The complete configuration is stored in the metadata of the checkpoint, under `config`."
     )
-    commit = f"\n\nReleased by the code at commit {release.commit}." if release.commit else ""
+    commit = f"\n\nReleased with the code at commit {release.commit}." if release.commit else ""
     return command + commit
 
 
 def _limits(release: Release, model: ModelConfig) -> str:
     sources = ", ".join(dict.fromkeys(f"`{each['source']}`" for each in release.metrics))
     lines = [
-        "It knows the classes above and no others: whatever it is shown, it names one of them.",
-        f"The numbers are of {sources}; nothing is known of other data.",
-        f"It was trained at {'x'.join(map(str, model.shape))} (frames, rows, columns). Other sizes run; how well was "
-        "not measured.",
+        "The model knows only the classes above and predicts one of them for every input.",
+        f"The numbers were measured on {sources}; the accuracy on other data is unknown.",
+        f"It was trained at {'x'.join(map(str, model.shape))} (frames, rows, columns). It accepts other sizes, but "
+        "its accuracy there was not measured.",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""Downloads of files whose content is known: from several addresses, in several parts."""
+"""Downloads of files with a known hash, from several addresses, resumed after interruptions."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-TIMEOUT = 30.0  # seconds without an answer
+TIMEOUT = 30.0  # seconds without a response
 _BLOCK = 2**16  # bytes
 
 
 class DownloadError(Exception):
-    """No address gave the file; says what was wrong with each."""
+    """No address served the file; the message gives the reason for each."""
 
 
 def download(urls: Sequence[str], path: str | os.PathLike, sha256: str, size: int) -> None:
-    """Downloads a file, unless it is there already, from the first address that gives it.
+    """Download a file from the first address that serves it, unless it exists already.
 
-    It goes on where an earlier call, or another address, was cut off (`PATH.part`). What has another content than
-    expected is removed.
+    An interrupted download (`PATH.part`) is resumed, also from another address. A file with the wrong content is
+    removed.
 
     Args:
-        urls: http or https; mirrors after the first.
-        path: of the file, which appears once it is whole.
-        sha256, size: of its content; bytes.
+        urls: http or https, mirrors after the first.
+        path: the file, which appears once it is complete.
+        sha256, size: hash and size in bytes of its content.
 
     Raises:
-        DownloadError: no address gave it. What came of it stays, for the next call.
-        OSError: it cannot be written.
+        DownloadError: no address served it. The part that arrived is kept for the next call.
+        OSError: the file cannot be written.
     """
     path = pathlib.Path(path)
     part = path.with_name(f"{path.name}.part")
@@ -57,12 +57,12 @@ def download(urls: Sequence[str], path: str | os.PathLike, sha256: str, size: in
 
 
 def _try(url: str, part: pathlib.Path, sha256: str, size: int) -> str | None:
-    """What is wrong, None if the file is whole now."""
+    """Return what is wrong, or None if the file is complete."""
     part.touch()
     with tqdm(total=size, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr, disable=None) as bar:
         while (have := part.stat().st_size) < size:
             reason = _append(url, part, size, bar)
-            if part.stat().st_size <= have:  # otherwise it was cut off on the way: once more
+            if part.stat().st_size <= have:  # otherwise the connection was lost: try again
                 return reason or f"ends after {part.stat().st_size} of {size} bytes"
     problem = _problem(part, sha256, size)
     if problem is not None:
@@ -71,7 +71,7 @@ def _try(url: str, part: pathlib.Path, sha256: str, size: int) -> str | None:
 
 
 def _append(url: str, part: pathlib.Path, size: int, bar: tqdm) -> str | None:
-    """Adds what the address gives of the rest, at most one byte too much; returns why it ended early."""
+    """Append the rest of the file, at most one byte too many; returns why it ended early."""
     have = part.stat().st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -83,7 +83,7 @@ def _append(url: str, part: pathlib.Path, size: int, bar: tqdm) -> str | None:
         return str(getattr(error, "reason", error)) or type(error).__name__
     with response, part.open("ab") as file:
         if have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            file.truncate(0)  # it gives the whole file only
+            file.truncate(0)  # the server sends the whole file only
         bar.n = file.seek(0, os.SEEK_END)
         while file.tell() <= size:
             try:

@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to the checkpoint: a workdir, a folder, a bucket or a released model."""
+"""Names of checkpoints: a workdir, a folder, on disk or in a bucket, or a released model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.zoo.registry import find_release, is_cached, is_release, list_models
 
-_CONVERT = "tubevit convert SRC DST makes one from the weights of another library"
+_CONVERT = "tubevit convert SRC DST makes a checkpoint from the weights of another library"
 
 
 def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpoint:
     """Open a checkpoint by its name.
 
     Args:
-        name: a workdir, a checkpoint's folder, or one that `save_model` wrote, on disk or `gs://`; or a released model,
-            `arch@tag`, see `find_release`. An existing path takes precedence over a released model.
+        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; or a released
+            model, `arch@tag`, see `find_release`. An existing path takes precedence over a released model.
         step: which checkpoint of a workdir; None takes the last one.
 
     Raises:
-        UserError: there is none; close names are given.
+        UserError: there is no such checkpoint; the message names similar ones.
         RunError: a released model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
     folder = _find(name, step)
-    cached = {"remedy": "delete it, to have it downloaded again"} if is_cached(folder) else {}
+    cached = {"remedy": "delete it, and it is downloaded again"} if is_cached(folder) else {}
     return Checkpoint(folder, name, **cached)
 
 
@@ -44,7 +44,9 @@ def _find(name: str | os.PathLike, step: int | None):
             raise UserError(f"{name} has no checkpoint of step {step}; it has {available or 'none'}")
         if available:
             return run / str(available[-1] if step is None else step)
-        raise UserError(f"{name} holds no checkpoint; expected a workdir, or what save_model wrote; {_CONVERT}")
+        raise UserError(
+            f"{name} holds no checkpoint; expected a workdir, or a folder that save_model wrote; {_CONVERT}"
+        )
     if not storage.is_remote(path) and path.is_file():
         raise UserError(f"{name} is a file, not a checkpoint; {_CONVERT}")
     if is_release(name):
@@ -67,11 +69,11 @@ def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
     """Return the configuration of an architecture or of a checkpoint.
 
     Args:
-        name: what `create_model` or `load_model` take.
-        **fields: as for `create_model`; for a checkpoint they replace its own.
+        name: a name that `create_model` or `load_model` takes.
+        **fields: as for `create_model`; they replace the fields of a checkpoint.
 
     Raises:
-        UserError: there is neither; the closest names are given.
+        UserError: there is neither; the message names the closest ones.
     """
     if name in ARCHITECTURES:
         return model_config(str(name), **fields)
@@ -92,17 +94,18 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        name: a workdir, a checkpoint's folder, or one that `save_model` wrote, on disk or `gs://`; or a released model,
-            `arch@tag`, one of `list_models(pretrained=True)`.
+        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; or a released
+            model, `arch@tag`, one of `list_models(pretrained=True)`.
         step: which checkpoint of a workdir; None takes the last one.
         num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
-        dtype: of the parameters, `float32` or `bfloat16`, whichever they were saved in. The dtype of the computation is
-            `precision`.
-        **fields: replace fields of the model's configuration, e.g. precision="bfloat16"; with another size, learned
-            positions are resized.
+        dtype: dtype of the parameters, `float32` or `bfloat16`, in whichever they were saved. The field `precision`
+            sets the dtype of the computation.
+        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16"; for another size,
+            learned positions are resized.
 
     Raises:
-        UserError: no such checkpoint, its files are damaged, it does not fit, or the labels of a head were changed.
+        UserError: there is no such checkpoint, its files are damaged, it does not fit the model, or the labels of a
+            head were changed.
         RunError: a released model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
     return open_checkpoint(name, step).load_model(num_classes=num_classes, heads=heads, dtype=dtype, **fields)

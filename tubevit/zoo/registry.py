@@ -1,4 +1,4 @@
-"""Released checkpoints: `checkpoints/index.json` says what there is, and where the weights of each lie."""
+"""Released checkpoints: `checkpoints/index.json` lists them and where their weights are."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ class Release:
 
     Attributes:
         name: `arch@tag`; the tag names data and variant.
-        urls: of its archive, mirrors after the first; () where the weights lie in `checkpoints/NAME` itself.
-        sha256, bytes: of the archive, NAME.tar as `pack` makes it of the folder, wherever that lies.
-        licence: of the weights.
-        data: {data set: source} that it was trained on.
-        input: frames, fps (None: spread over the whole video), size in pixels, and range of the pixel values.
+        urls: addresses of the archive, mirrors after the first; () if the weights are in `checkpoints/NAME`.
+        sha256, bytes: hash and size of the archive NAME.tar that `pack` makes of the folder.
+        licence: licence of the weights.
+        data: {data set: source} of its training.
+        input: frames, fps (None if they are spread over the whole video), size in pixels, and range of pixel values.
         classes: {head: number of classes}.
-        metrics: one dict for each data set that was evaluated: dataset, source, split, head, views, clips, correct
-            (None where a clip has several labels), and top1, top5, map, loss as in eval.json.
-        command: gives these metrics.
-        config: the experiment that trained it, as `tubevit train --config` takes it; "" where it was not told. All its
-            values stand in the checkpoint's metadata.
-        commit: of the code that released it, ending in `-dirty` if that had changes; None outside of a checkout.
+        metrics: one dict for each evaluated data set: dataset, source, split, head, views, clips, correct (None for
+            multi-label data), and top1, top5, map, loss as in eval.json.
+        command: command that reproduces these metrics.
+        config: the experiment that trained it, as `tubevit train --config` takes it; "" if unknown. The metadata of the
+            checkpoint holds all its values.
+        commit: commit of the code that released it, with the suffix `-dirty` if the code was modified; None outside of
+            a checkout.
 
     Raises:
         UserError: a value is malformed.
@@ -74,7 +75,7 @@ class Release:
 
 
 def check_name(name: str) -> str:
-    """The architecture that a name `arch@tag` begins with.
+    """Return the architecture of a name `arch@tag`.
 
     Raises:
         UserError: the name is malformed.
@@ -82,33 +83,33 @@ def check_name(name: str) -> str:
     match = _NAME.fullmatch(name)
     if not match:
         raise UserError(
-            "a released checkpoint is named ARCHITECTURE@TAG of lower-case letters, digits and _, such as "
+            "a released checkpoint is named ARCHITECTURE@TAG, in lower-case letters, digits and _, such as "
             f"tubevit_nano8@moving_digits; found {name!r}"
         )
     return match[1]
 
 
 def check_url(url: str) -> None:
-    """Raises UserError unless `url` is one of http or https."""
+    """Raise UserError unless `url` is an http or https address."""
     if not re.match(r"https?://[^/\s]", str(url)):
-        raise UserError(f"a URL of a released checkpoint begins with https:// or http://; found {url!r}")
+        raise UserError(f"the URL of a released checkpoint begins with https:// or http://; found {url!r}")
 
 
 def is_release(name: str | os.PathLike) -> bool:
-    """Whether a name is meant as that of a released checkpoint: a word with an @, no path."""
+    """Whether a name denotes a released checkpoint: it contains an @ and is not a path."""
     name = os.fspath(name)
     return "@" in name and "/" not in name and os.sep not in name
 
 
 def checkpoints_folder() -> pathlib.Path:
-    """Where index.json and the released weights lie: in the package of a wheel, beside it in a checkout."""
+    """Return the folder of index.json and the released weights: in the package of a wheel, beside it in a checkout."""
     package = pathlib.Path(__file__).parent.parent
     inside = package / "checkpoints"
     return inside if inside.is_dir() else package.parent / "checkpoints"
 
 
 def read_index() -> dict[str, Release]:
-    """All released checkpoints by name.
+    """Read all released checkpoints by name.
 
     Raises:
         UserError: index.json is damaged, or an entry is malformed.
@@ -118,43 +119,43 @@ def read_index() -> dict[str, Release]:
         rows = json.loads(path.read_text())
         releases = [Release(**row) for row in rows]
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: the installation is not whole") from error
-    except (UserError, ValueError, TypeError) as error:  # no JSON, other fields or invalid values
+        raise UserError(f"{path} does not exist: the installation is incomplete") from error
+    except (UserError, ValueError, TypeError) as error:  # not JSON, wrong fields or invalid values
         raise UserError(f"{path} cannot be read: {str(error).replace('Release.__init__() ', '')}") from error
     if len({release.name for release in releases}) < len(releases):
-        raise UserError(f"{path} names a checkpoint twice")
+        raise UserError(f"{path} lists a checkpoint twice")
     return {release.name: release for release in releases}
 
 
 def write_index(releases: Mapping[str, Release]) -> None:
-    """Writes index.json, by name; the inverse of `read_index`."""
+    """Write index.json, sorted by name; inverts `read_index`."""
     rows = [dataclasses.asdict(releases[name]) for name in sorted(releases)]
     storage.write_text(checkpoints_folder() / "index.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names that match a shell pattern, e.g. `tubevit_b16*`.
+    """List the names that match a shell pattern, e.g. `tubevit_b16*`.
 
     Args:
-        pattern: compared with the whole name.
-        pretrained: name the released checkpoints, for `load_model`, instead of the architectures, for `create_model`.
+        pattern: must match the whole name.
+        pretrained: list released checkpoints, for `load_model`, instead of architectures, for `create_model`.
 
     Raises:
         UserError: the index of the released checkpoints is damaged.
     """
-    from tubevit.models.variants import ARCHITECTURES  # loads jax, which the index does without
+    from tubevit.models.variants import ARCHITECTURES  # loads jax, which the index does not need
 
     return sorted(fnmatch.filter(read_index() if pretrained else ARCHITECTURES, pattern))
 
 
 def find_release(name: str) -> pathlib.Path:
-    """The folder of a released checkpoint: in `checkpoints/`, else in the cache, else downloaded there.
+    """Find the folder of a released checkpoint in `checkpoints/` or in the cache, or download it to the cache.
 
-    The cache is $TUBEVIT_CACHE, by default ~/.cache/tubevit. A download goes on where an earlier one was cut off.
+    The cache is $TUBEVIT_CACHE, by default ~/.cache/tubevit. An interrupted download is resumed.
 
     Raises:
-        UserError: there is no such release; the closest are named.
-        RunError: its weights are in neither place and cannot be downloaded; it says where it looked.
+        UserError: there is no such release; the message names the closest.
+        RunError: its weights are in neither place and cannot be downloaded; the message names the places.
         OSError: the cache cannot be written.
     """
     releases = read_index()
@@ -168,7 +169,7 @@ def find_release(name: str) -> pathlib.Path:
             return folder
     looked = f"{name} is neither in {local} nor in {cached}"
     if not release.urls:
-        raise RunError(f"{looked}, and its entry names no URL: bring its folder there, or install tubevit anew")
+        raise RunError(f"{looked}, and its entry names no URL: copy its folder there, or reinstall tubevit")
     _fetch(release, cached, looked)
     return cached
 
@@ -178,12 +179,12 @@ def _downloads() -> pathlib.Path:
 
 
 def is_cached(folder: pathlib.PurePath) -> bool:
-    """Whether a folder is a downloaded release, which `find_release` downloads again if it is not there."""
+    """Whether a folder is a downloaded release, which `find_release` downloads again if it is missing."""
     return _downloads() in folder.parents
 
 
 def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
-    """Downloads a release's archive and unpacks it; other processes of this machine wait for it."""
+    """Download and unpack the archive of a release; other processes on this machine wait for it."""
     import fcntl
 
     from tubevit.zoo.download import DownloadError, download
@@ -201,7 +202,7 @@ def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
         except DownloadError as error:
             raise RunError(
                 f"{looked}, and cannot be downloaded ({error}); is there a network? "
-                f"A copy of the file from elsewhere goes to {archive}"
+                f"You can also copy the file to {archive}"
             ) from error
         unpack(archive, folder)
         archive.unlink()
