@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
 
 
@@ -62,3 +63,12 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 def unknown_split(source: str, split: str, splits: Iterable[str]) -> SplitError:
     """Return the error for an unknown split of a source, with the closest valid names."""
     return SplitError(str(unknown(f"split of {source}", split, splits)))
+
+
+def optional_import(module: str, purpose: str, extra: str):
+    """Import a module of an optional dependency; if it is missing, the UserError says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"{purpose} needs {package}, which is not installed: pip install 'tubevit[{extra}]'") from error

@@ -17,9 +17,9 @@ from tests.convert.test_torch_file import state_dict, tensor
 from tests.convert.test_torch_file import write as write_torch
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
-from tubevit.convert import convert, hugging_face
+from tubevit.convert import convert
 from tubevit.convert.architecture import fold_layer_scale, heads_of, plain_vit
-from tubevit.convert.files import read_arrays
+from tubevit.convert.files import read_arrays, written_whole
 from tubevit.convert.foreign import Options
 from tubevit.errors import UserError
 from tubevit.models.abstract import graph_of, parameters
@@ -193,7 +193,9 @@ def test_files_that_cannot_be_read(saved, folder, tmp_path, capsys):
     refused(
         [str(tmp_path / "absent"), str(tmp_path / "ours")], "absent does not exist; expected a file", tmp_path, capsys
     )
-    refused([str(folder), str(tmp_path / "text.npz/ours")], "cannot convert to .*Not a directory", tmp_path, capsys)
+    refused(
+        [str(folder), str(tmp_path / "text.npz/ours")], "cannot convert to .*File exists: .*text.npz", tmp_path, capsys
+    )
     refused([str(folder), str(saved)], "exists already; name a new one", tmp_path, capsys)
     refused([str(folder), str(tmp_path / "ours"), "--heads", "3"], "pass no --heads", tmp_path, capsys)
     refused([str(folder), str(tmp_path / "ours"), "--prefix", "a"], "pass no --prefix", tmp_path, capsys)
@@ -289,14 +291,14 @@ def test_models_that_the_formats_cannot_hold(saved, tiny, tmp_path, capsys):
     assert "head.weight" not in load_file(timm)
 
 
-def test_nothing_is_left_where_writing_fails(saved, tmp_path, monkeypatch):
-    def fail(path, arrays):
-        path.write_bytes(b"half")
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_nothing_is_left_where_writing_fails(tmp_path, is_folder):
+    with pytest.raises(OSError, match="no space"), written_whole(tmp_path / "theirs") as temporary:
+        if is_folder:
+            temporary.mkdir()
+        (temporary / "half" if is_folder else temporary).write_bytes(b"half")
+        assert not (tmp_path / "theirs").exists()
         raise OSError("no space")
-
-    monkeypatch.setattr(hugging_face, "write_safetensors", fail)
-    with pytest.raises(OSError, match="no space"):
-        convert(saved, tmp_path / "theirs", format="hugging-face")
     assert list(tmp_path.iterdir()) == []
 
 

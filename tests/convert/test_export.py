@@ -17,8 +17,7 @@ from tubevit import Head, UserError
 from tubevit.checkpoint.metadata import config_from_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
-from tubevit.convert import export
-from tubevit.convert.export import export_jax, export_program, export_safetensors, load_exported
+from tubevit.convert.export import PLATFORMS, export_jax, export_program, export_safetensors, load_exported
 from tubevit.models.abstract import parameters
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -169,7 +168,7 @@ def test_each_platform_has_its_attention(tiny):
     """The einsums of CPU take two heads at a time, XLA's attention all: other programs, whatever exports them."""
     config = tiny(5, depth=1, num_heads=6).config
     counts = {}
-    for platform in export.PLATFORMS:
+    for platform in PLATFORMS:
         exported = export_program(config, [platform])
         assert exported.platforms == (platform,)
         counts[platform] = exported.mlir_module().count("dot_general")
@@ -198,21 +197,10 @@ def test_an_image_head_needs_a_2d_tube(tiny, tmp_path):
         export_jax(model, tmp_path / "a")
 
 
-def test_nothing_is_half_written(model, tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        assert (next(tmp_path.iterdir()) / "a/model.safetensors").exists()  # the parameters were written already
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export, "_write_config", fail)
-    with pytest.raises(OSError, match="No space"):
-        export_safetensors(model, tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("package, exporting", [("safetensors.numpy", export_safetensors), ("flatbuffers", export_jax)])
 def test_missing_packages(tiny, tmp_path, monkeypatch, package, exporting):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package.split('.')[0]}: pip install 'tubevit\[convert\]'"):
+    with pytest.raises(UserError, match=rf"needs {package.split('.')[0]}, .*: pip install 'tubevit\[convert\]'"):
         exporting(tiny(), tmp_path / "a")
     with pytest.raises(UserError, match=r"tubevit\[convert\]"):
         load_exported(tmp_path / "a")

@@ -184,7 +184,7 @@ def test_without_matplotlib_one_line_says_so(tiny_run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(tiny_run)]) == 2
     assert capsys.readouterr().err == (
-        "tubevit: pictures need matplotlib, which is not installed: pip install 'tubevit[plot]'\n"
+        "tubevit: drawing needs matplotlib, which is not installed: pip install 'tubevit[plot]'\n"
     )
 
 

@@ -222,6 +222,8 @@ def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None
     path = storage.as_path(path)
     if storage.exists(path):
         raise UserError(f"{path} exists already; name a new folder")
+    if not storage.is_remote(path):  # fails here, where Orbax would leave threads behind that wait for minutes
+        path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**(metadata or {}), "model": model_metadata(model.config), "versions": versions()}
     storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
     if jax.process_index() == 0:

@@ -15,7 +15,7 @@ from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, siglip, timm
 from tubevit.convert.architecture import check_plain, fold_layer_scale
-from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256, write_whole
+from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256, written_whole
 from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.hugging_face_folder import CONFIG
 from tubevit.errors import UserError, unknown
@@ -165,7 +165,6 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
         raise UserError(
             f"{src} is a tubevit checkpoint, which has these settings itself: pass no --{', --'.join(unused)}"
         )
-    source = checkpoint.metadata.get("source", {})
     model = checkpoint.load_model(num_classes=0 if options.headless else None)
     check_plain(model.config, format)
     config, params = fold_layer_scale(model.config, flatten(parameters(model)))
@@ -177,8 +176,10 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
     notes = ["left out: the head"] if options.headless else []
     if format == "timm":
         notes += timm.check(path, config)
-        write_whole(path, lambda temporary: timm.write(temporary, config, params))
-    else:
-        interpolation = source.get("preprocessing", {}).get("interpolation")
-        write_whole(path, lambda folder: hugging_face.write(folder, config, params, interpolation))
+    interpolation = checkpoint.metadata.get("source", {}).get("preprocessing", {}).get("interpolation")
+    with written_whole(path) as temporary:
+        if format == "timm":
+            timm.write(temporary, config, params)
+        else:
+            hugging_face.write(temporary, config, params, interpolation)
     return Conversion(str(dst), format, config, tuple(notes))

@@ -23,11 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -38,12 +36,14 @@ from jax import export
 from tubevit import __version__, storage
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.errors import UserError
+from tubevit.convert.files import written_whole
+from tubevit.errors import UserError, optional_import, unknown
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 
-PLATFORMS = ("cpu", "tpu", "cuda")
+PLATFORMS = ("cpu", "tpu", "cuda")  # cuda: NVIDIA GPUs
+_EXPORT = ("export", "convert")  # purpose and extra of the packages
 _CONFIG, _PROGRAM, _PARAMS, _MODEL = "config.json", "model.jaxexport", "params.safetensors", "model.safetensors"
 
 
@@ -107,10 +107,10 @@ def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) ->
     Raises:
         UserError: a platform is unknown, the head takes images but no tube does, or flatbuffers is not installed.
     """
-    _require("flatbuffers")
+    optional_import("flatbuffers", *_EXPORT)
     for platform in platforms:
         if platform not in PLATFORMS:
-            raise UserError(f"unknown platform {platform!r}; valid: cpu, tpu, cuda (NVIDIA GPUs)")
+            raise unknown("platform", platform, PLATFORMS)
     einsum, xla = (_forward(dataclasses.replace(config, attention=kind)) for kind in ("einsum", "xla"))
 
     def forward(params, pixels):
@@ -165,8 +165,8 @@ def load_exported(folder: str | os.PathLike) -> ExportedModel:
         UserError: the folder is not a complete export, the program was not exported for this platform, or a package
             is not installed.
     """
-    load_file = _require("safetensors.numpy").load_file
-    _require("flatbuffers")
+    load_file = optional_import("safetensors.numpy", *_EXPORT).load_file
+    optional_import("flatbuffers", *_EXPORT)
     folder = pathlib.Path(folder)
     try:
         config = json.loads((folder / _CONFIG).read_bytes())
@@ -231,16 +231,8 @@ def _save(params: Mapping[str, jax.Array], path: pathlib.Path) -> None:
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in params.items()}
     path.touch()
     mode = path.stat().st_mode
-    _require("safetensors.numpy").save_file(arrays, path)
+    optional_import("safetensors.numpy", *_EXPORT).save_file(arrays, path)
     path.chmod(mode)  # safetensors makes it readable by its owner only
-
-
-def _require(package: str):
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        name = package.partition(".")[0]
-        raise UserError(f"export needs {name}: pip install 'tubevit[convert]'") from error
 
 
 @contextlib.contextmanager
@@ -249,15 +241,12 @@ def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     if storage.is_remote(path):
         raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
     path = pathlib.Path(path).absolute()
-    try:
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists already; name a new folder or an empty one")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    with temporary as beside:
-        folder = pathlib.Path(beside) / path.name  # the folder of mkdtemp is accessible to its owner only
-        folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"{path} exists already; name a new folder or an empty one")
+            folder = stack.enter_context(written_whole(path))
+            folder.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
         yield folder
-        folder.replace(path)

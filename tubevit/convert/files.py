@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 
 from tubevit.convert.torch_file import damaged, read_torch
-from tubevit.errors import UserError
+from tubevit.errors import UserError, optional_import
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
     "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+_SAFETENSORS = ("a .safetensors file", "convert")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -111,19 +113,17 @@ def sha256(path: pathlib.Path) -> str:
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as libraries for torch expect them."""
-    _safetensors()
-    from safetensors.numpy import save_file
-
-    save_file(arrays, path, metadata={"format": "pt"})
+    optional_import("safetensors.numpy", *_SAFETENSORS).save_file(arrays, path, metadata={"format": "pt"})
 
 
-def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Call `write(temporary)` and rename the result to `path`, so that the file or folder is complete or absent."""
+@contextlib.contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a temporary path that is renamed to `path` at the end, so that the file or folder is complete or absent."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.rename(path)
+        yield temporary
+        temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -141,7 +141,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    library = _safetensors()
+    library = optional_import("safetensors", *_SAFETENSORS)
     try:
         entries = library.deserialize(path.read_bytes())
     except library.SafetensorError as error:
@@ -152,14 +152,6 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in entries
     }
-
-
-def _safetensors():
-    try:
-        import safetensors
-    except ImportError:
-        raise UserError("safetensors files need the package safetensors: pip install 'tubevit[convert]'") from None
-    return safetensors
 
 
 def _listing(folder: pathlib.Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tubevit.errors import UserError
+from tubevit.errors import optional_import
 
 WIDTH, LINE = 7.2, 0.17  # inches: width of figures of frames, height of a line of their titles
 COLUMNS, GAP = 8, 4  # frames side by side, pixels between two frames
@@ -34,11 +34,7 @@ DARK = Theme("#12161c", "#e6eaef", "#9aa6b4", "#343d49", ("#f28a57", "#62b0e3", 
 
 def plotting():
     """Import matplotlib; raises UserError if it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need matplotlib, which is not installed: pip install 'tubevit[plot]'") from error
-    return matplotlib
+    return optional_import("matplotlib", "drawing", "plot")
 
 
 @contextlib.contextmanager
