@@ -125,11 +125,9 @@ def write_shards(
         todo = [number for number in range(job.count) if number not in finished]
         done = sum(len(part["records"]) + len(part["rejected"]) for part in finished.values())
         shown = {"unit": " files", "desc": split, "file": sys.stderr, "disable": None}  # None shows it on terminals
+        write = _write_in_processes if processes > 1 else _write_serially
         with tqdm(total=len(source), initial=done, **shown) as bar:
-            for number, part in (_write_in_processes if processes > 1 else _write_serially)(
-                job, todo, processes, bar.update
-            ):
-                finished[number] = part
+            finished.update(write(job, todo, processes, bar.update))
     parts = [finished[number] for number in range(job.count)]
     index = _write_index(job, parts, settings, others)
     return {
@@ -303,9 +301,9 @@ def _write_index(job: Job, parts: list[dict], settings: dict, others: dict[str, 
     if not any(part["records"] for part in parts):
         raise UserError(f"none of the {len(source)} files of {job.split} of {source.name} can be decoded; see {path}")
 
-    records = [(key, form.join_label(label)) for part in parts for key, label in part["records"]]
+    records = [(key, "|".join(map(str, label))) for part in parts for key, label in part["records"]]
     text = form.to_csv(("key", "label"), records)
-    storage.write_text(storage.join(job.folder, form.records_name(job.split)), text)
+    storage.write_text(storage.join(job.folder, f"{form.file_name(job.split)}.records.csv"), text)
     shards = [
         form.Shard(form.shard_name(job.split, number, job.count), len(part["records"]), part["bytes"])
         for number, part in enumerate(parts)

@@ -116,11 +116,6 @@ def file_name(split: str) -> str:
     return urllib.parse.quote(split, safe="")
 
 
-def records_name(split: str) -> str:
-    """Return the name of the csv that lists the records of a split."""
-    return f"{file_name(split)}.records.csv"
-
-
 def pack(key: str, label: list[int], media: bytes) -> bytes:
     """Encode a record: the key of the file, its class indices (one, or any number), and its encoded bytes."""
     return msgpack.packb({"key": key, "label": label, "media": media})
@@ -140,14 +135,9 @@ def to_csv(header: tuple[str, ...], rows) -> str:
     return text.getvalue()
 
 
-def join_label(label: list[int]) -> str:
-    """Return class indices as text for csv files."""
-    return "|".join(map(str, label))
-
-
 def read_records(folder: str, split: str, index: SplitIndex) -> tuple[list[str], list[list[int]]]:
     """Read the keys and the class indices of all records of a split; raises UserError if their csv was changed."""
-    path = storage.join(folder, records_name(split))
+    path = storage.join(folder, f"{file_name(split)}.records.csv")
     try:
         content = storage.read_bytes(path)
     except FileNotFoundError as error:
@@ -183,6 +173,6 @@ def check_shard(path: str, records: int) -> None:
 
 
 def check_shards(folder: str, shards: tuple[Shard, ...]) -> None:
-    """Check shards concurrently, see `check_shard`."""
+    """Check several shards at once, see `check_shard`."""
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         list(pool.map(lambda shard: check_shard(storage.join(folder, shard.file), shard.records), shards))

@@ -79,7 +79,10 @@ class Source:
             try:
                 media = self.media(index)
                 kinds.append(media_kind(media))
-                decode_image(media) if kinds[-1] == "image" else decode_frames(media, 1, 1.0, 0.0)
+                if kinds[-1] == "image":
+                    decode_image(media)
+                else:
+                    decode_frames(media, 1, 1.0, 0.0)
                 return kinds[-1]
             except DecodeError as error:
                 last = error

@@ -54,29 +54,27 @@ class Keys(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
-    """Returns the stored bytes of a feature; each process opens the files on first use."""
+class Records:
+    """Reads a feature of the records; each process opens the files on first use.
+
+    Attributes:
+        keys: names of the records.
+        records: the records, serialised if the feature is stored as `encoded` bytes, else decoded.
+        feature: name of the feature.
+        encoded: whether stored bytes are returned, or pixels (H, W, 3) or (T, H, W, 3) uint8.
+    """
 
     keys: Keys
     records: Any
     feature: str
-
-    def __call__(self, index: int) -> bytes:
-        """Return the encoded bytes of record `index`; raises DecodeError if it is damaged."""
-        return _parse(_record(self.records, self.keys, index), self.feature).bytes_list.value[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """Returns a decoded feature: (H, W, 3) or (T, H, W, 3) uint8."""
-
-    keys: Keys
-    records: Any
-    feature: str
+    encoded: bool
 
     def __call__(self, index: int) -> Media:
-        """Return the pixels of record `index`; raises DecodeError if it is damaged."""
-        pixels = _record(self.records, self.keys, index)[self.feature]
+        """Return the media of record `index`; raises DecodeError if it is damaged."""
+        record = _record(self.records, self.keys, index)
+        if self.encoded:
+            return _parse(record, self.feature).bytes_list.value[0]
+        pixels = record[self.feature]
         return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
@@ -129,9 +127,9 @@ def open_tfds(name: str, split: str) -> Source:
     keys = Keys(info.name, chosen)
     feature = info.features[media]
     if isinstance(feature, tfds.features.Image) or feature.np_dtype == np.object_:
-        read = Encoded(keys, raw, media)
+        read = Records(keys, raw, media, encoded=True)
     elif feature.np_dtype == np.uint8 and feature.shape[-1] in (1, 3) and len(feature.shape) in (3, 4):
-        read = Pixels(keys, builder.as_data_source("+".join(chosen)), media)
+        read = Records(keys, builder.as_data_source("+".join(chosen)), media, encoded=False)
     else:
         raise UserError(f"{name}: {media} is {feature}; expected an image, encoded bytes, or uint8 pixels")
     several = not isinstance(info.features[label], tfds.features.ClassLabel)
