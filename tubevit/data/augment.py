@@ -93,17 +93,14 @@ class Augment:
     def __post_init__(self):
         if self.frame_order not in FRAME_ORDERS:
             raise unknown("frame_order", str(self.frame_order), FRAME_ORDERS)
-        if self.scale < 1:
-            raise UserError(f"augment.scale must be at least 1; found {self.scale}")
-        if self.rand_layers < 0:
-            raise UserError(f"augment.rand_layers must be at least 0; found {self.rand_layers}")
+        for name, smallest in (("scale", 1), ("ratio", 1), ("rand_layers", 0)):
+            if getattr(self, name) < smallest:
+                raise UserError(f"augment.{name} must be at least {smallest}; found {getattr(self, name)}")
         for name, largest in (("rand_magnitude", randaugment.STRONGEST), ("colour_jitter", 1), ("erasing", 1)):
             if not 0 <= getattr(self, name) <= largest:
                 raise UserError(f"augment.{name} must be 0 to {largest:g}; found {getattr(self, name)}")
         if not 0 < self.area <= 1:
             raise UserError(f"augment.area must be above 0 and at most 1; found {self.area}")
-        if self.ratio < 1:
-            raise UserError(f"augment.ratio must be at least 1; found {self.ratio}")
         if (self.scale > 1 or self.area < 1) and not self.random_crop:
             raise UserError(f"augment.{'scale above' if self.scale > 1 else 'area below'} 1 needs augment.random_crop")
         if self.scale > 1 and self.area < 1:

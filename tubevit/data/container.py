@@ -146,12 +146,7 @@ class Video:
             yield time, frame
 
     def end_of_last_frame(self, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
-        """Return when the last decoded frame ends, in seconds.
-
-        Args:
-            last: the frame, if any.
-            time: when it is shown.
-            error: what ended decoding before the end of the file, if anything.
+        """Return when the last decoded frame, shown at `time`, ends; `error` ended decoding, or None.
 
         Raises:
             DecodeError: there is no frame, or more frames follow the error than decoders hold back. Only a damaged
@@ -180,11 +175,7 @@ class Video:
 
 @contextlib.contextmanager
 def open_video(media: str | os.PathLike | bytes, file: BinaryIO | None = None) -> Iterator[Video]:
-    """Open a video; the cover picture of music is none.
-
-    Args:
-        media: path or bytes.
-        file: the same, if `open_media` has opened it.
+    """Open a video, or the `file` that `open_media` has opened; the cover picture of music is no video.
 
     Raises:
         DecodeError: the file is missing, empty, not a video, or its codec is unknown.

@@ -38,17 +38,9 @@ class Decoded:
     end: float | None = None
 
     def pixels(self, size: int, tubes: TubeSet | None = None) -> np.ndarray | TubeBatch:
-        """Return the centred square as a batch of one.
+        """Return the centred square as a batch of one: (1, T, size, size, 3) or, of an image, (1, size, size, 3) uint8.
 
-        Args:
-            size: rows and columns.
-            tubes: tubes of a model; an image takes those of temporal size 1.
-
-        Returns:
-            (1, T, size, size, 3) or (1, size, size, 3) uint8, or the windows of the tubes.
-
-        Raises:
-            UserError: the clip is too small for a tube, or no tube takes images.
+        With `tubes` of a model, their windows are returned; see `tubevit.read_video`.
         """
         image = self.kind == "image"
         if tubes is None:
@@ -189,11 +181,7 @@ def decode_clip(
 
 
 def decode_image(media: Media, file: BinaryIO | None = None) -> np.ndarray:
-    """Decode an image to (H, W, 3) uint8, upright (the EXIF orientation is applied).
-
-    Args:
-        media: path, bytes or pixels.
-        file: the same, if `open_media` has opened it.
+    """Decode an image, or the `file` that `open_media` has opened, to (H, W, 3) uint8; EXIF orientation is applied.
 
     Raises:
         DecodeError: the file is missing, empty, damaged or not an image.

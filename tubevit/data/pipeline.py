@@ -135,9 +135,6 @@ class BatchShards:
         return [shard * size + row for shard in self.shards for row in range(size)]
 
 
-WHOLE_BATCH = BatchShards()
-
-
 def dataset_seed(seed: int, name: str) -> int:
     """Derive the seed of a data set from the seed of a run."""
     return zlib.crc32(f"{seed}/{name}".encode())
@@ -198,7 +195,7 @@ def iterate(
     batch_size: int,
     *,
     first: int = 0,
-    shards: BatchShards = WHOLE_BATCH,
+    shards: BatchShards = BatchShards(),
     threads: int = 1,
     workers: int = 0,
 ) -> Iterator[dict]:
@@ -216,7 +213,7 @@ def iterate(
     """
     own_rows = shards.rows(batch_size)
     local = len(own_rows)
-    total = (len(rows) if len(rows) < ENDLESS else ENDLESS) // batch_size * local
+    total = min(len(rows), ENDLESS) // batch_size * local
 
     def own(number: int):
         batch, row = divmod(number, local)

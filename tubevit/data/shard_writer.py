@@ -130,14 +130,9 @@ def write_shards(
             finished.update(write(job, todo, processes, bar.update))
     parts = [finished[number] for number in range(job.count)]
     index = _write_index(job, parts, settings, others)
-    return {
-        "written": index.records,
-        "rejected": index.rejected,
-        "kept": kept,
-        "shards": job.count,
-        "bytes": sum(shard.bytes for shard in index.shards),
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    size, seconds = sum(shard.bytes for shard in index.shards), round(time.monotonic() - began, 3)
+    counts = {"written": index.records, "rejected": index.rejected, "kept": kept, "shards": job.count}
+    return counts | {"bytes": size, "seconds": seconds}
 
 
 def _settings(source: Source, split: str, folder: str, shards: int | None, short_side: int | None) -> dict:
@@ -145,14 +140,8 @@ def _settings(source: Source, split: str, folder: str, shards: int | None, short
     if shards is not None and not 1 <= shards <= len(source):
         raise UserError(f"{split}: expected 1 to {len(source)} shards, so that each holds a file; found {shards}")
     listing = hashlib.sha256("\n".join(source.keys).encode() + source.labels.tobytes()).hexdigest()[:16]
-    settings = {
-        "source": source.name,
-        "files": len(source),
-        "classes": source.label_hash,
-        "listing": listing,
-        "short_side": short_side,
-        "shards": shards,
-    }
+    settings = {"source": source.name, "files": len(source), "classes": source.label_hash, "listing": listing}
+    settings |= {"short_side": short_side, "shards": shards}
     path = storage.join(folder, f"{form.PARTS}/{form.file_name(split)}.json")
     try:
         earlier = json.loads(storage.read_bytes(path))

@@ -15,14 +15,6 @@ from tubevit.data.decode import TIME_TOLERANCE, Decoded, decode_image, upright_f
 from tubevit.errors import UserError
 
 
-@dataclasses.dataclass
-class _Partial:
-    """A clip that is not complete: its start in seconds and its frames so far."""
-
-    start: float
-    picked: list
-
-
 def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | None, every: float) -> Iterator[Decoded]:
     """Yield the clips of a video that begin at 0, `every`, 2 * `every`, ... seconds, or an image; see `decode_media`.
 
@@ -58,23 +50,24 @@ def _clips(video: Video, frames: int, fps: float | None, every: float) -> Iterat
     span = step * frames
     times = step * (np.arange(frames) + (0.5 if fps is None else 0.0))
     latest = (times + TIME_TOLERANCE).tolist()
-    partial: collections.deque[_Partial] = collections.deque()
+    partial: collections.deque[Decoded] = collections.deque()
     begun = 0
 
-    def show(frame: av.VideoFrame, until: float) -> Iterator[_Partial]:
+    def show(frame: av.VideoFrame, until: float) -> Iterator[Decoded]:
         """Add a frame to the clips that take it, also to those that begin now; yields the complete ones."""
         nonlocal begun
         while begun * every < until:
-            partial.append(_Partial(begun * every, []))
+            partial.append(Decoded("video", [], start=begun * every))
             begun += 1
         for clip in partial:
-            while len(clip.picked) < frames and clip.start + latest[len(clip.picked)] < until:
-                clip.picked.append(frame)
-        while partial and len(partial[0].picked) == frames:
+            while len(clip.frames) < frames and clip.start + latest[len(clip.frames)] < until:
+                clip.frames.append(frame)
+        while partial and len(partial[0].frames) == frames:
             yield partial.popleft()
 
-    def finish(clip: _Partial, end: float) -> Decoded:
-        return Decoded("video", upright_frames(video.name, clip.picked), video.seconds, clip.start, end)
+    def finish(clip: Decoded, end: float) -> Decoded:
+        upright = upright_frames(video.name, clip.frames)
+        return dataclasses.replace(clip, frames=upright, seconds=video.seconds, end=end)
 
     current, shown, error = None, 0.0, None
     decoded = video.timed_frames()
@@ -95,5 +88,5 @@ def _clips(video: Video, frames: int, fps: float | None, every: float) -> Iterat
     complete = list(show(current, end))
     for clip in (*complete, *partial):
         if clip.start == 0 or end - clip.start >= MIN_COVERAGE * span:
-            clip.picked += [current] * (frames - len(clip.picked))
+            clip.frames.extend([current] * (frames - len(clip.frames)))
             yield finish(clip, min(clip.start + span, end))

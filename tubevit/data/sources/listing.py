@@ -115,13 +115,9 @@ def read_official(folder: str, *names: str) -> tuple[str, str]:
 
 
 def read_table(path: str, text: str, required: Iterable[str], header: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rows of a csv with a header as (line, {column: cell}); empty lines are skipped.
+    """Yield the rows of a csv as (line, {column: cell}); empty lines are skipped.
 
-    Args:
-        path: path of the file, for messages.
-        text: content of the file.
-        required: columns that it must have.
-        header: the expected header, for messages.
+    Messages name `path` and the expected `header`, which must include the `required` columns.
 
     Raises:
         UserError: the header is another one, there are no rows, or a row is malformed (the message names the line).
@@ -168,9 +164,6 @@ def _words(label: str) -> str:
 
 class Clips:
     """The videos below a folder, at any depth. They are listed once and found by name without suffix.
-
-    Args:
-        folder: folder of the clips, local or remote.
 
     Raises:
         UserError: the folder does not exist or holds no videos.
