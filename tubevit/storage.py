@@ -38,7 +38,7 @@ def join(folder: str | os.PathLike, name: str) -> str:
     return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else str(pathlib.Path(folder) / name)
 
 
-def as_path(name: str | os.PathLike) -> pathlib.PurePath:
+def as_path(name: str | os.PathLike) -> pathlib.Path:
     """Return an absolute path with `/`, `name` and `parent` that keeps the scheme (pathlib would give `gs:/`)."""
     if not is_remote(name):
         return pathlib.Path(name).absolute()
@@ -194,7 +194,7 @@ def is_folder(path: str | os.PathLike) -> bool:
     return os.path.isdir(path) if not is_remote(path) else _kind(path) == "directory"
 
 
-def _kind(path: str) -> str | None:
+def _kind(path: str | os.PathLike) -> str | None:
     try:
         return operate(path, lambda filesystem, inner: filesystem.info(inner)["type"])
     except FileNotFoundError:

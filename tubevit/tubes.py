@@ -14,7 +14,7 @@ import numpy as np
 
 from tubevit.errors import UserError, unknown
 
-Triple = tuple[int, int, int]
+Triple = tuple[int, ...]  # of three, (t, y, x)
 PADDINGS = ("valid", "same")
 
 

@@ -180,7 +180,7 @@ class Checkpoint:
         wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
         params = self.read("params", abstract_parameters(wanted))
         for i, table in params.get("position", {}).items():
-            grid = config.tubes.tubes[int(i)].grid(config.shape, config.padding)
+            grid = config.tubes.tubes[int(i)].grid(config.shape, config.tubes.padding)
             params["position"][i] = jnp.asarray(resize_positions(table, grid))
         if config.heads != stored.heads:
             # Compiled, so that only the heads are computed.

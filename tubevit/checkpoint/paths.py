@@ -123,7 +123,7 @@ def grouped(texts: Mapping[str, str] | Iterable[str]) -> list[str]:
     """Write {name: text}, or names alone, one line for all that differ in their first number: `blocks.0-11.x`."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for name, text in _with_texts(texts).items():
-        head, number, tail = re.fullmatch(r"(\D*)(\d*)(.*)", name).groups()
+        ((head, number, tail),) = re.findall(r"^(\D*)(\d*)(.*)", name)
         groups.setdefault((head, tail, text), []).append(int(number) if number else -1)
     return sorted(f"{head}{_ranges(numbers)}{tail}{text}" for (head, tail, text), numbers in groups.items())
 

@@ -24,8 +24,9 @@ class _Stderr(logging.StreamHandler):
 def _is_for_here(record: logging.LogRecord) -> bool:
     """Whether this process shows a record: process 0 shows all, the others those marked `every_process`."""
     jax = sys.modules.get("jax")
-    alone = jax is None or not jax.distributed.is_initialized()
-    return alone or getattr(record, "every_process", False) or jax.process_index() == 0
+    if jax is None or not jax.distributed.is_initialized():
+        return True
+    return getattr(record, "every_process", False) or jax.process_index() == 0
 
 
 _HANDLER = _Stderr()

@@ -11,6 +11,7 @@ import numpy as np
 from tubevit.errors import UserError
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.variants import ARCHITECTURES, OTHER_VIT
+from tubevit.tubes import TubeSet
 
 _SIZES = ("width", "depth", "mlp_dim")
 _MOST_BLOCKS = 1000  # so that a damaged number does not fill the memory
@@ -34,7 +35,7 @@ def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
     sizes = {"tubes": tubes, **{key: fields[key] for key in (*_SIZES, "num_heads")}}
     name = next((name for name, known in _PLAIN.items() if sizes.items() <= known.items()), OTHER_VIT)
     heads = () if head is None else (("default", head),)
-    return ModelConfig(name=name, tubes=tubes, position="learned", frames=1, heads=heads, **fields)
+    return ModelConfig(name=name, tubes=TubeSet.from_text(tubes), position="learned", frames=1, heads=heads, **fields)
 
 
 def heads_of(sizes: dict[str, int], given: int | None, source: str) -> int:

@@ -28,7 +28,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import export
@@ -79,7 +79,7 @@ def export_jax(
             does, or safetensors or flatbuffers is not installed.
     """
     if model.config.heads or head is not None:
-        head = model.head_for((), head)
+        head = model.head_for(np.zeros(0), head)
     config = dataclasses.replace(model.config, heads=tuple(pair for pair in model.config.heads if pair[0] == head))
     exported = export_program(config, platforms)
     params, (needed, _) = flatten(parameters(model)), _inputs(exported)

@@ -83,7 +83,7 @@ def write(folder: pathlib.Path, config: ModelConfig, params: Mapping[str, np.nda
     preprocessor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
         "size": {"height": config.size, "width": config.size},
-        "resample": numbers.get(interpolation, numbers["bilinear"]), "rescale_factor": 1 / 255,
+        "resample": numbers.get(interpolation or "", numbers["bilinear"]), "rescale_factor": 1 / 255,
         "image_mean": list(config.mean), "image_std": list(config.std),
     }  # fmt: skip
     prefix = "vit." if head else ""

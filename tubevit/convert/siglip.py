@@ -59,8 +59,8 @@ def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
     source = str(folder / CONFIG)
     architecture_of(values, (_BOTH, _TOWER), source)
     if values["model_type"] == "siglip":
-        values = values.get("vision_config")
-        values = values if isinstance(values, dict) else {}  # every value as in the base model
+        tower = values.get("vision_config")
+        values = tower if isinstance(tower, dict) else {}  # every value as in the base model
     if not values.get("vision_use_head", True):
         raise UserError(f"{source}: expected a SigLIP with attention pooling; found vision_use_head false")
     return _FOLDER.read(folder, values, options, head=None, class_token=False, pooling="map")

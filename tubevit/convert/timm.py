@@ -92,10 +92,9 @@ def read(
 
 def _check_assumed(values: Mapping, has_class: bool, path: pathlib.Path) -> None:
     """Raise UserError if config.json has settings that the arrays do not show and that our models do not have."""
-    arguments = values.get("model_args") if isinstance(values.get("model_args"), dict) else {}
-    wrong = []
+    wrong, arguments = [], values.get("model_args")
     for key, expected in {"global_pool": "token" if has_class else "avg", "act_layer": "gelu"}.items():
-        found = arguments.get(key, values.get(key))
+        found = (arguments if isinstance(arguments, dict) else values).get(key, values.get(key))
         if found not in (None, expected):
             wrong.append(f"{key} {found!r} instead of {expected!r}")
     if wrong:

@@ -40,7 +40,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         if _on_tpu_vm():
             jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
         return
-    if missing:
+    if coordinator is None or processes is None or process is None:
         raise UserError(f"--coordinator, --num-processes and --process-id go together; missing {', '.join(missing)}")
     host, colon, port = coordinator.rpartition(":")
     if not colon or not host or not port.isdecimal():

@@ -53,7 +53,7 @@ def _fitting(devices: int) -> str:
     return f"sizes that fit: {', '.join(str(n) for n in range(1, devices + 1) if devices % n == 0)}"
 
 
-def make_mesh(settings: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(settings: ConfigDict, devices: Sequence | None = None) -> Mesh:
     """Make the mesh (data, fsdp, tensor) over all devices of all processes.
 
     A single process may use only its first devices. `data` goes over the slices, because the network between slices is

@@ -146,9 +146,9 @@ class Adapted:
     def _add_tube(self, i: int) -> None:
         """Add kernel, bias and linear layer of tube i of the model."""
         model, tube, path = self.model, self.model.tubes.tubes[i], f"tokenizer/tubes/{i}"
-        donor, j = (
-            (self.small, self._carried_over[i]) if i in self._carried_over else (self.source, self._origins.get(i))
-        )
+        donor, j = self.source, self._origins.get(i)
+        if self.small and i in self._carried_over:
+            donor, j = self.small, self._carried_over[i]
         if j is not None:
             kernel, bias = donor.kernel(j, tube.kernel, model)
             other = donor.config.tubes.tubes[j]
@@ -205,7 +205,7 @@ class Adapted:
         for i, j in self._origins.items():
             table, tube = self.source.params.get(f"position/{j}"), model.tubes.tubes[i]
             if table is not None and is_learned(model.position, tube):
-                self.params[f"position/{i}"] = resize_positions(table, tube.grid(model.shape, model.padding))
+                self.params[f"position/{i}"] = resize_positions(table, tube.grid(model.shape, model.tubes.padding))
 
     def _report_unused(self) -> None:
         """Note the tubes and positions that the model did not take over."""

@@ -64,7 +64,7 @@ def bootstrapped_config(
     tubes.append(dataclasses.replace(patch, stride=(spacing, *patch.stride[1:])))
     width *= ratio
     return large.replace(
-        tubes=TubeSet(tuple(tubes), small.padding),
+        tubes=TubeSet(tuple(tubes), small.tubes.padding),
         tube_width=None if width == large.width else width, tube_linear=widen == "linear" and width != large.width,
         position=position, class_token=large.class_token and position == "learned_2d", pooling="linear",
         frames=small.frames, fps=small.fps,
@@ -83,7 +83,7 @@ def inflated_config(vit: ModelConfig) -> ModelConfig:
     patch = vit.tubes.tubes[0]
     if patch.kernel[1] != patch.kernel[2]:
         raise UserError(f"the paper's tubes need square patches; found {patch} in {vit.name}")
-    tubes = TubeSet(tuple(tube.plain for tube in patch_tubes(patch.kernel[1]).tubes), vit.padding)
+    tubes = TubeSet(tuple(tube.plain for tube in patch_tubes(patch.kernel[1]).tubes), vit.tubes.padding)
     frames = 2 * max(tube.kernel[0] for tube in tubes.tubes)
     return vit.replace(tubes=tubes, position="fixed", class_token=False, pooling="linear", frames=frames, fps=None)
 
