@@ -13,7 +13,7 @@ from tubevit.config import (
     model_fields,
     set_key,
 )
-from tubevit.config.experiment import open_experiment
+from tubevit.config.keys import InputPath
 from tubevit.config.resolve import resolve
 from tubevit.errors import UserError, closest, unknown
 from tubevit.models.tubevit import TubeViT
@@ -46,7 +46,7 @@ def test_the_quickstart_builds_its_model(digits_cache):
     config = load_config("quickstart")
     with pytest.raises(AttributeError):
         config.sed = 1
-    model = open_experiment(resolve(config)).model
+    model = resolve(config).model
     video = next(name for name, head in model.heads if head.modality == "video")
     clip = jax.ShapeDtypeStruct((2, model.frames, model.size, model.size, 3), "uint8")
     logits = jax.eval_shape(lambda clip: TubeViT(model, rngs=nnx.Rngs(0))(clip, head=video), clip)
@@ -148,6 +148,10 @@ def test_values_are_read_by_type(key, text, value):
         ("quickstart", {"train.steps": "1.5"}, "train.steps must be of type int; found '1.5'"),
         ("quickstart", {"train.steps": "none"}, "train.steps must"),
         ("quickstart", {"seed": "none"}, "seed must"),
+        ("quickstart", {"input.path": "tube"}, "unknown input.path 'tube'; did you mean 'tubes'"),
+        ("quickstart", {"loader.max_broken": "2"}, "loader.max_broken must be at least 0 and at most 1; found 2"),
+        ("quickstart", {"train.accumulate": "2"}, "unknown key 'train.accumulate'; it was renamed to 'train.grad_acc"),
+        ("quickstart", {"model.mlp_width": "2"}, "it was renamed to 'model.mlp_dim'"),
         ("quickstart", {"data.train.moving_digits.batch_size": "none"}, "data.train.moving_digits.batch_size must"),
         (
             "quickstart",
@@ -178,6 +182,10 @@ def test_errors_name_the_key_and_the_closest(spec, overrides, expected):
     [
         ("c = default_config()\nreturn c", "data.train is empty"),
         (GOOD + "c.train.stepz = 1\nreturn c", "mine.py is not a configuration: .*stepz"),
+        (GOOD + "c.optimizer.clip_norm = 1.0\nreturn c", "optimizer.clip_norm was renamed to optimizer.grad_clip_norm"),
+        (GOOD + "c.input.path = 'sparse'\nreturn c", "unknown input.path 'sparse'; valid: dense, tubes"),
+        (GOOD + "c.model.layer_scale = 'x'\nreturn c", "mine.py is not a configuration"),
+        (GOOD + "c.unlock()\nc.train.stepz = 1\nreturn c", "unknown key 'train.stepz'; did you mean 'train.steps'"),
         (GOOD + "c.train.steps = 'many'\nreturn c", "mine.py is not a configuration"),
         (GOOD + "c.data.train['a b'] = c.data.train.a\nreturn c", "data.train.a b: the name of a data set"),
         (GOOD + "c.data.eval.a = dict(source='x')\nreturn c", r"unknown key 'data.eval.a\.\w+'"),
@@ -216,6 +224,12 @@ def test_model_fields_leaves_out_what_is_none(config):
     fields = model_fields(config)
     assert fields["name"] == "tubevit_nano8" and fields["precision"] == "float32" and fields["fps"] == 8.0
     assert "tubes" not in fields and "frames" not in fields and None not in fields.values()
+
+
+def test_an_input_path_has_two_values():
+    assert [InputPath("dense"), InputPath("tubes")] == list(InputPath)
+    with pytest.raises(UserError, match="unknown input.path 'sparse'; valid: dense, tubes"):
+        InputPath("sparse")
 
 
 def test_flatten():

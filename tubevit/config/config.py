@@ -36,13 +36,16 @@ def default_config() -> ConfigDict:
     """
     config = _config_dict(keys_of())
     config.data = ConfigDict({"train": {}, "eval": {}})
-    return _locked(config)
+    return locked(config)
 
 
-def _locked(config: ConfigDict) -> ConfigDict:
+def locked(config: ConfigDict) -> ConfigDict:
+    """Lock all keys of a configuration but the names of data sets."""
     config.lock()
-    config.data.train.unlock()
-    config.data.eval.unlock()
+    for group in (config.data.train, config.data.eval):
+        group.unlock()
+        for dataset in group.values():
+            dataset.lock()
     return config
 
 
@@ -75,7 +78,7 @@ def request_recipe(config: ConfigDict, name: str, **values) -> None:
     """
     config.unlock()
     config.recipe = _config_dict(keys_of("recipe"))
-    _locked(config).recipe.update(name=name, **values)
+    locked(config).recipe.update(name=name, **values)
 
 
 def set_value(config: ConfigDict, path: str, value, prefix: str = "") -> None:

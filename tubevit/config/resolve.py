@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from tubevit.config.config import check_config, flatten, model_fields, set_value
+from tubevit.config.config import check_config, flatten, locked, model_fields, set_value
 from tubevit.config.derive import derive
 from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
@@ -50,8 +50,7 @@ class Resolved:
         """Read what `to_json` wrote, for example in another process."""
         tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # noqa: E731
         fields = json.loads(text, object_hook=tuples)
-        config = ConfigDict(fields["config"])
-        config.lock()
+        config = locked(ConfigDict(fields["config"]))
         model = model_config(**model_fields(config), heads=dict(fields["heads"]))
         return cls(config, model, fields["notes"], fields["decoding"])
 
@@ -72,9 +71,9 @@ def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = source
     for path, value in derived.values.items():
         if flat[path] is None and path not in config.recipe.unset:
             set_value(config, path, value)
-    with config.unlocked():
-        del config.recipe
-    check_config(config)
+    config.unlock()
+    del config.recipe
+    check_config(locked(config))
     return config, derived.notes(config), derived.decoding
 
 

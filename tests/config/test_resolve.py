@@ -1,0 +1,84 @@
+"""Configurations are pure; what follows from data and checkpoints is filled in once, by `resolve`."""
+
+import inspect
+
+import pytest
+
+from tests.scripts import script
+from tubevit.config import default_config, experiments_folder, flatten, load_config
+from tubevit.config.experiment import open_experiment
+from tubevit.config.resolve import Resolved, resolve
+from tubevit.data.sources import held_out_split, open_source
+from tubevit.errors import SplitError, UserError
+
+ABSENT = ("small", "large", "init", "videos", "images", "data")  # arguments that name checkpoints and data
+
+
+@pytest.fixture
+def finetuned(digits_cache):
+    """`finetuned({"train.steps": "7"})`: the fine-tuning configuration on the embedded data, resolved."""
+    return lambda changes=(): resolve(load_config("finetune:data=moving_digits", dict(changes)))
+
+
+@pytest.mark.parametrize("path", sorted(experiments_folder().glob("*.py")), ids=lambda path: path.stem)
+def test_get_config_reads_and_prints_nothing(path, capfd):
+    """With names of data and checkpoints of which none exists."""
+    get_config = script(path).get_config
+    absent = {name: f"absent/{name}" for name in ABSENT if name in inspect.signature(get_config).parameters}
+    get_config(**absent)
+    load_config(":".join([str(path), ",".join(f"{name}={value}" for name, value in absent.items())]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_keys_that_are_set_stay(finetuned):
+    """The derived keys do not depend on each other's overrides."""
+    plain = flatten(finetuned().config)
+    changes = {"train.steps": "7", "optimizer.learning_rate": "0.5", "input.fps": "none", "model.name": "tubevit_ti8"}
+    changed = flatten(finetuned(changes).config)
+    expected = {"train.steps": 7, "optimizer.learning_rate": 0.5, "input.fps": None, "model.name": "tubevit_ti8"}
+    assert plain["input.fps"] == 8.0 and plain["optimizer.warmup_steps"] == plain["train.steps"] // 10
+    assert {key: value for key, value in changed.items() if value != plain[key]} == expected
+
+
+@pytest.mark.parametrize("spec", ["quickstart", "finetune:data=moving_digits", "digits_bootstrap", "charades"])
+def test_a_resolved_configuration_stays_the_same(spec, digits_cache):
+    """When it is resolved again, and when it is sent to another process."""
+    found = resolve(load_config(spec, {"model.mean": "0.4,0.5,0.5"}), assume_missing=True)
+    assert "recipe" not in found.config and set(found.config) == set(default_config())
+    assert None not in {dataset.head for dataset in found.config.data.eval.values()}
+    again = resolve(found.config, assume_missing=True)
+    assert (again.config, again.model) == (found.config, found.model)
+    assert Resolved.from_json(found.to_json()) == found
+
+
+def test_sources_are_opened_once(finetuned):
+    found = finetuned()
+    experiment = open_experiment(found)
+    assert experiment.train["data"].source is found.open_source("moving_digits", "train", "motion")
+    assert experiment.model is found.model and "training: " in found.notes[2]
+
+
+def test_missing_data_is_refused_or_assumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, classes in (("k400", 400), ("k600", 600), ("k700", 700)):
+        with pytest.raises(UserError, match="data/"):
+            resolve(load_config(name))
+        found = resolve(load_config(name), assume_missing=True)
+        heads = {head: (each.classes, each.modality) for head, each in found.model.heads}
+        assert heads == {"imagenet": (1000, "image"), name: (classes, "video")} and len(found.notes) == 2
+    with pytest.raises(UserError, match="mine"):  # fine-tuning follows from the files
+        resolve(load_config("finetune:data=mine.csv"), assume_missing=True)
+
+
+def test_the_held_out_split(tmp_path):
+    path = tmp_path / "clips.csv"
+    for splits, expected in (("train val test", "val"), ("train test", "test")):
+        rows = [f"{split}.mp4,a,{split}" for split in splits.split()]
+        for split in splits.split():
+            (tmp_path / f"{split}.mp4").touch()
+        path.write_text("\n".join(["path,label,split", *rows]) + "\n")
+        assert held_out_split(str(path)) == expected
+    path.write_text("path,label,split\ntrain.mp4,a,train\n")
+    with pytest.raises(SplitError, match="neither a split val nor a split test"):
+        held_out_split(str(path))
+    assert held_out_split("x", open_source=lambda name, split, head: open_source) == "val"
