@@ -1,5 +1,6 @@
 """Clips made at test time: frame i shows the number i as eight bars, black for 0 and white for 1."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -62,3 +63,14 @@ def set_rotation(path, quarters):
     assert data[start : start + 4] == one.to_bytes(4, "big")  # the identity was there
     data[start : start + 36] = matrix
     path.write_bytes(data)
+
+
+class CountedPath(os.PathLike):
+    """A path that counts how often it is asked for: every opening does."""
+
+    def __init__(self, path):
+        self.path, self.count = path, 0
+
+    def __fspath__(self):
+        self.count += 1
+        return str(self.path)

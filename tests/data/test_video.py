@@ -1,12 +1,11 @@
 import fractions
-import os
 
 import av
 import cv2
 import numpy as np
 import pytest
 
-from tests.data.clips import indices, paint, set_rotation, write_audio, write_clip
+from tests.data.clips import CountedPath, indices, paint, set_rotation, write_audio, write_clip
 from tubevit import read_image, read_video
 from tubevit.data.container import media_kind
 from tubevit.data.decode import decode_clip, decode_frames, decode_image, decode_media
@@ -351,17 +350,6 @@ def test_images_that_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(DecodeError, match="photo.png"):
         read_image(path)
-
-
-class CountedPath(os.PathLike):
-    """A path that counts how often it is asked for: every opening does."""
-
-    def __init__(self, path):
-        self.path, self.count = path, 0
-
-    def __fspath__(self):
-        self.count += 1
-        return str(self.path)
 
 
 def test_a_file_is_opened_once(tmp_path):

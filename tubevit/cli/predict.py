@@ -45,7 +45,7 @@ def run(args) -> None:
     """Run the verb."""
     from tqdm import tqdm
 
-    from tubevit.cli.predict_output import FeatureFile, LabelRows
+    from tubevit.cli.predict_output import print_labels, write_features, write_labels
     from tubevit.evaluation import find_files, predict
     from tubevit.zoo.names import load_model
 
@@ -59,18 +59,26 @@ def run(args) -> None:
     files, left_out = find_files(args.files), []
     silent = args.csv or args.features
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)
-    predictions = predict(model, shown, every=args.every, head=args.head, top=0 if args.features else args.top)
-    output = FeatureFile(args.features, model.config.width) if args.features else LabelRows(args.csv, args.json)
-    for found in predictions:
-        for warning in found.warnings:
-            print(f"tubevit: warning: {found.file} {warning}", file=sys.stderr, flush=True)
-        if found.error is None:
-            output.add(found)
-        elif len(files) == 1:
-            raise found.error
-        else:
-            left_out.append(found.file)
-            print(f"tubevit: {found.error}", file=sys.stderr, flush=True)
-    output.close()
+    top = 0 if args.features else args.top
+    predictions = predict(model, shown, every=args.every, head=args.head, top=top)
+
+    def without_errors():
+        for found in predictions:
+            for warning in found.warnings:
+                print(f"tubevit: warning: {found.file} {warning}", file=sys.stderr, flush=True)
+            if found.error is None:
+                yield found
+            elif len(files) == 1:
+                raise found.error
+            else:
+                left_out.append(found.file)
+                print(f"tubevit: {found.error}", file=sys.stderr, flush=True)
+
+    if args.features:
+        write_features(args.features, without_errors(), model.config.width)
+    elif args.csv:
+        write_labels(args.csv, without_errors())
+    else:
+        print_labels(without_errors(), args.json)
     if left_out:
         raise UserError(f"{len(left_out)} of {len(files)} files are left out: {', '.join(map(str, left_out))}")

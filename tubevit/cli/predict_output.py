@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,82 +15,55 @@ COLUMNS = ("file", "start", "end", "head", "rank", "label", "probability")
 
 
 def _open(path: str, mode: str, **settings):
-    """Open a file before anything is computed; raises UserError if it cannot be written."""
     try:
         return open(path, mode, **settings)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
 
 
-class LabelRows:
-    """Prints or writes the labels of each head as soon as they are known.
+def _times(found: Prediction) -> list[float]:
+    return [] if found.start is None else [round(found.start, 3), round(found.end, 3)]
 
-    Args:
-        path: csv file; None prints.
-        as_json: print JSON instead of text.
-    """
 
-    def __init__(self, path: str | None = None, as_json: bool = False):
-        self._json, self._file = as_json, None
-        if path:
-            # UTF-8 everywhere; file names that are not UTF-8 keep their bytes.
-            self._file = _open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
-            self._csv = csv.writer(self._file, lineterminator="\n")
-            self._csv.writerow(COLUMNS)
-
-    def add(self, found: Prediction) -> None:
-        """Add the prediction for a clip or an image."""
-        times = [] if found.start is None else [round(found.start, 3), round(found.end, 3)]
+def print_labels(predictions: Iterable[Prediction], as_json: bool) -> None:
+    """Print labels as soon as they are known, one line per file or clip and head."""
+    for found in predictions:
+        times = _times(found)
         for head, labels in found.labels.items():
-            self._write(str(found.file), times, head, labels)
-
-    def _write(self, path: str, times: list[float], head: str, labels: list[tuple[str, float]]) -> None:
-        if self._json:
-            top = [{"label": label, "probability": round(share, 6)} for label, share in labels]
-            print(
-                json.dumps({"file": path, **dict(zip(("start", "end"), times)), "head": head, "top": top}), flush=True
-            )
-        elif self._file:
-            for rank, (label, share) in enumerate(labels, 1):
-                self._csv.writerow([path, *(times or ("", "")), head, rank, label, round(share, 6)])
-            self._file.flush()
-        else:
-            part = f"  {times[0]:.2f}-{times[1]:.2f} s" if times else ""
-            print(f"{path}{part}  {head}: " + "  ".join(f"{label} {share:.3f}" for label, share in labels), flush=True)
-
-    def close(self) -> None:
-        """Close the csv."""
-        if self._file:
-            self._file.close()
+            if as_json:
+                top = [{"label": label, "probability": round(share, 6)} for label, share in labels]
+                span = dict(zip(("start", "end"), times))
+                print(json.dumps({"file": str(found.file), **span, "head": head, "top": top}), flush=True)
+            else:
+                span = f"  {times[0]:.2f}-{times[1]:.2f} s" if times else ""
+                shown = "  ".join(f"{label} {share:.3f}" for label, share in labels)
+                print(f"{found.file}{span}  {head}: {shown}", flush=True)
 
 
-class FeatureFile:
-    """Collects pooled features of clips and images in the order of the files; written at the end, by NumPy.
+def write_labels(path: str, predictions: Iterable[Prediction]) -> None:
+    """Write labels to a csv file as soon as they are known, one row per label."""
+    # UTF-8 everywhere; file names that are not UTF-8 keep their bytes.
+    with _open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for found in predictions:
+            for head, labels in found.labels.items():
+                for rank, (label, share) in enumerate(labels, 1):
+                    rows.writerow([found.file, *(_times(found) or ("", "")), head, rank, label, round(share, 6)])
+            file.flush()
 
-    Args:
-        path: .npz file with `files` (n,) paths, `features` (n, D) float32, `start` and `end` (n,) seconds, NaN for a
-            whole file.
-        width: D.
-    """
 
-    def __init__(self, path: str, width: int):
-        _open(path, "ab").close()  # can it be written? The old content stays until there is new content
-        self._path, self._width = path, width
-        self._rows: list[tuple] = []
-
-    def add(self, found: Prediction) -> None:
-        """Add the features of a clip or an image."""
-        times = (np.nan, np.nan) if found.start is None else (found.start, found.end)
-        self._rows.append((str(found.file), *times, found.features))
-
-    def close(self) -> None:
-        """Write the file."""
-        files, start, end, features = zip(*self._rows) if self._rows else ((),) * 4
-        with _open(self._path, "wb") as file:
-            np.savez(
-                file,
-                files=np.array(files, str),
-                features=np.array(features, np.float32).reshape(-1, self._width),
-                start=np.array(start, np.float64),
-                end=np.array(end, np.float64),
-            )
+def write_features(path: str, predictions: Iterable[Prediction], width: int) -> None:
+    """Write features to an .npz file at the end: `files` (n,) paths, `features` (n, width) float32, and `start` and
+    `end` (n,) in seconds, NaN for a whole file."""
+    _open(path, "ab").close()  # can it be written? The old content stays until there is new content
+    rows = [(str(found.file), found.features, found.start, found.end) for found in predictions]
+    files, features, start, end = zip(*rows) if rows else ((),) * 4
+    with _open(path, "wb") as file:
+        np.savez(
+            file,
+            files=np.array(files, str),
+            features=np.array(features, np.float32).reshape(-1, width),
+            start=np.array(start, np.float64),  # None becomes NaN
+            end=np.array(end, np.float64),
+        )

@@ -51,14 +51,13 @@ def run(args) -> None:
     from tubevit.evaluation import evaluate_checkpoint
     from tubevit.zoo.names import open_checkpoint
     from tubevit.zoo.registry import checkpoints_folder
-    from tubevit.zoo.release import ReleaseOptions, check_new, release
+    from tubevit.zoo.release import ReleaseOptions, release
 
     def evaluate(stored) -> list[dict]:
         print(f"evaluating {args.name}", file=sys.stderr, flush=True)
         return [evaluation.record for evaluation in evaluate_checkpoint(stored, progress=True)]
 
     checkpoint = open_checkpoint(args.workdir, args.step)
-    check_new(args.name, checkpoint, args.replace)
     options = ReleaseOptions(
         "bfloat16" if args.bfloat16 else "float32", args.licence,
         config=_experiment(args, checkpoint.experiment) if args.config else "",

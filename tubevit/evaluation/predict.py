@@ -16,7 +16,7 @@ from tubevit.data.decode import Decoded, decode_media
 from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 from tubevit.data.stream import stream_clips
 from tubevit.data.trained_range import out_of_range
-from tubevit.errors import UserError
+from tubevit.errors import UserError, unknown
 from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
 
@@ -26,7 +26,7 @@ class Prediction:
     """The prediction for an image, a video or a clip of it.
 
     Attributes:
-        file: path of the file.
+        file: path as it was given.
         kind: `video` or `image`; "" if the file cannot be read.
         start, end: times of the clip in seconds; None if it stands for the whole file.
         features: (D,) float32, pooled; None if the file cannot be read.
@@ -36,7 +36,7 @@ class Prediction:
         error: why there is no prediction for the file, or for the rest of it.
     """
 
-    file: pathlib.Path
+    file: str | os.PathLike
     kind: str = ""
     start: float | None = None
     end: float | None = None
@@ -74,13 +74,13 @@ def predict(
     """
     if top and not model.config.heads:
         raise UserError("the model has no head to predict with; features need none")
-    if head is not None:
-        model.head_for((), head)  # an unknown one is an error
-    return _predictions(model, map(pathlib.Path, files), every, head, top, keep_pixels)
+    if head is not None and head not in model.heads:
+        raise unknown("head", head, model.heads)
+    return _predictions(model, files, every, head, top, keep_pixels)
 
 
 def _predictions(
-    model: TubeViT, files: Iterable[pathlib.Path], every: float | None, head: str | None, top: int, keep_pixels: bool
+    model: TubeViT, files: Iterable, every: float | None, head: str | None, top: int, keep_pixels: bool
 ) -> Iterator[Prediction]:
     compute = nnx.jit(type(model).features)
     for file in files:
@@ -103,7 +103,7 @@ def _predictions(
             yield Prediction(file, error=error)
 
 
-def _clips(model: TubeViT, file: pathlib.Path, every: float | None) -> Iterable[Decoded]:
+def _clips(model: TubeViT, file: str | os.PathLike, every: float | None) -> Iterable[Decoded]:
     frames, fps = model.config.frames, model.config.fps
     return [decode_media(file, frames, fps)] if every is None else stream_clips(file, frames, fps, every)
 
@@ -112,7 +112,7 @@ def _takes(head: Head, kind: str) -> bool:
     return head.modality in (kind, "any")
 
 
-def _refusal(model: TubeViT, file: pathlib.Path, kind: str, wanted: str | None) -> UserError | None:
+def _refusal(model: TubeViT, file: str | os.PathLike, kind: str, wanted: str | None) -> UserError | None:
     """Return the error for a file that the wanted head, or every head, refuses."""
     heads, article = dict(model.config.heads), "an" if kind == "image" else "a"
     if wanted is not None and not _takes(heads[wanted], kind):

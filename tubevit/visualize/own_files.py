@@ -37,7 +37,9 @@ def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFi
     for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
         if found.pixels is None:
             raise found.error
-        name = os.fsencode(found.file.name).decode(errors="replace")  # a name need not be UTF-8, but a page is
+        name = os.fsencode(os.path.basename(found.file)).decode(
+            errors="replace"
+        )  # a name need not be UTF-8, but a page is
         labels = [f"{head}: {label} ({share:.0%})" for head, [(label, share)] in found.labels.items()]
         files.append(OwnFile(name, found.pixels, ",  ".join([name, *labels])))
     return files

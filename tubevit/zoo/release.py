@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -10,7 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tubevit
 from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
@@ -87,8 +86,8 @@ def release(
     archive = pathlib.Path(options.archive or f"{name}.tar")
     if options.urls and archive.exists() and not options.replace:
         raise UserError(f"{archive} exists already: move it away, or pass --replace")
-    with _staged(name) as folder:
-        packed = folder.parent / "packed.tar"
+    with _beside_releases() as temporary:
+        folder, packed = pathlib.Path(temporary) / name, pathlib.Path(temporary) / "packed.tar"
         _write_weights(checkpoint, folder, packed, options)
         entry = _entry(checkpoint, name, packed, options, evaluate(Checkpoint(folder)))
         if options.urls:
@@ -102,7 +101,7 @@ def release(
         (folder / "README.md").write_text(card)
         place = registry.checkpoints_folder() / name
         if place.exists():
-            place.rename(folder.parent / "replaced")
+            place.rename(pathlib.Path(temporary) / "replaced")
         folder.rename(place)
         registry.write_index(registry.read_index() | {name: entry})
     return entry
@@ -138,22 +137,12 @@ def check_new(name: str, checkpoint: Checkpoint, replace: bool = False) -> None:
         raise UserError(f"{name} is released already; take another tag, or pass --replace")
 
 
-@contextlib.contextmanager
-def _staged(name: str) -> Iterator[pathlib.Path]:
-    """Yield a path for a new folder called `name` beside the released ones; what is left there is removed at the end.
-
-    Raises:
-        UserError: the folder of the released checkpoints cannot be written.
-    """
+def _beside_releases() -> tempfile.TemporaryDirectory:
     folder = registry.checkpoints_folder()
     try:
-        temporary = tempfile.mkdtemp(prefix=".release-", dir=folder)
+        return tempfile.TemporaryDirectory(prefix=".release-", dir=folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; release from a checkout of your own") from error
-    try:
-        yield pathlib.Path(temporary) / name
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_weights(checkpoint: Checkpoint, folder: pathlib.Path, packed: pathlib.Path, options: ReleaseOptions) -> None:
