@@ -79,7 +79,7 @@ def export_jax(
             does, or safetensors or flatbuffers is not installed.
     """
     if model.config.heads or head is not None:
-        head = model.head_for(np.zeros(0), head)
+        head = model.head_for(head)
     config = dataclasses.replace(model.config, heads=tuple(pair for pair in model.config.heads if pair[0] == head))
     exported = export_program(config, platforms)
     params, (needed, _) = flatten(parameters(model)), _inputs(exported)

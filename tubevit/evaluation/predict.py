@@ -16,7 +16,7 @@ from tubevit.data.decode import Decoded, decode_media
 from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 from tubevit.data.stream import stream_clips
 from tubevit.data.trained_range import out_of_range
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError
 from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
 
@@ -74,8 +74,8 @@ def predict(
     """
     if top and not model.config.heads:
         raise UserError("the model has no head to predict with; features need none")
-    if head is not None and head not in model.heads:
-        raise unknown("head", head, model.heads)
+    if head is not None:
+        model.head_for(head)  # an unknown one is an error
     return _predictions(model, files, every, head, top, keep_pixels)
 
 

@@ -73,7 +73,7 @@ class Position(nnx.Module):
         """
         return jnp.concatenate(list(self._parts(tubes, shape)))
 
-    def _parts(self, tubes: TubeSet, shape: Triple) -> Iterator[Float[Array, "_ D"]]:
+    def _parts(self, tubes: TubeSet, shape: Triple) -> Iterator[Float[Array | np.ndarray, "_ D"]]:
         for i, tube in enumerate(self.order):
             if tube not in tubes.tubes:
                 continue
@@ -88,7 +88,7 @@ class Position(nnx.Module):
                 centres = tube.centres(shape, tubes.padding)
                 yield jnp.asarray(position_embedding(centres, self.width, self.kind == "fixed_literal"))
 
-    def _learned(self, i: int, tube: Tube, grid: Triple, shape: Triple) -> Float[Array, "_ D"]:
+    def _learned(self, i: int, tube: Tube, grid: Triple, shape: Triple) -> Float[Array | np.ndarray, "_ D"]:
         table = getattr(self, str(i))[...]
         if shape[0] == 1 and tube.is_2d:
             table = table[:1]

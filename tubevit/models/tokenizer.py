@@ -107,7 +107,7 @@ def standardise(pixels: Shaped[Array | np.ndarray, "*shape"], mean, std, dtype) 
 
 
 def resize_trilinear(
-    kernel: Float[Array, "k_t k_y k_x 3 D"], size: Triple, gain_norm: bool, antialias: bool
+    kernel: Float[Array | np.ndarray, "k_t k_y k_x 3 D"], size: Triple, gain_norm: bool, antialias: bool
 ) -> Float[Array, "{size[0]} {size[1]} {size[2]} 3 D"]:
     """Resize a kernel trilinearly, with half-pixel centres and edge values repeated (section 3.4).
 
@@ -143,7 +143,7 @@ class TubeProjection(nnx.Module):
             self.widen = nnx.Linear(channels, config.width, **settings)
 
     def __call__(
-        self, windows: Float[Array, "B N f values"], kernel: Float[Array, "k_t k_y k_x 3 c_f"]
+        self, windows: Float[Array, "B N f values"], kernel: Float[Array | np.ndarray, "k_t k_y k_x 3 c_f"]
     ) -> Float[Array, "B N D"]:
         """Project standardised windows to tokens."""
         batch, tokens, _, size = windows.shape
@@ -188,7 +188,7 @@ class Tokenizer(nnx.Module):
             tokens.append(place(self.tubes[str(i)](windows, self._kernel(i, tube))))
         return jnp.concatenate(tokens, axis=1)
 
-    def _kernel(self, i: int, tube: Tube) -> Array:
+    def _kernel(self, i: int, tube: Tube) -> Array | np.ndarray:
         if not is_interpolated(tube, self.config):
             return self.tubes[str(i)].kernel[...]
         return resize_trilinear(self.kernel[...], tube.kernel, self.config.gain_norm, self.config.antialias)

@@ -125,11 +125,12 @@ class TubeViT(nnx.Module):
         """
         if not self.config.heads and head is None:
             return self.features(video, key)
-        head = self.head_for(video, head)
+        head = self.head_for(head)
+        _check_modality(video, head, dict(self.config.heads)[head].modality)
         return self.heads[head](self.features(video, key))
 
-    def head_for(self, video: Video, head: str | None) -> str:
-        """Return the name of the head to use; raises UserError, see `__call__`."""
+    def head_for(self, head: str | None) -> str:
+        """Return the name of the head, or of the only one if it is None; raises UserError, see `__call__`."""
         heads = dict(self.config.heads)
         if head is None and len(heads) != 1:
             found = f"several heads: pass head=, one of {', '.join(map(repr, heads))}" if heads else "no head"
@@ -137,16 +138,18 @@ class TubeViT(nnx.Module):
         head = next(iter(heads)) if head is None else head
         if head not in heads:
             raise unknown("head", head, heads)
-        modality = heads[head].modality
-        shape = video.dense_shape if isinstance(video, TubeBatch) else tuple(np.shape(video))
-        if modality == "video" and len(shape) == 4:
-            raise UserError(
-                f"head {head!r} takes videos (B, T, H, W, 3); found {shape}. "
-                "For a single clip add the batch axis: video[None]"
-            )
-        if modality == "image" and len(shape) == 5:
-            raise UserError(f"head {head!r} takes images (B, H, W, 3); found a video of shape {shape}")
         return head
+
+
+def _check_modality(video: Video, head: str, modality: str) -> None:
+    shape = video.dense_shape if isinstance(video, TubeBatch) else np.shape(video)
+    if modality == "video" and len(shape) == 4:
+        raise UserError(
+            f"head {head!r} takes videos (B, T, H, W, 3); found {shape}. "
+            "For a single clip add the batch axis: video[None]"
+        )
+    if modality == "image" and len(shape) == 5:
+        raise UserError(f"head {head!r} takes images (B, H, W, 3); found a video of shape {shape}")
 
 
 def check_pixels(video: Array) -> None:
