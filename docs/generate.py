@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 from docstrings import ungrouped  # noqa: E402
 
 _DATA = (
-    "`data.train` and `data.eval` hold data sets under names of your choice. These are the keys of one: "
+    "`data.train` and `data.eval` hold data sets under names of your choice. These are the keys of each of them: "
     "`data.train.<name>.source` and so on."
 )
 BEGIN, END = "<!-- zoo: written by docs/generate.py -->", "<!-- end of zoo -->"

@@ -3,15 +3,16 @@
     tubevit train --config bootstrap:small=runs/k600_b16,large=vit_h/,videos=k600:LIST@CLIPS --workdir runs/k600_h
     tubevit train --config bootstrap:small=SMALL,large=VIT,videos=clips.csv,steps=2000,batch_size=32 --workdir runs/mine
 
-The tubes of `small` are brought to the width of `large` without new weights, 2D tokens come from the ViT's own patch
-kernel with its positions and class token; tubes and all blocks but the last `train_last` are frozen, and the first
-trained one has the gate of equation 8. `widen=` and `position=` have the alternatives (docs/bootstrapping.md);
-`tubevit convert` makes `large` from an image ViT of Hugging Face, timm or big_vision.
+The tubes of `small` are brought to the width of `large` without new weights. The 2D tokens come from the ViT's own
+patch kernel, with its positions and its class token. The tubes and all blocks but the last `train_last` are frozen, and
+the first trained block has the gate of equation 8. `widen=` and `position=` choose alternatives, see
+docs/bootstrapping.md. `tubevit convert` converts an image ViT of Hugging Face, timm or big_vision to `large`.
 
-Hardware: meant for a TPU pod slice; small models fit anything.
-Time: the last 8 of 32 blocks take about half of a step of full fine-tuning (benchmarks/bootstrap_step.csv).
-Expected: 89.7 % top-1 on Kinetics-600 is the paper's (B to H, last 8 and gate; Table 6). Nobody has reproduced it. What
-happens on the embedded data is in docs/bootstrapping.md.
+Hardware: intended for a TPU pod slice; small models run anywhere.
+Time: with the last 8 of 32 blocks, a step takes about half as long as in full fine-tuning
+(benchmarks/bootstrap_step.csv).
+Expected: the paper reports 89.7 % top-1 on Kinetics-600 (B to H, last 8 blocks and gate; Table 6). Nobody has
+reproduced it. docs/bootstrapping.md has the results on the embedded data.
 """
 
 from tubevit.recipes.paper import bootstrap_config

@@ -3,14 +3,14 @@
     tubevit train --config charades:videos=charades:LISTS@CLIPS,init=runs/k600_l16 --workdir runs/charades_l16
     tubevit train --config charades:interpolated=true,init=runs/k600_interpolated --workdir runs/charades_interpolated
 
-With `interpolated=true` the 3D tubes are longer and wider versions of one kernel (appendix B), learned on Kinetics by
-`--config k600:model=tubevit_l16 --config.model.tubes=interpolated`.
+With `interpolated=true`, the 3D tubes are longer and wider versions of one kernel (appendix B). The checkpoint is
+trained by `--config k600:model=tubevit_l16 --config.model.tubes=interpolated`.
 
-Hardware: meant for a TPU pod slice.
-Time: 300,000 steps of 64 clips of 128x224x224; not measured, we have not run it.
-Expected: mAP 61.8 % with 4x3 views (L, the tubes of the Kinetics model), 66.2 % with interpolated kernels, are the
-paper's (Table 13). Nobody has reproduced them. The text says that Mixup was used, Table 10 shows none: none here. How
-labels of several classes are smoothed is ours: as single ones.
+Hardware: intended for a TPU pod slice.
+Time: 300,000 steps of 64 clips of 128x224x224; we have neither run nor timed it.
+Expected: the paper reports a mAP of 61.8 % with 4x3 views (L, the tubes of the Kinetics model) and 66.2 % with
+interpolated kernels (Table 13). Nobody has reproduced them. The paper's text mentions Mixup but Table 10 shows none; it
+is not used here. The paper does not say how multi-label targets are smoothed; we smooth them like single labels.
 """
 
 from tubevit.recipes.paper import add_videos, paper_config

@@ -3,20 +3,25 @@
     tubevit train --config digits_bootstrap:stage=vit --workdir runs/digits_vit
     tubevit train --config digits_bootstrap:stage=gate,small=runs/quickstart,large=runs/digits_vit --workdir runs/gate
 
-The quickstart's model (96 wide, 3 blocks) has learned motion from clips and digits from images, jointly; the ViT is 192
-wide with 6 blocks and has seen still digits only. What they become learns digit x motion (80 classes) from clips:
+The quickstart's model (width 96, 3 blocks) has learned motion from clips and digits from images, jointly. The ViT
+(width 192, 6 blocks) has only seen still digits. The model that they form learns digit x motion (80 classes) from
+clips:
 
-| stage | |
+| stage | what is trained |
 |---|---|
 | vit | the image ViT |
-| gate, last, last_fc, full | bootstrapped; the last 2 blocks and the gate are trained, without, head only, all |
+| gate | bootstrapped: the last 2 blocks and the gate |
+| last | bootstrapped: the last 2 blocks |
+| last_fc | bootstrapped: pooling and head |
+| full | bootstrapped: everything |
 | scratch | the larger tube model from random parameters, on the same batches |
 
-`tubevit_ti8@moving_digits_bootstrap` is
+`tubevit_ti8@moving_digits_bootstrap` was trained with
 `stage=gate,steps=2000,small=tubevit_nano8@moving_digits,large=runs/digits_vit`.
 
-Hardware: 2 CPU cores. Time: 2 to 6 minutes a stage; `python benchmarks/digits_bootstrap.py` runs all, for 3 seeds.
-Expected: docs/bootstrapping.md.
+Hardware: 2 CPU cores. Time: 2 to 6 minutes per stage; `python benchmarks/digits_bootstrap.py` runs all of them, with 3
+seeds.
+Expected: see docs/bootstrapping.md.
 """
 
 from tubevit.config import dataset_config, default_config

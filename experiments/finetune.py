@@ -3,12 +3,13 @@
     tubevit train --config finetune:data=clips.csv --workdir runs/mine
     tubevit train --config finetune:data=folder_of_clips,init=runs/quickstart --workdir runs/mine
 
-Classes, steps, warm-up, learning rate, input size and augmentation follow from the data and are printed first, with
-epochs and the expected time; `--config.KEY=VALUE` changes any. It evaluates on the split `val`, else `test`.
-`flip=true` mirrors half of the clips, where the labels allow it; `model=NAME` chooses what begins from scratch.
+Classes, steps, warm-up, learning rate, input size and augmentation follow from the data. They are printed first, with
+the number of epochs and the expected time; `--config.KEY=VALUE` changes any of them. Evaluation uses the split `val`,
+else `test`. `flip=true` mirrors half of the clips; use it only if the labels allow it. `model=NAME` chooses the
+architecture to train from scratch.
 
-Hardware: any; small models for few clips. Time: printed.
-Expected: follows from the data; docs/colabs/2_finetune.md shows a run.
+Hardware: any; use a small model for few clips. Time: printed when the run starts.
+Expected: depends on the data; docs/colabs/2_finetune.md shows a run.
 """
 
 from tubevit.recipes.finetune import finetune_config

@@ -3,10 +3,10 @@
     tubevit train --config imagenet:images=imagenet:DIR --workdir runs/imagenet_b16
     tubevit train --config imagenet:model=tubevit_l16,images=imagenet:DIR --workdir runs/imagenet_l16
 
-Hardware: meant for a TPU host or pod slice.
-Time: 300,000 steps of 256 images (60 epochs); not measured, we have not run it.
-Expected: 78.1 % top-1 (B, image only; 81.4 % when trained jointly with Kinetics-600) is the paper's. It gives no
-hyper-parameters for this run: those of Kinetics in Table 10 are taken, and one view.
+Hardware: intended for a TPU host or pod slice.
+Time: 300,000 steps of 256 images (60 epochs); we have neither run nor timed it.
+Expected: the paper reports 78.1 % top-1 (B, images only; 81.4 % when trained jointly with Kinetics-600). It gives no
+hyper-parameters for this run; we use those of Kinetics in Table 10, and one view.
 """
 
 from tubevit.recipes.paper import add_images, paper_config

@@ -3,11 +3,11 @@
     tubevit train --config k400:videos=k400:LIST@CLIPS,images=imagenet:DIR --workdir runs/k400_b16
     tubevit train --config k400:model=tubevit_l16,videos=...,images=... --workdir runs/k400_l16
 
-Hardware: meant for a TPU pod slice; the paper does not name its own. A step is 256 clips of 64x224x224 and 256 images:
-0.22 PFLOPs forward and backward for tubevit_b16, 0.75 for tubevit_l16.
-Time: 300,000 steps; not measured, we have not run it.
-Expected: 88.6 (B) and 90.2 % (L) top-1 with 4x3 views are the paper's (Table 1). Nobody has reproduced
-them, with this or any other public code.
+Hardware: intended for a TPU pod slice; the paper does not name its hardware. A step takes 256 clips of 64x224x224 and
+256 images. Forward and backward pass cost 0.22 PFLOPs for tubevit_b16 and 0.75 for tubevit_l16.
+Time: 300,000 steps; we have neither run nor timed it.
+Expected: the paper reports 88.6 % (B) and 90.2 % (L) top-1 with 4x3 views (Table 1). Nobody has reproduced them with
+this or any other public code.
 """
 
 from tubevit.recipes.paper import kinetics_and_imagenet

@@ -1,9 +1,9 @@
-"""The joint model that is released: motion and digit x motion from clips, digits from still images, in one backbone.
+"""The released joint model: motion and digit x motion from clips, digits from still images, with one backbone.
 
     tubevit train --config moving_digits --workdir runs/moving_digits
 
-The embedded data's three label sets, each with a head of its own: 8 directions of motion, 80 pairs of digit and motion,
-10 digits. The still digits are those of the clips, not the same images.
+Each of the three label sets of the embedded data has its own head: 8 directions of motion, 80 pairs of digit and
+motion, and 10 digits. The still images show the same digits as the clips, but they are other images.
 
 Hardware: 2 CPU cores. Time: 45 minutes.
 Expected: held-out top-1 of 99.7 % for motion, 52.8 % for digit x motion (chance: 1.25 %), 98.7 % for still digits (seed

@@ -2,9 +2,9 @@
 
     tubevit train --config ssv2:videos=ssv2:LISTS@CLIPS,init=runs/k600_l16 --workdir runs/ssv2_l16
 
-Hardware: meant for a TPU pod slice.
-Time: 300,000 steps of 256 clips of 32x224x224; not measured, we have not run it.
-Expected: 76.1 % top-1, 95.2 % top-5 with 4x3 views (L) are the paper's (Table 4). Nobody has reproduced them.
+Hardware: intended for a TPU pod slice.
+Time: 300,000 steps of 256 clips of 32x224x224; we have neither run nor timed it.
+Expected: the paper reports 76.1 % top-1 and 95.2 % top-5 with 4x3 views (L; Table 4). Nobody has reproduced them.
 """
 
 from tubevit.recipes.paper import add_videos, paper_config

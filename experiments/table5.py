@@ -1,18 +1,18 @@
-"""Table 5: what joint training is worth, on Kinetics-600 with ViT-L.
+"""Table 5: the value of joint training, on Kinetics-600 with ViT-L.
 
     tubevit train --config table5:row=joint,videos=k600:LIST@CLIPS,images=imagenet:DIR --workdir runs/table5_joint
 
-| row | | the paper's top-1 |
+| row | training | top-1 in the paper |
 |---|---|---|
 | kinetics | videos only | 85.6 % |
-| two_stage | ImageNet, then Kinetics: first `imagenet:model=tubevit_l16`, named by init= | 90.4 % |
+| two_stage | first ImageNet (`imagenet:model=tubevit_l16`, passed as init=), then Kinetics | 90.4 % |
 | joint | ImageNet and Kinetics together | 91.5 % |
-| patches_2d | joint, the 2D tube alone, at every 16th frame (section 3.2) | 87.6 % |
-| inflated_3d | 2x16x16 patches, inflated from the model of init=, then Kinetics | 88.4 % |
+| patches_2d | joint, with the 2D tube alone, on every 16th frame (section 3.2) | 87.6 % |
+| inflated_3d | Kinetics with 2x16x16 patches, inflated from the model of init= | 88.4 % |
 
-Hardware: meant for a TPU pod slice. Time: 300,000 steps each; not measured, we have not run it.
-Expected: the column above; nobody has reproduced it. The paper gives neither the size of the inflated patches nor the
-strides of the 2D ones in this table: those are ours. With 64 frames the inflated row has 6,272 tokens.
+Hardware: intended for a TPU pod slice. Time: 300,000 steps each; we have neither run nor timed them.
+Expected: the column above; nobody has reproduced it. For this table, the paper gives neither the size of the inflated
+patches nor the strides of the 2D ones; we chose them. With 64 frames, the row inflated_3d has 6,272 tokens.
 """
 
 from tubevit.errors import unknown

@@ -2,17 +2,17 @@
 
     tubevit train --config table6:row=last_8_gate,small=runs/k600_b16,large=vit_h/ --workdir runs/table6_last_8_gate
 
-| row | trained | the paper's top-1 |
+| row | what is trained | top-1 in the paper |
 |---|---|---|
 | full | everything | 91.8 % |
 | last_fc | pooling and head | 85.6 % |
-| last_4 | and the last 4 blocks | 86.3 % |
-| last_8 | and the last 8 blocks | 86.8 % |
-| last_8_gate | and the gate of equation 8 | 89.7 % |
+| last_4 | pooling, head and the last 4 blocks | 86.3 % |
+| last_8 | pooling, head and the last 8 blocks | 86.8 % |
+| last_8_gate | the same and the gate of equation 8 | 89.7 % |
 
-Hardware: meant for a TPU pod slice. Time: not measured, we have not run it; the paper saves 43 % with last_8_gate.
-Expected: the column above; nobody has reproduced it. The paper gives no number of steps for this table: 50,000 are
-those of Tables 9 and 14.
+Hardware: intended for a TPU pod slice. Time: we have neither run nor timed it; the paper saves 43 % with last_8_gate.
+Expected: the column above; nobody has reproduced it. The paper gives no number of steps for this table; we use the
+50,000 of Tables 9 and 14.
 """
 
 from tubevit.errors import unknown

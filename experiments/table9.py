@@ -2,14 +2,14 @@
 
     tubevit train --config table9:row=last_4,small=runs/k600_ti16,large=vit_b/ --workdir runs/table9_last_4
 
-| row | trained | the paper's top-1 |
+| row | what is trained | top-1 in the paper |
 |---|---|---|
 | last_fc | pooling and head | 79.6 % |
-| last_1 | and the last block | 80.8 % |
-| last_4 | and the last 4 blocks | 81.1 % |
+| last_1 | pooling, head and the last block | 80.8 % |
+| last_4 | pooling, head and the last 4 blocks | 81.1 % |
 | full | everything | 81.4 % |
 
-Hardware: meant for a TPU pod slice. Time: 50,000 steps each; not measured, we have not run it.
+Hardware: intended for a TPU pod slice. Time: 50,000 steps each; we have neither run nor timed them.
 Expected: the column above; nobody has reproduced it.
 """
 

@@ -119,7 +119,9 @@ class _Train:
 @_group
 class _Init:
     checkpoint: str | None = _key(None, "a checkpoint to begin from, as `load_model` takes it")
-    skip: str = _key("", "path prefixes, joined by commas, that are not taken from the checkpoint")
+    skip: str = _key(
+        "", "path prefixes, joined by commas, that are neither taken from the checkpoint nor expected in it"
+    )
     rename: str = _key("", "old=new,...: path prefixes in the checkpoint and their names in the model")
     tubes: str = _key(
         "same", "what to do about 3D tubes that the checkpoint lacks: `same` (it must have them all, but those of a "
@@ -149,7 +151,7 @@ class _Loader:
 
 @_group
 class _Mesh:
-    data: int = _key(-1, "devices that split the batch; here and below, -1 takes all remaining devices")
+    data: int = _key(-1, "devices that split the batch; -1, also for fsdp and tensor, takes all remaining devices")
     fsdp: int = _key(1, "devices that split the batch and the parameters")
     tensor: int = _key(1, "devices that split attention heads and MLPs")
     slices: int = _key(1, "TPU slices of the job")
