@@ -19,16 +19,7 @@ _PLAIN = {name: fields for name, fields in ARCHITECTURES.items() if name.startsw
 
 
 def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
-    """Make the configuration of a plain ViT with one 2D tube and learned positions.
-
-    Args:
-        patch: rows and columns of a patch.
-        head: the head named `default`, or None.
-        **fields: the fields of `ModelConfig` except `name`, `tubes`, `position` and `frames`.
-
-    Raises:
-        UserError: sizes do not fit each other.
-    """
+    """Make a plain ViT with one 2D tube and learned positions from the other fields of `ModelConfig`."""
     if fields["depth"] > _MOST_BLOCKS:
         raise UserError(f"expected at most {_MOST_BLOCKS} blocks, found {fields['depth']}")
     tubes = f"1x{patch}x{patch}/32x{patch}x{patch}"
@@ -41,13 +32,8 @@ def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
 def heads_of(sizes: dict[str, int], given: int | None, source: str) -> int:
     """Return the number of attention heads for a file that does not say it, from the architecture of the same sizes.
 
-    Args:
-        sizes: width, depth and mlp_dim.
-        given: the number that the user gave, or None.
-        source: the file that the error names.
-
     Raises:
-        UserError: no architecture has these sizes.
+        UserError: the user gave no number, and no architecture has this width, depth and mlp_dim.
     """
     if given is not None:
         return given
@@ -74,11 +60,7 @@ def depth_of(names: Iterable[str], block: str) -> int:
 
 
 def side_of(tokens: int, source: str) -> int:
-    """Return the number of patches along each side of the image.
-
-    Raises:
-        UserError: the patches do not form a square.
-    """
+    """Return the number of patches along each side of the image; raises UserError if they form no square."""
     side = math.isqrt(tokens)
     if side * side != tokens or not side:
         raise UserError(

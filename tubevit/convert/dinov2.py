@@ -34,11 +34,7 @@ _CLASSIFIER, _BARE = "Dinov2ForImageClassification", "Dinov2Model"
 
 
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
-    """Read a DINOv2; the arguments are those of `hugging_face.read`.
-
-    Raises:
-        UserError: it has SwiGLU or a classifier, or does not fit its own configuration.
-    """
+    """Read a DINOv2, see `hugging_face.read`; raises UserError if it has SwiGLU or a classifier."""
     source = folder / CONFIG
     architecture = architecture_of(values, (_BARE, _CLASSIFIER), str(source))
     if values.get("use_swiglu_ffn"):

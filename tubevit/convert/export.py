@@ -37,12 +37,12 @@ from tubevit import __version__, storage
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert.files import written_whole
-from tubevit.errors import UserError, optional_import, unknown
+from tubevit.errors import UserError, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 
-PLATFORMS = ("cpu", "tpu", "cuda")  # cuda: NVIDIA GPUs
+PLATFORMS = ("cpu", "tpu", "cuda")
 _EXPORT = ("export", "convert")  # purpose and extra of the packages
 _CONFIG, _PROGRAM, _PARAMS, _MODEL = "config.json", "model.jaxexport", "params.safetensors", "model.safetensors"
 
@@ -110,7 +110,7 @@ def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) ->
     optional_import("flatbuffers", *_EXPORT)
     for platform in platforms:
         if platform not in PLATFORMS:
-            raise unknown("platform", platform, PLATFORMS)
+            raise UserError(f"unknown platform {platform!r}; valid: cpu, tpu, cuda (NVIDIA GPUs)")
     einsum, xla = (_forward(dataclasses.replace(config, attention=kind)) for kind in ("einsum", "xla"))
 
     def forward(params, pixels):

@@ -26,11 +26,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """Return `npz`, `torch` or `safetensors`, by content.
-
-    Raises:
-        UserError: the file is none of them, or is damaged.
-    """
+    """Return `npz`, `torch` or `safetensors`, by content; raises UserError for other and for damaged files."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(9)
@@ -58,20 +54,12 @@ def kind_of(path: pathlib.Path) -> str:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a file by name.
-
-    Raises:
-        UserError: `kind_of` does not know the file, or it is damaged or holds code.
-    """
+    """Read the arrays of a file by name; raises UserError if it is of no known kind, is damaged or holds code."""
     return {"npz": _read_npz, "torch": read_torch, "safetensors": _read_safetensors}[kind_of(path)](path)
 
 
 def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
-    """Read the arrays of a folder, from model.safetensors, its shards or pytorch_model.bin; returns the files as well.
-
-    Raises:
-        UserError: there is no such file, or as `read_arrays`.
-    """
+    """Read the arrays of a folder, from model.safetensors, its shards or pytorch_model.bin; returns the files, too."""
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} holds no weights: expected one of {', '.join(_WEIGHTS)}; found {_listing(folder)}")

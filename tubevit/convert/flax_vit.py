@@ -68,17 +68,7 @@ BIG_VISION = _arrays("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm
 
 
 def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], table: tuple[Array, ...], options: Options) -> Foreign:
-    """Read a ViT whose blocks are not stacked.
-
-    Args:
-        path: the file, for errors and the record.
-        weights: its arrays by name.
-        table: `AUGREG` or `BIG_VISION`.
-        options: see `Options`.
-
-    Raises:
-        UserError: it is not a plain ViT.
-    """
+    """Read a ViT whose blocks are not stacked, by the table `AUGREG` or `BIG_VISION`."""
     theirs = {array.ours: array.theirs[0].replace("*", "0") for array in table}
     position, query = theirs["position/0"], theirs["encoder/blocks/attention/qkv/kernel"]
     notes: tuple[str, ...] = ()

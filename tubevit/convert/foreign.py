@@ -59,7 +59,7 @@ def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], sourc
     """Return the shapes of the arrays that determine the sizes of a model, in the order of {name: number of axes}.
 
     Raises:
-        UserError: arrays are missing or have another number of axes; the message lists all of them.
+        UserError: arrays are missing or have another number of axes.
     """
     problems = [f"missing {name}" for name in ranks if name not in weights]
     problems += [
@@ -84,15 +84,7 @@ def leave_out(
 
 
 def statistics(options: Options, mean, std, source: str) -> tuple[dict, tuple[str, ...]]:
-    """Choose the pixel statistics: the user's, else those of the source, else 0.5 with a note.
-
-    Args:
-        options: the user's options.
-        mean, std: the statistics of the source, or None where it does not have them.
-        source: the file that errors and notes name.
-
-    Returns:
-        The fields `mean` and `std` of a configuration, and notes.
+    """Return the fields `mean` and `std`, and notes: the user's values, else those of the source, else 0.5.
 
     Raises:
         UserError: the statistics of the source are not 3 numbers.

@@ -38,16 +38,7 @@ _CLASSIFIER, _BARE = "ViTForImageClassification", "ViTModel"
 
 
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
-    """Read a ViT.
-
-    Args:
-        folder: the folder with config.json and the weights.
-        values: the content of config.json.
-        options: see `Options`.
-
-    Raises:
-        UserError: it is neither of the two models, or does not fit its own configuration.
-    """
+    """Read a ViT from a folder and the content of its config.json; raises UserError for other models."""
     head, source = None, str(folder / their.CONFIG)
     if their.architecture_of(values, (_CLASSIFIER, _BARE), source) == _CLASSIFIER and not options.headless:
         classes, names = their.labels(values, source)
@@ -56,13 +47,10 @@ def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
 
 
 def write(folder: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarray], interpolation: str | None):
-    """Write a folder that `from_pretrained` of the two models reads.
+    """Write a new folder that `from_pretrained` of the two models reads.
 
-    Args:
-        folder: a new folder.
-        config: the configuration of a plain ViT without LayerScale, with a head named `default` or none.
-        params: {path: array}.
-        interpolation: the interpolation that resizes images; names unknown to Hugging Face become bilinear.
+    `config` is a plain ViT without LayerScale, whose head, if any, is named `default`. An interpolation that is unknown
+    to Hugging Face becomes bilinear.
     """
     head, patch = dict(config.heads).get("default"), config.tubes.tubes[0].kernel[1]
     values = {

@@ -49,9 +49,6 @@ class FolderFormat:
             values: the content of its config.json, or the part about images.
             options: see `Options`.
             **fields: arguments of `plain_vit` that do not follow from `values`.
-
-        Raises:
-            UserError: the values are not supported, or the weights cannot be read.
         """
         fields |= encoder_fields(values, self.defaults, str(folder / CONFIG))
         pixels, interpolation, notes = preprocessing(folder, options)
@@ -66,12 +63,7 @@ class FolderFormat:
 
 
 def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
-    """Translate the values of a config.json to arguments of `plain_vit`.
-
-    Args:
-        values: the content of config.json, or the part about images.
-        defaults: values of keys that may be absent, beyond `DEFAULTS`.
-        source: the file that the error names.
+    """Translate the values of a config.json to arguments of `plain_vit`; `defaults` add to `DEFAULTS`.
 
     Raises:
         UserError: values are invalid or not supported; the message lists all of them.
@@ -121,11 +113,7 @@ def architecture_of(values: Mapping, choices: tuple[str, ...], source: str) -> s
 
 
 def labels(values: Mapping, source: str) -> tuple[int, tuple[str, ...]]:
-    """Return the number of classes and their names, () for the placeholders LABEL_0, LABEL_1, ...
-
-    Raises:
-        UserError: the classes are not numbered from 0.
-    """
+    """Return the number of classes and their names, () for the placeholders LABEL_0, LABEL_1, ..."""
     names, count = values.get("id2label"), values.get("num_labels", 2)
     if names is None and isinstance(count, int):
         names = {str(i): f"LABEL_{i}" for i in range(count)}
@@ -137,11 +125,7 @@ def labels(values: Mapping, source: str) -> tuple[int, tuple[str, ...]]:
 
 
 def preprocessing(folder: pathlib.Path, options: Options) -> tuple[dict, str | None, tuple[str, ...]]:
-    """Return the fields `mean` and `std`, the interpolation or None, and notes.
-
-    Raises:
-        UserError: preprocessor_config.json is damaged, or does not rescale pixels to 0..1.
-    """
+    """Return the fields `mean` and `std`, the interpolation or None, and notes."""
     path = folder / PREPROCESSOR
     values = read_json(path) if path.exists() else {}
     rescale, factor = values.get("do_rescale", True), values.get("rescale_factor", 1 / 255)

@@ -79,13 +79,8 @@ class Layout:
     def to_ours(self, weights: Mapping[str, np.ndarray], config: ModelConfig, error: str) -> dict[str, np.ndarray]:
         """Convert their arrays to our parameters, {path: float32 array}, blocks stacked.
 
-        Args:
-            weights: their arrays by name.
-            config: the configuration of the model.
-            error: the start of the error message.
-
         Raises:
-            UserError: arrays are missing, unexpected or of another shape or type; the message lists all of them.
+            UserError: arrays are missing, unexpected or of another shape or type; the text starts with `error`.
         """
         self._check(weights, config, error)
         ours, weights, params = _shapes(config), self._split_class(dict(weights), config), {}

@@ -51,11 +51,7 @@ _BOTH, _TOWER = "SiglipModel", "SiglipVisionModel"
 
 
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
-    """Read the image tower of a SigLIP; the arguments are those of `hugging_face.read`.
-
-    Raises:
-        UserError: it is neither of the two models, or does not fit its own configuration.
-    """
+    """Read the image tower of a SigLIP, see `hugging_face.read`."""
     source = str(folder / CONFIG)
     architecture_of(values, (_BOTH, _TOWER), source)
     if values["model_type"] == "siglip":

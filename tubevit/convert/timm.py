@@ -49,17 +49,7 @@ _REFUSED = {  # prefixes of names, and what they are
 def read(
     path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options, values: Mapping | None = None
 ) -> Foreign:
-    """Read a ViT.
-
-    Args:
-        path: the file, for errors and the record.
-        weights: its arrays by name.
-        options: see `Options`.
-        values: the content of the config.json beside it, or None.
-
-    Raises:
-        UserError: it is not a plain ViT, or its number of heads is unknown.
-    """
+    """Read a ViT; `values` is the content of the config.json beside it. Raises UserError if it is not a plain ViT."""
     values, notes = values or {}, ()
     if options.headless:
         weights, notes = leave_out(weights, ("head.", "pre_logits."))
@@ -107,11 +97,7 @@ def write(path: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarr
 
 
 def check(path: pathlib.Path, config: ModelConfig) -> list[str]:
-    """Check a model before it is written; returns notes on what the file cannot hold.
-
-    Raises:
-        UserError: timm's ViTs compute something else, or timm cannot read a file of this name.
-    """
+    """Check that timm can hold a model and read the path; returns notes on what the file will not hold."""
     if path.suffix != _SUFFIX:
         raise UserError(f"timm reads only files that end in {_SUFFIX}; found {path.name}")
     if config.gelu != "exact":

@@ -50,12 +50,7 @@ class Collective:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-    """List all collectives, each `channel_id` once, because an asynchronous one has several instructions.
-
-    Args:
-        program: the program of one device.
-        devices: total number of devices, the group of a collective that names none.
-    """
+    """List all collectives, each `channel_id` once; `devices` is the group of a collective that names none."""
     found, seen = [], set()
     for name, times, _ in program.runs():
         body = program.computations[name]

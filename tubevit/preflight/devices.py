@@ -70,15 +70,7 @@ def compiler_version(topology: Topology) -> str:
 
 
 def described_devices(topology: Topology, slices: int) -> list:
-    """Return the devices of all slices, only to compile for; `os.environ` must contain `ENVIRONMENT`.
-
-    Args:
-        topology: one TPU slice, or GPUs on hosts of 8.
-        slices: number of TPU slices, connected by a data-centre network.
-
-    Raises:
-        UserError: several slices of GPUs were requested.
-    """
+    """Return the devices of all slices, only to compile for; `os.environ` must contain `ENVIRONMENT`."""
     from jax.experimental import topologies
 
     missing = [key for key in ENVIRONMENT if key not in os.environ]

@@ -139,11 +139,7 @@ class Program:
         return sum(i.opcode == "while" and self.trip_count(i, name) is None for name, i in pairs)
 
     def runs(self, multiply: bool = True) -> list[tuple[str, int, bool]]:
-        """List (computation, number of runs, whether it is part of a fusion), starting at the entry.
-
-        Args:
-            multiply: whether loop bodies count as often as they run; otherwise once.
-        """
+        """List (computation, number of runs, whether it is in a fusion); without `multiply` loop bodies count once."""
         counts: dict[tuple[str, bool], int] = collections.Counter()
 
         def visit(name: str, times: int, fused: bool) -> None:

@@ -25,19 +25,7 @@ _TIMEOUT = 1800  # seconds per process
 def compile_in_process(
     config: str, overrides: Mapping[str, str], topology: Topology, parts: Sequence[str], execute=subprocess.run
 ) -> dict:
-    """Compile parts of an experiment in a separate process.
-
-    Args:
-        config, overrides, topology, parts: see `preflight`.
-        execute: function that runs the process.
-
-    Returns:
-        The result of `worker`.
-
-    Raises:
-        UserError: see `preflight`.
-        RunError: the compiler failed for a reason other than memory.
-    """
+    """Compile parts of an experiment in a process that `execute` runs; errors and arguments as in `preflight`."""
     request = {"config": config, "overrides": dict(overrides), "topology": topology.name, "parts": list(parts)}
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / name for name in ("request.json", "result.json")]
@@ -97,15 +85,7 @@ def preflight(
 
 
 def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dict[str, str]]:
-    """List changes that save memory, cheapest first: recomputation, sharded parameters, both, smaller batch parts.
-
-    Args:
-        config, overrides: see `preflight`.
-        devices: number of devices in all slices.
-
-    Returns:
-        Overrides, each in addition to the given ones.
-    """
+    """List overrides that save memory, cheapest first: recomputation, sharded parameters, both, smaller batch parts."""
     settings, *_ = apply_recipe(load_config(config, overrides))
     remat = {} if settings.model.remat == "full" else {"model.remat": "full"}
     sizes = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > settings.mesh.fsdp]

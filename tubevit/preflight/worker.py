@@ -90,17 +90,16 @@ def _compiled(function, arguments, mesh, target) -> dict:
             raise
         message = str(error)
         failed = out_of_memory(message, target.chip.hbm)
-        if (
-            failed["needed"] is not None and "for HLO temporaries" in message
-        ):  # the message does not include the arguments
-            failed["needed"] += _argument_bytes(arguments)
+        if failed["needed"] is not None and "for HLO temporaries" in message:  # without the arguments
+            leaves = jax.tree.leaves(arguments)
+            failed["needed"] += sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
         return {"fits": False, **failed, "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     memory, program = compiled.memory_analysis(), Program(compiled.as_text())
     sizes = {
         "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes
-        - memory.alias_size_in_bytes,  # aliased outputs reuse the memory of arguments
+        # Aliased outputs reuse the memory of arguments.
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
@@ -117,19 +116,10 @@ def _compiled(function, arguments, mesh, target) -> dict:
     }
 
 
-def _argument_bytes(arguments) -> int:
-    import jax
-
-    leaves = jax.tree.leaves(arguments)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-
-
 def out_of_memory(message: str, hbm: int) -> dict:
     """Parse the message of a RESOURCE_EXHAUSTED error: {"needed": bytes or None, "message": the start of it}.
 
-    Args:
-        message: the message of the compiler.
-        hbm: memory of the chip in bytes, for messages that contain only the excess.
+    Some messages contain only by how much the memory of the chip, `hbm` bytes, is exceeded.
     """
     number = r"([0-9.]+)([BKMGT]?)"
     message = " ".join(message.split())

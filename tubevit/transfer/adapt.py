@@ -62,16 +62,12 @@ class Donor:
         return matched
 
     def patch_tube(self, model: ModelConfig) -> int | None:
-        """The index of the first 2D tube without space-to-depth, or None if none has the width of `model`."""
+        """Return the index of the first 2D tube without space-to-depth, or None if the width differs."""
         tubes = enumerate(self.config.tubes.tubes if self.config.width == model.width else ())
         return next((i for i, tube in tubes if tube.is_2d and tube.sub_windows == 1), None)
 
     def patch(self, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Return kernel and bias of `patch_tube`.
-
-        Raises:
-            UserError: there is no such tube.
-        """
+        """Return kernel and bias of `patch_tube`; raises UserError if there is none."""
         i = self.patch_tube(model)
         if i is None:
             raise UserError(
@@ -99,14 +95,10 @@ class Adapted:
     """
 
     def __init__(self, source: Donor, small: Donor | None, model: ModelConfig, missing_tubes: str):
-        """Adapt the tokenizer and the positions; everything else is passed on unchanged.
+        """Adapt tokenizer and positions of `source`, with the 3D tubes of `small`; the rest stays unchanged.
 
-        Args:
-            source: the checkpoint.
-            small: another checkpoint, which has the 3D tubes, or None.
-            model: the configuration that the parameters are for.
-            missing_tubes: how 3D tubes start that neither checkpoint has: `inflate`, `zero`, `random`, or `same`,
-                which leaves them out.
+        3D tubes that neither checkpoint has start as `missing_tubes` says: `inflate`, `zero` or `random`; `same` leaves
+        them out.
 
         Raises:
             UserError: there is no 2D kernel to inflate or to resize, or interpolated kernels cannot be inflated.

@@ -15,10 +15,7 @@ _LONGEST = 24  # characters of a name; longer names would leave no room for the 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
     """Draw the share of each label's files that each class is predicted for; returns a matplotlib figure.
 
-    Args:
-        matrix: (classes, classes) number of files by label (row) and prediction (column), see
-            `tubevit.evaluation.metrics.confusion_matrix`.
-        classes: the names of the classes.
+    `matrix` is (classes, classes) numbers of files by label (row) and prediction (column).
     """
     matplotlib = plotting()
     count = len(classes)

@@ -15,14 +15,9 @@ _FRAME = 32  # smallest drawn size of a frame's longer side, in pixels
 
 
 def tube_kernels(model: TubeViT, index: int) -> np.ndarray:
-    """Return the kernels of one tube, largest norm first.
+    """Return the kernels of tube `index`, one per channel, largest norm first: (c, k_t, k_y, k_x, 3) float32.
 
-    Args:
-        model: any model; the shared kernel of interpolated tubes (section 3.4) is resized to the tube.
-        index: the index of the tube in `model.config.tubes.tubes`.
-
-    Returns:
-        (c, k_t, k_y, k_x, 3) float32, one kernel per channel.
+    The shared kernel of interpolated tubes (section 3.4) is resized to the tube.
 
     Raises:
         UserError: there is no such tube.
@@ -41,11 +36,7 @@ def tube_kernels(model: TubeViT, index: int) -> np.ndarray:
 
 
 def principal_components(kernels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first principal components of kernels.
-
-    Args:
-        kernels: (c, k_t, k_y, k_x, 3).
-        count: the largest number of components.
+    """Return up to `count` principal components of kernels (c, k_t, k_y, k_x, 3).
 
     Returns:
         (n, k_t, k_y, k_x, 3) components of norm 1, whose largest value is positive; (n,) shares 0..1 of the variance.

@@ -13,14 +13,7 @@ _FADED = 0.35  # contrast of pixels that no tube reads
 
 
 def pixels_read(tubes: str | Tube | TubeSet, shape: tuple[int, int, int]) -> np.ndarray:
-    """Mark the pixels of a clip that each tube reads.
-
-    Args:
-        tubes: preset, text, tube or tube set.
-        shape: (T, H, W) of the clip.
-
-    Returns:
-        (tubes, T, H, W) bool.
+    """Mark the pixels of a clip of `shape` (T, H, W) that each tube reads: (tubes, T, H, W) bool.
 
     Raises:
         UserError: the clip is too small for a tube.
@@ -39,11 +32,7 @@ def enlarged(frames: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def layout_figure(clip: np.ndarray, tubes: str | Tube | TubeSet):
-    """Draw what each tube reads of a clip as a matplotlib figure: the pixels in colour, the frames in a bar.
-
-    Args:
-        clip: (T, H, W, 3) uint8.
-        tubes: preset, text, tube or tube set.
+    """Draw what each tube reads of a clip (T, H, W, 3) uint8 as a matplotlib figure: pixels in colour, frames as bars.
 
     Raises:
         UserError: the clip is too small for a tube.

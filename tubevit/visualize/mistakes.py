@@ -39,12 +39,9 @@ def most_confident_mistakes(
 
 
 def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], classes: Sequence[str]):
-    """Draw mistakes with their predictions as a matplotlib figure: a film strip per video, images side by side.
+    """Draw at least one mistake as a matplotlib figure: a film strip per video, images side by side.
 
-    Args:
-        clips: the file of each mistake, (T, H, W, 3) or (H, W, 3) uint8.
-        mistakes: at least one mistake.
-        classes: the names of the classes.
+    `clips` are the files, (T, H, W, 3) or (H, W, 3) uint8; `classes` are the names of the classes.
     """
     images = clips[0].ndim == 3
     columns = 6 if images else 1

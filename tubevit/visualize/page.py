@@ -106,16 +106,13 @@ def _saved(figure, kind: str) -> bytes:
 
 
 def write_page(out: str | os.PathLike, title: str, facts: dict[str, str], sections: Sequence[Section]) -> str:
-    """Write each picture to its own files, and index.html with all pictures embedded.
+    """Write each picture to its own files, and index.html with all pictures embedded; returns its path.
 
     Args:
         out: a folder on disk or `gs://`; it is created if necessary.
         title: the title of the page.
         facts: the table above the pictures, {term: text}.
         sections: the sections in order.
-
-    Returns:
-        The path of the page.
 
     Raises:
         UserError: matplotlib is not installed.
