@@ -21,7 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tests import gcs
 from tests.data.clips import indices, set_rotation, write_audio, write_clip
 from tubevit import storage
-from tubevit.data import shard_writer, shards
+from tubevit.data import shards
 from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.recode import validated_bytes
 from tubevit.data.shard_writer import default_shards, write_shards
@@ -349,20 +349,18 @@ def test_encoded_again_is_upright_small_and_close(tmp_path):
     assert decode_image(validated_bytes(encoded, 30)).shape == (44, 30, 3) and validated_bytes(encoded, 61) == encoded
 
 
-def test_number_of_shards(clips, monkeypatch):
+def test_number_of_shards(clips):
     source = open_source(str(clips / "clips.csv"), "train")
     assert default_shards(source) == 8
     size = sum(os.path.getsize(key) for key in source.keys)
-    monkeypatch.setattr(shard_writer, "SHARD_BYTES", size / 9)
-    assert default_shards(source) == 16
-    monkeypatch.setattr(shard_writer, "SHARD_BYTES", size / 30)
-    assert default_shards(source) == len(source) == 21
+    assert default_shards(source, size / 9) == 16
+    assert default_shards(source, size / 30) == len(source) == 21
 
 
-def test_a_process_that_dies(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_writer, "_in_worker", os._exit)
+def test_a_process_that_dies(clips, tmp_path):
+    source = dataclasses.replace(open_source(str(clips / "clips.csv"), "val"), read=os._exit)
     with pytest.raises(ChildProcessError, match="the same command resumes"):
-        write_shards(open_source(str(clips / "clips.csv"), "val"), "val", str(tmp_path), 2, processes=2)
+        write_shards(source, "val", str(tmp_path), 2, processes=2)
 
 
 def test_unwritten_format():

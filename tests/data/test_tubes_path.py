@@ -121,8 +121,8 @@ def test_the_right_frames_and_places(tmp_path):
 
 
 def test_held_frames_are_sampled_once(frames, monkeypatch):
-    made, of = [], warp._Blocks.of
-    monkeypatch.setattr(warp._Blocks, "of", lambda self, plane: made.append(1) or of(self, plane))
+    made, reduce = [], warp._Blocks.reduce
+    monkeypatch.setattr(warp._Blocks, "reduce", lambda self, plane: made.append(1) or reduce(self, plane))
     some = [frames["rgb"][0]] * T
     grids = WindowPlan(PRESETS["small"], (T, 48, 48)).grids
     parts = sample_grids(some, square_map(57, 91, 48), 48, grids)

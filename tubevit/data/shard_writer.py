@@ -67,11 +67,11 @@ class Job:
         return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{i} {keys[i]}".encode()).digest())
 
 
-def default_shards(source: Source) -> int:
-    """Return a number of shards of about 1 GiB, estimated from 64 files: a multiple of 8, at most one per file."""
+def default_shards(source: Source, shard_bytes: float = SHARD_BYTES) -> int:
+    """Return the number of shards of about 1 GiB, by the sizes of 64 files: a multiple of 8, at most one per file."""
     sample = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
     size = np.mean([_size(source, int(i)) for i in sample]) * len(source)
-    return min(len(source), HOSTS * math.ceil(max(size, 1) / SHARD_BYTES / HOSTS))
+    return min(len(source), HOSTS * math.ceil(max(size, 1) / shard_bytes / HOSTS))
 
 
 def _size(source: Source, index: int) -> int:
