@@ -7,16 +7,19 @@ therefore goes through `call`, which checks that the service itself answers.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
 import logging
 import math
 import os
 import pathlib
+import shutil
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import fsspec
 
@@ -158,6 +161,21 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     return operate(path, lambda filesystem, inner: filesystem.cat_file(inner))
 
 
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yield a temporary path that is renamed to a local `path` at the end: the file or folder is complete or absent."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write a file atomically, and create its folders.
 
@@ -167,11 +185,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """
     if is_remote(path):
         return operate(path, lambda filesystem, inner: filesystem.pipe_file(inner, content))
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:

@@ -19,12 +19,13 @@ from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
 from tubevit.convert import convert
 from tubevit.convert.architecture import fold_layer_scale, heads_of, plain_vit
-from tubevit.convert.files import read_arrays, written_whole
+from tubevit.convert.files import read_arrays
 from tubevit.convert.foreign import Options
 from tubevit.errors import UserError
 from tubevit.models.abstract import graph_of, parameters
 from tubevit.models.config import Head
 from tubevit.models.variants import model_config
+from tubevit.storage import replacing
 
 PLAIN = dict(
     tubes="1x8x8/32x8x8", frames=1, size=24, position="learned", class_token=True, pooling="cls",
@@ -293,7 +294,7 @@ def test_models_that_the_formats_cannot_hold(saved, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_nothing_is_left_where_writing_fails(tmp_path, is_folder):
-    with pytest.raises(OSError, match="no space"), written_whole(tmp_path / "theirs") as temporary:
+    with pytest.raises(OSError, match="no space"), replacing(tmp_path / "theirs") as temporary:
         if is_folder:
             temporary.mkdir()
         (temporary / "half" if is_folder else temporary).write_bytes(b"half")

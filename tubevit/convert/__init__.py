@@ -15,7 +15,7 @@ from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, siglip, timm
 from tubevit.convert.architecture import check_plain, fold_layer_scale
-from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256, written_whole
+from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256
 from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.hugging_face_folder import CONFIG
 from tubevit.errors import UserError, unknown
@@ -177,7 +177,7 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
     if format == "timm":
         notes += timm.check(path, config)
     interpolation = checkpoint.metadata.get("source", {}).get("preprocessing", {}).get("interpolation")
-    with written_whole(path) as temporary:
+    with storage.replacing(path) as temporary:
         if format == "timm":
             timm.write(temporary, config, params)
         else:

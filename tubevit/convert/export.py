@@ -36,7 +36,6 @@ from jax import export
 from tubevit import __version__, storage
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.convert.files import written_whole
 from tubevit.errors import UserError, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
@@ -245,7 +244,7 @@ def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         try:
             if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
                 raise UserError(f"{path} exists already; name a new folder or an empty one")
-            folder = stack.enter_context(written_whole(path))
+            folder = stack.enter_context(storage.replacing(path))
             folder.mkdir()
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error

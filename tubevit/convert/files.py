@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 import zipfile
-from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
@@ -102,20 +98,6 @@ def sha256(path: pathlib.Path) -> str:
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as libraries for torch expect them."""
     optional_import("safetensors.numpy", *_SAFETENSORS).save_file(arrays, path, metadata={"format": "pt"})
-
-
-@contextlib.contextmanager
-def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary path that is renamed to `path` at the end, so that the file or folder is complete or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -12,13 +12,13 @@ import functools
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable
 
 import av
 import cv2
 import numpy as np
 
+from tubevit import storage
 from tubevit.errors import UserError
 
 FRAMES, SIZE, FPS = 16, 64, 8
@@ -156,16 +156,11 @@ def make_moving_digits(
     if not 1 <= test_digits <= TEST_DIGITS or train_clips < 1:
         raise UserError(f"expected 1 to {TEST_DIGITS} test digits and at least 1 training clip")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Made beside it and then renamed, so that a process that dies leaves no incomplete folder.
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
-        ) as made:
-            counts = _make(pathlib.Path(made), seed, train_clips, test_digits, progress)
+        with storage.replacing(folder) as made:
+            made.mkdir()
+            counts = _make(made, seed, train_clips, test_digits, progress)
             if folder.exists():
                 shutil.rmtree(folder)
-            pathlib.Path(made).rename(folder)
-            folder.chmod(0o755)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
     return counts

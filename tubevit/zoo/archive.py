@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tarfile
 
+from tubevit import storage
 from tubevit.checkpoint.manifest import MANIFEST
 from tubevit.errors import UserError
 
@@ -44,7 +45,7 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
 
     Args:
         path: the archive.
-        folder: the folder; remains of an interrupted attempt are removed.
+        folder: the folder; an incomplete one is replaced.
 
     Raises:
         UserError: the file is not a tar, or holds anything but plain files inside a folder of this name. Then nothing
@@ -52,10 +53,8 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
         OSError: the folder cannot be written.
     """
     folder = pathlib.Path(folder)
-    temporary = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:") as archive, storage.replacing(folder) as temporary:
             members = archive.getmembers()
             for member in members:
                 parts = member.name.split("/")
@@ -66,7 +65,6 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.extractfile(member) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file)
+            shutil.rmtree(folder, ignore_errors=True)
     except tarfile.TarError as error:
         raise UserError(f"{path} is not a tar archive: {error}") from error
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
