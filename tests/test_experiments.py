@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from tubevit.config import experiments_folder, flatten, load_config, model_fields
-from tubevit.config.resolve import apply_recipe
+from tubevit.config.derive import apply_recipe
 from tubevit.errors import UserError
 from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.models.tubevit import TubeViT

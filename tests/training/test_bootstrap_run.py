@@ -11,7 +11,7 @@ import tubevit
 from tubevit.checkpoint.paths import flatten
 from tubevit.cli import main
 from tubevit.config import load_config
-from tubevit.config.resolve import apply_recipe
+from tubevit.config.derive import apply_recipe
 from tubevit.models.abstract import parameters
 
 TRAIN = {

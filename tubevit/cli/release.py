@@ -97,8 +97,8 @@ def _experiment(args, stored: dict) -> str:
     import json
 
     from tubevit.config import flatten, load_config
+    from tubevit.config.derive import apply_recipe
     from tubevit.config.keys import CHANGE_NOTHING
-    from tubevit.config.resolve import apply_recipe
 
     config, *_ = apply_recipe(load_config(args.config, args.config_overrides))
     given = flatten(json.loads(json.dumps(config.to_dict())))

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from tubevit.config.config import model_fields
+from tubevit.config.config import check_config, flatten, locked, model_fields, set_value
 from tubevit.config.keys import defining_keys
 from tubevit.data.decode import decode_image, decode_media
-from tubevit.data.sources import Source, default_head, held_out_split
+from tubevit.data.sources import Source, default_head, held_out_split, open_source
 from tubevit.data.warp import frame_size
 from tubevit.errors import DecodeError, UserError
 from tubevit.models.config import ModelConfig
@@ -28,28 +28,28 @@ LARGE = 1024  # width of L
 KINETICS_FPS = 15.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Derived:
-    """What a recipe derives.
+def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = open_source):
+    """Fill in what the group `recipe` of a configuration asks for; keys that are set stay as they are.
 
-    Attributes:
-        values: {key: value}.
-        notes: describes the configuration with these values in lines for the user.
-        decoding: median time to decode one file, in seconds; None if no files were looked at.
-    """
-
-    values: dict[str, object]
-    notes: Callable[[ConfigDict], list[str]]
-    decoding: float | None = None
-
-
-def derive(config: ConfigDict, open_source: Callable[..., Source]) -> Derived:
-    """Derive the keys that the recipe of a configuration leaves open.
+    Returns:
+        The configuration without the group, lines for the user, and the seconds to decode one file or None.
 
     Raises:
         UserError: data or checkpoints are missing or do not fit.
     """
-    return {"finetune": _finetune, "bootstrap": _bootstrap}[config.recipe.name](config, open_source)
+    config = config.copy_and_resolve_references()
+    if "recipe" not in config:
+        return config, [], None
+    derive = {"finetune": _finetune, "bootstrap": _bootstrap}[config.recipe.name]
+    values, notes, decoding = derive(config, open_source)
+    flat = flatten(config)
+    for path, value in values.items():
+        if flat[path] is None and path not in config.recipe.unset:
+            set_value(config, path, value)
+    config.unlock()
+    del config.recipe
+    check_config(locked(config))
+    return config, notes(config), decoding
 
 
 def kinetics_rates(width: int) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def probe(source: Source) -> Probe:
     return Probe(int(np.median(sides)), float(np.median(known)) if known else None, float(np.median(times)))
 
 
-def _finetune(config: ConfigDict, open_source: Callable[..., Source]) -> Derived:
+def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     """See the table of `tubevit.recipes.finetune.finetune_config`."""
     checkpoint, data = config.recipe.checkpoint, config.data.train.data.source
     head = config.data.train.data.head or default_head(data, "data")
@@ -141,7 +141,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]) -> Derived
         "log.every": max(steps // 50, 1),
     }
     notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head)), looks)
-    return Derived(values, notes, looks.decoding)
+    return values, notes, looks.decoding
 
 
 def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDict) -> list[str]:
@@ -166,7 +166,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDi
     ]
 
 
-def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]) -> Derived:
+def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]):
     recipe, large = config.recipe, named_config(config.recipe.large)
     model = bootstrapped_config(named_config(recipe.small), large, widen=recipe.widen, position=recipe.position)
     train_last = model.depth if recipe.train_last is None else recipe.train_last
@@ -197,4 +197,4 @@ def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]) -> Derive
             f"{model.depth} blocks are trained, {config.train.steps} steps of {sizes} clips"
         ]
 
-    return Derived(values, notes)
+    return values, notes, None

@@ -34,13 +34,11 @@ class Key:
     """The type of a key, its default and the values that are allowed.
 
     Attributes:
-        home: the dataclass that has this field.
-        name: the name of the field.
+        home, name: the dataclass and its field.
         kind: the type of a value.
         default: None if the value follows from the architecture or is switched off.
         meaning: what it does; empty if the docstring of `home` describes it.
-        least, most: the range of a number, both included.
-        below: the smallest number that is too large.
+        least, most, below: the range of a number; `below` is not part of it.
         choices: the allowed values; empty if any will do.
     """
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from tubevit.config.config import check_config, flatten, locked, model_fields, set_value
-from tubevit.config.derive import derive
+from tubevit.config.config import locked, model_fields
+from tubevit.config.derive import apply_recipe
 from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
 from tubevit.errors import UserError
@@ -53,28 +53,6 @@ class Resolved:
         config = locked(ConfigDict(fields["config"]))
         model = model_config(**model_fields(config), heads=dict(fields["heads"]))
         return cls(config, model, fields["notes"], fields["decoding"])
-
-
-def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = sources.open_source):
-    """Fill in what the group `recipe` of a configuration asks for; keys that are set stay as they are.
-
-    Returns:
-        The configuration without the group, lines for the user, and the seconds to decode one file or None.
-
-    Raises:
-        UserError: data or checkpoints are missing or do not fit.
-    """
-    config = config.copy_and_resolve_references()
-    if "recipe" not in config:
-        return config, [], None
-    derived, flat = derive(config, open_source), flatten(config)
-    for path, value in derived.values.items():
-        if flat[path] is None and path not in config.recipe.unset:
-            set_value(config, path, value)
-    config.unlock()
-    del config.recipe
-    check_config(locked(config))
-    return config, derived.notes(config), derived.decoding
 
 
 def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.config import dataset_config, default_config
+from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
-from tubevit.config.resolve import apply_recipe
 from tubevit.data.sources import held_out_split
 from tubevit.data.views import Views
 from tubevit.errors import SplitError, UserError

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 from tubevit.config import load_config
-from tubevit.config.resolve import apply_recipe
+from tubevit.config.derive import apply_recipe
 from tubevit.errors import RunError, UserError
 from tubevit.preflight.devices import ENVIRONMENT, compiler_version
 from tubevit.preflight.report import completed
