@@ -15,17 +15,19 @@ import tubevit
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.cli import main
 from tubevit.visualize import style
+from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.visualize.own_files import read_files
 from tubevit.visualize.page import Animation, Picture, Section, write_page
 from tubevit.visualize.report import learned_on, sections
+from tubevit.zoo.names import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def reported(tiny_run, tmp_path_factory):
-    """The folder of a report of the tiny run."""
-    out = tmp_path_factory.mktemp("report")
-    assert main(["report", str(tiny_run), "--out", str(out)]) == 0
-    return out
+    """The folder of a report of the tiny run, in its workdir."""
+    run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("report") / tiny_run.name)
+    assert main(["report", str(run)]) == 0
+    return run / "report"
 
 
 def embedded(page):
@@ -71,10 +73,10 @@ def test_the_page_holds_all_and_needs_nothing(reported):
     assert page.count(" alt=") == page.count("<img")
 
 
-def test_the_page_says_what_the_kernels_were_learned_on(reported, tiny_run):
+def test_the_page_says_what_the_kernels_were_learned_on(reported):
     page = (reported / "index.html").read_text()
     assert "moving_digits and still_digits, 9 steps, from random parameters" in page
-    assert "16×32×32" in page and str(tiny_run) in page and "What tiny sees" in page and "Left out" not in page
+    assert "16×32×32" in page and str(reported.parent) in page and "What tiny sees" in page and "Left out" not in page
 
 
 def test_what_is_absent_is_left_out_with_a_reason(tiny_run, tmp_path, capsys, monkeypatch):
@@ -106,9 +108,9 @@ def test_on_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
         logits = model(pixels, head=head)[0]
         share = float(jax.nn.softmax(logits).max())
         assert f"Attention on {path.name},  {head}: {model.labels[head][int(logits.argmax())]} ({share:.0%})" in page
-    assert f"{clip.name}: in colour what a tube reads" in page and "left out: What the tubes read" not in page
+    assert f"{clip.name}: the pixels that a tube reads" in page and "left out: What the tubes read" not in page
     alone = sections(Checkpoint(tmp_path / "saved"), model, read_files(model, [image]))  # the tubes that serve images
-    assert any(part.caption.startswith(f"{image.name}: in colour what a tube reads") for part in alone)
+    assert any(part.caption.startswith(f"{image.name}: the pixels that a tube reads") for part in alone)
     capsys.readouterr()
     assert main(["report", str(tiny_run), "nothing.mp4"]) == 2
     assert "nothing.mp4 does not exist" in capsys.readouterr().err
@@ -132,26 +134,27 @@ def test_a_released_checkpoint_is_not_of_a_run(tiny_run, tmp_path, monkeypatch):
     assert f"What {name.name} sees" in page and "Loss over steps" in page
 
 
-def test_a_run_whose_data_is_gone(tiny_run, tmp_path, capsys, monkeypatch):
+def test_a_run_whose_data_is_gone(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    from tubevit.visualize import report
+    checkpoint = open_checkpoint(tmp_path / "run")
 
-    evaluate, lost = report.evaluate_stored, ["still_digits"]
+    def reported(*lost):
+        """The reasons of the sections that are left out, and the names of all pictures."""
 
-    def some(model, name, values):
-        return evaluate(model, name, {**values, "source": "nowhere.csv"} if name in lost else values)
+        def evaluate(model, name, values):
+            return evaluate_stored(model, name, {**values, "source": "nowhere.csv"} if name in lost else values)
 
-    monkeypatch.setattr(report, "evaluate_stored", some)
-    assert main(["report", str(tmp_path / "run")]) == 0  # into the workdir
-    out, folder = capsys.readouterr().out, tmp_path / "run" / "report"
-    assert "left out: Evaluation data still_digits: " in out and "nowhere.csv" in out and "no metrics.jsonl" in out
-    assert "left out: Confusion" not in out and (folder / "confusion_moving_digits.png").exists()
-    assert not (folder / "confusion_still_digits.png").exists()
-    lost.append("moving_digits")
-    assert main(["report", str(tmp_path / "run")]) == 0
-    out = capsys.readouterr().out
-    assert "left out: Confusion: moving_digits: " in out and "left out: Evaluation data" not in out
+        found = sections(checkpoint, checkpoint.load_model(), evaluate=evaluate)
+        reasons = {section.title: section.caption for section in found if section.left_out}
+        return reasons, {picture.name for section in found for picture in section.pictures}
+
+    reasons, pictures = reported("still_digits")
+    assert "nowhere.csv" in reasons["Evaluation data still_digits"] and "no metrics.jsonl" in reasons["Training"]
+    assert "Confusion" not in reasons and "confusion_moving_digits" in pictures
+    assert "confusion_still_digits" not in pictures
+    reasons, _ = reported("still_digits", "moving_digits")
+    assert reasons["Confusion"].startswith("moving_digits: ") and not any("Evaluation" in title for title in reasons)
 
 
 @pytest.mark.parametrize(

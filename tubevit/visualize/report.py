@@ -1,4 +1,4 @@
-"""All pictures of a checkpoint: which there are, and why others are left out."""
+"""Select the pictures of a checkpoint; sections without pictures give the reason."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from tubevit.visualize import attention, confusion, curves, kernels, layout, mis
 from tubevit.visualize.evaluated import Evaluated, evaluate_stored
 from tubevit.visualize.own_files import OwnFile
 from tubevit.visualize.page import Animation, Picture, Section
+from tubevit.visualize.style import size_text
 from tubevit.zoo.release import began_from
 
-_NO_DATA = "the checkpoint names no evaluation data: it is not of a run"
+_NO_DATA = "the checkpoint names no evaluation data, because it is not from a training run"
 _CLIPS, _IMAGES, _MISTAKES = 3, 8, 6
 _TUBES, _LOOK = "What the tubes read", "Where predictions look"
 _ATTENTION = (
-    "Pooling: the weights of the tokens in the last step. Rollout: the same, followed back through the attention of "
-    "all blocks, half of it past the attention; what the MLPs do is left out. Each token's weight is spread over the "
-    "pixels that it reads; darker red, on a dark page brighter, is more."
+    "Pooling: the weights of the tokens in the attention pooling. Rollout: the same weights traced back through the "
+    "attention of all blocks, half through the residual connections; the MLPs are ignored. The weight of a token is "
+    "spread over the pixels that it reads. Darker red means more, on a dark page brighter."
 )
 
 
@@ -34,16 +35,15 @@ def facts(checkpoint: Checkpoint, model: TubeViT) -> dict[str, str]:
     """Describe a checkpoint for the top of the page: {what: text}."""
     config = model.config
     count = sum(int(np.size(leaf)) for leaf in flatten(parameters(model)).values())
-    shape = "×".join(map(str, config.shape))
-    rate = f" at {config.fps:g} frames a second" if config.fps else ""
+    rate = f" at {config.fps:g} frames per second" if config.fps else ""
     heads = ", ".join(f"{name} ({head.classes} classes)" for name, head in config.heads)
     return {
         "Checkpoint": checkpoint.name,
         "Model": f"{config.name}, {count / 1e6:.1f} M parameters",
         "Tubes": f"{config.tubes}: {config.tubes.num_tokens(config.shape)} tokens",
-        "Input": f"{shape} (frames, rows, columns){rate}",
+        "Input": f"{size_text(config.shape)} (frames, rows, columns){rate}",
         "Heads": heads or "none",
-        "Learned on": learned_on(checkpoint),
+        "Trained on": learned_on(checkpoint),
     }
 
 
@@ -62,15 +62,18 @@ def learned_on(checkpoint: Checkpoint) -> str:
     return f"{' and '.join(data)}, {checkpoint.step or 0:,} steps, from {begun}"
 
 
-def sections(checkpoint: Checkpoint, model: TubeViT, files: Sequence[OwnFile] = ()) -> list[Section]:
+def sections(
+    checkpoint: Checkpoint, model: TubeViT, files: Sequence[OwnFile] = (), evaluate=evaluate_stored
+) -> list[Section]:
     """Return the sections of the page, in order; a section whose inputs are missing has no pictures but a reason.
 
     Args:
         checkpoint: a checkpoint, whose `home` may hold the metrics of its training.
         model: its model.
         files: files to show tubes and attention on, instead of the evaluation data.
+        evaluate: function with the arguments and the result of `evaluate_stored`.
     """
-    evaluated, missing = _evaluated(checkpoint, model)
+    evaluated, missing = _evaluated(checkpoint, model, evaluate)
     reason = "; ".join(f"{name}: {why}" for name, why in missing.items()) or _NO_DATA
     return [
         *_kernels(model, learned_on(checkpoint)),
@@ -87,73 +90,64 @@ def sections(checkpoint: Checkpoint, model: TubeViT, files: Sequence[OwnFile] = 
     ]
 
 
-def _evaluated(checkpoint: Checkpoint, model: TubeViT) -> tuple[list[Evaluated], dict[str, str]]:
+def _evaluated(checkpoint: Checkpoint, model: TubeViT, evaluate) -> tuple[list[Evaluated], dict[str, str]]:
     """Evaluate the data sets of the run; also returns {name: reason} for those that cannot be evaluated."""
     evaluated, missing = [], {}
     for name, values in checkpoint.experiment.get("data", {}).get("eval", {}).items():
         try:
-            evaluated.append(evaluate_stored(model, name, values))
+            evaluated.append(evaluate(model, name, values))
         except UserError as error:
             missing[name] = str(error)
     return evaluated, missing
 
 
 def _kernels(model: TubeViT, data: str) -> list[Section]:
-    tubes = list(enumerate(model.config.tubes.tubes))
-    names = ["×".join(map(str, tube.kernel)) for _, tube in tubes]
-    learned = [
-        Picture(f"kernels_{i}", f"Kernels of tube {names[i]}", functools.partial(kernels.kernel_figure, model, i))
-        for i, _ in tubes
-    ]
-    moving = [
-        Animation(f"kernels_{i}", f"Kernels of tube {names[i]}, moving",
-                  functools.partial(kernels.kernel_animation, model, i))
-        for i, tube in tubes
-        if not tube.is_2d
-    ]  # fmt: skip
-    components = [
-        Picture(f"components_{i}", f"Principal components of the kernels of tube {names[i]}",
-                functools.partial(kernels.component_figure, model, i))
-        for i, _ in tubes
-    ]  # fmt: skip
+    learned, moving, components = [], [], []
+    for i, tube in enumerate(model.config.tubes.tubes):
+        of_tube = f"of tube {size_text(tube.kernel)}"
+        draw = functools.partial(kernels.kernel_figure, model, i)
+        learned.append(Picture(f"kernels_{i}", f"Kernels {of_tube}", draw))
+        draw = functools.partial(kernels.component_figure, model, i)
+        components.append(Picture(f"components_{i}", f"Principal components of the kernels {of_tube}", draw))
+        if not tube.is_2d:
+            draw = functools.partial(kernels.kernel_animation, model, i)
+            moving.append(Animation(f"kernels_{i}", f"Kernels {of_tube} as an animation", draw))
     text = (
-        "Those of the largest norms, each in its own scale: grey is 0, full colour its largest value. The kernels of "
-        f"3D tubes are strips over time, then the same as they move. Learned on: {data}."
+        "The kernels with the largest norms, each scaled separately: grey is 0, full colour its largest value. Kernels "
+        f"of 3D tubes are shown as strips over time and as animations. Trained on: {data}."
     )
     about = (
-        "In which directions around their mean the kernels of a tube vary most, in falling order; their sign means "
-        "nothing."
+        "The directions in which a tube's kernels vary most, in descending order of variance; the sign is arbitrary."
     )
     return [
         Section("Learned kernels", text, learned + moving),
-        Section("Their principal components", about, components),
+        Section("Principal components of the kernels", about, components),
     ]
 
 
 def _layout(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Section:
-    title = _TUBES
     videos = [each for each in evaluated if each.source.modality == "video"]
     if not videos:
-        return Section(title, reason if not evaluated else "the evaluation data holds no video")
+        return Section(_TUBES, "the evaluation data contains no videos" if evaluated else reason)
     clip = videos[0].clip(int(np.flatnonzero(videos[0].predictions.used)[0]))
-    return Section(title, *_layout_of(model, clip, f"A clip of {videos[0].name}"))
+    return Section(_TUBES, *_layout_of(model, clip, f"A clip of {videos[0].name}"))
 
 
-def _layout_of(model: TubeViT, pixels: np.ndarray, what: str) -> tuple[str, list[Picture]]:
-    """Caption and picture of the tubes over a clip or an image."""
+def _layout_of(model: TubeViT, pixels: np.ndarray, name: str) -> tuple[str, list[Picture]]:
+    """Return the caption and the picture of the tubes over a clip or an image."""
     image = pixels.ndim == 3
     tubes = model.config.tubes.for_images() if image else model.config.tubes
     clip = pixels[None] if image else pixels
     text = (
-        f"{what}: in colour what a tube reads, each window framed, the rest faded; bars show in which frames. All "
-        f"tubes together read {tubes.pixels_read(clip.shape[:3]):.1%} of its pixels."
+        f"{name}: the pixels that a tube reads in colour, with a frame around each window; the bars mark the frames. "
+        f"All tubes together read {tubes.pixels_read(clip.shape[:3]):.1%} of the pixels."
     )
-    picture = Picture("layout", f"Tubes over {what}", lambda: layout.layout_figure(clip, tubes), photo=True, wide=True)
+    picture = Picture("layout", f"Tubes over {name}", lambda: layout.layout_figure(clip, tubes), photo=True, wide=True)
     return text, [picture]
 
 
 def _on_files(model: TubeViT, files: Sequence[OwnFile]) -> list[Section]:
-    """Tubes and attention on files of one's own, the tubes on the first video if there is one."""
+    """Show the tubes on the first of the user's videos, or else images, and the attention on all files."""
     first = next((file for file in files if file.pixels.ndim == 4), files[0])
     pictures = []
     for i, file in enumerate(files):
@@ -163,12 +157,12 @@ def _on_files(model: TubeViT, files: Sequence[OwnFile]) -> list[Section]:
         pictures.append(Picture(f"attention_{i}", f"Attention on {file.text}", draw, photo=True, wide=True))
     return [
         Section(_TUBES, *_layout_of(model, first.pixels, first.name)),
-        Section(_LOOK, f"What is predicted for your files. {_ATTENTION}", pictures),
+        Section(_LOOK, f"Predictions for your files. {_ATTENTION}", pictures),
     ]
 
 
 def _attention(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Section:
-    title, pictures = _LOOK, []
+    pictures = []
     for each in evaluated:
         images = each.source.modality == "image"
         files = list(each.surest(_IMAGES if images else _CLIPS))
@@ -185,8 +179,8 @@ def _attention(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Secti
             describes = f"Attention on {each.name}: {group[-1]}"
             pictures.append(Picture(f"attention_{each.name}_{i}", describes, draw, photo=True, wide=True))
     if not pictures:
-        return Section(title, reason if not evaluated else "no prediction for the evaluation data is right")
-    return Section(title, f"Right predictions, the surest of each of a few classes. {_ATTENTION}", pictures)
+        return Section(_LOOK, "no prediction on the evaluation data is correct" if evaluated else reason)
+    return Section(_LOOK, f"The most confident correct predictions, one per class. {_ATTENTION}", pictures)
 
 
 def _relative(heat: np.ndarray) -> np.ndarray:
@@ -205,14 +199,12 @@ def _positions(model: TubeViT) -> Section:
     except UserError as error:
         return Section(title, str(error))
     text = (
-        f"Cosine similarity of the embeddings ({model.config.position}); tokens stand in the order of the grid (t, y, "
-        "x) of each tube. The maps show how alike each place of one tube is to its others."
+        f"Cosine similarity of the embeddings ({model.config.position}); tokens are in the order of the grid (t, y, x) "
+        "of each tube. The maps show the similarity of each position of one tube to all its positions."
     )
     pictures = [
         Picture("positions", "Similarity of all positions", lambda: positions.similarity_figure(model)),
-        Picture(
-            "positions_2d", "Maps of the similarity of one tube's places", lambda: positions.neighbour_figure(model)
-        ),
+        Picture("positions_2d", "Similarity maps of one tube", lambda: positions.neighbour_figure(model)),
     ]
     return Section(title, text, pictures)
 
@@ -229,9 +221,8 @@ def _curves(checkpoint: Checkpoint) -> Section:
     pictures = [Picture("loss", "Loss over steps", lambda: curves.loss_figure(metrics))]
     if curves.has_scores(metrics):
         pictures.append(Picture("scores", "Accuracy over steps", lambda: curves.score_figure(metrics)))
-    return Section(
-        title, "Lines are of training batches, faint as logged and full averaged; points of evaluation.", pictures
-    )
+    text = "Lines show training batches, faint as logged and solid averaged; points show evaluations."
+    return Section(title, text, pictures)
 
 
 def _confusion(evaluated: list[Evaluated], reason: str) -> list[Section]:
@@ -246,11 +237,10 @@ def _confusion(evaluated: list[Evaluated], reason: str) -> list[Section]:
         wide = len(each.source.classes) > confusion.NUMBERED
         pictures.append(Picture(f"confusion_{each.name}", f"Confusion matrix of {each.name}", draw, wide=wide))
         texts.append(each.looked_at)
-    text = f"Rows are labels, columns the most probable class; colour is the share of a row. {'; '.join(texts)}."
+    text = f"Rows are labels, columns predicted classes; the colour shows the share of the row. {'; '.join(texts)}."
     sections = [Section(title, text, pictures)] if pictures else []
     if not evaluated or multi:
-        why = f"files of {', '.join(multi)} may have several labels each" if multi else reason
-        sections.append(Section(title, why))
+        sections.append(Section(title, f"{', '.join(multi)} is multi-label" if multi else reason))
     return sections
 
 
@@ -261,7 +251,7 @@ def _mistakes(evaluated: list[Evaluated], reason: str) -> list[Section]:
     sections, pictures, texts = [], [], []
     for each in evaluated:
         if each.source.multi_label:
-            sections.append(Section(title, f"files of {each.name} may have several labels each"))
+            sections.append(Section(title, f"{each.name} is multi-label"))
             continue
         predictions, labels = each.predictions, each.source.labels
         found = mistakes.most_confident_mistakes(predictions.probabilities, labels, predictions.used, _MISTAKES)
@@ -274,5 +264,5 @@ def _mistakes(evaluated: list[Evaluated], reason: str) -> list[Section]:
         pictures.append(Picture(f"mistakes_{each.name}", describes, draw, photo=True, wide=True))
         wrong = int((predictions.probabilities.argmax(axis=1) != labels)[predictions.used].sum())
         texts.append(f"{wrong} of {each.looked_at} are wrong")
-    text = f"What was predicted, how surely, and what it is. {'; '.join(texts)}."
+    text = f"The predicted class, its probability and the label. {'; '.join(texts)}."
     return ([Section(title, text, pictures)] if pictures else []) + sections
