@@ -75,7 +75,7 @@ def _part_matches(part: str, pattern: str) -> bool:
     return part == pattern
 
 
-def rename(flat: dict, pairs: Sequence[tuple[str, str]]) -> tuple[dict, list[str]]:
+def rename(flat: dict, pairs: Sequence[tuple[str, ...]]) -> tuple[dict, list[str]]:
     """Replace prefixes of paths: for each path the first pair whose first prefix matches.
 
     Returns:

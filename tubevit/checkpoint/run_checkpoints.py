@@ -190,8 +190,8 @@ class Checkpoints:
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """What is larger for a better checkpoint."""
-        value = metrics.get(self.keep_best, math.nan)
-        value = -value if self.keep_best.rpartition("/")[2].endswith("loss") else value
+        value = metrics.get(self.keep_best or "", math.nan)
+        value = -value if (self.keep_best or "").rpartition("/")[2].endswith("loss") else value
         return -math.inf if math.isnan(value) else value
 
     def _set_damaged_aside(self) -> None:

@@ -31,7 +31,7 @@ def _all_verbs() -> argparse.ArgumentParser:
 
     root = argparse.ArgumentParser(prog="tubevit")
     root.add_argument("--version", action="store_true", help="print the versions of the package and its dependencies")
-    verbs = root.add_subparsers(parser_class=lambda prog, **_: make_parser(prog.split()[-1]))
+    verbs = root.add_subparsers(parser_class=lambda prog, **_: make_parser(prog.split()[-1]))  # pyright: ignore[reportArgumentType]
     for verb in VERBS:
         for action in verbs.add_parser(verb, help=verb_module(verb).HELP)._actions:
             action.metavar = None  # colons and brackets have a meaning in zsh

@@ -155,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> None:
     """Run `main` and end the process."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: file names and labels may have any encoding
+    # As on stderr: file names and labels may have any encoding.
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     code = main()
     if code == BAD_INPUT and "jax" in sys.modules:
         from tubevit.sharding.hosts import end_at_once

@@ -22,7 +22,7 @@ def _open(path: str, mode: str, **settings):
 
 
 def _times(found: Prediction) -> list[float]:
-    return [] if found.start is None else [round(found.start, 3), round(found.end, 3)]
+    return [] if found.start is None or found.end is None else [round(found.start, 3), round(found.end, 3)]
 
 
 def print_labels(predictions: Iterable[Prediction], as_json: bool) -> None:

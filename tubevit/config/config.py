@@ -161,6 +161,7 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
         if not path.is_file():
             raise unknown("config", name, [file.stem for file in folder.glob("*.py")])
     module_spec = importlib.util.spec_from_file_location(f"tubevit_experiment_{path.stem}", path)
+    assert module_spec and module_spec.loader
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -235,7 +236,7 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def pairs(text: str) -> list[tuple[str, str]]:
+def pairs(text: str) -> list[tuple[str, ...]]:
     """`old=new,...` -> [("old", "new"), ...].
 
     Raises:

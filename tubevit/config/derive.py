@@ -57,7 +57,7 @@ def kinetics_rates(width: int) -> tuple[float, float]:
     return (1e-5, 1e-5) if width >= LARGE else (5e-5, 1e-3)
 
 
-def _model_values(model: ModelConfig) -> dict[str, object]:
+def _model_values(model: ModelConfig) -> dict:
     values = {path: getattr(model, path.partition(".")[2]) for path in defining_keys()}
     return values | {"model.tubes": str(model.tubes)}
 

@@ -84,7 +84,7 @@ POINTWISE = (brightness, saturation, posterize, solarize)
 
 def sample_jitter(strength: float, rng: np.random.Generator) -> list[tuple[Callable, float]]:
     """Sample the order of brightness, contrast and saturation, and a factor from 1 - strength to 1 + strength each."""
-    changes = rng.permutation([brightness, contrast, saturation])
+    changes = rng.permutation([brightness, contrast, saturation])  # pyright: ignore[reportCallIssue, reportArgumentType]
     return [(change, rng.uniform(1 - strength, 1 + strength)) for change in changes]
 
 
@@ -139,7 +139,7 @@ def _equalizing_table(histogram: np.ndarray) -> np.ndarray:
 def _histogram(frames: Iterable[np.ndarray], channel: int) -> np.ndarray:
     """Return the counts (256,) int64 of the values of a channel."""
     counts = (cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames)
-    return sum(count.ravel().astype(np.int64) for count in counts)
+    return sum((count.ravel().astype(np.int64) for count in counts), start=np.zeros(256, np.int64))
 
 
 def _look_up(clip: np.ndarray, table: np.ndarray) -> None:

@@ -10,9 +10,10 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import av
+import av.container
+import av.stream
 import numpy as np
 
 from tubevit.errors import DecodeError
@@ -25,7 +26,7 @@ Media = str | os.PathLike | bytes | np.ndarray
 MIN_COVERAGE = 0.5
 MAX_DELAY = 16  # frames that a decoder holds back to reorder them
 # Names in files need not be UTF-8. From version 19 on PyAV replaces invalid bytes by itself.
-METADATA = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+METADATA: dict = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
@@ -68,7 +69,7 @@ def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO
         yield "image" if webp or head.startswith(_IMAGE_MAGIC) else "video", file
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception | None) -> str:
     """Return the shortest text of an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -84,7 +85,7 @@ class Video:
 
     media: str | os.PathLike | bytes
     container: av.container.InputContainer
-    stream: av.video.stream.VideoStream
+    stream: Any  # a VideoStream; PyAV declares its time base as optional
 
     @property
     def name(self) -> str:

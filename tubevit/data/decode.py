@@ -107,7 +107,7 @@ def _frames_of_video(video: Video, frames: int | None, fps: float | None, clip_p
 
 
 def _frames_at(video: Video, times: np.ndarray, step: float) -> list[Frame]:
-    picked: list[av.VideoFrame] = []
+    picked: list = []
     current, shown, error = None, 0.0, None
     latest = times + TIME_TOLERANCE
     try:
@@ -137,7 +137,7 @@ def _every_frame(video: Video) -> list[Frame]:
     return upright_frames(video.name, [frame for _, frame in decoded])
 
 
-def upright_frames(name: str, picked: list[av.VideoFrame]) -> list[Frame]:
+def upright_frames(name: str, picked: list) -> list[Frame]:
     """Return frames as `warp.sample_grids` takes them; a repeated frame is the same object again.
 
     Raises:
@@ -159,7 +159,7 @@ def _upright(frame: av.VideoFrame) -> Frame:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def _frames_of_pixels(clip: np.ndarray, frames: int | None, clip_position: float) -> list[np.ndarray]:
+def _frames_of_pixels(clip: np.ndarray, frames: int | None, clip_position: float) -> list[Frame]:
     """Return T consecutive frames of a decoded clip: its frame rate is not known."""
     if frames is None:
         return list(clip)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 from tubevit.data.pipeline import SampleLoader, dataset_seed, iterate, training_rows
 
 
-def joint_batches(loaders: Mapping[str, tuple[SampleLoader, int]], seed: int, **settings) -> Iterator[dict]:
+def joint_batches(loaders: Mapping[str, tuple[SampleLoader, int]], seed: int, **settings) -> Generator[dict]:
     """Yield endless joint batches, one for each step.
 
     Args:

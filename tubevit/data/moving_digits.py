@@ -177,7 +177,7 @@ def _make(folder: pathlib.Path, seed: int, train_clips: int, test_digits: int, p
             (folder / kind / split).mkdir(parents=True)
     clips, stills = [], []
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for rows in pool.map(lambda job: _write_clips(folder, *job, seed), jobs):
+        for rows in pool.map(lambda job: _write_clips(folder, *job, seed=seed), jobs):
             clips += rows
             progress(len(clips), train_clips + 2 * test_digits)
     for split, instances in (("train", splits["train"]), ("test", np.sort(test))):

@@ -98,7 +98,7 @@ class SampleLoader:
 
     @functools.cached_property
     def _plan(self) -> WindowPlan:
-        return WindowPlan(self.tubes, self._clip_shape)
+        return WindowPlan(self.tubes, self._clip_shape)  # pyright: ignore[reportArgumentType]
 
     @property
     def _clip_shape(self) -> Triple:
@@ -151,14 +151,15 @@ def training_rows(loader: SampleLoader, seed: int) -> grain.MapDataset:
     """
 
     def row(index: int, rng: np.random.Generator) -> dict:
-        broken = -1
-        for attempt in range(ATTEMPTS):
+        broken, attempts = -1, 0
+        while True:
             try:
                 pixels, dense = loader.augmented(index, rng)
                 row = {"pixels": pixels, "label": loader.source.labels[index], "file": np.int32(index)}
                 return row | {"broken": np.int32(broken), "dense": np.int32(dense)}
             except DecodeError:
-                if attempt == ATTEMPTS - 1:
+                attempts += 1
+                if attempts == ATTEMPTS:
                     raise
                 broken = index if broken < 0 else broken
                 index = int(rng.integers(len(loader.source)))

@@ -90,11 +90,11 @@ def geometric_map(ops: RandAugmentOps, size: int) -> np.ndarray:
     """Return the (3, 3) map of the geometric operations, from the output (size, size) to the picture before them."""
     matrix = np.eye(3)
     for name, value in ops:
-        if OPERATIONS[name].geometry:
-            matrix = matrix @ OPERATIONS[name].geometry(value, size)  # applied to the output of the previous one
+        if geometry := OPERATIONS[name].geometry:
+            matrix = matrix @ geometry(value, size)  # applied to the output of the previous one
     return matrix
 
 
 def colour_changes(ops: RandAugmentOps) -> list[tuple[Callable, float]]:
     """Return the colour operations in order: (function, value); functions change (T, H, W, 3) uint8 in place."""
-    return [(OPERATIONS[name].colour, value) for name, value in ops if OPERATIONS[name].colour]
+    return [(colour, value) for name, value in ops if (colour := OPERATIONS[name].colour)]

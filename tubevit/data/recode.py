@@ -7,7 +7,7 @@ import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
 
-import av
+import av.video.frame
 import cv2
 import numpy as np
 
@@ -64,7 +64,7 @@ def _checked_image(encoded: bytes, short_side: int | None) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
-def _frames(encoded: bytes) -> Iterator[tuple[av.video.stream.VideoStream, int, av.VideoFrame]]:
+def _frames(encoded: bytes) -> Iterator[tuple]:
     """Yield the stream, the time since its beginning in its time base, and the frame, for each frame."""
     try:
         with open_video(encoded) as video:
@@ -113,7 +113,8 @@ def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
             small.pts, small.time_base, small.duration = time, stream.time_base, duration
             small.pict_type = av.video.frame.PictureType.NONE  # otherwise the encoder follows that of the file
             container.mux(track.encode(small))
-        container.mux(track.encode())
+        if track is not None:
+            container.mux(track.encode())
     return buffer.getvalue()
 
 

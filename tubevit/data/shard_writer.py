@@ -184,7 +184,7 @@ def _finished_part(job: Job, number: int) -> dict | None:
     return part
 
 
-def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], None]) -> dict:
+def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], object]) -> dict:
     """Write shard `number`; calls `progress` after each file.
 
     Returns:
@@ -221,13 +221,13 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
     return part
 
 
-def _write_serially(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
+def _write_serially(job: Job, todo: list[int], processes: int, advance: Callable[[int], object]):
     order = job.order()
     for number in todo:
         yield number, write_shard(job, number, order, lambda: advance(1))
 
 
-def _write_in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[int], None]):
+def _write_in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[int], object]):
     context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", 0), context.Event()
     shown = 0
@@ -258,7 +258,8 @@ def _start_worker(job: Job, counter, stop) -> None:
     parent = multiprocessing.parent_process()
 
     def follow() -> None:  # if the parent is killed, its workers must not go on writing
-        parent.join()
+        if parent:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

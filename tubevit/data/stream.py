@@ -73,7 +73,7 @@ def _clips(video: Video, frames: int, fps: float | None, every: float) -> Iterat
     decoded = video.timed_frames()
     while True:
         try:
-            time, frame = next(decoded, (None, None))
+            time, frame = next(decoded, (0.0, None))
         except av.FFmpegError as caught:  # perhaps the tail only: `end_of_last_frame` tells
             error = caught
             break
@@ -81,12 +81,12 @@ def _clips(video: Video, frames: int, fps: float | None, every: float) -> Iterat
             break
         if current is not None:
             for clip in show(current, time):
-                yield finish(clip, clip.start + span)
+                yield finish(clip, (clip.start or 0.0) + span)
         current, shown = frame, time
     end = video.end_of_last_frame(current, shown, error)
     video.check_coverage(0.0, video.declared_seconds or 0.0, end, error)
-    complete = list(show(current, end))
+    complete = list(show(current, end))  # pyright: ignore[reportArgumentType]
     for clip in (*complete, *partial):
-        if clip.start == 0 or end - clip.start >= MIN_COVERAGE * span:
-            clip.frames.extend([current] * (frames - len(clip.frames)))
-            yield finish(clip, min(clip.start + span, end))
+        if not clip.start or end - clip.start >= MIN_COVERAGE * span:
+            clip.frames.extend([current] * (frames - len(clip.frames)))  # pyright: ignore[reportArgumentType]
+            yield finish(clip, min((clip.start or 0.0) + span, end))

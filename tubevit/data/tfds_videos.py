@@ -24,7 +24,7 @@ from tubevit.data.sources import Source, open_source
 from tubevit.errors import UserError
 
 
-class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
     """The builder of a data set from any source of labelled videos."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -91,8 +91,8 @@ def sample_grids(
             if time and frame is frames[time - 1] and time - 1 in places[i]:  # a repeated frame
                 outputs[i][place] = outputs[i][place - 1]
                 continue
-            prepared = sampler.prepare(frame) if prepared is None else prepared
-            sampler.sample(prepared, i, outputs[i][place])
+            prepared = sampler.prepare(frame) if prepared is None else prepared  # pyright: ignore[reportArgumentType]
+            sampler.sample(prepared, i, outputs[i][place])  # pyright: ignore[reportArgumentType]
     for output, grid in zip(outputs, grids):
         _fill_outside(output, shape, matrix, size, grid)
     return outputs
@@ -138,7 +138,7 @@ class _YuvSampler:
     def prepare(self, frame: av.VideoFrame) -> list[np.ndarray]:
         """Return the blocks of each plane, which are interpolated."""
         return [
-            blocks.reduce(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width])
+            blocks.reduce(np.asarray(memoryview(plane)).reshape(-1, plane.line_size)[: plane.height, : plane.width])
             for plane, blocks in zip(frame.planes, (self._luma, self._chroma, self._chroma))
         ]
 
@@ -246,7 +246,7 @@ class _Blocks:
         """Return the blocks of a plane."""
         part = plane[self.read]
         if self.edges:
-            part = cv2.copyMakeBorder(part, *self.edges, cv2.BORDER_REPLICATE)
+            part = cv2.copyMakeBorder(part, *self.edges, cv2.BORDER_REPLICATE)  # pyright: ignore[reportCallIssue]
         if self.factor == 1:
             return part
         size = part.shape[1] // self.factor, part.shape[0] // self.factor

@@ -111,7 +111,7 @@ def evaluate_checkpoint(
         if options.probe:
             predictions, probe = probe_source(options.probe, forward, params, loads, batch_size, settings)
         else:
-            predictions, probe = predict_source(forward, params, *loads, batch_size, settings), {}
+            predictions, probe = predict_source(forward, params, loads[-1], batch_size, settings), {}
         seconds = time.perf_counter() - start
         record = evaluation_record(predictions, loads[-1], name=name, head=dataset.head, seconds=seconds)
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step}

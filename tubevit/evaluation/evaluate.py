@@ -98,7 +98,7 @@ def predict_source(
     batch_size = -(-batch_size // host.count) * host.count
     rows = evaluation_rows(load, views, batch_size, settings.seed)
     count = len(load.source)
-    total, seen = None, np.zeros(count, np.int64)
+    total, seen = np.zeros((count, 0)), np.zeros(count, np.int64)
     batches = iterate(rows, batch_size, shards=host, threads=settings.threads, workers=settings.workers)
     hidden = True if settings.progress is None else None  # None: shown on a terminal
     for batch in tqdm(
@@ -111,7 +111,7 @@ def predict_source(
         else:
             outputs = local_part(forward(params, global_batch(batch["pixels"], mesh)))
         outputs = outputs.astype(np.float64).sum(axis=1)
-        total = np.zeros((count, outputs.shape[-1])) if total is None else total
+        total = total if total.size else np.zeros((count, outputs.shape[-1]))
         np.add.at(total, batch["file"][real], outputs[real])
         np.add.at(seen, batch["file"][real], 1)
     if gather:
@@ -145,7 +145,7 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
         "crop": "centre" if views.spatial == 1 else f"{views.spatial} along the longer side",
         "label_hash": source.label_hash,
         **score(predictions.probabilities[used], source.labels[used]),
-        "broken": [{"path": source.keys[i], "reason": load.reason(i, views)} for i in np.flatnonzero(~used)],
+        "broken": [{"path": source.keys[i], "reason": load.reason(i, views)} for i in np.flatnonzero(~used).tolist()],
         "seconds": round(seconds, 2),
     }
 

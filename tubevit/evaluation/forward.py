@@ -35,6 +35,6 @@ def make_forward(model: ModelConfig, head: str | None, mesh: Mesh | None = None)
             pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
             merged = nnx.merge(graph, params)
             outputs = merged.features(pixels) if head is None else merged(pixels, head=head)
-        return (outputs if head is None else probabilities(outputs)).reshape(*rows, -1)
+        return (outputs if probabilities is None else probabilities(outputs)).reshape(*rows, -1)
 
     return jax.jit(forward, out_shardings=None if mesh is None else batch_sharding(mesh))

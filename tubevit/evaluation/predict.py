@@ -93,7 +93,7 @@ def _predictions(
                     file, clip.kind, clip.start, clip.end,
                     features=np.asarray(pooled[0], np.float32),
                     labels=_labels(model, pooled, clip.kind, head, top) if top and error is None else {},
-                    pixels=pixels[0] if keep_pixels else None,
+                    pixels=pixels[0] if isinstance(pixels, np.ndarray) else None,
                     warnings=() if number else tuple(out_of_range(clip.frames, clip.seconds, **model.input)),
                     error=error,
                 )  # fmt: skip
@@ -141,7 +141,7 @@ def find_files(names: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
         UserError: a name matches nothing.
     """
     files = []
-    for name in map(os.fspath, names):
+    for name in [os.fspath(name) for name in names]:
         if pathlib.Path(name).exists():
             files += _in_folder(pathlib.Path(name))
         elif glob.has_magic(name):

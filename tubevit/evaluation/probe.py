@@ -86,7 +86,7 @@ def probe_source(
     kind: str,
     forward: Callable,
     params: dict,
-    loads: tuple[SampleLoader, SampleLoader],
+    loads: tuple[SampleLoader, ...],
     batch_size: int,
     settings: EvalSettings,
 ) -> tuple[Predictions, dict]:

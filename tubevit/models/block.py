@@ -32,7 +32,10 @@ def dropout(
 
 
 def attention(
-    query: Float[Array, "B N H d"], key: Float[Array, "B N H d"], value: Float[Array, "B N H d"], implementation: str
+    query: Float[Array, "B N H d"],
+    key: Float[Array, "B N H d"],
+    value: Float[Array, "B N H d"],
+    implementation: str | None,
 ) -> Float[Array, "B N H d"]:
     """Compute softmax(q k / sqrt(d)) v for each of the H heads.
 
@@ -42,7 +45,7 @@ def attention(
     if implementation == "auto":
         implementation = "einsum" if jax.default_backend() == "cpu" else None
     if implementation != "einsum":
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # pyright: ignore[reportCallIssue, reportArgumentType]
     query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
     # The scores of two heads at a time fit the cache.
     outs = [_attend(*(x[:, i : i + 2] for x in (query, key, value))) for i in range(0, query.shape[1], 2)]
@@ -65,7 +68,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
         initial = nnx.initializers.xavier_uniform()
         width, shape = config.width, (3, config.num_heads, config.width // config.num_heads)
-        settings = dict(kernel_init=initial, dtype=dtype, rngs=rngs)
+        settings: dict = dict(kernel_init=initial, dtype=dtype, rngs=rngs)
         self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, **settings)
         self.out = nnx.LinearGeneral(shape[1:], width, axis=(-2, -1), **settings)
         self.implementation = config.attention
@@ -99,7 +102,7 @@ class Mlp(nnx.Module):
     """Two linear layers with GELU. Parameters: `up` (D, M) and `down` (M, D), with biases."""
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
-        settings = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
+        settings: dict = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
         self.up = nnx.Linear(config.width, config.mlp_dim, **settings)
         self.down = nnx.Linear(config.mlp_dim, config.width, **settings)
         self.gelu = config.gelu
@@ -125,9 +128,9 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(config, dtype, rngs=rngs)
         self.mlp = Mlp(config, dtype, rngs=rngs)
         self.rate, self.scaled = config.dropout, config.layer_scale is not None
-        if self.scaled:
-            initial = nnx.initializers.constant(config.layer_scale)
-            self.scale1, self.scale2 = (nnx.Param(initial(None, (config.width,), jnp.float32)) for _ in range(2))
+        if config.layer_scale is not None:
+            scales = (jnp.full((config.width,), config.layer_scale, jnp.float32) for _ in range(2))
+            self.scale1, self.scale2 = map(nnx.Param, scales)
 
     def __call__(
         self, x: Float[Array, "B N D"], drop_path: float | Float[Array, ""], key: PRNGKeyArray | None = None

@@ -6,6 +6,7 @@ Blocks are stacked: every parameter has a leading axis of L layers, and scans ru
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ class Encoder(nnx.Module):
         def block(x, layer):
             params, added_params, index = layer
             layer_key, weights = None if key is None else jax.random.fold_in(key, index), []
-            if added:
+            if added_graph is not None:
                 before = nnx.merge(added_graph, added_params)
                 if capture:
                     weights.append(before.attention.weights(before.norm(x)))
@@ -103,7 +104,7 @@ class Encoder(nnx.Module):
         return jax.lax.scan(block, tokens, layers, unroll=1 if config.scan else high - low)
 
 
-def _stacked(kind: type[nnx.Module], count: int, config: ModelConfig, dtype, rngs: nnx.Rngs) -> nnx.Module:
+def _stacked(kind: Callable, count: int, config: ModelConfig, dtype, rngs: nnx.Rngs):
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs):

@@ -39,7 +39,7 @@ class QueryPooling(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads = config.width, (config.num_heads, config.width // config.num_heads)
         initial = nnx.initializers.xavier_uniform()
-        settings = dict(kernel_init=initial, dtype=jnp.float32, rngs=rngs)
+        settings: dict = dict(kernel_init=initial, dtype=jnp.float32, rngs=rngs)
         self.probe = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (width,), jnp.float32))
         self.query = nnx.LinearGeneral(width, heads, **settings)
         self.key_value = nnx.LinearGeneral(width, (2, *heads), **settings)

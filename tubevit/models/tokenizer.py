@@ -55,7 +55,7 @@ def extract_windows(
     """
     shape = video.shape[1:4]
     grid, origin = tube.grid(shape, padding), tube.origin(shape, padding)
-    windows = video
+    windows = jnp.asarray(video)
     for axis in range(3):  # each step splits axis 1 + 2 * axis into (n * f, k)
         factor, offset = tube.space_to_depth[axis], tube.offset[axis]
         # Slice first: the left padding of `same` is 0 even where the clip has pixels before the offset.
@@ -139,7 +139,7 @@ class TubeProjection(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.linear = config.tube_linear and not tube.is_2d
         if self.linear:
-            settings = dict(use_bias=False, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs)
+            settings: dict = dict(use_bias=False, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs)
             self.widen = nnx.Linear(channels, config.width, **settings)
 
     def __call__(
@@ -185,7 +185,7 @@ class Tokenizer(nnx.Module):
             if inside is not None:  # outside the clip is the mean colour, not black
                 mask = jnp.asarray(np.repeat(inside, 3, axis=-1).reshape(*inside.shape[:2], -1))
                 windows = jnp.where(mask, windows, jnp.zeros((), self.dtype))
-            tokens.append(place(self.tubes[str(i)](windows, self._kernel(i, tube))))
+            tokens.append(place(self.tubes[str(i)](jnp.asarray(windows), self._kernel(i, tube))))
         return jnp.concatenate(tokens, axis=1)
 
     def _kernel(self, i: int, tube: Tube) -> Array | np.ndarray:
@@ -196,4 +196,4 @@ class Tokenizer(nnx.Module):
 
 def is_interpolated(tube: Tube, config: ModelConfig) -> bool:
     """Return whether a tube uses the shared kernel, resized. 2D tubes never do (paper.md section 8, row 4)."""
-    return config.interpolated and not tube.is_2d
+    return bool(config.interpolated) and not tube.is_2d

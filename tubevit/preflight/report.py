@@ -34,7 +34,12 @@ def estimate(part: Mapping, chip: Chip, model_flops: float | None = None) -> dic
         "network": sent[False] / chip.network,
         "slices": sent[True] / (chip.slices_network or 1),
     }
-    result = {**times, "least": max(times.values()), "most": sum(times.values()), "bound": max(times, key=times.get)}
+    result = {
+        **times,
+        "least": max(times.values()),
+        "most": sum(times.values()),
+        "bound": max(times, key=times.__getitem__),
+    }
     if model_flops is not None:
         best = model_flops / chip.flops
         result["mfu_most"], result["mfu_least"] = (best / max(result[key], 1e-12) for key in ("least", "most"))

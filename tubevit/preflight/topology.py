@@ -130,7 +130,7 @@ def _sizes(shape: str) -> tuple[int, ...]:
 
 def _unknown(text: str, name: str, types: dict[str, str]) -> UserError:
     """Make the error with the closest name: for a known chip, the slice with the closest number of chips."""
-    kind, separator, rest = re.match(r"([a-z0-9]*)(\W?)(.*)", name).groups()
+    ((kind, separator, rest),) = re.findall(r"^([a-z0-9]*)(\W?)(.*)", name)
     kind = {"v5lite": "v5e", "v5litepod": "v5e", "v6lite": "v6e"}.get(kind, kind)
     numbers = [int(n) for n in re.findall(r"\d+", rest)]
     if kind in SHAPES and numbers:

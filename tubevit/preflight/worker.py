@@ -27,7 +27,7 @@ def main(request_file: str, result_file: str) -> None:
 
     request = json.loads(pathlib.Path(request_file).read_text())
     try:
-        result = _run(**request)
+        result: dict = _run(**request)
     except UserError as error:
         result = {"error": str(error)}
     result["memory_of_compiler"] = _peak_memory()
@@ -38,7 +38,7 @@ def _peak_memory() -> int:
     """Return the peak memory of this process in bytes; `ru_maxrss` would include the caller's process."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     except OSError:  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -31,7 +31,7 @@ def targets(
         label_smoothing: share of each target that is spread evenly over all classes.
         multi_label: whether samples may have several labels.
     """
-    one_hot = labels.astype(jnp.float32) if multi_label else jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    one_hot = jnp.asarray(labels, jnp.float32) if multi_label else jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     return optax.smooth_labels(one_hot, label_smoothing) if label_smoothing else one_hot
 
 
@@ -100,13 +100,13 @@ def cutmix(
         The pixels in their dtype, and the target.
     """
     share_key, centre_key = jax.random.split(key)
-    count, windows = len(target), isinstance(pixels, TubeBatch)
-    height, width = pixels.shape[-2:] if windows else pixels.shape[-3:-1]
+    count = len(target)
+    height, width = pixels.shape[-2:] if isinstance(pixels, TubeBatch) else pixels.shape[-3:-1]
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (count,), jnp.float32))  # share of the frame's
     centre = jax.random.uniform(centre_key, (2, count), jnp.float32)
     inside_y, inside_x = _interval(centre[0], side, height), _interval(centre[1], side, width)
     cut = (inside_y.sum(axis=1) * inside_x.sum(axis=1)).astype(jnp.float32)[:, None] / jnp.float32(height * width)
-    if windows:
+    if isinstance(pixels, TubeBatch):
         cut_out = [
             jnp.where(_inside_windows(tube, pixels, inside_y, inside_x), partners(x), x)
             for tube, x in zip(pixels.tubes.tubes, pixels.windows)

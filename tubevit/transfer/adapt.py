@@ -110,7 +110,7 @@ class Adapted:
         # Which tubes of the two checkpoints the tubes of the model take their kernels from.
         tubes = model.tubes.tubes
         from_small = [i for i, tube in enumerate(tubes) if small is not None and not tube.is_2d]
-        self._origins = source.match(model, [i for i in range(len(tubes)) if i not in from_small])
+        self._origins: dict = source.match(model, [i for i in range(len(tubes)) if i not in from_small])
         self._carried_over = small.match(model, from_small) if small else {}
         if model.interpolated:
             self._add_shared_kernel()

@@ -9,7 +9,7 @@ import numpy as np
 from tubevit.tubes import Triple
 
 
-def resize_patch(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_patch(kernel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Resize the kernel of a 2D tube by the pseudo-inverse of resizing images (FlexiViT, Beyer et al. 2023).
 
     For larger patches, a resized image has exactly the token of the original image; for smaller ones, the nearest one.

@@ -42,7 +42,7 @@ def initialise(
     name: str,
     *,
     skip: Sequence[str] = (),
-    renamed: Sequence[tuple[str, str]] = (),
+    renamed: Sequence[tuple[str, ...]] = (),
     tubes: str = "same",
 ) -> tuple[dict, list[str]]:
     """Replace random parameters by those of a checkpoint.

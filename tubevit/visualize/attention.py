@@ -62,7 +62,7 @@ def token_weights(model: TubeViT, video) -> tuple[jax.Array, jax.Array]:
     return pooling, jnp.einsum("bn,bnm->bm", pooling, rollout(weights))
 
 
-def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, int, int]) -> np.ndarray:
+def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, ...]) -> np.ndarray:
     """Spread the weight of each token evenly over the pixels that it reads.
 
     Args:

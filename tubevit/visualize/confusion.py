@@ -26,7 +26,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
     figure, axes = new_axes(side, side)
     axes.imshow(shares, cmap=scale, vmin=0, vmax=1, interpolation="nearest")
     for row in range(count) if count <= NUMBERED else ():
-        for column in np.flatnonzero(matrix[row]):
+        for column in np.flatnonzero(matrix[row]).tolist():
             ink = ground() if shares[row, column] > 0.5 else matplotlib.rcParams["text.color"]
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=ink)
     ticks = range(count) if count <= _NAMED else range(0, count, -(-count // _NAMED))

@@ -44,7 +44,7 @@ def layout_figure(clip: np.ndarray, tubes: str | Tube | TubeSet):
     faded = style.ground() + _FADED * (frames.mean(axis=-1, keepdims=True) - style.ground())
     row = style.WIDTH * shape[1] / shape[2] / len(shown)
     figure = style.new_figure(style.WIDTH, len(read) * (row + 0.5) + 0.2)
-    figure.get_layout_engine().set(h_pad=0.01, hspace=0.01)
+    figure.get_layout_engine().set(h_pad=0.01, hspace=0.01)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     heights = [row, 0.07] * len(read)
     axes = figure.subplots(2 * len(read), 1, gridspec_kw={"height_ratios": heights})
     for i, tube in enumerate(tubes.tubes):

@@ -36,7 +36,7 @@ def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFi
     files = []
     for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
         if found.pixels is None:
-            raise found.error
+            raise found.error  # pyright: ignore[reportGeneralTypeIssues]
         name = os.fsencode(os.path.basename(found.file)).decode(
             errors="replace"
         )  # a name need not be UTF-8, but a page is

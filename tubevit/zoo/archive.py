@@ -63,7 +63,7 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
             for member in members:
                 target = temporary.joinpath(*member.name.split("/")[1:])
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.extractfile(member) as source, target.open("wb") as file:
+                with archive.extractfile(member) as source, target.open("wb") as file:  # pyright: ignore[reportOptionalContextManager]
                     shutil.copyfileobj(source, file)
             shutil.rmtree(folder, ignore_errors=True)
     except tarfile.TarError as error:

@@ -28,7 +28,7 @@ def open_folder(name: str, split: str) -> Source:
     paths = [path for path in storage.list_files(name) if not listing.is_hidden(path)]
     media = [path for path in paths if listing.suffix(path) in listing.VIDEO_SUFFIXES | listing.IMAGE_SUFFIXES]
     parts = [path.split("/") for path in media]
-    splits = [listing.canonical_split(p[0]) if len(p) > 2 else None for p in parts]
+    splits = [listing.canonical_split(p[0]) if len(p) > 2 else "" for p in parts]
     in_split = [of_file in ("train", "val", "test") for of_file in splits]
     has_splits, rows = any(in_split), []
     for path, p, of_file, inside in zip(media, parts, splits, in_split):

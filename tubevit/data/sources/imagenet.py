@@ -47,8 +47,9 @@ def open_imagenet(name: str, split: str) -> Source:
 
 def validation_labels() -> list[str]:
     """Return the WordNet ids of the 50,000 validation images in the order of their numbers."""
-    package = importlib.util.find_spec("tensorflow_datasets").submodule_search_locations[0]  # without importing it
-    return (pathlib.Path(package) / "datasets/imagenet2012/validation_labels.txt").read_text().split()
+    spec = importlib.util.find_spec("tensorflow_datasets")  # without importing it
+    assert spec and spec.origin
+    return (pathlib.Path(spec.origin).parent / "datasets/imagenet2012/validation_labels.txt").read_text().split()
 
 
 def _root(folder: str) -> str:

@@ -62,7 +62,7 @@ def parse_list_and_clips(name: str) -> tuple[str, str, str]:
     parts = rest.split("@")
     if len(parts) != 2 or not all(parts):
         raise UserError(f"{name}: expected {key}:LIST@CLIPS_DIR, the official list (or its folder) and the clips")
-    return key, *parts
+    return key, parts[0], parts[1]
 
 
 def suffix(path: str) -> str:

@@ -85,13 +85,12 @@ def open_shards(name: str, split: str) -> Source:
     ends = tuple(itertools.accumulate(shard.records for shard in shards))
     # A range in the name saves opening the file here.
     ranges = [f"{file}[0:{shard.records}]" for file, shard in zip(files, shards)]
-    keys = tuple(keys)
     listed, rejected = (sum(getattr(value, field) for value in chosen.values()) for field in ("listed", "rejected"))
     notes = []
     if len(keys) < listed:
         notes.append(f"{name}: {len(keys)} of {listed} listed files are in the shards ({rejected} are in {REJECTED})")
-    read = Records(keys, files, ends, ArrayRecordDataSource(ranges))
-    source = Source(name, keys, labels, index.classes, listed, notes=tuple(notes), read=read)
+    read = Records(tuple(keys), files, ends, ArrayRecordDataSource(ranges))
+    source = Source(name, tuple(keys), labels, index.classes, listed, notes=tuple(notes), read=read)
     if source.label_hash != index.label_hash:
         raise UserError(
             f"{folder}: the classes in {INDEX} were changed: expected label_hash {index.label_hash}; "

@@ -88,7 +88,7 @@ class Source:
                 last = error
         if kinds:
             return kinds[0]
-        raise DecodeError(f"{self.name}: none of the first {index + 1} files can be read; the last: {last}") from last
+        raise DecodeError(f"{self.name}: none of the first {index + 1} files can be read; the last: {last}") from last  # pyright: ignore[reportGeneralTypeIssues]
 
     @property
     def label_hash(self) -> str:
@@ -106,7 +106,11 @@ class Source:
         index = {name: i for i, name in enumerate(classes)}
         if all(name.isdecimal() for name in self.classes) and not set(self.classes) & set(classes):
             index = {str(i): i for i in range(len(classes))}  # integer labels are indices of any label set
-        used = self.labels.any(axis=0) if self.multi_label else np.isin(np.arange(len(self.classes)), self.labels)
+        used = (
+            np.asarray(self.labels.any(axis=0))
+            if self.multi_label
+            else np.isin(np.arange(len(self.classes)), self.labels)
+        )
         for i, name in enumerate(self.classes):
             if used[i] and name not in index:
                 having = self.labels[:, i] > 0 if self.multi_label else self.labels == i

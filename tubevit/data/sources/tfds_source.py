@@ -186,10 +186,10 @@ def _features(name: str, info) -> tuple[str, str]:
     """Return the names of the media and of its label."""
     import tensorflow_datasets as tfds
 
-    media, label = (info.supervised_keys or (None, None))[:2]
+    media, label = (info.supervised_keys or ("", ""))[:2]
     classes = info.features[label] if label in info.features else None
     if isinstance(classes, tfds.features.Sequence):
-        classes = classes.feature
+        classes = classes.feature  # pyright: ignore[reportOptionalMemberAccess]
     if media not in info.features or not isinstance(classes, tfds.features.ClassLabel):
         found = f"{media} and {label}" if info.supervised_keys else "none"
         raise UserError(

@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import clu.metrics
 import jax
@@ -30,7 +30,9 @@ class NonFiniteGuard:
         skip: such steps changed nothing (`train.skip_nonfinite`) and are only named.
     """
 
-    def __init__(self, workdir: os.PathLike, names: Mapping[str, tuple], batch_of: Callable[[int], dict], skip: bool):
+    def __init__(
+        self, workdir: os.PathLike, names: Mapping[str, Sequence], batch_of: Callable[[int], dict], skip: bool
+    ):
         self._workdir, self._names, self._batch_of, self._skip = workdir, names, batch_of, skip
 
     def take(self, pending: list[tuple[int, clu.metrics.Collection]]) -> list[clu.metrics.Collection]:
@@ -78,5 +80,5 @@ class NonFiniteGuard:
 
 def _save(path: str, arrays: dict[str, np.ndarray]) -> None:
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     storage.write_bytes(path, file.getvalue())

@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, config: ConfigDict, start: int):
         self.config, self.step = config, start
         self.clips = sum(dataset.batch_size for dataset in config.data.train.values())
-        self.seconds = dict.fromkeys(("data", "step", "save"), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(("data", "step", "save"), 0.0)
         self.rate = None  # steps per second, smoothed
         self.idle = 0.0
         self.since = self.paused_at = time.perf_counter()

@@ -107,7 +107,7 @@ class MetricsWriter:
         storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._tensorboard = _Events(self._folder, step + 1)
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+    def write(self, step: int, metrics: dict) -> None:
         """Appends one line, null for what is None or not finite, which TensorBoard does not get."""
         metrics = {
             name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()
