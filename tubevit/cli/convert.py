@@ -19,25 +19,17 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("source", metavar="SRC", help="file or folder; its format is detected from the content")
-    parser.add_argument("destination", metavar="DST", help="new folder, or with --format timm a new .safetensors file")
-    parser.add_argument("--format", help="target format when SRC is a tubevit checkpoint: hugging-face or timm")
-    parser.add_argument("--prefix", help="prefix of the parameter names in an .npz with several ViTs, e.g. params/img")
-    parser.add_argument(
-        "--heads", type=int, metavar="N", help="number of attention heads, if neither the file nor the sizes tell"
-    )
-    parser.add_argument(
-        "--headless", action="store_true", help="drop the classifier and the pre_logits layer before it"
-    )
+    add = parser.add_argument
+    add("source", metavar="SRC", help="file or folder; its format is detected from the content")
+    add("destination", metavar="DST", help="new folder, or with --format timm a new .safetensors file")
+    add("--format", help="target format when SRC is a tubevit checkpoint: hugging-face or timm")
+    add("--prefix", help="prefix of the parameter names in an .npz with several ViTs, e.g. params/img")
+    add("--heads", type=int, metavar="N", help="number of attention heads, if neither the file nor the sizes tell")
+    add("--headless", action="store_true", help="drop the classifier and the pre_logits layer before it")
     for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}",
-            type=float,
-            nargs=3,
-            metavar=("R", "G", "B"),
-            help=f"{name} of the pixel values in 0..1 (default: that of the source)",
-        )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+        text = f"{name} of the pixel values in 0..1 (default: that of the source)"
+        add(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args) -> None:

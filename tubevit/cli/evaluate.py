@@ -18,33 +18,29 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", help="workdir of a run; its last checkpoint is evaluated")
-    which.add_argument("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    parser.add_argument("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
-    parser.add_argument(
-        "--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's"
-    )
-    parser.add_argument("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
-    parser.add_argument("--split", help="split of --data (default: val, else test, else all files)")
-    parser.add_argument("--head", help="head for --data; may be omitted if the model has one head")
-    parser.add_argument("--batch-size", type=int, help="batch size (default: that of the configuration, 16 for --data)")
-    parser.add_argument(
-        "--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group(required=True).add_argument
+    which("--workdir", help="workdir of a run; its last checkpoint is evaluated")
+    which("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
+    add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
+    add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
+    add("--split", help="split of --data (default: val, else test, else all files)")
+    add("--head", help="head for --data; may be omitted if the model has one head")
+    add("--batch-size", type=int, help="batch size (default: that of the configuration, 16 for --data)")
+    add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
+    add(
         "--probe",
         choices=("linear", "knn"),
         help="score frozen features instead of a head: fit a classifier to the features of the train split, "
         "whatever its classes",
     )
-    parser.add_argument(
+    add(
         "--out",
         help="file for the records (default: eval.json or probe_KIND.json in the workdir, in the folder of a saved "
         "model, or in the current folder for a released model)",
     )
-    parser.add_argument("--json", action="store_true", help="print the records as JSON")
-    parser.set_defaults(config_overrides={})
+    add("--json", action="store_true", help="print the records as JSON")
 
 
 def run(args) -> None:

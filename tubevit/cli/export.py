@@ -16,13 +16,12 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    parser.add_argument("folder", metavar="DIR", help="new or empty folder")
-    parser.add_argument("--format", required=True, choices=("safetensors", "jax"))
-    parser.add_argument(
-        "--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)"
-    )
-    parser.add_argument("--head", help="for --format jax: head to export; may be omitted if the model has one head")
+    add = parser.add_argument
+    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("folder", metavar="DIR", help="new or empty folder")
+    add("--format", required=True, choices=("safetensors", "jax"))
+    add("--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)")
+    add("--head", help="for --format jax: head to export; may be omitted if the model has one head")
 
 
 def run(args) -> None:

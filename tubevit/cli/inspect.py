@@ -17,17 +17,15 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints, saved or released models"
-    )
-    parser.add_argument("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
-    parser.add_argument("--tubes", help="tubes, as a preset or as text, instead of the model's own")
-    parser.add_argument("--padding", help="padding of the tubes: valid or same")
-    parser.add_argument("--frames", type=int, help="number of frames of the clip")
-    parser.add_argument("--size", type=int, help="height and width of the clip in pixels")
-    parser.add_argument("--num-classes", type=int, help="number of classes of an architecture's head (default 600)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(config_overrides={})
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints, saved or released models")
+    add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
+    add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
+    add("--padding", help="padding of the tubes: valid or same")
+    add("--frames", type=int, help="number of frames of the clip")
+    add("--size", type=int, help="height and width of the clip in pixels")
+    add("--num-classes", type=int, help="number of classes of an architecture's head (default 600)")
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args) -> None:

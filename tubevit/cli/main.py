@@ -61,6 +61,8 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    if any(action.dest == "config" for action in parser._actions):
+        parser.set_defaults(config_overrides={})  # of --config.KEY=VALUE
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     several = parser.add_argument_group(
         "several processes", "for one job on several processes; on Cloud TPU they are found without these flags"

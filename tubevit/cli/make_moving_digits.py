@@ -16,17 +16,16 @@ def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     from tubevit.data.moving_digits import TEST_DIGITS, TRAIN_CLIPS
 
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder for videos/, images/ and three csv files")
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", nargs="?", metavar="DIR", help="folder for videos/, images/ and three csv files")
+    add(
         "--seed",
         type=int,
         default=0,
         help="random seed (default 0); the same seed and package versions give the same bytes",
     )
-    parser.add_argument(
-        "--train-clips", type=int, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})"
-    )
-    parser.add_argument(
+    add("--train-clips", type=int, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})")
+    add(
         "--test-digits",
         type=int,
         default=TEST_DIGITS,

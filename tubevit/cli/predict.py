@@ -17,27 +17,24 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model"
-    )
-    parser.add_argument("--top", type=int, default=5, help="number of labels per head (default 5)")
-    parser.add_argument("--head", help="use only this head (default: every head that takes the file)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
+    add("--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("--top", type=int, default=5, help="number of labels per head (default 5)")
+    add("--head", help="use only this head (default: every head that takes the file)")
+    add(
         "--every",
         type=float,
         metavar="SECONDS",
-        help="predict a clip of each video every SECONDS, with its start and end, for videos of any length",
+        help="predict one clip of a video every SECONDS, with its start and end",
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--json", action="store_true", help="print one JSON object per file (or clip) and head")
-    what.add_argument(
-        "--csv", metavar="FILE", help="write one row per label: file,start,end,head,rank,label,probability"
-    )
-    what.add_argument(
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--json", action="store_true", help="print one JSON object per file (or clip) and head")
+    add("--csv", metavar="FILE", help="write one row per label: file,start,end,head,rank,label,probability")
+    add(
         "--features",
         metavar="FILE.npz",
-        help="write pooled features instead of labels: files (n), features (n, D), start and end (n) in seconds",
+        help="write features instead of labels: files (n), features (n, D), start and end (n) in seconds",
     )
 
 

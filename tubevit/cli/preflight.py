@@ -18,21 +18,17 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("--config", required=True, metavar="FILE[:arg=value,...]", help="the experiment")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE[:arg=value,...]", help="the experiment")
+    add(
         "--topology",
         required=True,
         metavar="NAME",
         help="v5e:16x16, v4:4x4x8, cuda:h100x8, or an accelerator type of gcloud such as v5litepod-256; it describes "
         "one slice, and --config.mesh.slices=N sets their number",
     )
-    parser.add_argument(
-        "--suggest",
-        action="store_true",
-        help="if it does not fit, try changes of the configuration that may make it fit",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(config_overrides={})
+    add("--suggest", action="store_true", help="if it does not fit, try configuration changes that may make it fit")
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args, compiler=None) -> None:

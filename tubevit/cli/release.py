@@ -17,33 +17,25 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run, or the folder of one of its checkpoints")
-    parser.add_argument("name", metavar="NAME", help="ARCHITECTURE@TAG, where the tag names data and variant")
-    parser.add_argument("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="store the weights in bfloat16, which halves their size"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("workdir", metavar="WORKDIR", help="workdir of a run, or the folder of one of its checkpoints")
+    add("name", metavar="NAME", help="ARCHITECTURE@TAG, where the tag names data and variant")
+    add("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
+    add("--bfloat16", action="store_true", help="store the weights in bfloat16, which halves their size")
+    add(
         "--config",
         metavar="FILE[:arg=value,...]",
-        help="experiment that was trained; it is compared with the configuration of the run",
+        help="experiment that was trained, compared with the configuration of the run",
     )
-    parser.add_argument(
-        "--licence", default="Apache-2.0", help="licence of the weights (default Apache-2.0, that of the code)"
-    )
-    parser.add_argument(
+    add("--licence", default="Apache-2.0", help="licence of the weights (default Apache-2.0, that of the code)")
+    add(
         "--url",
         action="append",
         default=[],
         help="address of the archive, may be repeated for mirrors; the archive is then written to NAME.tar in "
         "the current folder, not into the repository",
     )
-    parser.add_argument(
-        "--replace",
-        action="store_true",
-        help="replace a release of this name and its model card, even if that was edited",
-    )
-    parser.set_defaults(config_overrides={})
+    add("--replace", action="store_true", help="replace a release of this name and its model card, even an edited one")
 
 
 def run(args) -> None:

@@ -11,14 +11,15 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    parser.add_argument(
+    add = parser.add_argument
+    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add(
         "files",
         nargs="*",
         metavar="FILE_OR_DIR",
         help="videos and images to show tubes and attention on (default: some of the evaluation data of the run)",
     )
-    parser.add_argument(
+    add(
         "--out",
         metavar="DIR",
         help="output folder (default: report in the workdir of a run, else NAME_report in the current folder)",

@@ -16,24 +16,19 @@ SPLITS = ("train", "val", "test")
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
-    parser.add_argument(
-        "out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped"
-    )
-    parser.add_argument(
-        "--split", help="splits, separated by commas (default: those of train, val and test that exist)"
-    )
-    parser.add_argument(
-        "--shards", type=int, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="number of worker processes (default 1)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
+    add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
+    add("--split", help="splits, separated by commas (default: those of train, val and test that exist)")
+    add("--shards", type=int, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
+    add("--processes", type=int, default=1, help="number of worker processes (default 1)")
+    add(
         "--short-side",
         type=int,
         metavar="PIXELS",
-        help="re-encode larger videos as H.264 and larger images as JPEG (default: keep the files unchanged)",
+        help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
     )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add("--json", action="store_true", help="print the summary as JSON")
 
 
 def run(args) -> None:

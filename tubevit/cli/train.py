@@ -13,25 +13,23 @@ EXAMPLES = (
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--config",
         required=True,
         metavar="FILE[:arg=value,...]",
         help="experiment: a file, or the bare name of one in experiments/",
     )
-    parser.add_argument(
-        "--workdir", required=True, help="folder for config.json, metrics.jsonl, TensorBoard events and checkpoints/"
-    )
-    parser.add_argument(
+    add("--workdir", required=True, help="folder for config.json, metrics.jsonl, TensorBoard events and checkpoints/")
+    add(
         "--allow-change",
         action="append",
         default=[],
         metavar="KEY",
         help="configuration key that may differ from the run to resume; may be repeated",
     )
-    parser.add_argument("--profile", metavar="steps=A:B", help="write a profile of steps A to B - 1 to WORKDIR/profile")
-    parser.add_argument("--print-sharding", action="store_true", help="print the sharding of the parameters and exit")
-    parser.set_defaults(config_overrides={})
+    add("--profile", metavar="steps=A:B", help="write a profile of steps A to B - 1 to WORKDIR/profile")
+    add("--print-sharding", action="store_true", help="print the sharding of the parameters and exit")
     parser.add_argument_group("--config.key=value", "overrides a value of the configuration")
 
 
