@@ -70,8 +70,7 @@ def loss_figure(metrics: dict):
         axes.plot(steps, values, color=line, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smoothed(values, len(values) // _SMOOTHED), color=line, linewidth=1.6, label=name)
     _points(axes, metrics, ("loss",), 1, "{} (evaluation)")
-    axes.set(xlim=(0, None), ylim=(0, None))
-    _legend(axes)
+    _finish(axes, None)
     return figure
 
 
@@ -79,8 +78,7 @@ def score_figure(metrics: dict):
     """Draw top-1 accuracy or mean average precision of evaluations over steps, as a matplotlib figure."""
     figure, axes = _axes("top-1 or mAP, %")
     _points(axes, metrics, _SCORES, 100, "{} {}")
-    axes.set(xlim=(0, None), ylim=(0, 100))
-    _legend(axes)
+    _finish(axes, 100)
     return figure
 
 
@@ -104,8 +102,9 @@ def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: st
                 axes.plot(steps, factor * values, **style, label=text.format(name, kind), clip_on=False)
 
 
-def _legend(axes) -> None:
-    """Place the legend above the axes, where it hides no curve."""
+def _finish(axes, largest: float | None) -> None:
+    """Set the limits, and place the legend above the axes, where it hides no curve."""
+    axes.set(xlim=(0, None), ylim=(0, largest))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, frameon=False)
 
 
