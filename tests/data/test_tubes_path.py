@@ -144,7 +144,7 @@ def loads(digits_cache):
     return {"dense": dense, "tubes": sparse}
 
 
-@pytest.mark.parametrize("settings", [{}, {"threads": 2, "workers": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"threads": 2, "workers": 1}], ids=str)
 def test_batches_of_a_run(loads, settings):
     """The same files, labels and pixels at every step, from threads and from processes; the dense ones are counted."""
     streams = {path: joint_batches(loads[path], 3, first=2, **settings) for path in loads}

@@ -37,15 +37,9 @@ class SampledTransform:
         return all(change in colour.POINTWISE for change, _ in self.changes)
 
     def __call__(self, frames: Sequence[Frame], size: int, grids: Sequence[PixelGrid]) -> list[np.ndarray]:
-        """Apply the transform to T frames, see `warp.sample_grids`.
+        """Apply the transform to T frames; arguments and result are those of `warp.sample_grids`.
 
-        Args:
-            frames: T frames.
-            size: rows and columns of the output.
-            grids: pixels to compute. The whole clip is computed only if a colour operation needs it (not `pointwise`).
-
-        Returns:
-            For each grid (times, rows, columns, 3) uint8.
+        The whole clip is computed only if a colour operation needs it (not `pointwise`).
         """
         frames = [frames[i] for i in self.order]
         computed = grids if self.pointwise else [whole_grid((len(frames), size, size))]

@@ -59,10 +59,7 @@ def split_instances(seed: int) -> dict[str, np.ndarray]:
 def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
     """Render one digit that moves over a smooth background.
 
-    Args:
-        instance: index of the digit.
-        direction: 0..7, see `DIRECTIONS`.
-        rng: generator for start, speed, size, colours and background, which do not depend on the direction.
+    The direction is 0..7, see `DIRECTIONS`; nothing else that is random depends on it.
 
     Returns:
         (16, 64, 64, 3) uint8, and the sampled start (row, column of the digit's centre) and velocity.
@@ -140,8 +137,7 @@ def make_moving_digits(
     Args:
         folder: receives videos/, images/, motion.csv, digit_motion.csv and still_digits.csv.
         seed: seed of the split of the digits and of all random numbers.
-        train_clips: number of training clips.
-        test_digits: number of held-out digits; each gives two clips and one image.
+        train_clips, test_digits: number of training clips and of held-out digits, which give two clips and an image.
         progress: called with the number of finished clips and of all clips.
 
     Returns:

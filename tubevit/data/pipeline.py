@@ -209,8 +209,8 @@ def iterate(
         batch_size: global batch size; a multiple of `shards.count`.
         first: number of the first batch.
         shards: the rows of this process.
-        threads: threads that load rows, in each worker.
-        workers: number of worker processes; 0 loads in this process.
+        threads: threads in each worker.
+        workers: worker processes; 0 loads in this process.
     """
     own_rows = shards.rows(batch_size)
     local = len(own_rows)

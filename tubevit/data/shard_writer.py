@@ -39,16 +39,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The shards of one split.
-
-    Attributes:
-        source: source of the files.
-        split: name of the split.
-        folder: folder of the shards, local or in a bucket.
-        work: local folder of unfinished shards.
-        count: number of shards.
-        short_side: see `recode.validated_bytes`.
-    """
+    """The `count` shards of one split in a folder, local or in a bucket; `work` holds unfinished ones locally."""
 
     source: Source
     split: str
@@ -98,8 +89,7 @@ def write_shards(
     listed in rejected.csv. Repeating the same call keeps finished shards and writes damaged ones again.
 
     Args:
-        source: source of the split.
-        split: name of the split.
+        source, split: the files.
         folder: local or in a bucket; only one process at a time may write to it.
         shards: number of shards; None uses `default_shards`.
         short_side: in pixels, see `recode.validated_bytes`; None keeps all bytes.

@@ -43,15 +43,8 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class SplitIndex:
-    """One split.
-
-    Attributes:
-        shards: its shards in order.
-        listed: number of files that the source listed, found or not.
-        rejected: number of files that were found and left out.
-        records_sha256: hash of the csv of its records.
-        settings: settings that the shards were written with.
-    """
+    """One split: its shards in order, the numbers of listed and of rejected files, the hash of the csv of its records,
+    and the settings of `shard_writer`."""
 
     shards: tuple[Shard, ...]
     listed: int

@@ -68,13 +68,8 @@ def write_tfds(
 ) -> pathlib.Path:
     """Write the videos of a source as a TFDS data set, which the source `tfds:NAME@DATA_DIR` reads.
 
-    The files are stored unchanged and not checked; `tubevit shard-videos` checks them.
-
-    Args:
-        source: any source of videos.
-        data_dir: data folder of TFDS, by default ~/tensorflow_datasets.
-        name: name of the data set: lower-case letters, digits and `_`.
-        splits: splits of the source.
+    The files are stored unchanged and not checked; `tubevit shard-videos` checks them. The name consists of
+    lower-case letters, digits and `_`.
 
     Returns:
         The folder of the data set, data_dir/name/1.0.0; an existing one is kept.

@@ -13,15 +13,10 @@ DIFFERENT_FRAMES, SIDE = 0.5, 0.5
 def out_of_range(
     decoded: Sequence[Frame], seconds: float | None, *, frames: int, fps: float | None, size: int
 ) -> list[str]:
-    """Return reasons why predictions may be worse than in the evaluation of the model.
+    """Return reasons why predictions may be worse than in the evaluation, as predicates for a sentence about the file.
 
-    Args:
-        decoded: frames of a clip, repeated ones as the same object, or the one frame of an image.
-        seconds: duration of the video; None for an image.
-        frames, fps, size: input of the model.
-
-    Returns:
-        Predicates for a sentence about the file; empty if there is no reason.
+    `frames`, `fps` and `size` are the input of the model. Repeated frames of `decoded` are the same object; `seconds`
+    is the duration of the video, None for an image.
     """
     reasons = []
     different = len({id(frame) for frame in decoded})

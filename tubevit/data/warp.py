@@ -33,12 +33,9 @@ def crop_map(top: float, left: float, height: float, width: float, size: int) ->
 
 
 def square_map(height: int, width: int, size: int, crop_position: float = 0.5) -> np.ndarray:
-    """Return the map that resizes the largest square of a frame to (size, size).
+    """Return the map that resizes the largest square of a frame (height, width) to (size, size).
 
-    Args:
-        height, width: size of the frame.
-        size: rows and columns of the output.
-        crop_position: where the square lies along the longer side, 0 (left or top) to 1.
+    `crop_position` places the square along the longer side, 0 (left or top) to 1.
     """
     side = min(height, width)
     return crop_map((height - side) * crop_position, (width - side) * crop_position, side, side, size)

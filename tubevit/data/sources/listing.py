@@ -203,8 +203,7 @@ class Listing:
     """The rows of a list or a folder, before their files are looked for.
 
     Attributes:
-        name: of the source.
-        split: the requested split, or `all`.
+        name, split: the requested source and split.
         rows: of all splits, or of the requested one.
         classes: names of the classes in order.
         class_count: number of classes of the data set; None for any number.
@@ -225,10 +224,8 @@ class Listing:
     ) -> Source:
         """Return the files of the split that exist, with their labels.
 
-        Args:
-            find: returns the path of a row's file, or None.
-            expected: describes the file of a row, for the error if none is found.
-            notes: further notes; read after all files were looked for.
+        `find` returns the path of a row's file, or None. `expected` describes the file of a row, for the error if none
+        is found. Further `notes` are read after all files were looked for.
 
         Raises:
             UserError: there is no such split, a label is unknown, or none of the listed files exists.

@@ -21,11 +21,7 @@ from tubevit.errors import DecodeError, UserError
 class Records:
     """Reads records; each process opens a shard when it first reads from it.
 
-    Attributes:
-        keys: expected keys of the records.
-        files: paths of the shards.
-        ends: cumulative number of records at the end of each shard.
-        data: records of all shards.
+    `ends` is the cumulative number of records at the end of each of the `files`.
     """
 
     keys: Sequence[str]

@@ -57,11 +57,8 @@ class Keys(Sequence):
 class Records:
     """Reads a feature of the records; each process opens the files on first use.
 
-    Attributes:
-        keys: names of the records.
-        records: the records, serialised if the feature is stored as `encoded` bytes, else decoded.
-        feature: name of the feature.
-        encoded: whether stored bytes are returned, or pixels (H, W, 3) or (T, H, W, 3) uint8.
+    An `encoded` feature is read from serialised records and returned as stored bytes. Other records are decoded and
+    give pixels, (H, W, 3) or (T, H, W, 3) uint8.
     """
 
     keys: Keys
