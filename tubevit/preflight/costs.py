@@ -92,7 +92,7 @@ def group_size(instruction: Instruction, devices: int) -> int:
 
 
 def flops(program: Program, multiply: bool = True) -> int:
-    """Count the FLOPs of all matrix products and convolutions, 2 per multiply-add; False counts loop bodies once."""
+    """Count the FLOPs of all matrix products and convolutions, 2 per multiply-add."""
     total = 0
     for name, times, _ in program.runs(multiply):
         body = program.computations[name]

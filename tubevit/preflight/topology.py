@@ -33,11 +33,6 @@ class Chip:
     slices_network: float = 0
     platform: str = "tpu"
 
-    @property
-    def ridge(self) -> float:
-        """Arithmetic intensity in FLOPs per byte above which compute, not memory, limits a program."""
-        return self.flops / self.bandwidth
-
 
 CHIPS = {  # published figures per device; slices_network of v4 and TPU7x is that of v5p
     "v4": Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 300e9, 6.25e9),
@@ -80,11 +75,6 @@ class Topology:
     def is_gpu(self) -> bool:
         """Whether the devices are GPUs."""
         return self.chip.platform == "cuda"
-
-    @property
-    def attention(self) -> str:
-        """The implementation that attention `auto` selects on these devices, see `tubevit.models.block.attention`."""
-        return "xla"
 
 
 def accelerator_types() -> dict[str, str]:

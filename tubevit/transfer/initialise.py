@@ -122,7 +122,7 @@ def _read_small(name: str) -> Donor:
 
 
 def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) -> list[str]:
-    """Compare settings that are no parameters but shaped the training: note differences, refuse harmful ones."""
+    """Compare settings that the parameters were trained with: note differences, refuse harmful ones."""
     old, fixed = source.config, ["gelu", "norm_epsilon"]
     if old.interpolated and model.interpolated:
         fixed += ["gain_norm", "antialias"]
