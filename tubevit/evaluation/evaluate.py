@@ -80,7 +80,7 @@ def predict_source(
 ) -> Predictions:
     """Predict every file of a source: the mean of its views (the paper does not say of what; section 4).
 
-    Each host computes its rows of every batch and receives the results of all hosts. Every file counts exactly once.
+    Each host computes its rows of every batch and gets the results of all hosts; every file counts exactly once.
 
     Args:
         forward: see `make_forward`.
