@@ -203,10 +203,11 @@ def test_errors_of_an_experiment_file(experiment, body, expected):
         load_config(path)
 
 
-def test_a_file_without_get_config(tmp_path):
-    (tmp_path / "mine.py").write_text("x = 1\n")
-    with pytest.raises(UserError, match="is not a configuration: .*get_config"):
-        load_config(str(tmp_path / "mine.py"))
+@pytest.mark.parametrize("name, text", [("mine.py", "x = 1"), ("notes.txt", "Some notes.")])
+def test_a_file_without_get_config(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is not a configuration: "):
+        load_config(str(tmp_path / name))
 
 
 def test_defaults_are_locked():

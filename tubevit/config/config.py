@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import inspect
 import pathlib
+import types
 import typing
 from collections.abc import Mapping
 
@@ -160,13 +161,12 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
         path = folder / f"{name.removesuffix('.py')}.py"
         if not path.is_file():
             raise unknown("config", name, [file.stem for file in folder.glob("*.py")])
-    module_spec = importlib.util.spec_from_file_location(f"tubevit_experiment_{path.stem}", path)
-    assert module_spec and module_spec.loader
-    module = importlib.util.module_from_spec(module_spec)
+    loader = importlib.machinery.SourceFileLoader(f"tubevit_experiment_{path.stem}", str(path))
+    module = types.ModuleType(loader.name)
+    module.__file__ = str(path)
     try:
-        module_spec.loader.exec_module(module)
-        get_config = module.get_config
-        config = get_config(**_arguments(get_config, arguments, str(path)))
+        loader.exec_module(module)
+        config = module.get_config(**_arguments(module.get_config, arguments, str(path)))
     except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
         text = " ".join(str(error).split())
         new = [f"; {old} was renamed to {new}" for old, new in RENAMED.items() if f'"{old.split(".")[1]}"' in text]
@@ -191,7 +191,7 @@ def _arguments(function, text: str, path: str) -> dict:
 
 
 def _type_of(parameter: inspect.Parameter, hint) -> type:
-    """The type to read an argument as: that of its default, else the annotated one (`int` of `int | None`)."""
+    """Return the type to read an argument as: that of its default, else the annotated one (`int` of `int | None`)."""
     if parameter.default is not parameter.empty and parameter.default is not None:
         return type(parameter.default)
     return next(kind for kind in typing.get_args(hint) or [hint] if kind is not type(None))
@@ -232,12 +232,12 @@ def check_config(config: ConfigDict) -> None:
 
 
 def names(text: str) -> list[str]:
-    """`a, b` -> ["a", "b"]."""
+    """Split `a, b` into ["a", "b"]."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def pairs(text: str) -> list[tuple[str, ...]]:
-    """`old=new,...` -> [("old", "new"), ...].
+    """Split `old=new,...` into [("old", "new"), ...].
 
     Raises:
         UserError: a name has no `=`.
@@ -260,7 +260,7 @@ def model_fields(config: ConfigDict) -> dict:
 
 
 def flatten(config: Mapping | ConfigDict, prefix: str = "") -> dict:
-    """Nested keys as `a.b.c`."""
+    """Flatten nested keys to `a.b.c`."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping | ConfigDict):

@@ -1,4 +1,4 @@
-"""The programs of an experiment, from its configuration alone: model, training step, evaluation; shapes, no data."""
+"""The programs of an experiment with abstract arguments, which need no data: training step, evaluation, parts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tubevit.windows import TubeBatch, sample_shapes
 
 
 def for_device(plan: Resolved, attention: str) -> Resolved:
-    """Replace the attention `auto`, which would be that of this machine, by that of another device."""
+    """Replace the attention `auto`, which depends on the machine, by the implementation for another device."""
     model = plan.model
     return dataclasses.replace(plan, model=model.replace(attention=attention)) if model.attention == "auto" else plan
 
 
 def abstract_batch(plan: Resolved, mesh: Mesh) -> dict:
-    """{data set: {"pixels": see `abstract_pixels`, "label": (B,) int32 or (B, classes) float32}}.
+    """Return a batch as {data set: {"pixels": see `abstract_pixels`, "label": (B,) int32 or (B, classes) float32}}.
 
     Raises:
         UserError: a batch cannot be split over the devices.
@@ -49,7 +49,7 @@ def abstract_batch(plan: Resolved, mesh: Mesh) -> dict:
 
 
 def abstract_pixels(plan: Resolved, head: Head, leading: tuple[int, ...], sharding):
-    """Clips (*leading, T, H, W, 3), images (*leading, H, W, 3) or the windows of their tubes, uint8."""
+    """Return clips (*leading, T, H, W, 3), images (*leading, H, W, 3) or the windows of their tubes, uint8."""
     image = head.modality == "image"
     shape = plan.model.shape[1:] if image else plan.model.shape
     tubes = plan.model.tubes.for_images() if image else plan.model.tubes
@@ -64,10 +64,10 @@ def _abstract(tree, placed) -> dict:
 
 
 def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
-    """The step of training and its arguments (state, batch) as sharded shapes.
+    """Return the training step and its arguments (state, batch) as sharded shapes.
 
     Raises:
-        UserError: the batch or the parameters cannot be split so.
+        UserError: the batch or the parameters cannot be split over this mesh.
     """
     optimizer = make_optimizer(plan.config)
     graph = graph_of(plan.model)
@@ -78,9 +78,9 @@ def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
 
 
 def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
-    """The forward pass of the evaluation that needs most: function, its arguments and the number of its views.
+    """Return the most expensive forward pass of the evaluation: function, arguments, number of views.
 
-    None: the configuration evaluates nothing.
+    Returns None if the configuration has no evaluation data.
     """
     views, heads, choices = Views.from_text(plan.config.eval.views), dict(plan.model.heads), []
     parts = batch_shards(mesh)
@@ -100,7 +100,7 @@ def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | No
 
 
 def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
-    """Tokenizer and encoder alone, forward, on the largest training batch: {part: (function, arguments)}."""
+    """Return the forward passes of tokenizer and encoder on the largest training batch: {part: (function, arguments)}."""
     heads = dict(plan.model.heads)
     clips = [d for d in plan.config.data.train.values() if heads[d.head].modality != "image"]
     dataset = max(clips or plan.config.data.train.values(), key=lambda d: d.batch_size)
@@ -127,7 +127,7 @@ def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
 
 
 def step_flops(plan: Resolved) -> int:
-    """FLOPs that a step of training is worth, see `training_flops`: what is recomputed does not count."""
+    """Return the FLOPs of a training step, without recomputation, see `training_flops`."""
     heads, total = dict(plan.model.heads), 0
     for dataset in plan.config.data.train.values():
         image = heads[dataset.head].modality == "image"
