@@ -100,7 +100,7 @@ def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | No
 
 
 def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:
-    """Return the forward passes of tokenizer and encoder on the largest training batch: {part: (function, arguments)}."""
+    """Return tokenizer and encoder, forward, on the largest training batch: {part: (function, arguments)}."""
     heads = dict(plan.model.heads)
     clips = [d for d in plan.config.data.train.values() if heads[d.head].modality != "image"]
     dataset = max(clips or plan.config.data.train.values(), key=lambda d: d.batch_size)
