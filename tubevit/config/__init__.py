@@ -1,7 +1,15 @@
 """Experiment configurations: keys, locking, loading; `resolve` fills in what follows from data and checkpoints."""
 
 from tubevit.config.config import (
-    check_config, dataset_config, default_config, experiments_folder, flatten, load_config, model_fields, names, pairs,
+    check_config,
+    dataset_config,
+    default_config,
+    experiments_folder,
+    flatten,
+    load_config,
+    model_fields,
+    names,
+    pairs,
     set_key,
 )  # fmt: skip
 

@@ -144,7 +144,7 @@ class _Checkpoint:
 class _Loader:
     threads: int = _key(4, "decoding threads of each process", least=1)
     workers: int = _key(0, "loading processes; 0 loads in threads of the training process", least=0)
-    max_broken: float = _key(0.01, "largest allowed share of broken files in a data set", least=0, most=1)
+    max_broken: float = _key(0.01, "largest share of broken files in a data set; more end the run", least=0, most=1)
 
 
 @_group
