@@ -11,7 +11,7 @@ from tubevit.config.config import (
     names,
     pairs,
     set_key,
-)  # fmt: skip
+)
 
 __all__ = [
     "check_config", "dataset_config", "default_config", "experiments_folder", "flatten", "load_config", "model_fields",
