@@ -20,7 +20,7 @@ from tubevit.evaluation.evaluate import (
     evaluate_source,
     evaluation_record,
     predict_source,
-    write_class_tables,
+    write_tables,
 )
 from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import parameters
@@ -171,12 +171,12 @@ def test_class_tables(model, images, tmp_path):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     probabilities = np.eye(3)[[2, 1, 1, 2, 1, 0, 0]]
     predictions = Predictions(probabilities, np.array([1, 1, 1, 1, 1, 1, 0], bool), ONE_VIEW)
-    classes, confusion = write_class_tables(Evaluation({}, predictions, load), str(tmp_path / "eval_x"))
+    classes, confusion = write_tables(Evaluation({}, predictions, load), str(tmp_path / "eval_x"))
     assert pathlib.Path(classes).read_text() == "class,clips,accuracy\na,2,0.5\nb,2,1.0\nc,2,1.0\n"
     assert pathlib.Path(confusion).read_text() == "label,a,b,c\na,1,1,0\nb,0,2,0\nc,0,0,2\n"
     several = dataclasses.replace(load.source, labels=np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 0, 0, 0]])
     several = dataclasses.replace(load, source=several)
-    (table,) = write_class_tables(Evaluation({}, predictions, several), str(tmp_path / "several"))
+    (table,) = write_tables(Evaluation({}, predictions, several), str(tmp_path / "several"))
     assert pathlib.Path(table).read_text().splitlines()[::3] == ["class,clips,average_precision", "c,0,"]
 
 

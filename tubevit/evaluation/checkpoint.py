@@ -20,13 +20,7 @@ from tubevit.config.experiment import open_eval
 from tubevit.data.sources import held_out_split
 from tubevit.data.views import Views
 from tubevit.errors import SplitError, UserError
-from tubevit.evaluation.evaluate import (
-    EvalSettings,
-    Evaluation,
-    evaluation_record,
-    predict_source,
-    write_class_tables,
-)
+from tubevit.evaluation.evaluate import EvalSettings, Evaluation, evaluation_record, predict_source, write_tables
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
@@ -134,7 +128,7 @@ def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike
         storage.write_text(path, json.dumps(records, indent=2) + "\n")
         written = [path]
         for evaluation in evaluations:
-            written += write_class_tables(evaluation, f"{path.removesuffix('.json')}_{evaluation.record['dataset']}")
+            written += write_tables(evaluation, f"{path.removesuffix('.json')}_{evaluation.record['dataset']}")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name another file with --out") from error
     return written

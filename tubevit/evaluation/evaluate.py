@@ -173,7 +173,7 @@ def evaluate_source(
     return Evaluation(evaluation_record(predictions, load, name=name, head=head, seconds=seconds), predictions, load)
 
 
-def write_class_tables(evaluation: Evaluation, prefix: str) -> list[str]:
+def write_tables(evaluation: Evaluation, prefix: str) -> list[str]:
     """Write PREFIX_classes.csv: number of files and accuracy, or average precision, of each class. For single labels
     also write PREFIX_confusion.csv: one row per label, one column per predicted class.
 

@@ -65,12 +65,9 @@ def _input(release: Release, model: ModelConfig) -> str:
     fps = release.input["fps"]
     rate = "spread over the whole video" if fps is None else f"at {fps:g} frames per second"
     clips = "" if model.is_plain_vit else f"Clips of {release.input['frames']} frames {rate}, {size}. "
-    images = f"Images of {size}. " if model.tubes.is_2d or _image_heads(model) else ""
+    takes_images = model.tubes.is_2d or any(head.modality != "video" for _, head in model.heads)
+    images = f"Images of {size}. " if takes_images else ""
     return f"{clips}{images}RGB, {release.input['range']}; `model.input` holds the arguments for `tubevit.read_video`."
-
-
-def _image_heads(model: ModelConfig) -> bool:
-    return any(head.modality != "video" for _, head in model.heads)
 
 
 def _table(metrics: Sequence[Mapping]) -> str:
@@ -84,13 +81,9 @@ def _table(metrics: Sequence[Mapping]) -> str:
 
 
 def _training(release: Release) -> str:
-    command = (
-        f"    tubevit train --workdir DIR --config {release.config}"
-        if release.config
-        else "The complete configuration is stored in the metadata of the checkpoint, under `config`."
-    )
-    commit = f"\n\nReleased with the code at commit {release.commit}." if release.commit else ""
-    return command + commit
+    text = "The complete configuration is stored in the metadata of the checkpoint, under `config`."
+    command = f"    tubevit train --workdir DIR --config {release.config}" if release.config else text
+    return command + (f"\n\nReleased with the code at commit {release.commit}." if release.commit else "")
 
 
 def _limits(release: Release, model: ModelConfig) -> str:
