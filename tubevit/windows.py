@@ -79,11 +79,7 @@ def sample_shapes(shape: tuple[int, ...], tubes: TubeSet | None) -> list[tuple[i
 
 
 def window_shapes(tubes: TubeSet, shape: Triple) -> list[Triple]:
-    """Return the shape (N, f, k_t * k_y * k_x * 3) of the windows of each tube in a clip of `shape` (T, H, W).
-
-    Raises:
-        UserError: the clip is too small for a tube.
-    """
+    """Return (N, f, k_t * k_y * k_x * 3) for each tube in a clip (T, H, W); a clip that is too small is a UserError."""
     return [(math.prod(grid), tube.sub_windows, 3 * tube.volume) for tube, grid in zip(tubes.tubes, tubes.grid(shape))]
 
 

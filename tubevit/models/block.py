@@ -11,6 +11,8 @@ from jaxtyping import Float, PRNGKeyArray
 
 from tubevit.models.config import ModelConfig
 
+Heads = Float[Array, "B N H d"]
+
 
 def dropout(
     x: Float[Array, "*shape"], rate: float | Float[Array, ""], key: PRNGKeyArray | None, per_sample: bool = False
@@ -31,30 +33,25 @@ def dropout(
     return jnp.where(jax.random.bernoulli(key, keep, shape), scaled, jnp.zeros((), x.dtype))
 
 
-def attention(
-    query: Float[Array, "B N H d"],
-    key: Float[Array, "B N H d"],
-    value: Float[Array, "B N H d"],
-    implementation: str | None,
-) -> Float[Array, "B N H d"]:
+def attention(query: Heads, key: Heads, value: Heads, implementation: str) -> Heads:
     """Compute softmax(q k / sqrt(d)) v for each of the H heads.
 
     On CPU, `auto` uses einsums: they take about half the time of `jax.nn.dot_product_attention`, which transposes the
     score matrix there. On other devices `auto` lets that function choose.
     """
-    if implementation == "auto":
-        implementation = "einsum" if jax.default_backend() == "cpu" else None
+    if implementation == "auto" and jax.default_backend() == "cpu":
+        implementation = "einsum"
     if implementation != "einsum":
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        chosen: dict = {} if implementation == "auto" else {"implementation": implementation}
+        return jax.nn.dot_product_attention(query, key, value, **chosen)
     query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
     # The scores of two heads at a time fit the cache.
     outs = [_attend(*(x[:, i : i + 2] for x in (query, key, value))) for i in range(0, query.shape[1], 2)]
     return jnp.concatenate(outs, axis=1).swapaxes(1, 2)
 
 
-def _attend(
-    query: Float[Array, "B H N d"], key: Float[Array, "B H N d"], value: Float[Array, "B H N d"]
-) -> Float[Array, "B H N d"]:
+def _attend(query: Array, key: Array, value: Array) -> Array:
+    """Compute softmax(q k) v for (B, H, N, d), with q already scaled."""
     scores = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
@@ -74,7 +71,6 @@ class Attention(nnx.Module):
         self.implementation = config.attention
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """Let every token attend to all tokens."""
         # On flat rows the gradients of the kernels are plain matmuls; with (B, N) apart, XLA transposes on CPU.
         qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *self.qkv.out_features)
         out = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.implementation)
@@ -129,8 +125,8 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, dtype, rngs=rngs)
         self.rate, self.scaled = config.dropout, config.layer_scale is not None
         if config.layer_scale is not None:
-            scales = (jnp.full((config.width,), config.layer_scale, jnp.float32) for _ in range(2))
-            self.scale1, self.scale2 = map(nnx.Param, scales)
+            self.scale1 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
+            self.scale2 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
 
     def __call__(
         self, x: Float[Array, "B N D"], drop_path: float | Float[Array, ""], key: PRNGKeyArray | None = None
@@ -153,7 +149,6 @@ class AddedAttention(nnx.Module):
         self.attention = Attention(config, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """Apply the layer."""
         return x + self.attention(self.norm(x))
 
 

@@ -1,4 +1,4 @@
-"""Poolings from tokens to one vector (paper figure 2 names only attention pooling; paper.md section 8, row 16)."""
+"""Poolings from tokens to one vector, in float32 (paper figure 2, paper.md section 8, row 16)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ class LinearPooling(nnx.Module):
         self.score = nnx.Linear(config.width, 1, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
     def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
-        """Compute the weight of each token in float32; each row sums to 1."""
+        """Compute the weight of each token; each row sums to 1."""
         return jax.nn.softmax(self.score(tokens.astype(jnp.float32))[..., 0], axis=-1)
 
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """Pool the tokens in float32."""
         return jnp.einsum("bn,bnd->bd", self.weights(tokens), tokens.astype(jnp.float32))
 
 
@@ -38,26 +37,23 @@ class QueryPooling(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads = config.width, (config.num_heads, config.width // config.num_heads)
-        initial = nnx.initializers.xavier_uniform()
-        settings: dict = dict(kernel_init=initial, dtype=jnp.float32, rngs=rngs)
+        settings: dict = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=jnp.float32, rngs=rngs)
         self.probe = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (width,), jnp.float32))
         self.query = nnx.LinearGeneral(width, heads, **settings)
         self.key_value = nnx.LinearGeneral(width, (2, *heads), **settings)
         self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), **settings)
 
     def _attend(self, tokens: Float[Array, "B N D"]) -> tuple[Float[Array, "B H N"], Float[Array, "B N H d"]]:
-        """Compute attention weights and values in float32."""
         key_value = self.key_value(tokens.astype(jnp.float32))
         query = self.query(self.probe[...])
         scores = jnp.einsum("hd,bnhd->bhn", query, key_value[:, :, 0]) * query.shape[-1] ** -0.5
         return jax.nn.softmax(scores, axis=-1), key_value[:, :, 1]
 
     def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
-        """Compute the mean weight over the heads in float32; each row sums to 1."""
+        """Compute the mean weight over the heads; each row sums to 1."""
         return self._attend(tokens)[0].mean(axis=1)
 
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """Pool the tokens in float32."""
         return self.out(jnp.einsum("bhn,bnhd->bhd", *self._attend(tokens)))
 
 
@@ -73,7 +69,6 @@ class MapPooling(QueryPooling):
         self.mlp = Mlp(config, jnp.float32, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """Pool the tokens in float32."""
         x = super().__call__(tokens)
         return x + self.mlp(self.norm(x))
 
@@ -85,13 +80,12 @@ class MeanPooling(nnx.Module):
         self.first = int(config.class_token)
 
     def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
-        """Return the same float32 weight for each token of a tube."""
+        """Return the same weight for each tube token."""
         batch, count, _ = tokens.shape
         weight = jnp.where(jnp.arange(count) < self.first, 0.0, 1.0 / (count - self.first))
         return jnp.broadcast_to(weight.astype(jnp.float32), (batch, count))
 
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """Pool the tokens in float32."""
         return tokens[:, self.first :].astype(jnp.float32).mean(axis=1)
 
 
@@ -102,11 +96,10 @@ class ClassPooling(nnx.Module):
         pass
 
     def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
-        """Return float32 weights that are 1 for the class token."""
+        """Return 1 for the class token, and 0 for all others."""
         return jnp.zeros(tokens.shape[:2], jnp.float32).at[:, 0].set(1)
 
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """Pool the tokens in float32."""
         return tokens[:, 0].astype(jnp.float32)
 
 

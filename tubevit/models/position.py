@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import jax
 import jax.numpy as jnp
@@ -71,34 +71,27 @@ class Position(nnx.Module):
         Raises:
             UserError: positions are learned for another grid. Images use the first frame of a table.
         """
-        return jnp.concatenate(list(self._parts(tubes, shape)))
+        parts = [self._part(i, tube, shape, tubes.padding) for i, tube in enumerate(self.order) if tube in tubes.tubes]
+        return jnp.concatenate(parts)
 
-    def _parts(self, tubes: TubeSet, shape: Triple) -> Iterator[Float[Array | np.ndarray, "_ D"]]:
-        for i, tube in enumerate(self.order):
-            if tube not in tubes.tubes:
-                continue
-            grid = tube.grid(shape, tubes.padding)
-            if is_learned(self.kind, tube):
-                yield self._learned(i, tube, grid, shape)
-            elif self.kind == "none":
-                yield jnp.zeros((tube.num_tokens(shape, tubes.padding), self.width), jnp.float32)
-            elif self.kind == "fixed_no_stride":
-                yield jnp.asarray(position_embedding(np.indices(grid).reshape(3, -1).T, self.width))
-            else:
-                centres = tube.centres(shape, tubes.padding)
-                yield jnp.asarray(position_embedding(centres, self.width, self.kind == "fixed_literal"))
-
-    def _learned(self, i: int, tube: Tube, grid: Triple, shape: Triple) -> Float[Array | np.ndarray, "_ D"]:
-        table = getattr(self, str(i))[...]
-        if shape[0] == 1 and tube.is_2d:
-            table = table[:1]
-        if table.shape[:3] != grid:
-            made, found = ("x".join(map(str, size)) for size in (self.shape, shape))
-            raise UserError(
-                f"the learned positions of tube {tube} fit clips of {made} (T x H x W) and images with the same rows "
-                f"and columns; found {found}. position='fixed' accepts any shape"
-            )
-        return table.reshape(-1, self.width)
+    def _part(self, i: int, tube: Tube, shape: Triple, padding: str) -> Float[Array | np.ndarray, "N D"]:
+        grid = tube.grid(shape, padding)
+        if is_learned(self.kind, tube):
+            table = getattr(self, str(i))[...]
+            if shape[0] == 1 and tube.is_2d:
+                table = table[:1]
+            if table.shape[:3] != grid:
+                made, found = ("x".join(map(str, size)) for size in (self.shape, shape))
+                raise UserError(
+                    f"the learned positions of tube {tube} fit clips of {made} (T x H x W) and images with the same "
+                    f"rows and columns; found {found}. position='fixed' accepts any shape"
+                )
+            return table.reshape(-1, self.width)
+        if self.kind == "none":
+            return jnp.zeros((math.prod(grid), self.width), jnp.float32)
+        no_stride = self.kind == "fixed_no_stride"
+        centres = np.indices(grid).reshape(3, -1).T if no_stride else tube.centres(shape, padding)
+        return jnp.asarray(position_embedding(centres, self.width, self.kind == "fixed_literal"))
 
 
 def is_learned(kind: str, tube: Tube) -> bool:

@@ -83,14 +83,15 @@ def _inside(tube: Tube, shape: Triple, padding: str) -> Bool[np.ndarray, "N f vo
     return mask.reshape(tube.num_tokens(shape, padding), tube.sub_windows, tube.volume, 1)
 
 
-def normalise(pixels: Shaped[Array | np.ndarray, "*shape"], dtype) -> Float[Array | np.ndarray, "*shape"]:
+def normalise(pixels: Shaped[Array | np.ndarray, "*shape"], dtype) -> Float[Array, "*shape"]:
     """Convert uint8 0..255 to -1..1. Floats are assumed to be in -1..1 and only cast."""
+    pixels = jnp.asarray(pixels)
     if pixels.dtype == jnp.uint8:
         return (pixels.astype(jnp.float32) * np.float32(1 / 127.5) - np.float32(1)).astype(dtype)
     return pixels.astype(dtype)
 
 
-def standardise(pixels: Shaped[Array | np.ndarray, "*shape"], mean, std, dtype) -> Float[Array | np.ndarray, "*shape"]:
+def standardise(pixels: Shaped[Array | np.ndarray, "*shape"], mean, std, dtype) -> Float[Array, "*shape"]:
     """Convert pixels to (p - mean) / std, where p is the value as 0..1.
 
     Args:

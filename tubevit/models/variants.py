@@ -12,13 +12,13 @@ from tubevit.models.config import Head, ModelConfig
 from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet, as_tube_set
 
-_SIZES = {  # width, depth, heads, MLP width
-    "ti": (192, 12, 3, 768),
-    "s": (384, 12, 6, 1536),
-    "b": (768, 12, 12, 3072),
-    "l": (1024, 24, 16, 4096),
-    "h": (1280, 32, 16, 5120),
-    "nano": (96, 3, 3, 384),
+_SIZES = {
+    "ti": dict(width=192, depth=12, num_heads=3, mlp_dim=768),
+    "s": dict(width=384, depth=12, num_heads=6, mlp_dim=1536),
+    "b": dict(width=768, depth=12, num_heads=12, mlp_dim=3072),
+    "l": dict(width=1024, depth=24, num_heads=16, mlp_dim=4096),
+    "h": dict(width=1280, depth=32, num_heads=16, mlp_dim=5120),
+    "nano": dict(width=96, depth=3, num_heads=3, mlp_dim=384),
 }
 _PAPER = dict(tubes="paper", frames=32, size=224)
 _EMBEDDED = dict(tubes="small", frames=16, size=64)  # the embedded moving digits
@@ -42,18 +42,14 @@ def _plain_vit(size: str, patch: int) -> dict:
     """Return the fields of a plain ViT: one 2D tube on one frame, learned positions and a class token."""
     tubes = f"1x{patch}x{patch}/32x{patch}x{patch}"
     learned = dict(position="learned", class_token=True, pooling="cls")
-    return _sizes(*_SIZES[size]) | learned | dict(tubes=tubes, frames=1, size=224)
-
-
-def _sizes(width: int, depth: int, num_heads: int, mlp_dim: int) -> dict:
-    return dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
+    return _SIZES[size] | learned | dict(tubes=tubes, frames=1, size=224)
 
 
 ARCHITECTURES: dict[str, dict] = {
-    **{f"tubevit_{size}16": _sizes(*_SIZES[size]) | _PAPER for size in ("ti", "s", "b", "l", "h")},
-    "tubevit_h14": _sizes(*_SIZES["h"]) | _PAPER | dict(tubes=str(patch_tubes(14))),
-    "tubevit_nano8": _sizes(*_SIZES["nano"]) | _EMBEDDED,
-    "tubevit_ti8": _sizes(*_SIZES["ti"]) | _EMBEDDED,
+    **{f"tubevit_{size}16": _SIZES[size] | _PAPER for size in ("ti", "s", "b", "l", "h")},
+    "tubevit_h14": _SIZES["h"] | _PAPER | dict(tubes=str(patch_tubes(14))),
+    "tubevit_nano8": _SIZES["nano"] | _EMBEDDED,
+    "tubevit_ti8": _SIZES["ti"] | _EMBEDDED,
     **{f"vit_{size}{patch}": _plain_vit(size, patch) for size in ("ti", "s", "b", "l", "h") for patch in _PATCHES},
     **{f"vit_{size}8": _plain_vit(size, 8) | dict(size=64) for size in ("nano", "ti")},
 }

@@ -16,35 +16,32 @@ from tubevit.models.tokenizer import normalise
 from tubevit.tubes import Tube
 from tubevit.windows import TubeBatch
 
-Pixels = Shaped[Array | np.ndarray, "..."] | TubeBatch
+Pixels = Shaped[Array, "..."] | TubeBatch
+Target = Float[Array, "B classes"]
 Alpha = float | Float[Array, ""]
 
 
 def targets(
-    labels: Num[Array | np.ndarray, "B ..."], classes: int, label_smoothing: float, multi_label: bool
+    labels: Num[Array, "B ..."], classes: int, label_smoothing: float, multi_label: bool
 ) -> Float[Array, "B {classes}"]:
     """Compute the target probabilities in float32.
 
     Args:
         labels: class indices (B,), or 0 and 1 (B, classes) if samples may have several labels.
-        classes: number of classes.
         label_smoothing: share of each target that is spread evenly over all classes.
-        multi_label: whether samples may have several labels.
     """
     one_hot = jnp.asarray(labels, jnp.float32) if multi_label else jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     return optax.smooth_labels(one_hot, label_smoothing) if label_smoothing else one_hot
 
 
-def classification_loss(
-    logits: Float[Array, "B classes"], target: Float[Array, "B classes"], multi_label: bool
-) -> Float[Array, " B"]:
+def classification_loss(logits: Target, target: Target, multi_label: bool) -> Float[Array, " B"]:
     """Compute the cross-entropy of each sample: of softmax, or the mean over sigmoids for several labels."""
     if multi_label:
         return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
     return optax.softmax_cross_entropy(logits, target)
 
 
-def partners(x: Shaped[Array | np.ndarray, "*shape"]) -> Shaped[Array | np.ndarray, "*shape"]:
+def partners(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Return each sample's partner for mixup and CutMix by swapping neighbours.
 
     Batches are in random order already. Neighbours are on the same device, so that no data is moved, unlike with a
@@ -55,16 +52,13 @@ def partners(x: Shaped[Array | np.ndarray, "*shape"]) -> Shaped[Array | np.ndarr
     return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
-def mixup(
-    pixels: Pixels, target: Float[Array, "B classes"], alpha: Alpha, key: PRNGKeyArray
-) -> tuple[Pixels, Float[Array, "B classes"]]:
+def mixup(pixels: Pixels, target: Target, alpha: Alpha, key: PRNGKeyArray) -> tuple[Pixels, Target]:
     """Blend each sample with its partner, by a share from Beta(alpha, alpha).
 
     Args:
         pixels: pixels or windows of tubes, uint8 0..255 or float -1..1.
         target: target probabilities.
         alpha: parameter of the Beta distribution.
-        key: random key.
 
     Returns:
         The pixels as float32 -1..1, and the target.
@@ -81,23 +75,14 @@ def mixup(
     return jax.tree.map(mixed, pixels), blend(target, partners(target))
 
 
-def cutmix(
-    pixels: Pixels, target: Float[Array, "B classes"], alpha: Alpha, key: PRNGKeyArray
-) -> tuple[Pixels, Float[Array, "B classes"]]:
+def cutmix(pixels: Pixels, target: Target, alpha: Alpha, key: PRNGKeyArray) -> tuple[Pixels, Target]:
     """Replace a rectangle of each sample by its partner's, in all frames (Yun et al. 2019, section 3.1).
 
     The share that is kept comes from Beta(alpha, alpha). The rectangle has the aspect ratio of the frame, and its
     centre can be anywhere in the frame. It is cut at the edges; targets are weighted by the pixels that are kept.
     Windows of tubes change as those of the clips would.
 
-    Args:
-        pixels: clips or images (B, ..., H, W, 3) of any dtype, or windows of tubes.
-        target: target probabilities in float32.
-        alpha: parameter of the Beta distribution.
-        key: random key.
-
-    Returns:
-        The pixels in their dtype, and the target.
+    See `mixup` for the arguments; pixels are (B, ..., H, W, 3), or windows, and keep their dtype.
     """
     share_key, centre_key = jax.random.split(key)
     count = len(target)
@@ -142,14 +127,11 @@ def _interval(centre: Float[Array, " B"], length: Float[Array, " B"], size: int)
 
 
 def mix(
-    pixels: Pixels, target: Float[Array, "B classes"], mixup_alpha: float, cutmix_alpha: float, key: PRNGKeyArray
-) -> tuple[Pixels, Float[Array, "B classes"]]:
+    pixels: Pixels, target: Target, mixup_alpha: float, cutmix_alpha: float, key: PRNGKeyArray
+) -> tuple[Pixels, Target]:
     """Apply mixup or CutMix, whichever has an alpha above 0. If both do, choose one of them at random per batch.
 
-    See `mixup` and `cutmix` for the arguments.
-
-    Returns:
-        The pixels, unchanged or as float32 -1..1, and the target.
+    See `mixup` and `cutmix` for the arguments. Pixels are returned as float32 -1..1 by mixup, and if both are possible.
     """
     if not cutmix_alpha:
         return mixup(pixels, target, mixup_alpha, key) if mixup_alpha else (pixels, target)

@@ -101,7 +101,8 @@ def heat_maps(model: TubeViT, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         Two arrays (T, H, W) float64, with T = 1 for an image; see `token_weights` and `paint`. The weight of a class
         token is not included.
     """
-    shape = (1, *clip.shape)[-4:-1]
+    frames, rows, columns = (1, *clip.shape)[-4:-1]
+    shape = (frames, rows, columns)
     tubes = model.config.tubes.for_images() if clip.ndim == 3 else model.config.tubes
     first = int(model.config.class_token)
     pooling, rolled = (np.asarray(x)[0, first:] for x in token_weights(model, clip[None]))
