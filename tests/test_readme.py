@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 TEXTS = {"README": README, "CONTRIBUTING": (ROOT / "CONTRIBUTING.md").read_text(), **PAGES}
 COMMAND = re.compile(r"^    tubevit (\S.+)$", re.MULTILINE)
+RUNS = {}  # the workdirs that were trained so far, by config: another page with the same command gets a copy
 
 
 @pytest.fixture
@@ -55,6 +56,10 @@ def run_commands(page, train_command):
             assert flags == ["--config", "--workdir"]
             arguments += ["--config.train.steps=2", "--config.loader.threads=1", "--config.eval.every=2"]
             arguments += ["--config.mesh.data=1"]  # of the eight fake devices
+            if arguments[2] in RUNS:
+                shutil.copytree(RUNS[arguments[2]], arguments[4])
+                continue
+            RUNS[arguments[2]] = pathlib.Path(arguments[4]).absolute()
         elif arguments[0] == "train" and arguments[2].startswith("bootstrap:"):
             assert flags == ["--config", "--workdir"]
             changes = {
