@@ -129,6 +129,24 @@ def train_command(digits_cache):
 
 
 @pytest.fixture(scope="session")
+def train_tiny(tiny_config):
+    """`train_tiny(workdir, parts=..., profile=..., **{"train.steps": 3})`: train tests/tiny.py, its log on stderr.
+
+    Without `parts` it skips evaluation.
+    """
+    from tubevit.cli.logs import logging_installed
+    from tubevit.training.loop import Parts, train
+
+    def run(workdir, parts=None, profile=None, allow_change=(), **changes):
+        config = tiny_config({key: str(value) for key, value in changes.items()})
+        parts = parts or Parts(make_evaluation=lambda experiment, mesh: lambda state: {})
+        with logging_installed():
+            return train(config, workdir, allow_change, profile, parts)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def tiny_run(train_command, tmp_path_factory):
     """The workdir of a tiny run of 9 steps with checkpoints 6 and 9, trained once; not to be changed."""
     from tubevit.cli import main

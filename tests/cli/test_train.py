@@ -9,7 +9,7 @@ import tubevit
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.data.sources.embedded import embedded_folder
 from tubevit.models.abstract import parameters
-from tubevit.training import loop
+from tubevit.training.loop import Parts
 
 
 @pytest.mark.parametrize(
@@ -103,25 +103,24 @@ def test_print_sharding_trains_nothing(done, refused, train_command, tiny_run, t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_best_checkpoint_is_kept(done, train_command, tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_kept(train_tiny, tmp_path):
     """It is one that was evaluated itself, not one that was saved between evaluations."""
     metric, values = "eval/moving_digits/top1", {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.7, 9: 0.1}
-    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {metric: values[int(arguments[-1]["step"])]})
+    parts = Parts(make_evaluation=lambda experiment, mesh: lambda state: {metric: values[int(state["step"])]})
     changes = {"eval.every": 2, "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_best": metric}
-    done(train_command(tmp_path, **changes))
+    train_tiny(tmp_path, parts, **changes)
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "metric": metric, "value": 0.9}
     assert steps(tmp_path / "checkpoints") == [4, 9]
 
 
-def test_a_second_run_finds_its_programs(done, train_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
+def test_a_second_run_finds_its_programs(train_tiny, tmp_path):
     folder, before, found = tmp_path / "cache", jax.config.jax_compilation_cache_dir, []
     jax.config.update("jax_disable_most_optimizations", True)  # half the time
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # by default quick ones are left out
     try:
         for name in ("first", "second"):
             reset_cache()  # as in a new process
-            done(train_command(tmp_path / name, **{"train.steps": 1, "compilation_cache": folder}))
+            train_tiny(tmp_path / name, **{"train.steps": 1, "compilation_cache": folder})
             found.append(sorted(path.name for path in folder.iterdir()))
     finally:
         jax.config.update("jax_disable_most_optimizations", False)

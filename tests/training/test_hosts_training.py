@@ -15,27 +15,23 @@ from tubevit.checkpoint.checkpoint import steps
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Sends SIGTERM to itself, in one process of the job only, before step `at` is computed; says what it loaded.
 PROGRAM = """
-import os, signal, sys
+import functools, os, signal, sys
 import numpy as np
 from tubevit.cli.main import entry
+from tubevit.data.joint import joint_batches
 from tubevit.training import loop
 
 at, name, *sys.argv[1:] = sys.argv[1:]
-joint_batches = loop.joint_batches
 def batches(*rest, first, **settings):
     for step, batch in enumerate(joint_batches(*rest, first=first, **settings), first + 1):
         if step == int(at):
             os.kill(os.getpid(), signal.SIGTERM)
+        with open(name, "a") as file:
+            windows = [part["pixels"].windows[0] for part in batch.values()]  # those of the first tube tell rows apart
+            sums = [window.reshape(len(window), -1)[:, ::7].sum(axis=1) for window in windows]
+            print(*sorted(map(int, np.concatenate(sums))), file=file)
         yield batch
-loop.joint_batches = batches
-place = loop.global_batch
-def global_batch(batch, mesh):
-    with open(name, "a") as file:
-        windows = [part["pixels"].windows[0] for part in batch.values()]  # those of the first tube tell rows apart
-        sums = [window.reshape(len(window), -1)[:, ::7].sum(axis=1) for window in windows]
-        print(*sorted(map(int, np.concatenate(sums))), file=file)
-    return place(batch, mesh)
-loop.global_batch = global_batch
+loop.train = functools.partial(loop.train, parts=loop.Parts(batches=batches))
 entry()
 """
 QUICK = "--xla_backend_optimization_level=0"  # compiles

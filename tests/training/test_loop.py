@@ -15,16 +15,20 @@ import pytest
 import tubevit
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
+from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import parameters
-from tubevit.training import loop
+from tubevit.training.loop import Parts
+from tubevit.training.run.preemption import Preempted
+from tubevit.training.step import make_step
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Ends itself by SIGKILL at a moment of the run.
 KILLED = """
 import os, pathlib, signal, sys, threading, time
-from tubevit.cli import main
-from tubevit.training import loop
 from tubevit.checkpoint.checkpoint import steps
+from tubevit.cli import main
+from tubevit.config import load_config
+from tubevit.training import loop
 
 moment, at, *arguments = sys.argv[1:]
 workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])
@@ -36,10 +40,9 @@ def while_saving():  # as soon as anything of the checkpoint can be seen
         time.sleep(0.0002)
     die()
 
-joint_batches = loop.joint_batches
 def batches(*rest, **settings):
     start = 1 + max(steps(workdir / "checkpoints"), default=0)
-    for step, batch in enumerate(joint_batches(*rest, **settings), start):
+    for step, batch in enumerate(loop.joint_batches(*rest, **settings), start):
         if step == int(at):  # a checkpoint is whole, later steps are not in it, a line is half written
             while not steps(workdir / "checkpoints"):
                 time.sleep(0.01)
@@ -51,9 +54,8 @@ def batches(*rest, **settings):
 
 if moment == "saving":
     threading.Thread(target=while_saving, daemon=True).start()
-else:
-    loop.joint_batches = batches
-sys.exit(main(arguments))
+    sys.exit(main(arguments))
+loop.train(load_config(arguments[2]), workdir, parts=loop.Parts(batches=batches))
 """
 
 
@@ -117,8 +119,8 @@ def test_killed_at_any_moment_ends_the_same(tiny_run, train_command, read_metric
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["6", "9"]  # nothing half is left
 
 
-def test_sigterm_saves_and_resumes(tiny_run, train_command, read_metrics, read_arrays, tmp_path, monkeypatch, capsys):
-    joint_batches, made = loop.joint_batches, []
+def test_sigterm_saves_and_resumes(tiny_run, train_tiny, read_metrics, read_arrays, tmp_path, capsys):
+    made = []
 
     def batches(*arguments, **settings):
         for step, batch in enumerate(joint_batches(*arguments, **settings), start=1):
@@ -127,17 +129,16 @@ def test_sigterm_saves_and_resumes(tiny_run, train_command, read_metrics, read_a
             yield batch
 
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "joint_batches", batches)
-        assert main(train_command(tmp_path)) == 75
+    with pytest.raises(Preempted, match=f"saved step 5 in {tmp_path}"):
+        train_tiny(tmp_path, Parts(batches=batches))
     assert signal.getsignal(signal.SIGTERM) is before
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("tubevit: saved step 5") and str(tmp_path) in last
     assert steps(tmp_path / "checkpoints") == [3, 5]
 
-    make_step = loop.make_step
-    monkeypatch.setattr(loop, "make_step", lambda *arguments: made.append(make_step(*arguments)) or made[0])
-    assert main(train_command(tmp_path, **{"loader.threads": 2})) == 0  # free to change
+    def made_once(*arguments):
+        made.append(make_step(*arguments))
+        return made[0]
+
+    train_tiny(tmp_path, Parts(make_step=made_once), **{"loader.threads": 2})  # free to change
     assert "resuming" in capsys.readouterr().err
     assert made[0]._cache_size() == 1  # compiled once, also after restoring
     assert read_arrays(tmp_path, 9) == read_arrays(tiny_run, 9)
@@ -169,10 +170,9 @@ def partly_broken(digits_cache, tmp_path):
     }, broken
 
 
-def test_broken_clips_are_replaced_and_named_once(train_command, partly_broken, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
+def test_broken_clips_are_replaced_and_named_once(train_tiny, partly_broken, tmp_path, capsys):
     changes, broken = partly_broken
-    assert main(train_command(tmp_path / "run", **changes, **{"loader.max_broken": 0.1})) == 0
+    train_tiny(tmp_path / "run", **changes, **{"loader.max_broken": 0.1})
     lines = [line for line in capsys.readouterr().err.splitlines() if "replaced a broken file" in line]
     assert len(lines) == 2 and {path for path in broken for line in lines if path in line} == set(broken)
 
@@ -185,28 +185,34 @@ def test_too_many_broken_clips_end_the_run(train_command, partly_broken, tmp_pat
     assert all(path in last for path in broken)
 
 
-def test_a_run_begins_from_a_checkpoint(tiny_run, train_command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
+def test_a_run_begins_from_a_checkpoint(tiny_run, train_tiny, tmp_path, capsys):
     changes = {"init.checkpoint": tiny_run, "train.steps": 1, "optimizer.learning_rate": 0.0}
-    assert main(train_command(tmp_path / "run", **changes)) == 0
+    train_tiny(tmp_path / "run", **changes)
     assert f"beginning from {tiny_run}" in capsys.readouterr().err
     begun, source = (parameters(tubevit.load_model(folder)) for folder in (tmp_path / "run", tiny_run))
     for one, two in zip(jax.tree.leaves(begun), jax.tree.leaves(source), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_path_of_the_input_may_change(tiny_run, train_command, read_metrics, tmp_path, monkeypatch):
+def test_the_path_of_the_input_may_change(tiny_run, train_tiny, read_metrics, tmp_path):
     """Six steps of whole clips, then windows of tubes: the same files, and losses to rounding."""
-    files, global_batch = [], loop.global_batch
-    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
-    monkeypatch.setattr(loop, "global_batch", lambda batch, mesh: files.append(batch) or global_batch(batch, mesh))
-    shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/9")
-    assert main(train_command(tmp_path / "run", **{"input.path": "tubes"})) == 0
-    windows, files = files, []
-    shutil.copytree(tiny_run, tmp_path / "again")
-    shutil.rmtree(tmp_path / "again/checkpoints/9")
-    assert main(train_command(tmp_path / "again")) == 0
+
+    def trained(folder, **changes):
+        """Trains on, and returns the batches."""
+        seen = []
+
+        def batches(*arguments, **settings):
+            for batch in joint_batches(*arguments, **settings):
+                seen.append(batch)
+                yield batch
+
+        shutil.copytree(tiny_run, folder)
+        shutil.rmtree(folder / "checkpoints/9")
+        train_tiny(folder, Parts(batches=batches, make_evaluation=lambda experiment, mesh: lambda state: {}), **changes)
+        return seen
+
+    windows = trained(tmp_path / "run", **{"input.path": "tubes"})
+    files = trained(tmp_path / "again")
     assert len(windows) == len(files) == 3
     for one, two in zip(windows, files, strict=True):
         assert {name: part["file"].tolist() for name, part in one.items()} == {

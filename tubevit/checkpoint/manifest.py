@@ -8,6 +8,7 @@ import json
 import os
 
 from tubevit import storage
+from tubevit.errors import UserError
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24  # bytes that are read at once from a bucket
@@ -24,11 +25,30 @@ def write_manifest(folder: str | os.PathLike) -> None:
         OSError: a file cannot be read, or the manifest not be written.
         StorageError: the bucket is out of reach or refuses.
     """
+    storage.write_text(storage.join(folder, MANIFEST), json.dumps(_hashes(folder), indent=1) + "\n")
+
+
+def manifest_entries(folder: str | os.PathLike) -> list[str]:
+    """List a checkpoint's files with their hashes, for `agree`; without a manifest the files are read.
+
+    Raises:
+        UserError: the folder does not exist, or its manifest is damaged.
+    """
+    try:
+        hashes = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
+    except FileNotFoundError:
+        hashes = _hashes(folder)
+    except ValueError as error:
+        raise UserError(f"{folder} is damaged: {MANIFEST} is not JSON: {error}") from error
+    if not hashes:
+        raise UserError(f"{folder} does not exist here; every process needs it, for example in a bucket")
+    return [os.path.basename(folder), *(f"{file} with sha256 {hashes[file].get('sha256')}" for file in hashes)]
+
+
+def _hashes(folder) -> dict[str, dict]:
     files = [file for file in storage.list_files(folder) if file != MANIFEST]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        entries = pool.map(lambda file: _entry(folder, file), files)
-        manifest = dict(zip(files, entries, strict=True))
-    storage.write_text(storage.join(folder, MANIFEST), json.dumps(manifest, indent=1) + "\n")
+        return dict(zip(files, pool.map(lambda file: _entry(folder, file), files), strict=True))
 
 
 def verify(folder: str | os.PathLike) -> list[str] | None:

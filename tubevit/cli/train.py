@@ -36,10 +36,11 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Run the verb."""
     from tubevit.config import load_config
+    from tubevit.sharding.hosts import run_on_all
     from tubevit.training.loop import train
     from tubevit.training.run.profile import parse_steps
 
-    config = load_config(args.config, args.config_overrides)
+    config = run_on_all(lambda: load_config(args.config, args.config_overrides))
     if args.print_sharding:
         return _print_sharding(config)
     profile = parse_steps(args.profile) if args.profile else None

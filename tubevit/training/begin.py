@@ -11,14 +11,18 @@ import optax
 from jax.sharding import Mesh
 
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, Checkpoint
+from tubevit.checkpoint.manifest import manifest_entries
 from tubevit.checkpoint.run_checkpoints import newest_good
 from tubevit.config import names, pairs
 from tubevit.config.experiment import Experiment
 from tubevit.models.abstract import initial_parameters
 from tubevit.models.freeze import join_frozen, split_frozen
+from tubevit.sharding.agreement import agree
+from tubevit.sharding.hosts import run_on_all
 from tubevit.sharding.rules import put, shardings
 from tubevit.training.step import initial_state, state_of
-from tubevit.transfer.initialise import initialise
+from tubevit.transfer.initialise import TUBES, initialise
+from tubevit.zoo.names import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
         RunError: the workdir cannot be read.
     """
     step = newest_good(workdir / RUN_FOLDER)
+    agree(lambda: _sources(experiment.config.init, None if step is None else workdir / RUN_FOLDER / str(step)))
     if step is None:
         return new_state(experiment, optimizer, mesh), 0
     make = functools.partial(initial_state, experiment.model, optimizer, experiment.config.seed)
@@ -51,6 +56,14 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
     return state, step
 
 
+def _sources(init, resumed) -> dict:
+    """The hashes of the checkpoints that the parameters come from: the resumed one, else those of `init`."""
+    if resumed is not None:
+        return {str(resumed): manifest_entries(resumed)}
+    names = [] if init.checkpoint is None else [init.checkpoint, *({init.tubes} - set(TUBES))]
+    return {name: manifest_entries(open_checkpoint(name).folder) for name in names}
+
+
 def _placed(tree, mesh: Mesh):
     """Shapes with their shardings."""
     return jax.tree.map(
@@ -67,14 +80,9 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
     if config.init.checkpoint is None:
         return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
     params = jax.jit(functools.partial(initial_parameters, model, config.seed))()
-    params, notes = initialise(
-        params,
-        model,
-        config.init.checkpoint,
-        skip=names(config.init.skip),
-        renamed=pairs(config.init.rename),
-        tubes=config.init.tubes,
-    )
+    init = config.init
+    settings = {"skip": names(init.skip), "renamed": pairs(init.rename), "tubes": init.tubes}
+    params, notes = run_on_all(lambda: initialise(params, model, init.checkpoint, **settings))
     logger.info("\n  ".join([f"beginning from {config.init.checkpoint}", *notes]))
     params = put(params, mesh)
     to_state = functools.partial(state_of, model=model, optimizer=optimizer)

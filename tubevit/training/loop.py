@@ -7,8 +7,11 @@ import dataclasses
 import functools
 import logging
 import os
+import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
+from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,16 +21,14 @@ from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import resolve_on_main
 from tubevit.data.joint import joint_batches
-from tubevit.data.views import Views
-from tubevit.evaluation.evaluate import EvalSettings, evaluate_source
-from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
-from tubevit.models.freeze import join_frozen
 from tubevit.recipes.finetune import expected_time
-from tubevit.sharding.hosts import is_main, run_on_main
+from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
+from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
 from tubevit.sharding.mesh import check_batch, global_batch, local_rows, make_mesh
-from tubevit.sharding.rules import check_sharding, shardings
+from tubevit.sharding.rules import check_sharding
 from tubevit.training.begin import begin
+from tubevit.training.evaluation import make_evaluation
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
 from tubevit.training.run.broken_files import BrokenFiles
 from tubevit.training.run.lease import Lease
@@ -35,59 +36,93 @@ from tubevit.training.run.nonfinite import NonFiniteGuard
 from tubevit.training.run.preemption import Preempted, preemption
 from tubevit.training.run.profile import Profile
 from tubevit.training.run.progress import Progress
-from tubevit.training.run.workdir import MetricsWriter, prepare_workdir
+from tubevit.training.run.workdir import open_metrics, prepare_workdir
 from tubevit.training.step import make_step
 
 logger = logging.getLogger(__name__)
 
 
-def train(
-    config: ConfigDict, workdir: str | os.PathLike, allow_change=(), profile: tuple[int, int] | None = None
-) -> dict[str, float | None]:
-    """Trains, or goes on with the run that the workdir holds; every process of a job calls it.
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The parts of a run that can be exchanged; tests hand in their own.
 
-    Batches, dropout and mixup follow from (seed, step) alone: a run that was killed at any moment ends with the same
-    parameters as one that was not, and other meshes or numbers of processes change the order of sums only.
+    Attributes:
+        make_step: makes the compiled step, see `tubevit.training.step.make_step`.
+        batches: makes the joint batches, see `joint_batches`.
+        make_evaluation: (experiment, mesh) -> (state -> metrics), see `make_evaluation`.
+    """
+
+    make_step: Callable = make_step
+    batches: Callable = joint_batches
+    make_evaluation: Callable = make_evaluation
+
+
+ALL_PARTS = Parts()
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    allow_change=(),
+    profile: tuple[int, int] | None = None,
+    parts: Parts = ALL_PARTS,
+) -> dict[str, float | None]:
+    """Train a model, or resume the run in the workdir; every process of a job calls it.
+
+    Batches, dropout and mixup depend on (seed, step) alone: a run that was killed at any moment ends with the same
+    parameters as an uninterrupted one, and other meshes or numbers of processes change only the order of sums.
 
     Args:
-        config: of an experiment, see `tubevit.config.load_config`.
-        workdir: gets config.json, metrics.jsonl, TensorBoard events and checkpoints/.
-        allow_change: keys that may differ from those of the run that is resumed.
-        profile: (first, end) of the steps to write a trace of.
+        config: the configuration of an experiment, see `tubevit.config.load_config`.
+        workdir: receives config.json, metrics.jsonl, TensorBoard events and checkpoints/.
+        allow_change: keys that may differ from the run that is resumed.
+        profile: (first, end) of the steps to trace.
+        parts: what the run is made of.
 
     Returns:
         The metrics of the last evaluation, {} without evaluation data.
 
     Raises:
-        UserError: bad configuration, data, mesh or workdir, or another run is in the workdir.
+        UserError: configuration, data, mesh or workdir are not valid, the processes do not agree on them, or another
+            run uses the workdir.
         RunError: a checkpoint could not be saved, or the loss is not finite.
         Preempted: SIGTERM came; the state was saved.
     """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    agree(lambda: {"the configuration": mapping_entries(config.to_dict())})
     resolved = resolve_on_main(config)
-    for note in resolved.notes:
+    experiment = run_on_all(lambda: open_experiment(resolved))
+    agree(lambda: _entries(experiment))
+    for note in [*resolved.notes, *experiment.notes]:
         logger.info(note)
     if resolved.decoding is not None and is_main():
         logger.info(expected_time(resolved))
-    experiment = open_experiment(resolved)
-    config, model = experiment.config, experiment.model
-    for note in experiment.notes:
-        logger.info(note)
-    mesh = training_mesh(experiment)
+    config, model, mesh = experiment.config, experiment.model, training_mesh(experiment)
+    logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
     optimizer = make_optimizer(config)
-    graph = graph_of(model)
-    # Once the configuration is known to be good.
+    # The workdir is touched once the configuration is known to be good.
     workdir = storage.as_path(workdir)
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
         state, start = begin(experiment, optimizer, workdir, mesh)
-        return _run(experiment, mesh, state, start, make_step(graph, optimizer, config, mesh), workdir, lease, profile)
+        step = parts.make_step(graph_of(model), optimizer, config, mesh)
+        run = Run(experiment, mesh, workdir, lease, step, parts.make_evaluation(experiment, mesh), parts.batches)
+        return run.loop(state, start, Profile(workdir, profile))
+
+
+def _entries(experiment: Experiment) -> dict:
+    """What all processes must have in common: the files of each data set and the resolved configuration."""
+    groups = {"train": experiment.train, "eval": experiment.eval}
+    files = {
+        f"data.{group}.{name}": SourceEntries(load.source) for group in groups for name, load in groups[group].items()
+    }
+    return files | {"the resolved configuration": mapping_entries(experiment.config.to_dict())}
 
 
 def training_mesh(experiment: Experiment) -> Mesh:
-    """The mesh of an experiment.
+    """Make the mesh of an experiment.
 
     Raises:
         UserError: it does not fit the devices, the batches or the parameters.
@@ -100,107 +135,93 @@ def training_mesh(experiment: Experiment) -> Mesh:
     return mesh
 
 
-def _run(experiment: Experiment, mesh: Mesh, state: dict, start: int, step_function, workdir, lease, profile) -> dict:
-    config = experiment.config
-    evaluate = functools.partial(_evaluate, experiment, _forwards(experiment, mesh), mesh)
-    metadata = {"model": model_metadata(experiment.model), "config": config.to_dict()}
-    schedule = learning_rate_schedule(config)
-    batches_from = functools.partial(_batches, experiment, local_rows(mesh))
-    broken = BrokenFiles(experiment.train, config.loader.max_broken)
-    names = {name: load.source.keys for name, load in experiment.train.items()}
-    watch = NonFiniteGuard(workdir, names, functools.partial(_batch_of, batches_from), config.train.skip_nonfinite)
-    progress, traces = Progress(config, start), Profile(workdir, profile)
-    results: dict = {}
-    pending = []
-    with (
-        contextlib.closing(MetricsWriter(workdir, start) if is_main() else _NoMetrics()) as writer,
-        contextlib.closing(Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.keep_best)) as checkpoints,
-        contextlib.closing(batches_from(start)) as batches,
-        contextlib.closing(traces),
-        preemption() as asked_to_stop,
-    ):
-        for step in range(start + 1, config.train.steps + 1):
-            traces.before(step)
-            with progress.time("data"):
-                batch = global_batch(broken.take(next(batches)), mesh)
-            with progress.time("step"):
-                state, metrics = step_function(state, batch)
-                pending.append((step, metrics))
-                traces.after(step, metrics)
-                last = step == config.train.steps
-                stop = asked_to_stop(step)  # read once: the signal may come at any moment
-                log = step % config.log.every == 0 or last
-                save = last or stop or step % config.checkpoint.every == 0
-                if log or save:  # waits for the device; in between it runs ahead
-                    pending = [(step, metrics) for metrics in watch.take(pending)]
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready to start.
+
+    Attributes:
+        experiment: the configuration, the model and the data sets.
+        mesh: the devices of the state.
+        workdir: the folder of the run, whose `lease` this process holds.
+        step: (state, batch) -> (state, metrics).
+        evaluate: state -> {metric: value}.
+        batches: makes the joint batches, see `joint_batches`.
+    """
+
+    experiment: Experiment
+    mesh: Mesh
+    workdir: pathlib.PurePath
+    lease: Lease
+    step: Callable
+    evaluate: Callable[[dict], dict]
+    batches: Callable
+
+    def loop(self, state: dict, start: int, profile: Profile) -> dict[str, float | None]:
+        """Train from step `start` to the last one; return the metrics of the last evaluation."""
+        config, results, pending = self.experiment.config, {}, []
+        metadata = {"model": model_metadata(self.experiment.model), "config": config.to_dict()}
+        schedule, progress = learning_rate_schedule(config), Progress(config, start)
+        broken = BrokenFiles(self.experiment.train, config.loader.max_broken)
+        names = {name: load.source.keys for name, load in self.experiment.train.items()}
+        guard = NonFiniteGuard(self.workdir, names, self._batch_of, config.train.skip_nonfinite)
+        keep = config.checkpoint
+        with (
+            contextlib.closing(open_metrics(self.workdir, start)) as writer,
+            contextlib.closing(Checkpoints(self.workdir, keep.keep, keep.keep_best)) as checkpoints,
+            contextlib.closing(self._batches_from(start)) as batches,
+            contextlib.closing(profile),
+            preemption() as asked_to_stop,
+        ):
+            for step in range(start + 1, config.train.steps + 1):
+                profile.before(step)
+                with progress.time("data"):
+                    batch = global_batch(broken.take(next(batches)), self.mesh)
+                with progress.time("step"):
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = self.step(state, batch)
+                    pending.append((step, metrics))
+                    profile.after(step, metrics)
+                    last = step == config.train.steps
+                    stop = asked_to_stop(step)  # read once: the signal may come at any moment
+                    log = step % config.log.every == 0 or last
+                    save = last or stop or step % config.checkpoint.every == 0
+                    if log or save:  # waits for the device; in between it runs ahead
+                        pending = [(step, metrics) for metrics in guard.take(pending)]
+                if log or save:
+                    self.lease.check(step)  # before anything is written
                 if log:
                     averages = _average([metrics for _, metrics in pending], config.data.train)
+                    averages["train/learning_rate"] = float(schedule(step - 1))
+                    averages |= broken.dense_shares()
+                    writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
-            if log or save:
-                lease.check(step)  # before anything is written
-            if log:
-                averages["train/learning_rate"] = float(schedule(step - 1))
-                averages |= broken.dense_shares()
-                writer.write(step, averages | progress.report(step, averages["train/loss"]))
-            evaluated = last or step % config.eval.every == 0
-            if evaluated:
-                results = evaluate(state)
-                if results:
-                    writer.write(step, results)
-                    logger.info(
-                        f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in results.items() if v is not None)
-                    )
-                progress.pause()
-            if save:
-                with progress.time("save"):
-                    writer.sync()  # a bucket's log must not be behind its checkpoint
-                    checkpoints.save(state, metadata, results if evaluated else None, wait=bool(last or stop))
-            if stop and not last:
-                raise Preempted(f"saved step {step} in {workdir}; the same command goes on from there")
-    if start >= config.train.steps:
-        logger.info(f"{workdir} has reached step {start} of {config.train.steps} already: nothing to train")
-    return results
-
-
-def _batches(experiment: Experiment, host, first: int):
-    config = experiment.config
-    loads = {name: (load, config.data.train[name].batch_size) for name, load in experiment.train.items()}
-    return joint_batches(
-        loads, config.seed, first=first, shards=host, threads=config.loader.threads, workers=config.loader.workers
-    )
-
-
-def _batch_of(batches_from, step: int) -> dict:
-    with contextlib.closing(batches_from(step - 1)) as batches:
-        return next(batches)
-
-
-def _forwards(experiment: Experiment, mesh: Mesh) -> dict:
-    heads = {dataset.head for dataset in experiment.config.data.eval.values()}
-    return {head: make_forward(experiment.model, head, mesh) for head in heads}
-
-
-def _evaluate(experiment: Experiment, forwards: dict, mesh: Mesh, state: dict) -> dict[str, float | None]:
-    config, results = experiment.config, {}
-    if not experiment.eval:
+                evaluated = last or step % config.eval.every == 0
+                if evaluated:
+                    results = self.evaluate(state)
+                    if results:
+                        writer.write(step, results)
+                        shown = (f"{name} {value:.3f}" for name, value in results.items() if value is not None)
+                        logger.info(f"step {step}: {', '.join(shown)}")
+                    progress.pause()
+                if save:
+                    with progress.time("save"):
+                        writer.sync()  # a bucket's log must not be behind its checkpoint
+                        checkpoints.save(state, metadata, results if evaluated else None, wait=bool(last or stop))
+                if stop and not last:
+                    raise Preempted(f"saved step {step} in {self.workdir}; the same command resumes the run")
+        if start >= config.train.steps:
+            logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
-    params = state["params"]
-    if state["frozen"]:
-        whole = jax.eval_shape(join_frozen, params, state["frozen"])
-        params = jax.jit(join_frozen, out_shardings=shardings(whole, mesh))(params, state["frozen"])
-    loader = config.loader
-    settings = EvalSettings(Views.from_text(config.eval.views), loader.threads, loader.workers, mesh=mesh)
-    for name, load in experiment.eval.items():
-        head, batch_size = config.data.eval[name].head, config.data.eval[name].batch_size
-        record = evaluate_source(
-            forwards[head], params, load, batch_size, name=name, head=head, settings=settings
-        ).record
-        if record["broken"]:
-            logger.warning(
-                f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out: evaluate lists them"
-            )
-        results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
-    return results
+
+    def _batches_from(self, step: int) -> Iterator[dict]:
+        config = self.experiment.config
+        loads = {name: (load, config.data.train[name].batch_size) for name, load in self.experiment.train.items()}
+        loader = {"threads": config.loader.threads, "workers": config.loader.workers}
+        return self.batches(loads, config.seed, first=step, shards=local_rows(self.mesh), **loader)
+
+    def _batch_of(self, step: int) -> dict:
+        with contextlib.closing(self._batches_from(step - 1)) as batches:
+            return next(batches)
 
 
 def _average(finite: list, names) -> dict[str, float]:
@@ -209,16 +230,3 @@ def _average(finite: list, names) -> dict[str, float]:
     averages = functools.reduce(lambda a, b: a.merge(b), finite).compute()
     named = {f"{name}_loss": f"train/{name}/loss" for name in names}
     return {named.get(key, f"train/{key}"): float(value) for key, value in averages.items()}
-
-
-class _NoMetrics:
-    """Of a process that does not write."""
-
-    def write(self, step: int, metrics: dict) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""

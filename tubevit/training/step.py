@@ -80,7 +80,11 @@ def metrics_class(names) -> type[clu.metrics.Collection]:
 
 
 def make_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh | None = None
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    loss_function: Callable = joint_loss,
 ) -> Callable:
     """Compile the step (state, batch) -> (state, clu metrics), which donates the memory of the old state.
 
@@ -92,6 +96,7 @@ def make_step(
         optimizer: see `make_optimizer`.
         config: configuration of the experiment.
         mesh: mesh of the state, see `shardings`, and of the batch, see `global_batch`; None uses one device.
+        loss_function: see `joint_loss`.
     """
     collection, parts = metrics_class(config.data.train), config.train.grad_accum_steps
 
@@ -100,7 +105,7 @@ def make_step(
 
     def gradients(state: dict, batch: Mapping, key: Array):
         """Return ((loss, losses), gradients) of a batch or a part of one."""
-        function = jax.value_and_grad(joint_loss, argnums=1, has_aux=True)
+        function = jax.value_and_grad(loss_function, argnums=1, has_aux=True)
         result, grads = function(graph, state["params"], state["frozen"], batch, config, key)
         return result, placed(grads)
 

@@ -3,7 +3,6 @@ import pytest
 
 from tubevit.cli import main
 from tubevit.errors import UserError
-from tubevit.training import loop
 from tubevit.training.run.profile import Profile, parse_steps
 
 
@@ -52,10 +51,9 @@ def test_runs_that_do_not_have_all_of_them(traced):
     assert traced((2, 4), 5, 6) == [5, 6, "end"]  # resumed behind
 
 
-def test_the_command_writes_a_trace(train_command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "_evaluate", lambda *arguments: {})
+def test_a_run_writes_a_trace(train_tiny, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert main([*train_command(workdir, **{"checkpoint.every": 9}), "--profile", "steps=4:6"]) == 0
+    train_tiny(workdir, profile=parse_steps("steps=4:6"), **{"checkpoint.every": 9})
     (trace,) = (workdir / "profile").rglob("*.xplane.pb")
     assert f"trace written to {workdir}/profile" in capsys.readouterr().err
     assert b"jit_step" in trace.read_bytes()  # the training step ran inside

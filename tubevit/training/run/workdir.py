@@ -19,6 +19,7 @@ from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.config import flatten
 from tubevit.config.keys import CHANGE_NOTHING
 from tubevit.errors import RunError, UserError
+from tubevit.sharding.hosts import is_main
 
 # Seconds between two uploads of what is appended to: a bucket knows whole files only.
 _UPLOAD_EVERY = 30.0
@@ -136,6 +137,20 @@ class MetricsWriter:
                 self.sync()
             finally:
                 self._temporary.cleanup()
+
+
+class _NoMetrics:
+    """No-op writer for processes other than 0."""
+
+    def _nothing(self, *_) -> None:
+        """Do nothing."""
+
+    write = sync = close = _nothing
+
+
+def open_metrics(workdir: str | os.PathLike, step: int) -> MetricsWriter | _NoMetrics:
+    """Open the metrics of a run for writing: process 0 writes them, the other processes write nothing."""
+    return MetricsWriter(workdir, step) if is_main() else _NoMetrics()
 
 
 class _Events:

@@ -1,0 +1,48 @@
+"""Evaluation during training, on the data sets of `data.eval`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from tubevit.config.experiment import Experiment
+from tubevit.data.views import Views
+from tubevit.evaluation.evaluate import EvalSettings, evaluate_source
+from tubevit.evaluation.forward import make_forward
+from tubevit.models.freeze import join_frozen
+from tubevit.sharding.rules import shardings
+
+logger = logging.getLogger(__name__)
+
+
+def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict[str, float | None]]:
+    """Make a function that evaluates a training state: state -> {eval/<name>/<score>: value}.
+
+    Each head is compiled once, at its first evaluation.
+    """
+    config, loader = experiment.config, experiment.config.loader
+    heads = {dataset.head for dataset in config.data.eval.values()}
+    forwards = {head: make_forward(experiment.model, head, mesh) for head in heads}
+    settings = EvalSettings(Views.from_text(config.eval.views), loader.threads, loader.workers, mesh=mesh)
+
+    def evaluate(state: dict) -> dict[str, float | None]:
+        params, results = state["params"], {}
+        if state["frozen"] and experiment.eval:
+            whole = jax.eval_shape(join_frozen, params, state["frozen"])
+            params = jax.jit(join_frozen, out_shardings=shardings(whole, mesh))(params, state["frozen"])
+        for name, load in experiment.eval.items():
+            head, size = config.data.eval[name].head, config.data.eval[name].batch_size
+            evaluated = evaluate_source(forwards[head], params, load, size, name=name, head=head, settings=settings)
+            record = evaluated.record
+            if record["broken"]:
+                logger.warning(
+                    f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out; "
+                    "tubevit evaluate lists them"
+                )
+            results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
+        return results
+
+    return evaluate
