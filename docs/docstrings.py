@@ -1,4 +1,4 @@
-"""An extension of griffe: `height, width: of a frame` in a docstring becomes an entry for each name."""
+"""Extend griffe: `height, width: size of a frame` in a docstring becomes one entry per name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ENTRY = re.compile(r"^ {4}(\w[\w.]*(?:, \w[\w.]*)+)(: .*(?:\n {8}.*)*)", re.MUL
 
 
 def ungrouped(docstring: str) -> str:
-    """A docstring, without its indentation, whose sections Args and Attributes have one name an entry."""
+    """Return a docstring without its indentation, with one name per entry in the sections Args and Attributes."""
 
     def entries(found: re.Match) -> str:
         return "\n".join(f"    {name}{found[2]}" for name in found[1].split(", "))
@@ -23,6 +23,6 @@ class Ungrouped(griffe.Extension):
     """Applies `ungrouped` to every docstring."""
 
     def on_instance(self, *, obj: griffe.Object, **_) -> None:
-        """Called for each module, class, function and attribute."""
+        """Apply `ungrouped` to the docstring of a module, class, function or attribute."""
         if obj.docstring:
             obj.docstring.value = ungrouped(obj.docstring.value)

@@ -1,7 +1,7 @@
-"""What the documentation takes from the code: front page, zoo, configuration and API reference.
+"""Generate the parts of the documentation that follow from the code: front page, zoo, configuration and API reference.
 
-As a hook of mkdocs (see mkdocs.yml) it makes these pages when the site is built. By itself it writes the zoo table into
-README.md, where it stands between two markers:
+As a hook of mkdocs (see mkdocs.yml), this module generates these pages when the site is built. As a script, it writes
+the zoo table between two markers in README.md:
 
     python docs/generate.py
 """
@@ -39,10 +39,10 @@ MODULES = ("tubes", "windows", "errors", "data", "models", "sharding", "checkpoi
 
 
 def zoo_table(folder: str) -> str:
-    """The released checkpoints as a table of markdown, one row for each number.
+    """Return the released checkpoints as a Markdown table, with one row per metric.
 
     Args:
-        folder: of the checkpoints, as a link says it; "" for none: cards are not linked.
+        folder: folder of the checkpoints in links; "" disables links to the model cards.
     """
     releases = read_index()
     if not releases:
@@ -61,7 +61,7 @@ def zoo_table(folder: str) -> str:
 
 
 def zoo_details() -> str:
-    """What the table of the released checkpoints leaves out, a section each."""
+    """Return one section per released checkpoint, with the details that the table leaves out."""
     parts = []
     for release in read_index().values():
         lines = [
@@ -77,7 +77,7 @@ def zoo_details() -> str:
 
 
 def between_markers(text: str, table: str) -> str:
-    """The text with what stands between the markers of the zoo replaced."""
+    """Replace the part of a text between the markers of the zoo."""
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
 
 
@@ -102,7 +102,7 @@ def meaning(key: Key) -> str:
 
 
 def configuration() -> str:
-    """All keys with type, default and meaning, a table for each group."""
+    """Return all keys with type, default and meaning, as one table per group."""
     groups: dict[str, dict[str, Key]] = {"Without a group": {}}
     for path, key in keys_of().items():
         group = path.partition(".")[0] if "." in path else "Without a group"
@@ -125,17 +125,17 @@ def _rows(keys: Mapping[str, Key]) -> str:
 
 
 def api_index() -> str:
-    """The names of the package itself: what each is, and a link to its module."""
+    """Return the names of the package itself, each with its summary and a link to its module."""
     rows = ["| name | |", "|---|---|"]
     for name, home in tubevit._HOME.items():
         summary = inspect.getdoc(getattr(tubevit, name)).split("\n\n")[0]
         rows.append(f"| [`tubevit.{name}`][tubevit.{home}.{name}] | {' '.join(summary.split())} |")
-    what = "What `import tubevit` gives. Shapes, units, ranges and errors stand behind the links."
+    what = "The names that `import tubevit` provides. The links lead to shapes, units, ranges and errors."
     return "\n\n".join(["# API", what, "\n".join(rows)]) + "\n"
 
 
 def api_page(name: str) -> str:
-    """A module, or the modules of a package."""
+    """Return the page of a module, or of all modules of a package."""
     module = importlib.import_module(f"tubevit.{name}")
     members = pkgutil.walk_packages(getattr(module, "__path__", []), f"tubevit.{name}.")
     paths = [f"tubevit.{name}", *(member.name for member in members if "._" not in member.name)]
@@ -147,7 +147,7 @@ def api_page(name: str) -> str:
 
 
 def on_config(config):
-    """Hook of mkdocs: adds the rendered notebooks to the menu, behind the tutorial."""
+    """Add the rendered notebooks to the menu, after the tutorial (hook of mkdocs)."""
     pages = sorted((ROOT / "docs/colabs").glob("*.md"))
     if pages:
         config.nav.insert(2, {"Notebooks": [f"colabs/{page.name}" for page in pages]})
@@ -155,7 +155,7 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Hook of mkdocs: adds the pages that do not lie in `docs/`: those of the repository's root, and the API."""
+    """Add the pages of the repository's root and of the API, which are not in `docs/` (hook of mkdocs)."""
     from mkdocs.structure.files import File
 
     texts = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
@@ -169,7 +169,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    """Hook of mkdocs: fills in the zoo and the keys of a configuration."""
+    """Fill in the zoo and the keys of a configuration (hook of mkdocs)."""
     if page.file.src_uri == "zoo.md":
         return markdown.replace("<!-- zoo table -->", zoo_table("")).replace("<!-- zoo details -->", zoo_details())
     if page.file.src_uri == "configuration.md":
