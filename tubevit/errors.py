@@ -1,7 +1,5 @@
 """Errors with what was expected, what was found, and the closest valid choice."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 from collections.abc import Iterable

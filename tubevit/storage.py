@@ -4,8 +4,6 @@ Clients of buckets retry silently, gcsfs for half a minute, TensorStore for many
 therefore goes through `call`, which checks that the service itself answers.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import contextvars

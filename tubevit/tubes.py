@@ -4,11 +4,10 @@ A tube is a strided window over a clip (paper sections 3.2 and 3.4). All triples
 columns.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
+from typing import Self
 
 import numpy as np
 
@@ -60,7 +59,7 @@ class Tube:
                 )
 
     @classmethod
-    def from_text(cls, text: str) -> Tube:
+    def from_text(cls, text: str) -> Self:
         """Parse `KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH]`, e.g. `16x4x4/6x32x32+4x8x8%1x2x2`."""
         triple = r"(\d+x\d+x\d+)"
         match = re.fullmatch(rf"{triple}/{triple}(?:\+{triple})?(?:%{triple})?", text)
@@ -92,7 +91,7 @@ class Tube:
         return math.prod(self.kernel)
 
     @property
-    def plain(self) -> Tube:
+    def plain(self) -> Self:
         """The tube without space-to-depth."""
         return dataclasses.replace(self, space_to_depth=(1, 1, 1))
 
@@ -186,7 +185,7 @@ class TubeSet:
                 raise UserError(f"interpolated kernels have no space-to-depth; found {tube}, expected {tube.plain}")
 
     @classmethod
-    def from_text(cls, text: str, padding: str = "valid", interpolated: bool = False) -> TubeSet:
+    def from_text(cls, text: str, padding: str = "valid", interpolated: bool = False) -> Self:
         """Parse tubes joined by `_`, e.g. `8x8x8/16x32x32%2x1x1_1x16x16/32x16x16`."""
         return cls(tuple(Tube.from_text(part) for part in text.split("_")), padding, interpolated)
 
@@ -225,7 +224,7 @@ class TubeSet:
         self.grid(shape)
         return np.concatenate([tube.centres(shape, self.padding) for tube in self.tubes])
 
-    def for_images(self) -> TubeSet:
+    def for_images(self) -> Self:
         """Return the tubes that take images, of temporal size 1 (paper section 3.5); raises UserError without any."""
         flat = tuple(tube for tube in self.tubes if tube.is_2d)
         if not flat:

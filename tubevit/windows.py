@@ -1,7 +1,5 @@
 """Windows of tubes as data, which replace clips on the sparse input path. NumPy only."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

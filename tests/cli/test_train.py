@@ -7,6 +7,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import tubevit
 from tubevit.checkpoint.checkpoint import steps
+from tubevit.cli import main
 from tubevit.data.sources.embedded import embedded_folder
 from tubevit.models.abstract import parameters
 from tubevit.training.loop import Parts
@@ -60,14 +61,16 @@ def test_bad_names(refused, tmp_path, train_command):
     refused(command, "unknown argument 'sed=1'", "did you mean 'seed'")
 
 
-def test_a_clip_that_cannot_be_decoded(refused, train_command, tmp_path, monkeypatch):
-    """Found while training: the file is named."""
+def test_a_clip_that_cannot_be_decoded(train_command, tmp_path, monkeypatch, capsys):
+    """Found while training, below what a run shows at its start: the file is named."""
     folder = tmp_path / "cache" / embedded_folder().name
     shutil.copytree(embedded_folder(), folder)
     for path in folder.rglob("videos/train/*.mp4"):
         path.write_bytes(b"damaged")
     monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
-    refused(train_command(tmp_path / "run"), f"{folder}/videos/train/0", "as a video")
+    assert main(train_command(tmp_path / "run")) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tubevit: ") and f"{folder}/videos/train/0" in last and "as a video" in last
 
 
 def test_bad_workdirs(refused, train_command, tiny_run, tmp_path):

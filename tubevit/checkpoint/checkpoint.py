@@ -1,7 +1,5 @@
 """Checkpoints: parameters as nested dicts in the format of Orbax, with the configuration of the model as metadata."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -1,7 +1,5 @@
 """The hashes of a checkpoint's files: Orbax loads arrays with a flipped byte without a word."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Metadata of a checkpoint: the configuration of the model, and the versions of the packages that wrote it."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 from collections.abc import Mapping

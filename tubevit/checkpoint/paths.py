@@ -1,7 +1,5 @@
 """Parameters by path: `encoder/norm/scale`, and with the stacked blocks apart `encoder/blocks/3/norm1/scale`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Renamed configuration keys: the one table that maps old names on disk to the current ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 # Old key -> current key.

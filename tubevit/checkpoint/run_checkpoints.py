@@ -1,7 +1,5 @@
 """The checkpoints of a run: saved in the background, with hashes of their files; the newest that is good."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

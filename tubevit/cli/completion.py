@@ -1,7 +1,5 @@
 """`tubevit completion`."""
 
-from __future__ import annotations
-
 import argparse
 
 HELP = "print a script that completes verbs, flags and file names in bash or zsh"

@@ -1,7 +1,5 @@
 """`tubevit convert`."""
 
-from __future__ import annotations
-
 import json
 
 from tubevit.errors import UserError

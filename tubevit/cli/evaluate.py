@@ -1,7 +1,5 @@
 """`tubevit evaluate`."""
 
-from __future__ import annotations
-
 import json
 
 from tubevit.errors import UserError

@@ -1,7 +1,5 @@
 """`tubevit export`."""
 
-from __future__ import annotations
-
 import pathlib
 
 from tubevit.errors import UserError

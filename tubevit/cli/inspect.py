@@ -1,7 +1,5 @@
 """`tubevit inspect`."""
 
-from __future__ import annotations
-
 import json
 import sys
 

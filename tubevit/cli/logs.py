@@ -1,7 +1,5 @@
 """The package's log as the command line shows it: plain lines on stderr, from process 0 of a job."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

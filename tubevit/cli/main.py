@@ -1,7 +1,5 @@
 """Dispatch of `tubevit VERB`; errors become one line and an exit code."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.metadata

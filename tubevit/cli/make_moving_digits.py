@@ -1,7 +1,5 @@
 """`tubevit make-moving-digits`."""
 
-from __future__ import annotations
-
 import sys
 
 HELP = "write the embedded data (moving and still handwritten digits) as files"

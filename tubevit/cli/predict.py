@@ -1,7 +1,5 @@
 """`tubevit predict`."""
 
-from __future__ import annotations
-
 import sys
 
 from tubevit.errors import UserError

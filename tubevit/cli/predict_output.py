@@ -1,7 +1,5 @@
 """Output of `tubevit predict`: labels as text, JSON or csv, or pooled features."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """`tubevit preflight`."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sys

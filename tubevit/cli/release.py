@@ -1,7 +1,5 @@
 """`tubevit release`."""
 
-from __future__ import annotations
-
 import functools
 import sys
 

@@ -1,7 +1,5 @@
 """`tubevit report`."""
 
-from __future__ import annotations
-
 HELP = "draw figures of a checkpoint (kernels, tubes, attention, curves, mistakes) as PNG and SVG, and a page of them"
 EXAMPLES = (
     "tubevit report runs/quickstart",

@@ -1,7 +1,5 @@
 """`tubevit shard-videos`."""
 
-from __future__ import annotations
-
 import json
 import sys
 

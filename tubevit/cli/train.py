@@ -1,7 +1,5 @@
 """`tubevit train`."""
 
-from __future__ import annotations
-
 DISTRIBUTED = True  # all processes of a job run it together
 HELP = "train an experiment; resumes automatically if the workdir holds a run"
 EXAMPLES = (

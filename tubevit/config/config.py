@@ -1,7 +1,5 @@
 """Experiment configurations: locked keys, loading, values from the command line, checks."""
 
-from __future__ import annotations
-
 import importlib.machinery
 import inspect
 import pathlib

@@ -1,7 +1,5 @@
 """What fine-tuning and bootstrapping derive from data and checkpoints."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time

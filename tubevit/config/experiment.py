@@ -1,7 +1,5 @@
 """The data sets of a resolved configuration, opened for its model."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

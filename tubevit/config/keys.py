@@ -1,7 +1,5 @@
 """The keys of a configuration as typed dataclasses: defaults, checks and documentation follow from them."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import functools

@@ -1,11 +1,10 @@
 """What a configuration comes to: the keys that follow from data and checkpoints, the heads, the model."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
 from collections.abc import Callable
+from typing import Self
 
 from ml_collections import ConfigDict
 
@@ -46,7 +45,7 @@ class Resolved:
         return json.dumps(fields)
 
     @classmethod
-    def from_json(cls, text: str) -> Resolved:
+    def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote, for example in another process."""
         tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # noqa: E731
         fields = json.loads(text, object_hook=tuples)

@@ -1,7 +1,5 @@
 """Convert weights of other libraries to checkpoints of this package, and back."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Our plain ViT with the sizes and options of a foreign one."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """ViTs of big_vision, such as those of SigLIP and LiT: .npz files with one or several towers."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Mapping

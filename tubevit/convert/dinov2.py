@@ -1,7 +1,5 @@
 """Hugging Face's Dinov2Model: a ViT with LayerScale, which becomes part of the projections before it."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

@@ -19,8 +19,6 @@ parameters could exceed the 2 GB limit of a program) and a description of input 
     probabilities = jax.jit(program.call)(params, pixels)
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

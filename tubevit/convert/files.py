@@ -1,7 +1,5 @@
 """Files of arrays: recognise them by content, read them without running code, write them completely or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pathlib

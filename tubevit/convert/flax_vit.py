@@ -1,7 +1,5 @@
 """ViTs of flax.linen in .npz files, as vision_transformer (AugReg, "How to train your ViT?") and big_vision write."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

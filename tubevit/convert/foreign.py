@@ -1,7 +1,5 @@
 """What the reader of a format receives and returns."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Hugging Face's ViTModel and ViTForImageClassification: a folder with config.json and model.safetensors."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping

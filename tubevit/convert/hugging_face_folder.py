@@ -1,7 +1,5 @@
 """Folders that Hugging Face's libraries write: weights, config.json and preprocessor_config.json."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import pathlib

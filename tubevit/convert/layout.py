@@ -1,7 +1,5 @@
 """Names and layouts of arrays in other libraries: one table per format, used in both directions."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The image tower of Hugging Face's SiglipModel or SiglipVisionModel: attention pooling, no class token."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """timm's vit_{tiny,small,base,large,huge}_patch{14,16,32}: a .safetensors, .pth or .bin file, or a hub folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Read torch's .pth and .bin files without torch and without running code from the pickle."""
 
-from __future__ import annotations
-
 import collections
 import pathlib
 import pickle

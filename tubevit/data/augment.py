@@ -1,7 +1,5 @@
 """Random augmentation of clips: crops in space and time, flips, colours; sampled once for all frames of a clip."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

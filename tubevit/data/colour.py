@@ -4,10 +4,9 @@ The functions change a contiguous clip (T, H, W, 3) uint8 in place. For one fram
 ImageOps, rounding included. Statistics that Pillow computes on an image are computed on the whole clip.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Self
 
 import cv2
 import numpy as np
@@ -102,7 +101,7 @@ class Noise:
     pixels: np.ndarray
 
     @classmethod
-    def sample(cls, size: int, rng: np.random.Generator) -> Noise:
+    def sample(cls, size: int, rng: np.random.Generator) -> Self:
         """Sample a rectangle of a frame (size, size), and its noise.
 
         The area is drawn from 2 % to 33 % of the frame, height over width from 0.3 to 3.3 (on a logarithmic scale);

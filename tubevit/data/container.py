@@ -1,7 +1,5 @@
 """Media files: opened once, told apart by their content; the timestamps of videos."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -1,7 +1,5 @@
 """Encoded files to frames: videos by timestamp, images upright."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import BinaryIO
 

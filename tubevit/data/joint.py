@@ -1,7 +1,5 @@
 """Joint training data: each step takes one sub-batch from each data set, of images or of videos."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Mapping
 
 from tubevit.data.pipeline import SampleLoader, dataset_seed, iterate, training_rows

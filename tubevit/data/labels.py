@@ -1,7 +1,5 @@
 """Labels as arrays, and the names of classes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Digits start at a uniform position and move along straight lines that wrap aroun
 direction. Each test clip also exists reversed, so that no unordered set of frames reveals it either.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import csv
 import functools

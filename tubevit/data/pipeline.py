@@ -1,7 +1,5 @@
 """From a source to batches, with Grain: each row of each batch follows from the seed and its number alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import zlib

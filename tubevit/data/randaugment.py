@@ -4,8 +4,6 @@ Geometric operations become part of the map that is sampled once (`tubevit.data.
 colour operations, whatever order was sampled, and show more of the frame where the crop is smaller than the frame.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

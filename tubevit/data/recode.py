@@ -1,7 +1,5 @@
 """Validation of media files for shards: a file must decode from beginning to end; large ones are encoded again."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import pathlib

@@ -1,7 +1,5 @@
 """Writing of shards in several processes: each file is validated, and an interrupted run resumes."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import csv

@@ -9,8 +9,6 @@
 Labels are class indices; several are joined by `|`.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import hashlib
@@ -18,6 +16,7 @@ import io
 import json
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
@@ -72,7 +71,7 @@ class Index:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> Index:
+    def from_json(cls, text: str | bytes, where: str) -> Self:
         """Parse index.json; raises UserError, with the path `where`, if it is malformed or has another version."""
         try:
             fields = json.loads(text)

@@ -1,7 +1,5 @@
 """Clips at regular times of a video of any length, which is decoded once from its beginning to its end."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import os

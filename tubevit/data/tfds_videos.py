@@ -10,8 +10,6 @@ The feature `Video` of TFDS stores a video as images and needs TensorFlow. Here 
     tfds.data_source("my_clips", split="train")       # {"video": bytes, "label": index, "path": text}
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

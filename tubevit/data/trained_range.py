@@ -1,7 +1,5 @@
 """Warnings about videos and images that differ from the training data of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tubevit.data.warp import Frame, frame_size

@@ -1,7 +1,5 @@
 """Videos and images as a model takes them."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

@@ -1,9 +1,8 @@
 """Multi-view evaluation: temporal x spatial views of a clip (the paper evaluates with 4x3, section 4)."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
+from typing import Self
 
 from tubevit.errors import UserError
 
@@ -16,7 +15,7 @@ class Views:
     spatial: int = 1
 
     @classmethod
-    def from_text(cls, text: str) -> Views:
+    def from_text(cls, text: str) -> Self:
         """Parse text such as `4x3`; raises UserError if it has another form."""
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
         if not match:

@@ -4,11 +4,10 @@ Coordinates are continuous, (x, y) from the upper left corner: pixel i covers i 
 matrix that takes a point of the output to the point of the source that it shows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Self
 
 import av
 import cv2
@@ -217,7 +216,7 @@ class _Blocks:
     map: np.ndarray
 
     @classmethod
-    def from_box(cls, box: Sequence[int], factor: int, size: int, flip: bool) -> _Blocks:
+    def from_box(cls, box: Sequence[int], factor: int, size: int, flip: bool) -> Self:
         """Return the blocks for a rectangle that is resized to (size, size)."""
         top, left, height, width = box
         y, x = height // factor / size, width // factor / size
@@ -226,7 +225,7 @@ class _Blocks:
         return cls(read, (), factor, np.array([across, [0, y, 0.5 * y - 0.5]]))
 
     @classmethod
-    def from_map(cls, shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> _Blocks:
+    def from_map(cls, shape: tuple[int, int], matrix: np.ndarray, size: int, factor: int) -> Self:
         """Return the blocks for any map; the border is replicated for two blocks beyond the frame."""
         (top, bottom), (left, right) = (  # whole blocks
             _block_range(ends.min(), ends.max(), available, factor)

@@ -1,7 +1,5 @@
 """Evaluation of a checkpoint on the data of its run, of an experiment, or on any source."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """Evaluation of one data set: predictions for every file, averaged over views, and their scores."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """The compiled forward pass of evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Metrics of predicted probabilities: top-1, top-5, mean average precision, accuracy per class, confusion matrix."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

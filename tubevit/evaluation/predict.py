@@ -1,7 +1,5 @@
 """Prediction of files: labels or features of videos and images, of long videos window by window."""
 
-from __future__ import annotations
-
 import dataclasses
 import glob
 import os

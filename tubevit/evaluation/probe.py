@@ -1,7 +1,5 @@
 """Probes of frozen features: a linear classifier or nearest neighbours, scored on a held-out split."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Abstract models: structure and parameter shapes without memory."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

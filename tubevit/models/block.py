@@ -1,7 +1,5 @@
 """The block of a ViT (paper section 3.1, equations 1 and 2), with the options that foreign ViTs need."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,9 +1,8 @@
 """The configuration of a model: its sizes, tubes, options and heads."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +176,7 @@ class ModelConfig:
             limit = f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise UserError(f"{name} must be a whole number of {limit}; found {value!r}")
 
-    def replace(self, **fields) -> ModelConfig:
+    def replace(self, **fields) -> Self:
         """Return a copy with other values; new tubes bring their own padding and kind of kernels."""
         own = {"padding": None, "interpolated": None} if "tubes" in fields else {}
         return dataclasses.replace(self, **own | fields)

@@ -3,8 +3,6 @@
 Blocks are stacked: every parameter has a leading axis of L layers, and scans run them.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Floating-point operations, parameters and memory of a model, counted from its configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

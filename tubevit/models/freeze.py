@@ -1,7 +1,5 @@
 """Trained and frozen parameters: two trees, so that frozen ones have no gradient, optimiser state or update."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -4,8 +4,6 @@ With parameters split over the devices that also split the batch, XLA would othe
 features, and move them between the two layouts in every block.
 """
 
-from __future__ import annotations
-
 import jax
 from jax.sharding import PartitionSpec
 

@@ -1,7 +1,5 @@
 """Poolings from tokens to one vector, in float32 (paper figure 2, paper.md section 8, row 16)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

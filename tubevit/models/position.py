@@ -1,7 +1,5 @@
 """Position embeddings of tubes (paper section 3.3, equations 3 to 7), and the alternatives of Table 7a."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -3,8 +3,6 @@
 The two steps are separate, so that windows can also be extracted outside the model (paper sections 3.2 and 3.4).
 """
 
-from __future__ import annotations
-
 import math
 
 import einops

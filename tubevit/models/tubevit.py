@@ -1,7 +1,5 @@
 """TubeViT: a tube tokenizer, a plain ViT, attention pooling and a linear head per label set (paper figures 1, 2)."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx

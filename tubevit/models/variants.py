@@ -1,7 +1,5 @@
 """The architectures, and models created by their names (Table 11)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

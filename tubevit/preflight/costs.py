@@ -3,8 +3,6 @@
 XLA's own analysis counts the body of a loop once; here it counts as often as it runs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Descriptions of devices to compile for: TPU slices from libtpu, GPUs from XLA."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Parse the text of a compiled program (HLO): instructions, calls, and loops with their trip counts. No JAX needed."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

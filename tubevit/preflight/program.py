@@ -1,7 +1,5 @@
 """The programs of an experiment with abstract arguments, which need no data: training step, evaluation, parts."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 

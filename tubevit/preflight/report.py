@@ -1,7 +1,5 @@
 """The results of a preflight: figures derived from those of the compiler, and the report."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

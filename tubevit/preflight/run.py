@@ -1,7 +1,5 @@
 """Compile an experiment for a described topology in separate processes, and search for settings that fit."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Names of TPU slices and GPUs, gcloud's accelerator types, and published figures of the chips."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -3,8 +3,6 @@
 This runs in a separate process with `devices.ENVIRONMENT`, because a compiler can abort its process.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """A configuration for one's own data: steps, warm-up, learning rate, input and augmentation follow from the files."""
 
-from __future__ import annotations
-
 import time
 
 from ml_collections import ConfigDict

@@ -1,7 +1,5 @@
 """Hyper-parameters of the paper (Table 10) as configurations; the experiments add data and what they change."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tubevit.config.config import dataset_config, default_config, request_recipe, set_value

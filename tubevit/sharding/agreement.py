@@ -1,7 +1,5 @@
 """Processes agree on configuration, data and initial parameters before they start, or none of them starts."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

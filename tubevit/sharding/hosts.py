@@ -1,7 +1,5 @@
 """Several processes as one job: start-up, which one writes, and one end for all when one of them fails."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The mesh of devices, and the rows of a batch that each process loads."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Sequence

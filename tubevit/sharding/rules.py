@@ -5,8 +5,6 @@
 - Arrays with fewer than `SMALL` numbers (per layer in stacked blocks), or without such an axis, are replicated.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

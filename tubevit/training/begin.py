@@ -1,7 +1,5 @@
 """The training state that a run begins with, or goes on from, on any mesh and any number of processes."""
 
-from __future__ import annotations
-
 import functools
 import logging
 

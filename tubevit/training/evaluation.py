@@ -1,7 +1,5 @@
 """Evaluation during training, on the data sets of `data.eval`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The main job: joint training on image and video data, from a configuration to a workdir."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Losses, mixup and CutMix."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import einops

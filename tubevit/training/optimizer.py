@@ -1,7 +1,5 @@
 """Adam with coupled weight decay (the paper's, Table 10) or AdamW; linear warm-up, then cosine to 0."""
 
-from __future__ import annotations
-
 import jax
 import optax
 from ml_collections import ConfigDict

@@ -1,7 +1,5 @@
 """The training state and the compiled step that updates it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import clu.metrics

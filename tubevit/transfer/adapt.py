@@ -1,7 +1,5 @@
 """The tokenizer and the learned positions of a checkpoint, in the shapes that another model needs."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Kernels of other sizes and pixel statistics: how 3D tubes start from the patch kernel of an image ViT."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Start from checkpoints instead of random parameters: names and shapes must agree unless the user says otherwise."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Configurations of large video models built from a large image ViT and a small model's tubes (paper section 3.6)."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Attention maps of a prediction: pooling weights and attention rollout, painted on frames."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

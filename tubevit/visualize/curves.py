@@ -1,7 +1,5 @@
 """Training curves from metrics.jsonl."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

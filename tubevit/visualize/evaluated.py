@@ -1,7 +1,5 @@
 """Evaluation data with predictions of a model, and its files as pixels."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 

@@ -1,7 +1,5 @@
 """Learned kernels: 2D patches in colour, 3D tubes as strips over time, and their principal components."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tubevit.errors import UserError

@@ -1,7 +1,5 @@
 """The layout of tubes over a clip: which pixels each tube reads, and when."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tubevit.tubes import Tube, TubeSet, as_tube_set

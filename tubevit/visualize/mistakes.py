@@ -1,7 +1,5 @@
 """The most confident mistakes of a model, as film strips."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

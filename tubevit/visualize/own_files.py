@@ -1,7 +1,5 @@
 """The user's own files and what a model predicts for them."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Write pictures to files (PNG, SVG, GIF) and to one self-contained page."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import html

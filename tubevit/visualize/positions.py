@@ -1,7 +1,5 @@
 """The similarity of position embeddings (paper section 3.3, Table 7a)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tubevit.errors import UserError

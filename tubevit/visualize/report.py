@@ -1,7 +1,5 @@
 """Select the pictures of a checkpoint; sections without pictures give the reason."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Matplotlib figures without global state, and the colours of light and dark pages."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import textwrap

@@ -1,7 +1,5 @@
 """Archives of checkpoints: a tar whose bytes depend on names and contents of the files only."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """The model card of a released checkpoint in Markdown."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping, Sequence
 

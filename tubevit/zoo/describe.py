@@ -1,7 +1,5 @@
 """The figures by which models are compared."""
 
-from __future__ import annotations
-
 import math
 
 import jax

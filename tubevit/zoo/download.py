@@ -1,7 +1,5 @@
 """Downloads of files with a known hash, from several addresses, resumed after interruptions."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

@@ -1,7 +1,5 @@
 """Names of checkpoints: a workdir, a folder, on disk or in a bucket, or a released model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 

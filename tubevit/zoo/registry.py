@@ -1,7 +1,5 @@
 """Released checkpoints: `checkpoints/index.json` lists them and where their weights are."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import json

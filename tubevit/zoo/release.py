@@ -1,7 +1,5 @@
 """Make a checkpoint a released one: its weights, its entry in the index, its model card."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Charades: the official csv files and class list; several actions per video."""
 
-from __future__ import annotations
-
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError, unknown

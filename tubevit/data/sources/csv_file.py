@@ -1,7 +1,5 @@
 """csv sources: a header `path,label[,split]`, paths relative to the file."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 

@@ -1,7 +1,5 @@
 """`moving_digits` and `still_digits`: the embedded data, generated in the cache on first use."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pathlib

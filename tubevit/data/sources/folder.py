@@ -1,7 +1,5 @@
 """Plain folders: DIR/train/class/clip, or DIR/class/clip."""
 
-from __future__ import annotations
-
 from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source

@@ -1,7 +1,5 @@
 """ImageNet-1k (ILSVRC 2012) as folders of JPEG files."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 import re

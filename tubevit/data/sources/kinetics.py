@@ -1,7 +1,5 @@
 """Kinetics: the official csv files, `label,youtube_id,time_start,time_end,split`, over a folder of clips."""
 
-from __future__ import annotations
-
 import collections
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Shared by the readers of lists and folders: split names, lists as text, the files of a folder, rows to a source."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import dataclasses

@@ -1,7 +1,5 @@
 """Sources by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tubevit import storage

@@ -1,7 +1,5 @@
 """`shards:DIR`: the shards that `tubevit shard-videos` wrote, on disk or in a bucket, with random access."""
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Something-Something v2: json lists and a label map, over a folder of webm files."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

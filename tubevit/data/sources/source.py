@@ -1,10 +1,9 @@
 """A source: the labelled files of one split."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -95,7 +94,7 @@ class Source:
         """The hash of the ordered class names."""
         return label_hash(self.classes)
 
-    def with_classes(self, classes: tuple[str, ...]) -> Source:
+    def with_classes(self, classes: tuple[str, ...]) -> Self:
         """Return the same files with labels as indices of `classes` (of a model).
 
         Raises:

@@ -4,8 +4,6 @@ NAME may include a configuration and a version (`imagenette/160px-v2`, `mnist:3.
 set name the media and the label. Images, and videos that are stored as encoded bytes, are passed on as bytes.
 """
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import dataclasses

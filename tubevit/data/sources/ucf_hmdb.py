@@ -1,7 +1,5 @@
 """UCF101 and HMDB51: the official lists of three train and test splits."""
 
-from __future__ import annotations
-
 import re
 
 from tubevit.data.sources import listing

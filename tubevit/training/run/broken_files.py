@@ -1,7 +1,5 @@
 """Files that cannot be decoded, met in training: each is named once, too many end the run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """One run per workdir: a lease that its holder renews, which a run takes over from a holder that is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -11,6 +9,7 @@ import socket
 import threading
 import time
 import uuid
+from typing import Self
 
 from tubevit import storage
 from tubevit.errors import RunError, UserError
@@ -41,7 +40,7 @@ class Lease:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self) -> Lease:
+    def acquire(self) -> Self:
         """Takes the lease and begins to renew it, every `REFRESH` seconds; all processes call it.
 
         It waits for a holder that does not renew it, until that is sure to be gone (`STALE` seconds; at once if it was
@@ -83,7 +82,7 @@ class Lease:
             if not self._taken():
                 storage.call(self._path, storage.as_path(self._path).unlink)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

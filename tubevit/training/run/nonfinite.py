@@ -1,7 +1,5 @@
 """Losses and gradients that are not finite: the run stops before it saves them, and says where they came from."""
 
-from __future__ import annotations
-
 import io
 import logging
 import math

@@ -1,7 +1,5 @@
 """SIGTERM, by which Cloud TPU, Slurm and Kubernetes say that a process is to end: all processes stop at one step."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Traces of some steps, for XProf and TensorBoard."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

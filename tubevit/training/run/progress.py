@@ -1,7 +1,5 @@
 """What the user sees of a run's speed: a progress line, and seconds a step by part."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging

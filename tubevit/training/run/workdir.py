@@ -1,7 +1,5 @@
 """The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
