@@ -42,7 +42,9 @@ $(GPU_COMPILER): $(READY)
 		jax-cuda12-plugin jax-cuda12-pjrt
 	touch $@
 
+# Formatting and types, too; pyright is installed on the first call, since the tests do without.
 lint: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),lint]'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python

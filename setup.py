@@ -1,4 +1,4 @@
-"""Packaging. `pip install -e .` for development; extras: cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev."""
+"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev, lint."""
 
 import pathlib
 import re
@@ -55,7 +55,6 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
-            "basedpyright>=1.40",  # pyright as one wheel, without a download at run time
             "build>=1.2",
             "hypothesis>=6",
             "beartype>=0.21",
@@ -68,6 +67,7 @@ setup(
             "jupytext>=1.17",
             "griffelib>=2",
         ],
+        "lint": ["basedpyright>=1.40"],  # pyright as one wheel, without a download at run time
     },
     entry_points={"console_scripts": ["tubevit=tubevit.cli.main:entry"]},
 )

@@ -49,7 +49,7 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_files_are_short_and_documented(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 500
+    assert len(text.splitlines()) <= 320
     tree = ast.parse(text)
     assert ast.get_docstring(tree) or not text.strip()
 
@@ -61,6 +61,18 @@ def test_files_are_short_and_documented(path):
                 check(child)
 
     check(tree)
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_signatures_are_short(path):
+    """At most 7 parameters, `self` and `cls` apart."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            given = node.args
+            names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            names += [each.arg for each in (given.vararg, given.kwarg) if each]
+            names = [name for name in names if name not in ("self", "cls")]
+            assert len(names) <= 7, f"{node.name} has {len(names)} parameters: {', '.join(names)}"
 
 
 def test_every_name_is_there():
