@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tubevit
+from tubevit.models.config import Head
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 CONFIG = """
@@ -33,6 +34,7 @@ address, index, out, root = sys.argv[1:]
 sys.path.insert(0, root)
 jax.distributed.initialize(address, num_processes=2, process_id=int(index))
 from tubevit.config import load_config
+from tubevit.evaluation import EvalOptions, evaluate_checkpoint
 from tubevit.training.loop import train
 
 found = {}
@@ -40,7 +42,10 @@ for case in sorted(path.name for path in pathlib.Path().iterdir()):
     os.chdir(case)
     spec = pathlib.Path("spec").read_text()
     try:
-        train(load_config(spec), "run")
+        if case == "evaluate":
+            evaluate_checkpoint(spec, EvalOptions(data="pets", split="test"))
+        else:
+            train(load_config(spec), "run")
     except Exception as error:
         found[case] = [type(error).__name__, str(error)]
     os.chdir("..")
@@ -69,7 +74,7 @@ def hosts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "pets_config.py").write_text(CONFIG)
     spec = str(folder / "pets_config.py")
-    cases = ("training_clip", "test_clip", "label", "class_folder", "config_key")
+    cases = ("training_clip", "test_clip", "label", "class_folder", "config_key", "evaluate")
     for host in (0, 1):
         for case in cases:
             here = folder / str(host) / case
@@ -77,8 +82,12 @@ def hosts(tmp_path_factory):
             write_csv(here, {("train", 1)} if host and case == "label" else ())
             arguments = ":source=pets.csv" if case == "label" else ":seed=1" if host and case == "config_key" else ""
             (here / "spec").write_text(spec + arguments)
+        (folder / str(host) / "evaluate/spec").write_text(str(folder / "model"))
+    heads = {"pets": Head(2, "image", ("cat", "dog"))}
+    tubevit.save_model(tubevit.create_model("tubevit_nano8", heads=heads), folder / "model")
     pets = {case: folder / "1" / case / "pets" for case in cases}
     (pets["training_clip"] / "train/dog/2.png").unlink()
+    (pets["evaluate"] / "test/dog/0.png").unlink()
     (pets["test_clip"] / "test/cat/1.png").unlink()
     for split in ("train", "test"):
         shutil.rmtree(pets["class_folder"] / split / "dog")
@@ -117,6 +126,7 @@ def errors(hosts, tmp_path_factory):
     "test_clip": ("differ in data.eval.pets (6 and 5 entries)", "'pets/test/cat/1.png labelled cat'"),
     "label": ("differ in data.train.pets:", "'pets/train/cat/1.png labelled cat' where process 1 has", "labelled dog'"),
     "class_folder": ("differ in data.train.pets", "process 0 has 'class dog' where process 1 has"),
+    "evaluate": ("differ in data.eval.data (held-out split) (6 and 5 entries)", "'pets/test/dog/0.png labelled dog'"),
     "config_key": ("differ in the configuration", "'seed = 0' where process 1 has 'seed = 1'"),
 }.items())  # fmt: skip
 def test_both_name_what_differs(errors, case, parts):

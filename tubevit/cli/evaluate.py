@@ -45,17 +45,17 @@ def run(args) -> None:
     """Run the verb."""
     from tubevit.config import load_config
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
-    from tubevit.sharding.hosts import is_main
+    from tubevit.sharding.hosts import is_main, run_on_all
     from tubevit.zoo.names import open_checkpoint
 
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
     options = EvalOptions(
-        config=load_config(args.config, args.config_overrides) if args.config else None,
+        config=run_on_all(lambda: args.config and load_config(args.config, args.config_overrides)),
         data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
         probe=args.probe,
     )  # fmt: skip
-    checkpoint = open_checkpoint(args.workdir or args.checkpoint, args.step)
+    checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
     if not is_main():
         return

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint
+from tubevit.checkpoint.manifest import manifest_entries
 from tubevit.config import dataset_config, default_config
 from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
@@ -22,7 +23,8 @@ from tubevit.evaluation.evaluate import EvalSettings, Evaluation, evaluation_rec
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
-from tubevit.sharding.hosts import is_main
+from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
+from tubevit.sharding.hosts import is_main, run_on_all
 from tubevit.sharding.mesh import make_mesh
 from tubevit.sharding.rules import put
 from tubevit.zoo.names import open_checkpoint
@@ -79,10 +81,13 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint is damaged, it names no data, or the data does not fit the model.
     """
-    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    name = checkpoint
+    checkpoint = name if isinstance(name, Checkpoint) else run_on_all(lambda: open_checkpoint(name))
+    agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
+    run_on_all(checkpoint.verify)
     model, run = checkpoint.load_model(), checkpoint.experiment
-    config = None if options.config is None else apply_recipe(options.config)[0]
-    datasets = _datasets(checkpoint, options) if config is None else config.data.eval
+    config = None if options.config is None else run_on_all(lambda: apply_recipe(options.config)[0])
+    datasets = run_on_all(lambda: _datasets(checkpoint, options)) if config is None else config.data.eval
     views = config.eval.views if config else run.get("eval", {}).get("views", "1x1")
     path = config.input.path if config else run.get("input", {}).get("path", "tubes")
     mesh = _mesh(run)
@@ -90,12 +95,14 @@ def evaluate_checkpoint(
     settings = EvalSettings(
         Views.from_text(options.views or views), run.get("loader", {}).get("threads", THREADS), mesh=mesh
     )
+    open_loads = open_probe if options.probe else lambda *opened: (open_eval(*opened),)
+    opened = run_on_all(lambda: {name: open_loads(model.config, name, d, path) for name, d in datasets.items()})
+    agree(lambda: _entries(options, datasets, opened))
     evaluations = []
     for name, dataset in datasets.items():
         settings = dataclasses.replace(settings, progress=name if progress and is_main() else None)
         batch_size = options.batch_size or dataset.batch_size
-        opened = model.config, name, dataset, path
-        loads = open_probe(*opened) if options.probe else (open_eval(*opened),)
+        loads = opened[name]
         for note in dict.fromkeys(note for load in loads for note in load.source.notes):
             logger.info(note)
         forward = make_forward(model.config, None if options.probe else dataset.head, mesh)
@@ -109,6 +116,16 @@ def evaluate_checkpoint(
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step}
         evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
     return evaluations
+
+
+def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> dict[str, Sequence[str]]:
+    """List what all processes must have in common."""
+    values = vars(options) | {"config": None, "data": {name: d.to_dict() for name, d in datasets.items()}}
+    return {"the options": mapping_entries(values)} | {
+        f"data.eval.{name} ({part})": SourceEntries(load.source)
+        for name, loads in opened.items()
+        for part, load in zip(("held-out split", "training split"), reversed(loads), strict=False)
+    }
 
 
 def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike) -> list[str]:
