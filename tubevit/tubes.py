@@ -224,7 +224,7 @@ class TubeSet:
         self.grid(shape)
         return np.concatenate([tube.centres(shape, self.padding) for tube in self.tubes])
 
-    def for_images(self) -> Self:
+    def for_images(self) -> "TubeSet":
         """Return the tubes that take images, of temporal size 1 (paper section 3.5); raises UserError without any."""
         flat = tuple(tube for tube in self.tubes if tube.is_2d)
         if not flat:

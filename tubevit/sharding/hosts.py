@@ -8,6 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from orbax.checkpoint import multihost
@@ -69,15 +70,15 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def gather(value) -> list | None:
-    """Collect a JSON value of each process in process 0, ordered by process; the others get None.
+def gather(value) -> list:
+    """Collect a JSON value of each process in process 0, ordered by process; the others get [].
 
     Every process must call it. Values travel through the coordinator, in messages of at most 4 MB.
     """
     client, key = multihost.get_jax_distributed_client(), f"tubevit/{next(_numbers)}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
     if not is_main():
-        return None
+        return []
     wait = 1000 * _WAIT
     return [json.loads(client.blocking_key_value_get(f"{key}/{i}", wait)) for i in range(jax.process_count())]
 
@@ -112,7 +113,7 @@ def run_on_main(function: Callable):
     return value
 
 
-def run_on_all(function: Callable):
+def run_on_all(function: Callable) -> Any:
     """Run a function in every process and return its value; where it fails in one, it fails in all.
 
     Every process must call it, and the function must not talk to the other processes.

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 from clu import parameter_overview
@@ -211,7 +211,7 @@ class Run:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
 
-    def _batches_from(self, step: int) -> Iterator[dict]:
+    def _batches_from(self, step: int) -> Generator[dict, None, None]:
         config = self.experiment.config
         loads = {name: (load, config.data.train[name].batch_size) for name, load in self.experiment.train.items()}
         loader = {"threads": config.loader.threads, "workers": config.loader.workers}
