@@ -67,8 +67,9 @@ def test_array_record_reads_from_a_bucket(bucket, tmp_path):
 
 
 def test_a_run_and_its_resumption(bucket, tiny_config):
-    workdir = prepare_workdir(f"{bucket}/runs/a", tiny_config(), HEADS)
-    assert str(workdir) == f"{bucket}/runs/a" and steps(workdir / "checkpoints") == []
+    workdir = storage.as_path(f"{bucket}/runs/a")
+    prepare_workdir(workdir, tiny_config(), HEADS)
+    assert steps(workdir / "checkpoints") == []
     writer, checkpoints = MetricsWriter(workdir, 0), Checkpoints(workdir, keep=2)
     for step in (2, 3, 4):
         writer.write(step, {"loss": 1 / step})
@@ -91,7 +92,7 @@ def test_a_run_and_its_resumption(bucket, tiny_config):
     with pytest.raises(UserError, match="gs://bucket/runs/a holds a run of another configuration"):
         prepare_workdir(f"{bucket}/runs/a/", tiny_config({"seed": "1"}), HEADS)
     before = lines(workdir)
-    workdir = prepare_workdir(f"{bucket}/runs/a/", tiny_config(), HEADS)
+    prepare_workdir(f"{bucket}/runs/a/", tiny_config(), HEADS)
     writer = MetricsWriter(workdir, 4)
     writer.sync()
     assert lines(workdir) == before[:3]  # cut back to the checkpoint

@@ -1,4 +1,4 @@
-"""The hashes of a checkpoint's files: Orbax loads arrays with a flipped byte without a word."""
+"""Hashes of a checkpoint's files, because Orbax loads arrays with a flipped byte without an error."""
 
 import concurrent.futures
 import hashlib
@@ -14,13 +14,13 @@ _THREADS = 8
 
 
 def write_manifest(folder: str | os.PathLike) -> None:
-    """Writes `manifest.json`, {file: {"sha256": of its content, "bytes": its size}}, into a whole checkpoint.
+    """Write `manifest.json`, {file: {"sha256": hash, "bytes": size}}, to a complete checkpoint.
 
     Args:
-        folder: of the checkpoint, on disk or `gs://`; every file below it is read.
+        folder: the folder of the checkpoint, on disk or `gs://`; every file in it is read.
 
     Raises:
-        OSError: a file cannot be read, or the manifest not be written.
+        OSError: a file cannot be read, or the manifest cannot be written.
         StorageError: the bucket is out of reach or refuses.
     """
     storage.write_text(storage.join(folder, MANIFEST), json.dumps(_hashes(folder), indent=1) + "\n")
@@ -50,16 +50,13 @@ def _hashes(folder) -> dict[str, dict]:
 
 
 def verify(folder: str | os.PathLike) -> list[str] | None:
-    """Reads a checkpoint whole and compares it with its manifest.
-
-    Files that the manifest does not name are not looked at.
+    """Compare every file of a checkpoint with its manifest; files that the manifest does not list are ignored.
 
     Args:
-        folder: of the checkpoint, on disk or `gs://`.
+        folder: the folder of the checkpoint, on disk or `gs://`.
 
     Returns:
-        What is wrong, a text for each damaged file that begins with its name; [] if nothing is. None if there is no
-        manifest: whether the checkpoint is good is not known then.
+        One text per damaged file, which begins with its name; [] if all are good; None if there is no manifest.
 
     Raises:
         StorageError: the bucket is out of reach or refuses.

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, with hashes of their files; the newest that is good."""
+"""The checkpoints of a run: saving in the background with hashes of the files, and finding the newest good one."""
 
 import contextlib
 import json
@@ -24,23 +24,23 @@ from tubevit.sharding.hosts import run_on_main
 
 logger = logging.getLogger(__name__)
 
-# What a step's folder becomes that is not to be used; neither Orbax nor `steps` takes it for a checkpoint.
+# Suffixes of folders that must not be used; neither Orbax nor `steps` takes them for checkpoints.
 _DAMAGED, _UNVERIFIED = ".damaged", ".unverified"
 # What Orbax and TensorStore raise when a save fails.
 _FAILURES = (OSError, ValueError, RuntimeError)
 
 
 def newest_good(folder: str | os.PathLike) -> int | None:
-    """The step to go on from: the newest whose files are those that were written.
+    """Find the step to resume from: the newest checkpoint whose files match its manifest.
 
-    Folders of newer steps are renamed, since their steps are to be saved again: to `<step>.damaged`, or to
-    `<step>.unverified` (only the last is kept) where the manifest is missing, as when a process is killed before it
-    is written. If no checkpoint has a manifest that fits, the newest without one is taken.
+    Folders of newer steps are renamed, because these steps will be saved again: to `<step>.damaged`, or to
+    `<step>.unverified` (only the last is kept) if the manifest is missing, as after a kill before it was written. If
+    no checkpoint matches its manifest, the newest one without a manifest is used.
 
-    Every process of a run calls it, before `Checkpoints` is made; process 0 does the work.
+    Every process of a run calls it before it makes `Checkpoints`; process 0 does the work.
 
     Args:
-        folder: of the checkpoints of a run, on disk or `gs://`.
+        folder: the folder of the checkpoints, on disk or `gs://`.
 
     Returns:
         The step; None if there is no checkpoint.
@@ -148,16 +148,16 @@ _quiet = _WhileAnyIsOpen(_tracebacks_hidden)
 
 
 class Checkpoints:
-    """The checkpoints of a run: saved in the background, the last `keep` are kept, and the best.
+    """The checkpoints of a run: saved in the background; the last `keep` and the best are kept.
 
-    Once a checkpoint is whole its `manifest.json` is written, and `best.json`, {"step", "metric", "value"}, in the
-    workdir, by process 0. All processes of a run make it and call the same methods.
+    Once a checkpoint is complete, process 0 writes its `manifest.json`, and `best.json` with {"step", "metric",
+    "value"} in the workdir. All processes of a run make this object and call the same methods.
 
     Args:
-        workdir: of the run; on disk or `gs://`.
-        keep: number of checkpoints.
-        keep_best: a metric of the evaluation, such as eval/clips/top1; the checkpoint with its largest value, of a
-            loss the smallest, is kept too. None keeps the last ones only.
+        workdir: the folder of the run, on disk or `gs://`.
+        keep: number of checkpoints to keep.
+        keep_best: a metric of the evaluation, such as eval/clips/top1; the checkpoint with its largest value
+            (smallest for a loss) is kept as well. None keeps only the last ones.
 
     Raises:
         StorageError: the bucket is out of reach or refuses; so do `save`, `wait` and `close`.
@@ -175,7 +175,7 @@ class Checkpoints:
         options = {"preservation_policy": policy, "cleanup_tmp_directories": True}
         try:
             self._checkpointer = self._call(make, self.folder, **options)
-        except ValueError:  # it reads the metrics of all; those of an older checkpoint are no JSON
+        except ValueError:  # it reads all metrics; those of an older checkpoint are not JSON
             run_on_main(self._set_damaged_aside)
             self._checkpointer = self._call(make, self.folder, **options)
         self._background: threading.Thread | None = None
@@ -187,7 +187,7 @@ class Checkpoints:
         return storage.call(self.folder, function, *args, **kwargs)
 
     def _score(self, metrics: Mapping[str, float]) -> float:
-        """What is larger for a better checkpoint."""
+        """Return a score that is larger for a better checkpoint."""
         value = metrics.get(self.keep_best or "", math.nan)
         value = -value if (self.keep_best or "").rpartition("/")[2].endswith("loss") else value
         return -math.inf if math.isnan(value) else value
@@ -198,13 +198,13 @@ class Checkpoints:
                 _set_aside(self.folder, step, _DAMAGED)
 
     def save(self, state: dict, metadata: dict, metrics: Mapping | None = None, wait: bool = False) -> None:
-        """Saves a training state; returns once it is copied, or when it is written if `wait`.
+        """Save a training state; return once it is copied, or once it is written if `wait`.
 
         Args:
-            state: of the training; a step that is not newer than the last one saved is left out.
+            state: the training state; a step that is not newer than the last one saved is skipped.
             metadata: JSON values; `step` and `versions` are added.
-            metrics: {name: value} of the evaluation of this state; None or {} if there was none.
-            wait: until the checkpoint and its manifest are written.
+            metrics: {name: value} of the evaluation of this state; None or {} if it was not evaluated.
+            wait: whether to wait until the checkpoint and its manifest are written.
 
         Raises:
             UserError: the metrics do not have the one that `keep_best` names.
@@ -237,7 +237,7 @@ class Checkpoints:
         return None if value is None or not math.isfinite(value) else {self.keep_best: float(value)}
 
     def _best(self) -> dict | None:
-        """What best.json is to hold once the present save is whole."""
+        """Return the content of best.json for when the current save is complete."""
         if self.keep_best is None:
             return None
         scored = [info for info in self._checkpointer.checkpoints if info.metrics and self.keep_best in info.metrics]
@@ -247,7 +247,7 @@ class Checkpoints:
         return {"step": best.step, "metric": self.keep_best, "value": best.metrics[self.keep_best]}
 
     def _finish(self, step: int, best: dict | None) -> None:
-        """In the background: once Orbax has written a step, its manifest."""
+        """Write the manifest once Orbax has written the step; runs in the background."""
         try:
             self._call(self._checkpointer.wait)
             if jax.process_index() == 0:
@@ -258,18 +258,18 @@ class Checkpoints:
             self._error = error
 
     def _join(self) -> None:
-        """Waits for the background work and raises what it raised."""
+        """Wait for the background work and raise its error."""
         if self._background is not None:
             self._background.join()
             self._background = None
         if self._error is not None:
             error, self._error = self._error, None
             with contextlib.suppress(Exception):
-                self._call(self._checkpointer.wait)  # it tells each thread, and shall not do so again at the end
+                self._call(self._checkpointer.wait)  # raises the error of each thread now, so that `close` does not
             raise error
 
     def wait(self) -> None:
-        """Waits until the last save and its manifest are written."""
+        """Wait until the last save and its manifest are written."""
         self._join()
         self._call(self._checkpointer.wait)
 
@@ -280,7 +280,7 @@ class Checkpoints:
         return RunError(f"saving a checkpoint in {self.folder} failed ({reason}); {last}")
 
     def close(self) -> None:
-        """Ends the background work.
+        """Finish the background work.
 
         Raises:
             RunError: the last save failed.

@@ -1,4 +1,4 @@
-"""The training state that a run begins with, or goes on from, on any mesh and any number of processes."""
+"""The initial training state of a run, new or restored, on any mesh and any number of processes."""
 
 import functools
 import logging
@@ -26,10 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workdir, mesh: Mesh) -> tuple[dict, int]:
-    """The state, split over the mesh, and its step: of the workdir's newest good checkpoint, else a new one.
+    """Restore the newest good checkpoint of the workdir, or make a new state.
+
+    Returns:
+        The state, sharded over the mesh, and its step.
 
     Raises:
-        UserError: checkpoints do not fit the model, or all are damaged.
+        UserError: a checkpoint does not fit the model, all are damaged, or the processes have different ones.
         RunError: the workdir cannot be read.
     """
     step = newest_good(workdir / RUN_FOLDER)
@@ -55,7 +58,7 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
 
 
 def _sources(init, resumed) -> dict:
-    """The hashes of the checkpoints that the parameters come from: the resumed one, else those of `init`."""
+    """List the files of the checkpoints that the parameters come from: the resumed one, else those of `init`."""
     if resumed is not None:
         return {str(resumed): manifest_entries(resumed)}
     names = [] if init.checkpoint is None else [init.checkpoint, *({init.tubes} - set(TUBES))]
@@ -63,7 +66,7 @@ def _sources(init, resumed) -> dict:
 
 
 def _placed(tree, mesh: Mesh):
-    """Shapes with their shardings."""
+    """Add their shardings to abstract arrays."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -72,7 +75,7 @@ def _placed(tree, mesh: Mesh):
 
 
 def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> dict:
-    """The state at step 0, created where it lies: random, or of `init.checkpoint`."""
+    """Make the state at step 0, random or from `init.checkpoint`, on the devices that hold it."""
     config, model = experiment.config, experiment.model
     make = functools.partial(initial_state, model, optimizer, config.seed)
     if config.init.checkpoint is None:

@@ -103,7 +103,7 @@ def train(
     # The workdir is touched once the configuration is known to be good.
     workdir = storage.as_path(workdir)
     with Lease(workdir).acquire() as lease:
-        run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change) and None)
+        run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
         state, start = begin(experiment, optimizer, workdir, mesh)
         step = parts.make_step(graph_of(model), optimizer, config, mesh)
         run = Run(experiment, mesh, workdir, lease, step, parts.make_evaluation(experiment, mesh), parts.batches)

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over `warmup_steps`, then a cosine that reaches 0 at `train.steps`."""
+    """Make the schedule: linear warm-up over `warmup_steps`, then cosine decay that reaches 0 at `train.steps`."""
     warmup, steps = config.optimizer.warmup_steps, config.train.steps
     return optax.join_schedules(
         [
@@ -18,10 +18,10 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser of `config.optimizer`.
+    """Make the optimiser of `config.optimizer`.
 
-    `adam` adds the decay to the gradient (L2, as the paper names it), `adamw` to the update. Kernels decay; biases
-    and the scales of normalisations do not.
+    `adam` adds the weight decay to the gradient (the paper calls it L2), `adamw` to the update. Only kernels decay,
+    not biases or the scales of normalisation layers.
     """
     settings = config.optimizer
 

@@ -35,7 +35,7 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_config, tmp_path):
 def test_what_may_differ(tiny_config, tmp_path, changes):
     prepare_workdir(tmp_path, tiny_config(), HEADS)
     pretend_checkpoint(tmp_path)
-    assert prepare_workdir(tmp_path, tiny_config(changes), HEADS) == tmp_path
+    prepare_workdir(tmp_path, tiny_config(changes), HEADS)
     stored = json.loads((tmp_path / "config.json").read_text())
     key, value = next(iter(changes.items()))
     for part in key.split("."):

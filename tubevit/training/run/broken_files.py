@@ -1,4 +1,4 @@
-"""Files that cannot be decoded, met in training: each is named once, too many end the run."""
+"""Files that cannot be decoded in training: each is reported once, and too many end the run."""
 
 import logging
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ logger = logging.getLogger(__name__)
 
 
 class BrokenFiles:
-    """Counts the files that were replaced.
+    """Count and report the broken files of a run.
 
     Args:
-        loads: of the data sets, by name.
-        share: of a data set's files that may be broken.
+        loads: {name of a data set: its loader}.
+        share: largest share of a data set's files that may be broken.
     """
 
     def __init__(self, loads: Mapping[str, SampleLoader], share: float):
@@ -23,10 +23,10 @@ class BrokenFiles:
         self._dense: dict[str, list[int]] = {}
 
     def take(self, batch: dict) -> dict:
-        """Removes `broken` and `dense` from a joint batch, see `training_rows`; names files that were not met before.
+        """Remove `broken` and `dense` (see `training_rows`) from a joint batch; report files that are newly broken.
 
         Raises:
-            RunError: more than the share of a data set's files are broken; all of them are listed.
+            RunError: too many files of a data set are broken; the message lists them.
         """
         for name, sub_batch in batch.items():
             found, source = self._found[name], self._loads[name].source
@@ -56,7 +56,7 @@ class BrokenFiles:
                 seen[1] += len(part["dense"])
 
     def dense_shares(self) -> dict[str, float]:
-        """{train/<name>/dense: share of clips whose pixels were all computed}, on the tubes' path; counts anew."""
+        """Return the share of dense clips since the last call, as {train/<name>/dense: share}, on the path of tubes."""
         shares = {f"train/{name}/dense": dense / seen for name, (dense, seen) in self._dense.items()}
         self._dense = {}
         return shares

@@ -1,4 +1,4 @@
-"""One run per workdir: a lease that its holder renews, which a run takes over from a holder that is gone."""
+"""One run per workdir: a lease that its holder renews, and that another run takes over once the holder has ended."""
 
 import contextlib
 import json
@@ -19,18 +19,18 @@ from tubevit.training.run.workdir import cannot_write
 logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-REFRESH, STALE = 30.0, 90.0  # seconds between two renewals; without one for so long, the holder is gone
+REFRESH, STALE = 30.0, 90.0  # seconds between two renewals, and without a renewal until the holder counts as dead
 
 
 class Lease:
-    """The right to write into a workdir; a context manager that gives it back at the end.
+    """The right to write to a workdir; a context manager that releases it at the end.
 
-    A process that was frozen while another run took over finds out when it asks: `check` before each write that
-    counts. Clocks of two hosts are never compared: what counts is for how long a run itself saw no renewal.
+    A process that was frozen while another run took over learns of it by `check`, before each important write. Clocks
+    of two hosts are never compared: a run measures for how long it saw no renewal.
 
     Args:
-        workdir: of the run, created where there is none; on disk or `gs://`. Among several processes, process 0 holds
-            the lease.
+        workdir: the folder of the run, on disk or `gs://`; created if it does not exist. Among several processes,
+            process 0 holds the lease.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -41,10 +41,10 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> Self:
-        """Takes the lease and begins to renew it, every `REFRESH` seconds; all processes call it.
+        """Acquire the lease and renew it every `REFRESH` seconds; all processes call it.
 
-        It waits for a holder that does not renew it, until that is sure to be gone (`STALE` seconds; at once if it was
-        a process of this machine that is dead).
+        If another holder does not renew it, wait until it counts as dead: `STALE` seconds, or no time for a process of
+        this machine that has ended.
 
         Raises:
             UserError: a live run holds it, or the workdir cannot be written.
@@ -54,10 +54,10 @@ class Lease:
         return self
 
     def check(self, step: int | None = None) -> None:
-        """To be called before a save: makes sure that no other run has taken over; one read of a small file.
+        """Make sure that no other run has taken over. Call it before a save; it reads one small file.
 
         Args:
-            step: of the run, for who reads the file.
+            step: the step of the run, written to the file.
 
         Raises:
             RunError: another run has the lease, or it was removed; StorageError: the bucket is out of reach.
@@ -71,7 +71,7 @@ class Lease:
             raise RunError(self._lost)
 
     def release(self) -> None:
-        """Ends the renewals and removes the file, if it is still ours."""
+        """Stop the renewals and remove the file if it is still ours."""
         if self._thread is None:
             return
         self._ended.set()
@@ -112,7 +112,7 @@ class Lease:
         self._thread.start()
 
     def _wait(self, content: bytes) -> bytes | None:
-        """Waits until the lease may be taken; returns what it holds then, None if it was removed."""
+        """Wait until the lease may be taken; return its content then, None if it was removed."""
         holder, begin = _parse(content), time.monotonic()
         waiting = f"{self._path} is held by {_name(holder)}: waiting for up to {STALE:.0f} s to see whether it is alive"
         while not _is_dead(holder):
@@ -147,7 +147,7 @@ class Lease:
                 self._write()
 
     def _taken(self) -> str | None:
-        """Why the lease is not ours any more; None if it is."""
+        """Explain why the lease is no longer ours; None if it is."""
         content = self._read()
         if content is None:
             return f"{self._path} is gone: another run took the workdir over and has ended, or it was removed by hand"
@@ -163,7 +163,7 @@ class Lease:
             return None
 
     def _write(self, new: bool = False) -> None:
-        """Writes the file; if `new` it must not exist, else FileExistsError."""
+        """Write the file; if `new`, raise FileExistsError if it exists."""
         self._beat += 1
         host, machine, started = socket.gethostname(), _machine(), _started(os.getpid())
         content = {"id": self._id, "host": host, "pid": os.getpid(), "step": self._step, "beat": self._beat}
@@ -193,14 +193,14 @@ def _name(holder: dict) -> str:
 
 
 def _is_dead(holder: dict) -> bool:
-    """Whether it was a process of this machine that has ended; False where that cannot be known."""
+    """Tell whether the holder was a process of this machine that has ended; False if that is unknown."""
     if not _machine() or holder.get("machine") != _machine() or not isinstance(holder.get("pid"), int):
         return False
     return _started(holder["pid"]) != holder.get("started")  # another process may have its number now
 
 
 def _machine() -> str:
-    """The names of host, boot and process namespace, in which a process number means something; "" if unknown."""
+    """Name the host, boot and process namespace in which a process number is unique; "" if unknown."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -209,7 +209,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in ticks since the boot; None if there is none of this number."""
+    """Return the start of a process of this machine, in ticks since boot; None if it does not exist."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: the run stops before it saves them, and says where they came from."""
+"""Losses and gradients that are not finite: the run stops before it saves them and reports the files of the batch."""
 
 import io
 import logging
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteGuard:
-    """Looks at the metrics of each step; all processes of a run see the same ones.
+    """Check that the metrics of each step are finite; all processes of a run see the same metrics.
 
     Args:
-        workdir: gets nonfinite_step_<n>.npz, process 0's part of the batch, as the model got it before mixup.
+        workdir: receives nonfinite_step_<n>.npz, process 0's part of the batch, before mixup.
         names: {data set: the paths of its files}.
-        batch_of: gives the joint batch of a step, with `file`, anew.
-        skip: such steps changed nothing (`train.skip_nonfinite`) and are only named.
+        batch_of: loads the joint batch of a step again, including `file`.
+        skip: report such steps, which changed nothing (`train.skip_nonfinite`), instead of raising.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class NonFiniteGuard:
         self._workdir, self._names, self._batch_of, self._skip = workdir, names, batch_of, skip
 
     def take(self, pending: list[tuple[int, clu.metrics.Collection]]) -> list[clu.metrics.Collection]:
-        """The metrics that are finite, of (step, metrics) in order.
+        """Return the metrics that are finite, from (step, metrics) in order.
 
         Raises:
-            RunError: some are not and are not to be skipped: the step and its files.
+            RunError: some are not finite; the message names the step and its files.
         """
         finite = []
         for step, metrics in pending:
@@ -66,7 +66,7 @@ class NonFiniteGuard:
         )
 
     def _files(self, step: int) -> str:
-        """Names of the files of all processes."""
+        """List the files of a step's batch in all processes."""
         lines = []
         for name, part in sorted(self._batch_of(step).items()):
             index = np.asarray(part["file"], np.int32)

@@ -1,4 +1,4 @@
-"""SIGTERM, by which Cloud TPU, Slurm and Kubernetes say that a process is to end: all processes stop at one step."""
+"""Preemption by SIGTERM, as Cloud TPU, Slurm and Kubernetes announce it: all processes stop at the same step."""
 
 import contextlib
 import signal
@@ -9,14 +9,14 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(Exception):
-    """The process was asked to end; the state is saved, the same command goes on from there."""
+    """The process was asked to end. The state is saved; the same command resumes the run."""
 
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Gives `stop(step)`, to be called once each step in every process: whether the run is to end after this step.
+    """Yield `stop(step)`: whether the run must end after this step. Every process calls it once per step.
 
-    With `jax.distributed` its service catches the signal, of any process, and chooses the step.
+    In a job of several processes, JAX's coordination service catches the signal of any of them and chooses the step.
     """
     if jax.distributed.is_initialized():
         yield multihost_utils.reached_preemption_sync_point
@@ -24,7 +24,7 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     caught: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
-    except ValueError:  # not the main thread: notices go elsewhere
+    except ValueError:  # not the main thread, which alone receives signals
         yield lambda step: False
         return
     try:

@@ -1,4 +1,4 @@
-"""Traces of some steps, for XProf and TensorBoard."""
+"""Profiles of some steps, for XProf and TensorBoard."""
 
 import logging
 import os
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """`steps=10:13` -> (10, 13): the first step of a trace, and the one after its last.
+    """Parse `steps=10:13` into (10, 13): the first step of a trace and the step after its last.
 
     Raises:
-        UserError: it is not of this form.
+        UserError: the text does not have this form.
     """
     match = re.fullmatch(r"(?:steps=)?(\d+):(\d+)", text)
     first, end = map(int, match.groups()) if match else (0, 0)
@@ -26,11 +26,11 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class Profile:
-    """Writes a trace of the steps first to end - 1 into WORKDIR/profile.
+    """Write a trace of the steps first to end - 1 to WORKDIR/profile.
 
     Args:
-        workdir: of the run.
-        steps: see `parse_steps`; None traces nothing.
+        workdir: the folder of the run.
+        steps: (first, end), see `parse_steps`; None disables tracing.
     """
 
     def __init__(self, workdir: os.PathLike, steps: tuple[int, int] | None):
@@ -39,19 +39,19 @@ class Profile:
         self._on = False
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Start the trace if `step` is its first. Call it before each step."""
         if self._first <= step < self._end and not self._on:
             jax.profiler.start_trace(self._folder)
             self._on = True
 
     def after(self, step: int, result) -> None:
-        """To be called after each step, with what it returned: the trace waits for it."""
+        """Stop the trace after its last step, once `result` is computed. Call it after each step."""
         if self._on and step >= self._end - 1:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace, also one whose last step was not reached."""
+        """Stop the trace, even if its last step was not reached."""
         if self._on:
             self._on = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What the user sees of a run's speed: a progress line, and seconds a step by part."""
+"""The speed of a run: a progress line, and seconds per step for each part."""
 
 import contextlib
 import datetime
@@ -11,11 +11,11 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Times the parts of a step and prints the progress line.
+    """Time the parts of a step and log the progress line.
 
     Args:
-        config: of the experiment.
-        start: step that the run begins with, or goes on from.
+        config: the configuration of the experiment.
+        start: the step that the run starts or resumes from.
     """
 
     def __init__(self, config: ConfigDict, start: int):
@@ -28,18 +28,18 @@ class Progress:
 
     @contextlib.contextmanager
     def time(self, part: str):
-        """Counts what is done inside as `data`, `step` or `save`."""
+        """Add the time spent inside to `data`, `step` or `save`."""
         begin = time.perf_counter()
         yield
         self.paused_at = time.perf_counter()
         self.seconds[part] += self.paused_at - begin
 
     def pause(self) -> None:
-        """Leaves out the time since the last timed part (evaluation) from the rate."""
+        """Exclude the time since the last timed part (evaluation) from the rate."""
         self.idle += time.perf_counter() - self.paused_at
 
     def report(self, step: int, loss: float) -> dict[str, float]:
-        """Prints the line; returns seconds a step since the last report by part."""
+        """Log the line; return seconds per step for each part since the last report."""
         now = time.perf_counter()
         count = step - self.step
         rate = count / max(now - self.since - self.idle, 1e-9)

@@ -19,21 +19,21 @@ from tubevit.config.keys import CHANGE_NOTHING
 from tubevit.errors import RunError, UserError
 from tubevit.sharding.hosts import is_main
 
-# Seconds between two uploads of what is appended to: a bucket knows whole files only.
+# Seconds between two uploads of files that grow: a bucket cannot append.
 _UPLOAD_EVERY = 30.0
 
 
-def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> pathlib.PurePath:
-    """Checks that a run with checkpoints in a folder has the same configuration; writes config.json.
+def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> None:
+    """Write config.json; refuse a folder with checkpoints of a run that had another configuration.
 
     Args:
-        workdir: the folder, whose lease this run has; on disk or `gs://`.
-        config: resolved.
+        workdir: the folder, on disk or `gs://`; this run holds its lease.
+        config: the resolved configuration.
         heads: {name: Head as a dict}.
-        allow_change: keys that may differ from the earlier run beyond those that cannot change the result.
+        allow_change: keys that may differ from the earlier run, in addition to those that cannot change the result.
 
     Raises:
-        UserError: it cannot be written, or holds a run of another configuration.
+        UserError: the folder cannot be written, or holds a run of another configuration.
         RunError: the disk is full.
         StorageError: the bucket is out of reach or refuses.
     """
@@ -48,11 +48,10 @@ def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict,
         raise cannot_write(workdir, error) from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}; name a new workdir") from error
-    return workdir
 
 
 def cannot_write(workdir: str | os.PathLike, error: OSError) -> RunError | UserError:
-    """The error to raise: a full disk may be mended before a restart, others need a hand."""
+    """Return the error to raise: RunError for a full disk, which a restart may survive, else UserError."""
     kind = RunError if error.errno == errno.ENOSPC else UserError
     return kind(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}")
 
@@ -77,14 +76,14 @@ def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> N
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl, a JSON object a line, and TensorBoard events.
+    """Write metrics.jsonl, one JSON object per line, and TensorBoard events.
 
-    Those of a bucket are kept in a temporary folder and uploaded whole, at most every half minute, by `sync` and
+    For a bucket the files are written to a temporary folder and uploaded at most every half minute, by `sync` and
     at the end.
 
     Args:
-        workdir: of the run; on disk or `gs://`.
-        step: of the restored checkpoint; lines of later steps are cut off.
+        workdir: the folder of the run, on disk or `gs://`.
+        step: the step of the restored checkpoint; lines of later steps are removed.
 
     Raises:
         StorageError: the bucket is out of reach or refuses; so do `write`, `sync` and `close`.
@@ -107,7 +106,7 @@ class MetricsWriter:
         self._tensorboard = _Events(self._folder, step + 1)
 
     def write(self, step: int, metrics: dict) -> None:
-        """Appends one line, null for what is None or not finite, which TensorBoard does not get."""
+        """Append one line. Values that are None or not finite become null, and TensorBoard does not get them."""
         metrics = {
             name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()
         }
@@ -121,14 +120,14 @@ class MetricsWriter:
             self.sync()
 
     def sync(self) -> None:
-        """Brings a bucket up to date: to be called before a checkpoint, which a resumed run goes on from."""
+        """Upload the files to a bucket. Call it before a checkpoint, so that the log is not behind the resumed step."""
         if self._temporary:
             for name in storage.names(self._folder):
                 storage.upload(self._folder / name, storage.join(self._workdir, name))
             self._uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Flushes the events and brings a bucket up to date."""
+        """Flush the events and upload the files to a bucket."""
         self._tensorboard.close()
         if self._temporary:
             try:
@@ -152,7 +151,7 @@ def open_metrics(workdir: str | os.PathLike, step: int) -> MetricsWriter | _NoMe
 
 
 class _Events:
-    """TensorBoard's file, written at once: tensorboardX's thread ends when a disk is full, and its queue then waits."""
+    """TensorBoard's file, written without tensorboardX's thread, which hangs when the disk is full."""
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
         from tensorboardX.event_file_writer import EventsWriter
