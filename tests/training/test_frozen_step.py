@@ -74,8 +74,9 @@ def test_layers_of_new_weights_are_trained(model):
 def gradients(model, params, config):
     """Of the loss with respect to what is trained, by path."""
     trained, frozen = split_frozen(params, model.config)
+    batch = jax.tree.map(jnp.asarray, BATCH)
     graph = nnx.graphdef(model)
-    loss = lambda trained: joint_loss(graph, trained, frozen, BATCH, config, jax.random.key(0))[0]  # noqa: E731
+    loss = lambda trained: joint_loss(graph, trained, frozen, batch, config, jax.random.key(0))[0]  # noqa: E731
     # The lowest level halves the time to compile.
     return flatten(jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(trained))
 

@@ -85,7 +85,7 @@ def test_compiles_once_donates_and_overfits(calm):
 
 
 def test_losses_are_those_of_the_logits(calm):
-    params, batch = calm.state()["params"], calm.batches[0]
+    params, batch = calm.state()["params"], jax.tree.map(jnp.asarray, calm.batches[0])
     total, losses = jax.jit(lambda p: joint_loss(calm.graph, p, {}, batch, calm.config, jax.random.key(0)))(params)
     forward = jax.jit(lambda p, pixels, head: nnx.merge(calm.graph, p)(pixels, head=head), static_argnames="head")
     for name, head in ((VIDEO, "motion"), (IMAGE, "digit")):
