@@ -15,7 +15,7 @@ from tubevit.checkpoint.checkpoint import steps
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Sends SIGTERM to itself, in one process of the job only, before step `at` is computed; says what it loaded.
 PROGRAM = """
-import functools, os, signal, sys
+import functools, os, signal, sys, time
 import numpy as np
 from tubevit.cli.main import entry
 from tubevit.data.joint import joint_batches
@@ -26,6 +26,7 @@ def batches(*rest, first, **settings):
     for step, batch in enumerate(joint_batches(*rest, first=first, **settings), first + 1):
         if step == int(at):
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)  # until the service has told all
         with open(name, "a") as file:
             windows = [part["pixels"].windows[0] for part in batch.values()]  # those of the first tube tell rows apart
             sums = [window.reshape(len(window), -1)[:, ::7].sum(axis=1) for window in windows]

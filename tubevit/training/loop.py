@@ -97,13 +97,13 @@ def train(
     if resolved.decoding is not None and is_main():
         logger.info(expected_time(resolved))
     config, model, mesh = experiment.config, experiment.model, training_mesh(experiment)
-    logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
     optimizer = make_optimizer(config)
     # The workdir is touched once the configuration is known to be good.
     workdir = storage.as_path(workdir)
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
+        logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
         state, start = begin(experiment, optimizer, workdir, mesh)
         step = parts.make_step(graph_of(model), optimizer, config, mesh)
         run = Run(experiment, mesh, workdir, lease, step, parts.make_evaluation(experiment, mesh), parts.batches)
