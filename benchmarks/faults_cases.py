@@ -184,7 +184,7 @@ def not_finite_skipped(lab: Lab) -> dict:
     with Job(lab.workdir(), changes={"optimizer.learning_rate": 1e30, "train.skip_nonfinite": "true"}) as job:
         job.wait()
     should = job.codes == [0] and STEPS in good(job.workdir)
-    return row("NaN in the loss, train.skip_nonfinite=true", [job], should, [job.message(0, "is left out")], seconds="")
+    return row("NaN in the loss, train.skip_nonfinite=true", [job], should, [job.message(0, "skipped")], seconds="")
 
 
 def second_run(lab: Lab) -> dict:

@@ -199,7 +199,7 @@ def test_a_damaged_newest_falls_back_and_is_saved_again(tmp_path, damage, reason
     damage(folder / "9")
     assert newest_good(folder) == 6
     (line,) = said
-    assert line.startswith(f"checkpoint 9 in {folder} is damaged (") and "going on from step 6" in line
+    assert line.startswith(f"checkpoint 9 in {folder} is damaged (") and "resuming from step 6" in line
     assert re.search(reason, line)
     assert steps(folder) == [3, 6] and (folder / "9.damaged/params").is_dir()
     assert newest_good(folder) == 6 and len(said) == 1
@@ -239,7 +239,7 @@ def test_killed_before_the_manifest(tmp_path, said):
     folder = saved(tmp_path, 3, 6)
     (folder / "6/manifest.json").unlink()
     assert newest_good(folder) == 3
-    assert len(said) == 1 and "checkpoint 6" in said[0] and "has no manifest: going on from step 3" in said[0]
+    assert len(said) == 1 and "checkpoint 6" in said[0] and "renamed to 6.unverified; resuming from step 3" in said[0]
     assert steps(folder) == [3]
     saved(tmp_path, 6, 9)
     (folder / "9/manifest.json").unlink()
@@ -253,7 +253,7 @@ def test_without_any_manifest_the_newest_is_taken(tmp_path, said):
     for step in (3, 6):
         (folder / str(step) / "manifest.json").unlink()
     assert newest_good(folder) == 6 and steps(folder) == [3, 6]
-    assert len(said) == 1 and "checkpoint 6" in said[0] and "has no manifest: it is taken" in said[0]
+    assert len(said) == 1 and "checkpoint 6" in said[0] and "has no manifest: resuming from it" in said[0]
 
 
 def test_if_none_is_good_the_run_does_not_begin_anew(tmp_path):

@@ -59,9 +59,12 @@ def _newest_good(folder: pathlib.PurePath) -> int | None:
         if problems == []:
             good = step
             break
-        if problems is None and unverified is None:
-            unverified = step
-        reasons[step] = "has no manifest" if problems is None else f"is damaged ({_some(problems)})"
+        if problems is None:
+            unverified = step if unverified is None else unverified
+            reasons[step] = "has no manifest"
+        else:
+            more = f", and {len(problems) - 1} more files" if len(problems) > 1 else ""
+            reasons[step] = f"is damaged ({problems[0]}{more})"
     if good is None and unverified is None:
         if not reasons:
             return None
@@ -69,21 +72,14 @@ def _newest_good(folder: pathlib.PurePath) -> int | None:
         raise UserError(f"no checkpoint in {folder} can be used: {listed}; bring a good copy, or name a new workdir")
     chosen = unverified if good is None else good
     if good is None:
-        logger.warning(
-            f"checkpoint {chosen} in {folder} has no manifest: it is taken, but whether it is damaged is not known"
-        )
+        logger.warning(f"checkpoint {chosen} in {folder} has no manifest: resuming from it without a check for damage")
     for step, reason in reasons.items():
         if step > chosen:
             suffix = _UNVERIFIED if reason == "has no manifest" else _DAMAGED
-            logger.warning(
-                f"checkpoint {step} in {folder} {reason}: going on from step {chosen}; it is now {step}{suffix}"
-            )
+            renamed = f"renamed to {step}{suffix}"
+            logger.warning(f"checkpoint {step} in {folder} {reason}: {renamed}; resuming from step {chosen}")
             _set_aside(folder, step, suffix)
     return chosen
-
-
-def _some(problems: list[str]) -> str:
-    return problems[0] + (f", and {len(problems) - 1} more files" if len(problems) > 1 else "")
 
 
 def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:

@@ -37,9 +37,10 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     """
     given = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": process}
     missing = [flag for flag, value in given.items() if value is None]
+    timeouts = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": SHUTDOWN}
     if len(missing) == len(given):
         if _on_tpu_vm():
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
+            jax.distributed.initialize(**timeouts)
         return
     if coordinator is None or processes is None or process is None:
         raise UserError(f"--coordinator, --num-processes and --process-id go together; missing {', '.join(missing)}")
@@ -50,9 +51,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         raise UserError(f"--process-id must be 0 to --num-processes - 1; found {process} of {processes}")
     # On CPUs, two programs that run at once may receive each other's messages.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    jax.distributed.initialize(
-        coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN
-    )
+    jax.distributed.initialize(coordinator, processes, process, **timeouts)
     if processes > 1 and jax.default_backend() == "cpu":
         # On CPUs the others cannot use the programs that process 0 compiled: their messages would not match.
         jax.config.update("jax_enable_compilation_cache", False)

@@ -35,26 +35,21 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
         UserError: a checkpoint does not fit the model, all are damaged, or the processes have different ones.
         RunError: the workdir cannot be read.
     """
-    step = newest_good(workdir / RUN_FOLDER)
-    agree(lambda: _sources(experiment.config.init, None if step is None else workdir / RUN_FOLDER / str(step)))
+    folder = workdir / RUN_FOLDER
+    step = newest_good(folder)
+    agree(lambda: _sources(experiment.config.init, None if step is None else folder / str(step)))
     if step is None:
         return new_state(experiment, optimizer, mesh), 0
     make = functools.partial(initial_state, experiment.model, optimizer, experiment.config.seed)
-    abstract, checkpoint = jax.eval_shape(make), Checkpoint(workdir / RUN_FOLDER / str(step))
+    abstract, checkpoint = jax.eval_shape(make), Checkpoint(folder / str(step))
     whole = jax.eval_shape(join_frozen, abstract["params"], abstract["frozen"])
     params = checkpoint.read("params", _placed(whole, mesh))
-    params, frozen = jax.jit(
-        functools.partial(split_frozen, model=experiment.model),
-        out_shardings=(shardings(abstract["params"], mesh), shardings(abstract["frozen"], mesh)),
-    )(params)
-    state = {
-        "step": put(np.int32(step), mesh),
-        "params": params,
-        "frozen": frozen,
-        "opt_state": checkpoint.read("optimizer", _placed(abstract["opt_state"], mesh)),
-    }
+    split = functools.partial(split_frozen, model=experiment.model)
+    placement = shardings((abstract["params"], abstract["frozen"]), mesh)
+    params, frozen = jax.jit(split, out_shardings=placement)(params)
+    opt_state = checkpoint.read("optimizer", _placed(abstract["opt_state"], mesh))
     logger.info(f"resuming {workdir} from step {step}")
-    return state, step
+    return {"step": put(np.int32(step), mesh), "params": params, "frozen": frozen, "opt_state": opt_state}, step
 
 
 def _sources(init, resumed) -> dict:
@@ -67,24 +62,19 @@ def _sources(init, resumed) -> dict:
 
 def _placed(tree, mesh: Mesh):
     """Add their shardings to abstract arrays."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings(tree, mesh),
-    )
+    return jax.tree.map(lambda leaf, at: leaf.update(sharding=at), tree, shardings(tree, mesh))
 
 
 def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> dict:
     """Make the state at step 0, random or from `init.checkpoint`, on the devices that hold it."""
-    config, model = experiment.config, experiment.model
-    make = functools.partial(initial_state, model, optimizer, config.seed)
-    if config.init.checkpoint is None:
+    model, seed, init = experiment.model, experiment.config.seed, experiment.config.init
+    make = functools.partial(initial_state, model, optimizer, seed)
+    if init.checkpoint is None:
         return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
-    params = jax.jit(functools.partial(initial_parameters, model, config.seed))()
-    init = config.init
+    params = jax.jit(functools.partial(initial_parameters, model, seed))()
     settings = {"skip": names(init.skip), "renamed": pairs(init.rename), "tubes": init.tubes}
     params, notes = run_on_all(lambda: initialise(params, model, init.checkpoint, **settings))
-    logger.info("\n  ".join([f"beginning from {config.init.checkpoint}", *notes]))
+    logger.info("\n  ".join([f"beginning from {init.checkpoint}", *notes]))
     params = put(params, mesh)
     to_state = functools.partial(state_of, model=model, optimizer=optimizer)
     return jax.jit(to_state, out_shardings=shardings(jax.eval_shape(to_state, params), mesh))(params)

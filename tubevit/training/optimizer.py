@@ -7,14 +7,9 @@ from ml_collections import ConfigDict
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """Make the schedule: linear warm-up over `warmup_steps`, then cosine decay that reaches 0 at `train.steps`."""
-    warmup, steps = config.optimizer.warmup_steps, config.train.steps
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, config.optimizer.learning_rate, warmup),
-            optax.cosine_decay_schedule(config.optimizer.learning_rate, max(steps - warmup, 1)),
-        ],
-        [warmup],
-    )
+    peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+    cosine = optax.cosine_decay_schedule(peak, max(config.train.steps - warmup, 1))
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), cosine], [warmup])
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -12,24 +13,18 @@ from tests import gcs
 from tubevit import storage
 from tubevit.errors import RunError, UserError
 from tubevit.training.run import lease as leases
-from tubevit.training.run.lease import Lease
+
+Lease = functools.partial(leases.Lease, refresh=0.2, stale=1.5)
 
 PROGRAM = """
 import sys, time
-from tubevit.training.run import lease as leases
-leases.REFRESH, leases.STALE = 0.2, 1.5
-lease = leases.Lease(sys.argv[1]).acquire()
+from tubevit.training.run.lease import Lease
+lease = Lease(sys.argv[1], 0.2, 1.5).acquire()
 print("acquired", flush=True)
 while True:
     lease.check(7)
     time.sleep(0.05)
 """
-
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(leases, "REFRESH", 0.2)
-    monkeypatch.setattr(leases, "STALE", 1.5)
 
 
 @pytest.fixture

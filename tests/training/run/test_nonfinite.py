@@ -138,7 +138,7 @@ def test_skipping_goes_on_and_changes_nothing(runs, read_arrays, bad_batch):
     assert bad == before  # parameters and optimiser, bit for bit
     assert {name for name in after if after[name] != bad[name]} >= {name for name in bad if "['params']" in name}
     (line,) = [line for line in continued.lines if "not finite" in line]
-    assert line == f"step {BAD}: loss is not finite; the step is left out (files: {bad_batch[1]})"
+    assert line == f"step {BAD}: loss is not finite; skipped the step (files: {bad_batch[1]})"
 
 
 def test_metrics_stay_json(runs):

@@ -28,13 +28,13 @@ class BrokenFiles:
         Raises:
             RunError: too many files of a data set are broken; the message lists them.
         """
+        kept = {}
         for name, sub_batch in batch.items():
             found, source = self._found[name], self._loads[name].source
             for index in {int(i) for i in sub_batch["broken"] if i >= 0} - set(found):
                 found[index] = self._loads[name].reason(index)
-                number = f"{len(found)} of {len(source)}"
-                text = f"data.train.{name}: replaced a broken file ({number}): {found[index]}"
-                logger.warning(text, extra={"every_process": True})
+                text = f"replaced a broken file ({len(found)} of {len(source)}): {found[index]}"
+                logger.warning(f"data.train.{name}: {text}", extra={"every_process": True})
             if len(found) > self._share * len(source):
                 listed = "; ".join(found.values())
                 raise RunError(
@@ -42,18 +42,12 @@ class BrokenFiles:
                     f"loader.max_broken={self._share:g} allows (raise it, or let tubevit shard-videos "
                     f"find all of them): {listed}"
                 )
-        self._count_dense(batch)
-        return {
-            name: {key: value for key, value in part.items() if key not in ("broken", "dense")}
-            for name, part in batch.items()
-        }
-
-    def _count_dense(self, batch: dict) -> None:
-        for name, part in batch.items():
             if self._loads[name].tubes is not None:
                 seen = self._dense.setdefault(name, [0, 0])
-                seen[0] += int(part["dense"].sum())
-                seen[1] += len(part["dense"])
+                seen[0] += int(sub_batch["dense"].sum())
+                seen[1] += len(sub_batch["dense"])
+            kept[name] = {key: value for key, value in sub_batch.items() if key not in ("broken", "dense")}
+        return kept
 
     def dense_shares(self) -> dict[str, float]:
         """Return the share of dense clips since the last call, as {train/<name>/dense: share}, on the path of tubes."""

@@ -19,7 +19,6 @@ from tubevit.training.run.workdir import cannot_write
 logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-REFRESH, STALE = 30.0, 90.0  # seconds between two renewals, and without a renewal until the holder counts as dead
 
 
 class Lease:
@@ -31,19 +30,22 @@ class Lease:
     Args:
         workdir: the folder of the run, on disk or `gs://`; created if it does not exist. Among several processes,
             process 0 holds the lease.
+        refresh: seconds between two renewals.
+        stale: seconds without a renewal after which a holder counts as dead.
     """
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: str | os.PathLike, refresh: float = 30.0, stale: float = 90.0):
         self._workdir, self._path = workdir, storage.join(workdir, LEASE)
+        self._refresh, self._stale = refresh, stale
         self._id, self._beat, self._step = uuid.uuid4().hex, 0, None
         self._lost: str | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> Self:
-        """Acquire the lease and renew it every `REFRESH` seconds; all processes call it.
+        """Acquire the lease and renew it every `refresh` seconds; all processes call it.
 
-        If another holder does not renew it, wait until it counts as dead: `STALE` seconds, or no time for a process of
+        If another holder does not renew it, wait until it counts as dead: `stale` seconds, or no time for a process of
         this machine that has ended.
 
         Raises:
@@ -65,8 +67,7 @@ class Lease:
         self._step = step
         if self._thread is None:
             return  # not process 0
-        if self._lost is None and (other := self._taken()):
-            self._lost = other
+        self._lost = self._lost or self._taken()
         if self._lost is not None:
             raise RunError(self._lost)
 
@@ -75,7 +76,7 @@ class Lease:
         if self._thread is None:
             return
         self._ended.set()
-        self._thread.join(REFRESH)
+        self._thread.join(self._refresh)
         self._thread = None
         # The run is over: a lease that cannot be removed becomes stale.
         with contextlib.suppress(OSError, storage.StorageError):
@@ -102,7 +103,7 @@ class Lease:
                     raise self._refusal(self._read()) from None
             else:
                 self._write()
-                time.sleep(REFRESH / 30)  # a run that saw the same has written by then
+                time.sleep(self._refresh / 30)  # a run that saw the same has written by then
                 content = self._read()
                 if content is None or _parse(content).get("id") != self._id:
                     raise self._refusal(content)
@@ -114,17 +115,16 @@ class Lease:
     def _wait(self, content: bytes) -> bytes | None:
         """Wait until the lease may be taken; return its content then, None if it was removed."""
         holder, begin = _parse(content), time.monotonic()
-        waiting = f"{self._path} is held by {_name(holder)}: waiting for up to {STALE:.0f} s to see whether it is alive"
+        seconds = f"{self._stale:.0f} s"
+        waiting = f"{self._path} is held by {_name(holder)}: waiting for up to {seconds} to see whether it is alive"
         while not _is_dead(holder):
-            if time.monotonic() - begin >= STALE:
-                logger.warning(
-                    f"{self._path}: taken over from {_name(holder)}, which has not renewed it for {STALE:.0f} s"
-                )
+            if time.monotonic() - begin >= self._stale:
+                logger.warning(f"{self._path}: taken over from {_name(holder)}, which has not renewed it for {seconds}")
                 return content
             if waiting:
                 logger.warning(waiting)
                 waiting = None
-            time.sleep(REFRESH / 30)
+            time.sleep(self._refresh / 30)
             now = self._read()
             if now is None:
                 return None
@@ -138,7 +138,7 @@ class Lease:
         return UserError(f"{self._workdir} is in use by a live run, {holder}; end that, or name another workdir")
 
     def _renew(self) -> None:
-        while not self._ended.wait(REFRESH):
+        while not self._ended.wait(self._refresh):
             # A disk that is full or a bucket that is out of reach stops the run, if at all, when it saves.
             with contextlib.suppress(OSError, storage.StorageError):
                 self._lost = self._lost or self._taken()

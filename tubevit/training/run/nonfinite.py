@@ -46,9 +46,7 @@ class NonFiniteGuard:
             if not bad:
                 finite.append(metrics)
             elif self._skip:
-                logger.warning(
-                    f"step {step}: {bad[0]} is not finite; the step is left out (files: {self._files(step)})"
-                )
+                logger.warning(f"step {step}: {bad[0]} is not finite; skipped the step (files: {self._files(step)})")
             else:
                 raise RunError(self._report(step, bad[0]))
         return finite
@@ -58,7 +56,10 @@ class NonFiniteGuard:
         files, batch = self._files(step), self._batch_of(step)
         if is_main():
             leaves = jax.tree_util.tree_flatten_with_path(batch)[0]  # windows of tubes are pixels/windows/<i>
-            _save(path, {jax.tree_util.keystr(key, simple=True, separator="/"): value for key, value in leaves})
+            arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): value for key, value in leaves}
+            file = io.BytesIO()
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+            storage.write_bytes(path, file.getvalue())
         return (
             f"{name} of step {step} is not finite; nothing of it is saved. The batch is in {path}, its files are "
             f"{files}. A smaller optimizer.learning_rate, optimizer.grad_clip_norm or "
@@ -74,9 +75,3 @@ class NonFiniteGuard:
                 index = np.asarray(multihost_utils.process_allgather(index)).reshape(-1)
             lines.append(f"{name}: " + ", ".join(str(self._names[name][i]) for i in index))
         return "; ".join(lines)
-
-
-def _save(path: str, arrays: dict[str, np.ndarray]) -> None:
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    storage.write_bytes(path, file.getvalue())

@@ -45,12 +45,9 @@ class Progress:
         rate = count / max(now - self.since - self.idle, 1e-9)
         self.rate = rate if self.rate is None else 0.7 * self.rate + 0.3 * rate
         eta = datetime.timedelta(seconds=round((self.config.train.steps - step) / self.rate))
-        logger.info(
-            f"step {step}/{self.config.train.steps} | loss {loss:.4f} | {self.rate:.2f} steps/s | "
-            f"{self.rate * self.clips:.0f} clips/s | ETA {eta} | "
-            + ", ".join(f"{part} {1000 * value / count:.0f}" for part, value in self.seconds.items())
-            + " ms"
-        )
+        parts = ", ".join(f"{part} {1000 * value / count:.0f}" for part, value in self.seconds.items())
+        speed = f"{self.rate:.2f} steps/s | {self.rate * self.clips:.0f} clips/s | ETA {eta} | {parts} ms"
+        logger.info(f"step {step}/{self.config.train.steps} | loss {loss:.4f} | {speed}")
         times = {f"time/{part}": round(value / count, 5) for part, value in self.seconds.items()}
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.step, self.since, self.idle = step, now, 0.0
