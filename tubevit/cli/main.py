@@ -52,12 +52,10 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
     """Build the parser of a verb."""
     module = verb_module(verb)
     parser = _Parser(
-        prog=f"tubevit {verb}",
-        description=module.HELP,
+        prog=f"tubevit {verb}", description=module.HELP,
         epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
     module.add_arguments(parser)
     if any(action.dest == "config" for action in parser._actions):
         parser.set_defaults(config_overrides={})  # of --config.KEY=VALUE

@@ -21,11 +21,9 @@ def add_arguments(parser) -> None:
     add("--top", type=int, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add(
-        "--every",
-        type=float,
-        metavar="SECONDS",
+        "--every", type=float, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",
-    )
+    )  # fmt: skip
     add = parser.add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="print one JSON object per file (or clip) and head")
     add("--csv", metavar="FILE", help="write one row per label: file,start,end,head,rank,label,probability")

@@ -12,11 +12,9 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
     add(
-        "files",
-        nargs="*",
-        metavar="FILE_OR_DIR",
+        "files", nargs="*", metavar="FILE_OR_DIR",
         help="videos and images to show tubes and attention on (default: some of the evaluation data of the run)",
-    )
+    )  # fmt: skip
     add(
         "--out",
         metavar="DIR",

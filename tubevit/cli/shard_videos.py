@@ -21,11 +21,9 @@ def add_arguments(parser) -> None:
     add("--shards", type=int, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
     add("--processes", type=int, default=1, help="number of worker processes (default 1)")
     add(
-        "--short-side",
-        type=int,
-        metavar="PIXELS",
+        "--short-side", type=int, metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
-    )
+    )  # fmt: skip
     add("--json", action="store_true", help="print the summary as JSON")
 
 

@@ -13,19 +13,14 @@ def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
     add(
-        "--config",
-        required=True,
-        metavar="FILE[:arg=value,...]",
+        "--config", required=True, metavar="FILE[:arg=value,...]",
         help="experiment: a file, or the bare name of one in experiments/",
-    )
+    )  # fmt: skip
     add("--workdir", required=True, help="folder for config.json, metrics.jsonl, TensorBoard events and checkpoints/")
     add(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="KEY",
+        "--allow-change", action="append", default=[], metavar="KEY",
         help="configuration key that may differ from the run to resume; may be repeated",
-    )
+    )  # fmt: skip
     add("--profile", metavar="steps=A:B", help="write a profile of steps A to B - 1 to WORKDIR/profile")
     add("--print-sharding", action="store_true", help="print the sharding of the parameters and exit")
     parser.add_argument_group("--config.key=value", "overrides a value of the configuration")

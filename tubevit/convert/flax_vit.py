@@ -19,17 +19,14 @@ def _arrays(norm1: str, attention: str, norm2: str, mlp: str, position: str) -> 
     """Make the table for the names of a block's modules."""
     return (
         Array("tokenizer/tubes/0/kernel", ("embedding/kernel",), "P P 3 D"),
-        Array("tokenizer/tubes/0/bias", ("embedding/bias",), "D"),
-        Array("position/0", (position,), "1 N D"),
-        Array("class_token", ("cls",), "1 1 D"),
-        *_norm("encoder/blocks/norm1", f"{_BLOCK}/{norm1}"),
+        Array("tokenizer/tubes/0/bias", ("embedding/bias",), "D"), Array("position/0", (position,), "1 N D"),
+        Array("class_token", ("cls",), "1 1 D"), *_norm("encoder/blocks/norm1", f"{_BLOCK}/{norm1}"),
         *_to_heads("encoder/blocks/attention/qkv", f"{_BLOCK}/{attention}", "query", "key", "value"),
         *_dense("encoder/blocks/attention/out", f"{_BLOCK}/{attention}/out", "h d D"),
         *_norm("encoder/blocks/norm2", f"{_BLOCK}/{norm2}"),
         *_dense("encoder/blocks/mlp/up", f"{_BLOCK}/{mlp}/Dense_0", "D M"),
         *_dense("encoder/blocks/mlp/down", f"{_BLOCK}/{mlp}/Dense_1", "M D"),
-        *_norm("encoder/norm", "Transformer/encoder_norm"),
-        Array("pooling/probe", (f"{_MAP}/probe",), "1 1 D"),
+        *_norm("encoder/norm", "Transformer/encoder_norm"), Array("pooling/probe", (f"{_MAP}/probe",), "1 1 D"),
         *_to_heads("pooling/query", f"{_MAP}/MultiHeadDotProductAttention_0", "query"),
         *_to_heads("pooling/key_value", f"{_MAP}/MultiHeadDotProductAttention_0", "key", "value"),
         *_dense("pooling/out", f"{_MAP}/MultiHeadDotProductAttention_0/out", "h d D"),
@@ -37,7 +34,7 @@ def _arrays(norm1: str, attention: str, norm2: str, mlp: str, position: str) -> 
         *_dense("pooling/mlp/up", f"{_MAP}/MlpBlock_0/Dense_0", "D M"),
         *_dense("pooling/mlp/down", f"{_MAP}/MlpBlock_0/Dense_1", "M D"),
         *_dense("heads/default", "head", "D C"),
-    )
+    )  # fmt: skip
 
 
 def _dense(ours: str, theirs: str, shape: str) -> tuple[Array, Array]:

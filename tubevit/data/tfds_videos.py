@@ -42,11 +42,9 @@ class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrigh
             "path": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"Encoded videos of {first.name}.",
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("video", "label"),
-        )
+            builder=self, description=f"Encoded videos of {first.name}.",
+            features=tfds.features.FeaturesDict(features), supervised_keys=("video", "label"),
+        )  # fmt: skip
 
     def _split_generators(self, dl_manager) -> dict:
         return {split: self._generate_examples(source) for split, source in self._sources.items()}

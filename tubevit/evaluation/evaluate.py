@@ -132,20 +132,14 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
     if not used.any():
         raise UserError(f"none of the {len(source)} files of {source.name} can be decoded: {load.reason(0, views)}")
     return {
-        "dataset": name,
-        "source": source.name,
-        "head": head,
-        "clips_listed": source.listed,
-        "clips_found": len(source),
-        "clips_used": int(used.sum()),
-        "views": str(views),
+        "dataset": name, "source": source.name, "head": head, "clips_listed": source.listed,
+        "clips_found": len(source), "clips_used": int(used.sum()), "views": str(views),
         "decoder": "opencv" if source.modality == "image" else "pyav",
         "crop": "centre" if views.spatial == 1 else f"{views.spatial} along the longer side",
-        "label_hash": source.label_hash,
-        **score(predictions.probabilities[used], source.labels[used]),
+        "label_hash": source.label_hash, **score(predictions.probabilities[used], source.labels[used]),
         "broken": [{"path": source.keys[i], "reason": load.reason(i, views)} for i in np.flatnonzero(~used).tolist()],
         "seconds": round(seconds, 2),
-    }
+    }  # fmt: skip
 
 
 def evaluate_source(

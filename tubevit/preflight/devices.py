@@ -10,15 +10,10 @@ from tubevit.preflight.topology import GPUS_A_HOST, Chip, Topology
 
 # Without these, libtpu looks for a TPU host and locks out other processes.
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_LIBRARY_LOG_LEVEL": "3",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
+    "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+    "TPU_LIBRARY_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "2",
+}  # fmt: skip
 _GPU_PACKAGES = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
 # Published figures of compute capability 9.0 and of the two boards, by which XLA chooses kernels.
 _GPU_NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}

@@ -27,17 +27,13 @@ def estimate(part: Mapping, chip: Chip, model_flops: float | None = None) -> dic
     for collective in part["collectives"]:
         sent[collective["between_slices"]] += collective["sent"]
     times = {
-        "compute": part["flops"] / chip.flops,
-        "memory": part["hbm_bytes"] / chip.bandwidth,
-        "network": sent[False] / chip.network,
-        "slices": sent[True] / (chip.slices_network or 1),
-    }
+        "compute": part["flops"] / chip.flops, "memory": part["hbm_bytes"] / chip.bandwidth,
+        "network": sent[False] / chip.network, "slices": sent[True] / (chip.slices_network or 1),
+    }  # fmt: skip
     result = {
-        **times,
-        "least": max(times.values()),
-        "most": sum(times.values()),
+        **times, "least": max(times.values()), "most": sum(times.values()),
         "bound": max(times, key=times.__getitem__),
-    }
+    }  # fmt: skip
     if model_flops is not None:
         best = model_flops / chip.flops
         result["mfu_most"], result["mfu_least"] = (best / max(result[key], 1e-12) for key in ("least", "most"))
@@ -70,14 +66,9 @@ def completed(result: Mapping, topology: Topology) -> dict:
     figures = dataclasses.asdict(chip)
     del figures["platform"]
     return {
-        **result,
-        "topology": topology.name,
-        "asked": topology.asked or topology.name,
-        "chip": figures,
-        "parts": parts,
-        "fits": all(part["fits"] for part in parts.values()),
-        "formula": FORMULA,
-    }
+        **result, "topology": topology.name, "asked": topology.asked or topology.name, "chip": figures,
+        "parts": parts, "fits": all(part["fits"] for part in parts.values()), "formula": FORMULA,
+    }  # fmt: skip
 
 
 def _size(count: float) -> str:
@@ -108,10 +99,8 @@ def report(found: Mapping) -> str:
     batch = ", ".join(f"{name} {size}" for name, size in found["batch"].items())
     lines = [
         f"{translation}{found['topology']}, {found['devices']} devices, mesh {mesh}; {found['compiler']}",
-        *(f"note: {note}" for note in found["notes"]),
-        f"{found['model']}, batch: {batch}",
-        "",
-    ]
+        *(f"note: {note}" for note in found["notes"]), f"{found['model']}, batch: {batch}", "",
+    ]  # fmt: skip
     if compiled:
         lines.append(f"{'per device':12s}" + "".join(f"{name:>14s}" for name in compiled))
         for label, key, text in _ROWS:

@@ -54,13 +54,10 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
     plan = program.for_device(resolve(settings, assume_missing=True), attention="xla")  # `auto` on TPUs and GPUs
     mesh = make_mesh(settings.mesh, described_devices(target, settings.mesh.slices))
     result = {
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "devices": int(mesh.size),
-        "notes": list(plan.notes),
-        "model": plan.model.name,
-        "batch": {name: dataset.batch_size for name, dataset in plan.config.data.train.items()},
-        "parts": {},
-    }
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()}, "devices": int(mesh.size),
+        "notes": list(plan.notes), "model": plan.model.name,
+        "batch": {name: dataset.batch_size for name, dataset in plan.config.data.train.items()}, "parts": {},
+    }  # fmt: skip
     if "train" in parts:
         result["model_flops"] = program.step_flops(plan) / mesh.size
         function, arguments = program.train_program(plan, mesh)
@@ -103,15 +100,11 @@ def _compiled(function, arguments, mesh, target) -> dict:
     }
     peak = sum(sizes.values())
     return {
-        "fits": peak <= target.chip.hbm,
-        **sizes,
-        "peak": peak,
-        "flops": costs.flops(program),
+        "fits": peak <= target.chip.hbm, **sizes, "peak": peak, "flops": costs.flops(program),
         "hbm_bytes": costs.hbm_bytes(program),
         "collectives": [dataclasses.asdict(c) | {"sent": c.sent} for c in costs.collectives(program, mesh.size)],
-        "unknown_loops": program.unknown_loops,
-        "seconds": seconds,
-    }
+        "unknown_loops": program.unknown_loops, "seconds": seconds,
+    }  # fmt: skip
 
 
 def out_of_memory(message: str, hbm: int) -> dict:

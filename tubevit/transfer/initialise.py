@@ -98,11 +98,9 @@ def initialise(
         )
     _check_frozen(wanted, offered, model, zero_tubes=missing_tubes == "zero")
     listed = {
-        "new": new,
-        "left out": left_out,
-        "left out, replaced by renamed parameters": summarise(replaced),
+        "new": new, "left out": left_out, "left out, replaced by renamed parameters": summarise(replaced),
         "neither loaded nor required": skip,
-    }
+    }  # fmt: skip
     notes += [f"{text}: {', '.join(paths)}" for text, paths in listed.items() if paths]
     return unflatten({path: jnp.asarray(leaf) for path, leaf in stack(wanted | offered).items()}), notes
 

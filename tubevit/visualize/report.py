@@ -36,13 +36,11 @@ def facts(checkpoint: Checkpoint, model: TubeViT) -> dict[str, str]:
     rate = f" at {config.fps:g} frames per second" if config.fps else ""
     heads = ", ".join(f"{name} ({head.classes} classes)" for name, head in config.heads)
     return {
-        "Checkpoint": checkpoint.name,
-        "Model": f"{config.name}, {count / 1e6:.1f} M parameters",
+        "Checkpoint": checkpoint.name, "Model": f"{config.name}, {count / 1e6:.1f} M parameters",
         "Tubes": f"{config.tubes}: {config.tubes.num_tokens(config.shape)} tokens",
-        "Input": f"{size_text(config.shape)} (frames, rows, columns){rate}",
-        "Heads": heads or "none",
+        "Input": f"{size_text(config.shape)} (frames, rows, columns){rate}", "Heads": heads or "none",
         "Trained on": learned_on(checkpoint),
-    }
+    }  # fmt: skip
 
 
 def learned_on(checkpoint: Checkpoint) -> str:

@@ -31,23 +31,14 @@ def describe(name: str, config: ModelConfig) -> dict:
     head = next((name for name, head in config.heads if config.frames == 1 or head.modality != "image"), None)
     flops = count_flops(config, shape, head)
     return {
-        "name": name,
-        "architecture": config.name,
-        "input": "x".join(map(str, shape)),
-        "tubes": per_tube,
-        "tokens": num_tokens(config, shape),
-        "pixels_read": tubes.pixels_read(shape),
-        "values_read": tubes.values_read(shape),
-        "clip_values": 3 * math.prod(shape),
-        "bytes": sent_bytes(tubes, shape),
-        "parameters": count(params),
-        "trainable_share": trained / count(params),
-        "state_bytes": 4 * (count(params) + 3 * trained),
-        "flops": flops.total,
-        "macs": flops.macs,
-        "training_flops": training_flops(config, shape, head),
+        "name": name, "architecture": config.name, "input": "x".join(map(str, shape)), "tubes": per_tube,
+        "tokens": num_tokens(config, shape), "pixels_read": tubes.pixels_read(shape),
+        "values_read": tubes.values_read(shape), "clip_values": 3 * math.prod(shape),
+        "bytes": sent_bytes(tubes, shape), "parameters": count(params),
+        "trainable_share": trained / count(params), "state_bytes": 4 * (count(params) + 3 * trained),
+        "flops": flops.total, "macs": flops.macs, "training_flops": training_flops(config, shape, head),
         "activation_bytes": activation_bytes(config, shape),
-    }
+    }  # fmt: skip
 
 
 def sent_bytes(tubes: TubeSet, shape: Triple) -> dict[str, dict[str, int]]:

@@ -8,13 +8,10 @@ from tubevit.data.sources.source import Source
 from tubevit.errors import SplitError, UserError, unknown
 
 _READERS = {
-    **{key: kinetics.open_kinetics for key in kinetics.CLASSES},
-    "ssv2": something.open_something,
-    "charades": charades.open_charades,
-    "ucf101": ucf_hmdb.open_ucf101,
-    "hmdb51": ucf_hmdb.open_hmdb51,
+    **{key: kinetics.open_kinetics for key in kinetics.CLASSES}, "ssv2": something.open_something,
+    "charades": charades.open_charades, "ucf101": ucf_hmdb.open_ucf101, "hmdb51": ucf_hmdb.open_hmdb51,
     "imagenet": imagenet.open_imagenet,
-}
+}  # fmt: skip
 # Number of classes of the data sets that have official lists.
 CLASSES = {
     **kinetics.CLASSES, "ssv2": something.CLASSES, "charades": charades.CLASSES, **ucf_hmdb.CLASSES,
