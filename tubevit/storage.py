@@ -226,11 +226,7 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 
 def list_files(folder: str | os.PathLike) -> list[str]:
-    """Return all files below a folder, sorted, as paths relative to it with `/`; a bucket is listed once.
-
-    Raises:
-        StorageError: the bucket is unreachable or refuses the request.
-    """
+    """List all files below a folder, sorted relative paths with `/`; a bucket is listed once. Raises StorageError."""
     if not is_remote(folder):  # fsspec would not follow links to folders
         walked = os.walk(folder, followlinks=True)
         inside = ((os.path.relpath(place, folder).replace(os.sep, "/"), files) for place, _, files in walked)

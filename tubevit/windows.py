@@ -187,14 +187,11 @@ class WindowPlan:
 
 
 def take_windows(clips: Shaped[np.ndarray, "B *T H W 3"], tubes: TubeSet) -> TubeBatch:
-    """Extract the windows of decoded clips (B, T, H, W, 3) or images (B, H, W, 3).
+    """Extract the windows of clips (B, T, H, W, 3) or images (B, H, W, 3) as a batch that models accept instead.
 
     Args:
         clips: clips or images of any dtype.
         tubes: tubes of a model; images use only the tubes of temporal size 1.
-
-    Returns:
-        A batch that models accept in place of the clips.
 
     Raises:
         UserError: the clips are too small for a tube, or no tube takes images.

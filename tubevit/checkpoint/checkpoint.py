@@ -33,11 +33,7 @@ def is_whole(path: str | os.PathLike) -> bool:
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
-    """List the steps of the complete checkpoints of a run in ascending order.
-
-    Raises:
-        StorageError: the bucket is out of reach or refuses.
-    """
+    """List the steps of the complete checkpoints of a run in ascending order; raises StorageError."""
     found = [name for name in storage.names(folder) if name.isdecimal() and is_whole(storage.join(folder, name))]
     return sorted(map(int, found))
 

@@ -24,11 +24,7 @@ def _label_hash(labels) -> dict[str, str]:
 
 
 def config_from_metadata(values: Mapping) -> ModelConfig:
-    """Invert `model_metadata`.
-
-    Raises:
-        UserError: the labels of a head do not match the hash of the labels that it was trained with.
-    """
+    """Invert `model_metadata`; raises UserError if the labels of a head no longer match their hash."""
     values = with_current_keys({"model": values})["model"]
     heads = []
     for name, stored in values["heads"].items():

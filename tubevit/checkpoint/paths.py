@@ -74,10 +74,7 @@ def _part_matches(part: str, pattern: str) -> bool:
 
 
 def rename(flat: dict, pairs: Sequence[tuple[str, ...]]) -> tuple[dict, list[str]]:
-    """Replace prefixes of paths: for each path the first pair whose first prefix matches.
-
-    Returns:
-        {path: array}, and the paths that were there already and were replaced.
+    """Replace prefixes of paths by the first pair that matches; return {path: array} and the paths that were replaced.
 
     Raises:
         UserError: a pair matches no path, or contains a range.

@@ -31,7 +31,7 @@ _FAILURES = (OSError, ValueError, RuntimeError)
 
 
 def newest_good(folder: str | os.PathLike) -> int | None:
-    """Find the step to resume from: the newest checkpoint whose files match its manifest.
+    """Find the step to resume from: the newest checkpoint whose files match its manifest; None without any.
 
     Folders of newer steps are renamed, because these steps will be saved again: to `<step>.damaged`, or to
     `<step>.unverified` (only the last is kept) if the manifest is missing, as after a kill before it was written. If
@@ -41,9 +41,6 @@ def newest_good(folder: str | os.PathLike) -> int | None:
 
     Args:
         folder: the folder of the checkpoints, on disk or `gs://`.
-
-    Returns:
-        The step; None if there is no checkpoint.
 
     Raises:
         UserError: there are checkpoints, but all are damaged.
@@ -276,11 +273,7 @@ class Checkpoints:
         return RunError(f"saving a checkpoint in {self.folder} failed ({reason}); {last}")
 
     def close(self) -> None:
-        """Finish the background work.
-
-        Raises:
-            RunError: the last save failed.
-        """
+        """Finish the background work; raises RunError if the last save failed."""
         try:
             with self._until_closed:
                 try:

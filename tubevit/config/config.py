@@ -93,11 +93,7 @@ def set_value(config: ConfigDict, path: str, value, prefix: str = "") -> None:
 
 
 def set_key(config: ConfigDict, path: str, text: str) -> None:
-    """Set `a.b.c` to a value written as text, which is read by the type of the key; `none` unsets it.
-
-    Raises:
-        UserError: the key is unknown, or the text is not of its type.
-    """
+    """Set `a.b.c` to a value read from text (`none` unsets it); raises UserError for an unknown key or a wrong type."""
     known = flatten(config)
     if path not in known:
         inside = sorted({key.removeprefix(f"{path}.").partition(".")[0] for key in known if key.startswith(f"{path}.")})
@@ -113,11 +109,7 @@ def set_key(config: ConfigDict, path: str, text: str) -> None:
 
 
 def parse(text: str, kind: type, path: str):
-    """Read a value of a type from text; `path` names it in the error.
-
-    Raises:
-        UserError: the text is not of the type.
-    """
+    """Read a value of a type from text; raises UserError, which names `path`, for other text."""
     if text.lower() == "none":
         return None
     if kind is bool:
@@ -139,15 +131,12 @@ def experiments_folder() -> pathlib.Path:
 
 
 def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """Load an experiment. This reads neither data nor checkpoints, see `resolve`.
+    """Load an experiment as a locked configuration. This reads neither data nor checkpoints, see `resolve`.
 
     Args:
         spec: `FILE[:arg=value,...]`; a bare name is looked for in `experiments/`. The arguments are those of the
             file's `get_config`, read by the types of their defaults.
         overrides: {key: text}, e.g. {"train.steps": "10"}.
-
-    Returns:
-        The locked configuration.
 
     Raises:
         UserError: there is no such file, argument or key, or a value has another type.
@@ -235,11 +224,7 @@ def names(text: str) -> list[str]:
 
 
 def pairs(text: str) -> list[tuple[str, ...]]:
-    """Split `old=new,...` into [("old", "new"), ...].
-
-    Raises:
-        UserError: a name has no `=`.
-    """
+    """Split `old=new,...` into [("old", "new"), ...]; raises UserError if a name has no `=`."""
     found = [tuple(part.strip() for part in item.split("=")) for item in names(text)]
     for pair in found:
         if len(pair) != 2 or not all(pair):

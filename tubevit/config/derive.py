@@ -76,11 +76,7 @@ class Probe:
 
 
 def probe(source: Source) -> Probe:
-    """Look at some files, evenly spread over the source.
-
-    Raises:
-        UserError: none of them can be decoded.
-    """
+    """Look at some files, evenly spread over the source; raises UserError if none of them can be decoded."""
     sides, lengths, times, last = [], [], [], None
     for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)):
         media = source.media(int(index))

@@ -38,11 +38,7 @@ class Experiment:
 
 
 def open_experiment(resolved: Resolved) -> Experiment:
-    """Open the data sets of a resolved configuration.
-
-    Raises:
-        UserError: a source is not valid, does not fit the model, or has labels that its head does not have.
-    """
+    """Open the data sets of a resolved configuration; raises UserError if one is invalid or does not fit the model."""
     config, model, open_source = resolved.config, resolved.model, resolved.open_source
     train = {
         name: load_for(model, open_source(d.source, d.split, d.head), d.augment, config.input.path)

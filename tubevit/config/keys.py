@@ -51,11 +51,7 @@ class Key:
     choices: tuple[str, ...] = ()
 
     def check(self, path: str, value) -> None:
-        """Check a value; `path` names the key in the error.
-
-        Raises:
-            UserError: the value is not set, has another type, or is not allowed.
-        """
+        """Check a value; raises UserError, which names `path`, if it is unset, has another type, or is not allowed."""
         if value is None:
             if self.default is not None:
                 raise UserError(f"{path} must be set; its default is {self.default!r}")

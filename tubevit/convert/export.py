@@ -156,12 +156,7 @@ class ExportedModel:
 
 
 def load_exported(folder: str | os.PathLike) -> ExportedModel:
-    """Load what `export_jax` wrote.
-
-    Raises:
-        UserError: the folder is not a complete export, the program was not exported for this platform, or a package
-            is not installed.
-    """
+    """Load what `export_jax` wrote; raises UserError if it is incomplete, or not for this platform."""
     load_file = optional_import("safetensors.numpy", *_EXPORT).load_file
     optional_import("flatbuffers", *_EXPORT)
     folder = pathlib.Path(folder)

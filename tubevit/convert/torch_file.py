@@ -24,11 +24,7 @@ def damaged(path: pathlib.Path, error: Exception | str) -> UserError:
 
 
 def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a state dict that torch 1.6 or newer saved.
-
-    Raises:
-        UserError: the file holds anything but tensors and plain values, or is damaged.
-    """
+    """Read a state dict of torch 1.6 or newer; raises UserError if it is damaged or holds more than tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))

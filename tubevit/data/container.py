@@ -49,11 +49,7 @@ def media_kind(media: Media) -> str:
 
 @contextlib.contextmanager
 def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO]]:
-    """Open an encoded file; yields its `media_kind` and the file at its beginning.
-
-    Raises:
-        DecodeError: the file is missing or empty.
-    """
+    """Open an encoded file; yields its `media_kind` and the file. Raises DecodeError if it is missing or empty."""
     try:
         file = io.BytesIO(media) if isinstance(media, bytes) else open(media, "rb", buffering=0)
     except _MISSING as error:  # any other error is the system's: the file may be intact

@@ -136,11 +136,7 @@ def _every_frame(video: Video) -> list[Frame]:
 
 
 def upright_frames(name: str, picked: list) -> list[Frame]:
-    """Return frames as `warp.sample_grids` takes them; a repeated frame is the same object again.
-
-    Raises:
-        DecodeError: the frames differ in size.
-    """
+    """Return frames for `warp.sample_grids`, repeated ones as one object; raises DecodeError if sizes differ."""
     upright, last = [], None
     for frame in picked:
         upright.append(upright[-1] if frame is last else _upright(frame))

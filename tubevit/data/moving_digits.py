@@ -130,16 +130,13 @@ def make_moving_digits(
     test_digits: int = TEST_DIGITS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
-    """Write the embedded data; equal seeds and versions give equal bytes.
+    """Write the embedded data and count it by kind and split; equal seeds and versions give equal bytes.
 
     Args:
         folder: receives videos/, images/, motion.csv, digit_motion.csv and still_digits.csv.
         seed: seed of the split of the digits and of all random numbers.
         train_clips, test_digits: number of training clips and of held-out digits, which give two clips and an image.
         progress: called with the number of finished clips and of all clips.
-
-    Returns:
-        Numbers of train and test clips and images.
 
     Raises:
         UserError: the folder cannot be written, or holds something else.

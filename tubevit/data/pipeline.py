@@ -42,11 +42,7 @@ class SampleLoader:
     tubes: TubeSet | None = None
 
     def decode(self, index: int, clip_position: float) -> list[Frame]:
-        """Decode a clip of file `index`, or the one frame of an image, as `warp.sample` takes it.
-
-        Raises:
-            DecodeError: the file is broken; the message names it.
-        """
+        """Decode a clip of file `index`, or an image, for `warp.sample`; raises DecodeError, which names the file."""
         use_one_opencv_thread()
         try:
             media = self.source.media(index)

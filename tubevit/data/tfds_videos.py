@@ -62,13 +62,10 @@ class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrigh
 def write_tfds(
     source: str, data_dir: str | os.PathLike, name: str, splits: Sequence[str] = ("train", "val")
 ) -> pathlib.Path:
-    """Write the videos of a source as a TFDS data set, which the source `tfds:NAME@DATA_DIR` reads.
+    """Write the videos of a source as a TFDS data set for `tfds:NAME@DATA_DIR`; return its folder data_dir/name/1.0.0.
 
     The files are stored unchanged and not checked; `tubevit shard-videos` checks them. The name consists of
     lower-case letters, digits and `_`.
-
-    Returns:
-        The folder of the data set, data_dir/name/1.0.0; an existing one is kept.
 
     Raises:
         UserError: there is no such source or split, TFDS does not accept the name, or the source holds images.

@@ -68,15 +68,12 @@ class EvalOptions:
 def evaluate_checkpoint(
     checkpoint: Checkpoint | str | os.PathLike, options: EvalOptions = EvalOptions(), *, progress: bool = False
 ) -> list[Evaluation]:
-    """Evaluate a checkpoint; all processes of a job call it together.
+    """Evaluate a checkpoint, one result for each data set; all processes of a job call it together.
 
     Args:
         checkpoint: a checkpoint, or a name that `load_model` takes.
         options: the data, the head, the views; by default as the checkpoint's run.
         progress: show progress bars on stderr if that is a terminal.
-
-    Returns:
-        One result for each data set, see `write_evaluations`.
 
     Raises:
         UserError: the checkpoint is damaged, it names no data, or the data does not fit the model.
@@ -129,10 +126,7 @@ def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> dict[s
 
 
 def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike) -> list[str]:
-    """Write the records as JSON, such as eval.json, and beside it a table of classes for each data set.
-
-    Returns:
-        Paths of all files.
+    """Write the records as JSON, such as eval.json, and tables of classes beside it; return the paths of all files.
 
     Raises:
         UserError: they cannot be written.

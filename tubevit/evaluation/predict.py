@@ -133,11 +133,7 @@ def _labels(
 
 
 def find_files(names: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-    """List named files, the videos and images in named folders, and what matches patterns such as `clips/**/*.mp4`.
-
-    Raises:
-        UserError: a name matches nothing.
-    """
+    """List the files of names, folders and patterns like `clips/**/*.mp4`; raises UserError if one matches nothing."""
     files = []
     for name in [os.fspath(name) for name in names]:
         if pathlib.Path(name).exists():

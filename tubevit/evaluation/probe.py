@@ -52,16 +52,13 @@ def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) ->
 def probe_probabilities(
     kind: str, features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Train a probe and predict; see `PROBES`.
+    """Train a probe and predict (m, classes) float64, whose rows sum to 1; see `PROBES`. It is deterministic.
 
     Args:
         kind: `linear` or `knn`.
         features, labels: (n, D) features and (n,) class indices of the training split.
         held_out: (m, D) features to predict for.
         classes: number of classes; a class that does not occur in training gets probability 0.
-
-    Returns:
-        (m, classes) float64; rows sum to 1. It is deterministic.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier

@@ -21,7 +21,7 @@ POSITIONS = ("fixed", "fixed_no_stride", "fixed_literal", "learned", "learned_2d
 def position_embedding(
     centres: Num[np.ndarray, "N 3"], width: int, literal: bool = False
 ) -> Float[np.ndarray, "N {width}"]:
-    """Compute the fixed position embedding of tube centres.
+    """Compute the fixed position embedding of tube centres, float32 values from -1 to 1.
 
     Frequency j of D // 6 is tau ** (-j / (D // 6)). With tau ** -j, as equation 3 is printed, only 12 channels vary.
     Each j fills six channels: sin t, cos t, sin y, cos y, sin x, cos x (equation 7, where x runs over rows).
@@ -30,9 +30,6 @@ def position_embedding(
         centres: tube centres (t, y, x) in frames and pixels.
         width: D; channels beyond 6 * (D // 6) are 0.
         literal: use the exponent as printed.
-
-    Returns:
-        float32 values from -1 to 1.
     """
     bands = width // 6
     frequencies = MAX_PERIOD ** (-np.arange(bands, dtype=np.float64) / (1 if literal else max(bands, 1)))
@@ -100,14 +97,11 @@ def is_learned(kind: str, tube: Tube) -> bool:
 def resize_positions(
     table: Float[np.ndarray | Array, "n_t n_y n_x D"], grid: Triple
 ) -> Float[np.ndarray, "{grid[0]} {grid[1]} {grid[2]} D"]:
-    """Resize learned positions to another grid: bicubic over rows and columns, antialiased where they shrink.
+    """Resize learned positions (float32), bicubic over rows and columns and antialiased where they shrink.
 
     Args:
         table: learned positions; a table of one frame holds for every frame.
         grid: new (n_t, n_y, n_x).
-
-    Returns:
-        float32 positions.
 
     Raises:
         UserError: the number of frames changes, and the table has more than one.

@@ -108,15 +108,12 @@ class TubeViT(nnx.Module):
     def __call__(
         self, video: Video, head: str | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "B classes"]:
-        """Compute the logits of a head.
+        """Compute the float32 logits of a head, or pooled features if the model has no heads.
 
         Args:
             video: see `tokenize`.
             head: name of the head; optional if there is only one.
             key: random key, which enables dropout and stochastic depth.
-
-        Returns:
-            float32 logits; pooled features if the model has no heads.
 
         Raises:
             UserError: there are several heads and none is named, or the head does not accept the modality.

@@ -69,11 +69,7 @@ def model_config(name: str, *, num_classes: int | None = None, heads: Mapping | 
 
 
 def as_heads(num_classes: int | None, heads: Mapping | None, tubes: TubeSet) -> tuple[tuple[str, Head], ...]:
-    """Convert the arguments of `create_model` to pairs of name and `Head`.
-
-    Raises:
-        UserError: both arguments are given, or a head is malformed.
-    """
+    """Convert arguments of `create_model` to pairs of name and `Head`; raises UserError if they are invalid."""
     if num_classes is not None and heads is not None:
         raise UserError("pass num_classes= or heads=, not both")
     if heads is None:

@@ -62,11 +62,7 @@ def _abstract(tree, placed) -> dict:
 
 
 def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
-    """Return the training step and its arguments (state, batch) as sharded shapes.
-
-    Raises:
-        UserError: the batch or the parameters cannot be split over this mesh.
-    """
+    """Return the training step and its abstract arguments (state, batch); raises UserError if they do not divide."""
     optimizer = make_optimizer(plan.config)
     graph = graph_of(plan.model)
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))

@@ -55,7 +55,7 @@ def preflight(
     parts: Sequence[str] = (*TRAIN, *REST),
     compiler: Callable[..., dict] = compile_in_process,
 ) -> dict:
-    """Compile the steps of an experiment for a topology.
+    """Compile the steps of an experiment for a topology; see `completed` for the result.
 
     Args:
         config: `FILE[:arg=value,...]`, see `load_config`.
@@ -63,9 +63,6 @@ def preflight(
         topology: see `find_topology`.
         parts: some of `train`, `eval`, `tokenizer`, `encoder`.
         compiler: function with the arguments and the result of `compile_in_process`.
-
-    Returns:
-        See `completed`.
 
     Raises:
         UserError: the configuration is invalid or does not divide over the devices; the compiler is not installed.

@@ -99,11 +99,7 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 
 
 def local_rows(mesh: Mesh) -> BatchShards:
-    """Return the parts of a batch on the devices of this process.
-
-    Raises:
-        UserError: several processes share a part, because `tensor` exceeds the devices of a process.
-    """
+    """Return the parts of a batch on the devices of this process; raises UserError if processes share a part."""
     grid = np.asarray(mesh.devices).reshape(batch_shards(mesh), -1)
     owners = [{device.process_index for device in row} for row in grid]
     if any(len(owner) > 1 for owner in owners):

@@ -26,10 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workdir, mesh: Mesh) -> tuple[dict, int]:
-    """Restore the newest good checkpoint of the workdir, or make a new state.
-
-    Returns:
-        The state, sharded over the mesh, and its step.
+    """Restore the newest good checkpoint of the workdir, or make a new state; return it, sharded, and its step.
 
     Raises:
         UserError: a checkpoint does not fit the model, all are damaged, or the processes have different ones.

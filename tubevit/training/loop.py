@@ -65,7 +65,7 @@ def train(
     profile: tuple[int, int] | None = None,
     parts: Parts = ALL_PARTS,
 ) -> dict[str, float | None]:
-    """Train a model, or resume the run in the workdir; every process of a job calls it.
+    """Train, or resume the run in the workdir; return the metrics of the last evaluation. Every process calls it.
 
     Batches, dropout and mixup depend on (seed, step) alone: a run that was killed at any moment ends with the same
     parameters as an uninterrupted one, and other meshes or numbers of processes change only the order of sums.
@@ -76,9 +76,6 @@ def train(
         allow_change: keys that may differ from the run that is resumed.
         profile: (first, end) of the steps to trace.
         parts: what the run is made of.
-
-    Returns:
-        The metrics of the last evaluation, {} without evaluation data.
 
     Raises:
         UserError: configuration, data, mesh or workdir are not valid, the processes do not agree on them, or another
@@ -120,11 +117,7 @@ def _entries(experiment: Experiment) -> dict:
 
 
 def training_mesh(experiment: Experiment) -> Mesh:
-    """Make the mesh of an experiment.
-
-    Raises:
-        UserError: it does not fit the devices, the batches or the parameters.
-    """
+    """Make the mesh of an experiment; raises UserError if it does not fit devices, batches or parameters."""
     config, mesh = experiment.config, make_mesh(experiment.config.mesh)
     for name, dataset in config.data.train.items():
         check_batch(name, dataset.batch_size, config.train.grad_accum_steps, mesh)

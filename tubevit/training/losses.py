@@ -51,15 +51,12 @@ def partners(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
 
 
 def mixup(pixels: Pixels, target: Target, alpha: Alpha, key: PRNGKeyArray) -> tuple[Pixels, Target]:
-    """Blend each sample with its partner, by a share from Beta(alpha, alpha).
+    """Blend each sample with its partner by a share from Beta(alpha, alpha); pixels become float32 -1..1.
 
     Args:
         pixels: pixels or windows of tubes, uint8 0..255 or float -1..1.
         target: target probabilities.
         alpha: parameter of the Beta distribution.
-
-    Returns:
-        The pixels as float32 -1..1, and the target.
     """
     share = jax.random.beta(key, alpha, alpha, (len(target),), jnp.float32)
 

@@ -42,7 +42,7 @@ def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransfor
 def joint_loss(
     graph: nnx.GraphDef, params: dict, frozen: dict, batch: Mapping, config: ConfigDict, key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Compute the weighted sum of the losses of all data sets, each with its own head (paper appendix A).
+    """Compute the weighted sum of the losses of all data sets (paper appendix A), and {name: loss}.
 
     Args:
         graph: structure of the model.
@@ -50,9 +50,6 @@ def joint_loss(
         batch: {name: {"pixels", "label"}}, see `joint_batches`, without `file`, `broken` and `dense`.
         config: configuration of the experiment.
         key: random key of the step, from which the keys of data sets, purposes and layers are derived.
-
-    Returns:
-        The loss, and {name: loss} for the data sets.
     """
     model: TubeViT = nnx.merge(graph, join_frozen(params, frozen))
     heads = dict(model.config.heads)

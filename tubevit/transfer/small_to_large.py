@@ -87,11 +87,7 @@ def inflated_config(vit: ModelConfig) -> ModelConfig:
 
 
 def widened_tube(tube: Tube, ratio: int) -> Tube:
-    """Return the tube with `ratio` times as many sub-windows per token.
-
-    Raises:
-        UserError: the strides are not divisible by any such factor.
-    """
+    """Return the tube with `ratio` times as many sub-windows per token; raises UserError if no stride allows it."""
     for factor in _factors(ratio):
         total = tuple(a * b for a, b in zip(tube.space_to_depth, factor))
         if all(stride % f == 0 for stride, f in zip(tube.stride, total)):

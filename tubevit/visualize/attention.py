@@ -61,15 +61,12 @@ def token_weights(model: TubeViT, video) -> tuple[jax.Array, jax.Array]:
 
 
 def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, ...]) -> np.ndarray:
-    """Spread the weight of each token evenly over the pixels that it reads.
+    """Spread the weight of each token evenly over the pixels that it reads: (T, H, W) float64 of the same sum.
 
     Args:
         weights: weights (N,) of the tube tokens, without the class token.
         tubes: tubes of the model, or its tubes for images.
         shape: shape (T, H, W) of the clip; T is 1 for an image.
-
-    Returns:
-        (T, H, W) float64, with the same sum as the weights.
     """
     WindowPlan(tubes, shape)  # a clip that is too small is an error
     heat, first = np.zeros(shape), 0

@@ -11,11 +11,7 @@ _FADED = 0.35  # contrast of pixels that no tube reads
 
 
 def pixels_read(tubes: str | Tube | TubeSet, shape: tuple[int, int, int]) -> np.ndarray:
-    """Mark the pixels of a clip of `shape` (T, H, W) that each tube reads: (tubes, T, H, W) bool.
-
-    Raises:
-        UserError: the clip is too small for a tube.
-    """
+    """Mark the pixels that each tube reads, (tubes, T, H, W) bool; raises UserError if the clip is too small."""
     tubes = as_tube_set(tubes)
     read = np.zeros((len(tubes.tubes), *shape), bool)
     for mask, grid in zip(read, WindowPlan(tubes, shape).grids):

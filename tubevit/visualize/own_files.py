@@ -26,11 +26,7 @@ class OwnFile:
 
 
 def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFile]:
-    """Read files and predict their labels.
-
-    Raises:
-        UserError: a file cannot be decoded.
-    """
+    """Read files and predict their labels; raises UserError if a file cannot be decoded."""
     files = []
     for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
         if found.pixels is None:

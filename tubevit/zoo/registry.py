@@ -73,11 +73,7 @@ class Release:
 
 
 def check_name(name: str) -> str:
-    """Return the architecture of a name `arch@tag`.
-
-    Raises:
-        UserError: the name is malformed.
-    """
+    """Return the architecture of a name `arch@tag`; raises UserError if the name is malformed."""
     match = _NAME.fullmatch(name)
     if not match:
         raise UserError(
@@ -107,11 +103,7 @@ def checkpoints_folder() -> pathlib.Path:
 
 
 def read_index() -> dict[str, Release]:
-    """Read all released checkpoints by name.
-
-    Raises:
-        UserError: index.json is damaged, or an entry is malformed.
-    """
+    """Read all released checkpoints by name; raises UserError if index.json or an entry is malformed."""
     path = checkpoints_folder() / "index.json"
     try:
         rows = json.loads(path.read_text())

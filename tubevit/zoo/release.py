@@ -63,7 +63,7 @@ def release(
     evaluate: Callable[[Checkpoint], Sequence[Mapping]],
     draw: Callable[[Checkpoint], Mapping[str, bytes]] = lambda checkpoint: {},
 ) -> Release:
-    """Release a checkpoint of a run: write its weights, evaluate them, write its model card and its entry in the index.
+    """Release a checkpoint of a run: write weights, card and index entry, which is returned, and evaluate the weights.
 
     Args:
         checkpoint: a checkpoint of a run.
@@ -71,9 +71,6 @@ def release(
         options: see `ReleaseOptions`.
         evaluate: returns the records of eval.json for the checkpoint that it is given, the weights as they are stored.
         draw: returns files about the training, by name, to lie beside the card; the card shows those that are .svg.
-
-    Returns:
-        The entry.
 
     Raises:
         UserError: the checkpoint cannot be released under this name, is damaged or too large.

@@ -54,11 +54,7 @@ class Source:
         return len(self.keys)
 
     def media(self, index: int) -> Media:
-        """Return file `index`: a local path, encoded bytes, or pixels (H, W, 3) or (T, H, W, 3) uint8.
-
-        Raises:
-            DecodeError: the file no longer exists.
-        """
+        """Return file `index` as a local path, bytes, or uint8 pixels; raises DecodeError if it no longer exists."""
         return read_file(self.keys[index]) if self.read is None else self.read(index)
 
     @property
@@ -95,11 +91,7 @@ class Source:
         return label_hash(self.classes)
 
     def with_classes(self, classes: tuple[str, ...]) -> Self:
-        """Return the same files with labels as indices of `classes` (of a model).
-
-        Raises:
-            UserError: a label is not among `classes`.
-        """
+        """Return the same files, labelled by indices of `classes`; raises UserError for a label that is not in it."""
         if self.classes == classes:
             return self
         index = {name: i for i, name in enumerate(classes)}

@@ -34,11 +34,7 @@ class NonFiniteGuard:
         self._workdir, self._names, self._batch_of, self._skip = workdir, names, batch_of, skip
 
     def take(self, pending: list[tuple[int, clu.metrics.Collection]]) -> list[clu.metrics.Collection]:
-        """Return the metrics that are finite, from (step, metrics) in order.
-
-        Raises:
-            RunError: some are not finite; the message names the step and its files.
-        """
+        """Return the finite metrics; raises RunError, with step and files, for others unless they are skipped."""
         finite = []
         for step, metrics in pending:
             values = {name: float(value) for name, value in metrics.compute().items()}

@@ -13,11 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """Parse `steps=10:13` into (10, 13): the first step of a trace and the step after its last.
-
-    Raises:
-        UserError: the text does not have this form.
-    """
+    """Parse `steps=10:13` into (10, 13), the first step and the one after the last; raises UserError for other text."""
     match = re.fullmatch(r"(?:steps=)?(\d+):(\d+)", text)
     first, end = map(int, match.groups()) if match else (0, 0)
     if not 1 <= first < end:
