@@ -195,8 +195,7 @@ class TubeSet:
     def grid(self, shape: Triple) -> tuple[Triple, ...]:
         """Return the number of tokens of each tube along (t, y, x) in a clip of `shape` (T, H, W).
 
-        Raises:
-            UserError: the clip is too small for a tube.
+        Raises UserError if the clip is too small for a tube.
         """
         shape = _triple(shape, "shape", 1)
         grids = tuple(tube.grid(shape, self.padding) for tube in self.tubes)
@@ -301,8 +300,7 @@ def list_tubes() -> list[str]:
 def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None, interpolated: bool | None = None) -> TubeSet:
     """Return a tube set from a preset's name, text, a tube or a tube set, with other `padding` or `interpolated`.
 
-    Raises:
-        UserError: the text is neither a preset nor well formed.
+    Raises UserError if the text is neither a preset nor well formed.
     """
     if isinstance(tubes, Tube):
         tubes = TubeSet((tubes,))

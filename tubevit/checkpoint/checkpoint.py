@@ -71,8 +71,7 @@ class Checkpoint:
     def metadata(self) -> dict:
         """The metadata: `model`, and for a checkpoint of a run `step` and `config`.
 
-        Raises:
-            UserError: the folder is a checkpoint of another program.
+        Raises UserError if the folder is a checkpoint of another program.
         """
         values = self._stored.custom_metadata
         if not isinstance(values, dict) or "model" not in values:

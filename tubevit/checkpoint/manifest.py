@@ -14,10 +14,7 @@ _THREADS = 8
 
 
 def write_manifest(folder: str | os.PathLike) -> None:
-    """Write `manifest.json`, {file: {"sha256": hash, "bytes": size}}, to a complete checkpoint.
-
-    Args:
-        folder: the folder of the checkpoint, on disk or `gs://`; every file in it is read.
+    """Write `manifest.json`, {file: {"sha256": hash, "bytes": size}}, to a checkpoint on disk or `gs://`.
 
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written.
@@ -29,8 +26,7 @@ def write_manifest(folder: str | os.PathLike) -> None:
 def manifest_entries(folder: str | os.PathLike) -> list[str]:
     """List a checkpoint's files with their hashes, for `agree`; without a manifest the files are read.
 
-    Raises:
-        UserError: the folder does not exist, or its manifest is damaged.
+    Raises UserError if the folder does not exist, or its manifest is damaged.
     """
     try:
         hashes = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
@@ -51,9 +47,6 @@ def _hashes(folder) -> dict[str, dict]:
 
 def verify(folder: str | os.PathLike) -> list[str] | None:
     """Compare every file of a checkpoint with its manifest; files that the manifest does not list are ignored.
-
-    Args:
-        folder: the folder of the checkpoint, on disk or `gs://`.
 
     Returns:
         One text per damaged file, which begins with its name; [] if all are good; None if there is no manifest.

@@ -76,8 +76,7 @@ def _part_matches(part: str, pattern: str) -> bool:
 def rename(flat: dict, pairs: Sequence[tuple[str, ...]]) -> tuple[dict, list[str]]:
     """Replace prefixes of paths by the first pair that matches; return {path: array} and the paths that were replaced.
 
-    Raises:
-        UserError: a pair matches no path, or contains a range.
+    Raises UserError if a pair matches no path, or contains a range.
     """
     for old, new in pairs:
         if any(re.fullmatch(r"\d+-\d+", part) for name in (old, new) for part in name.split("/")):

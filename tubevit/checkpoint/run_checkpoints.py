@@ -39,9 +39,6 @@ def newest_good(folder: str | os.PathLike) -> int | None:
 
     Every process of a run calls it before it makes `Checkpoints`; process 0 does the work.
 
-    Args:
-        folder: the folder of the checkpoints, on disk or `gs://`.
-
     Raises:
         UserError: there are checkpoints, but all are damaged.
         RunError: a folder cannot be renamed; StorageError: the bucket is out of reach or refuses.

@@ -13,7 +13,6 @@ SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser) -> None:
-    """Add the flags of the verb."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
     add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
@@ -28,7 +27,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    """Run the verb."""
     from tubevit.data.shard_writer import write_shards
     from tubevit.errors import UserError
 
@@ -78,7 +76,6 @@ def _open(name: str, wanted: str | None) -> dict:
 
 
 def _line(out: str, split: str, summary: dict) -> str:
-    """Format the summary of a split."""
     done = summary["written"] - summary["kept"]
     line = (
         f"{out}: {split}: {summary['written']} files written, {summary['rejected']} rejected, "

@@ -122,18 +122,14 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
     rate = 1.2e-3 * 96 / stored.width * (1 / 3 if checkpoint else 1)
     values |= {
-        "optimizer.learning_rate": float(f"{rate:.2g}"),
-        "optimizer.warmup_steps": steps // 10,
-        "train.steps": steps,
-        "train.label_smoothing": 0.0 if train.multi_label else 0.1,
+        "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": steps // 10,
+        "train.steps": steps, "train.label_smoothing": 0.0 if train.multi_label else 0.1,
         "data.train.data.batch_size": batch_size,
         "data.train.data.augment.area": 0.5 if len(train) < 10_000 else 0.3,
-        "data.eval.data.batch_size": batch_size,
-        "data.eval.data.split": split,
-        "eval.every": max(steps // 5, 1),
-        "checkpoint.every": max(steps // 5, 1),
+        "data.eval.data.batch_size": batch_size, "data.eval.data.split": split,
+        "eval.every": max(steps // 5, 1), "checkpoint.every": max(steps // 5, 1),
         "log.every": max(steps // 50, 1),
-    }
+    }  # fmt: skip
     notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head)), looks)
     return values, notes, looks.decoding
 
@@ -170,11 +166,9 @@ def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]):
         raise UserError("gate=True needs a trained block: train_last of at least 1; found 0")
     rate, decay = kinetics_rates(large.width)
     values = _model_values(model) | {
-        "input.fps": model.fps or KINETICS_FPS,
-        "optimizer.learning_rate": rate,
-        "optimizer.weight_decay": decay,
-        "train.freeze_below": model.depth - train_last,
-    }
+        "input.fps": model.fps or KINETICS_FPS, "optimizer.learning_rate": rate,
+        "optimizer.weight_decay": decay, "train.freeze_below": model.depth - train_last,
+    }  # fmt: skip
     for name, dataset in config.data.eval.items():
         if dataset.split is None:
             values[f"data.eval.{name}.split"] = "val"

@@ -85,8 +85,7 @@ def open_eval(
 def load_for(model: ModelConfig, source: Source, augment: ConfigDict, path: str) -> SampleLoader:
     """Load the input of a model from a source; `path` is an `InputPath`.
 
-    Raises:
-        UserError: the input is too small for a tube, the model takes no images, or there is no such path.
+    Raises UserError if the input is too small for a tube, the model takes no images, or there is no such path.
     """
     image = source.modality == "image"
     tubes = model.tubes.for_images() if image else model.tubes

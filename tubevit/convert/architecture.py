@@ -30,8 +30,7 @@ def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
 def heads_of(sizes: dict[str, int], given: int | None, source: str) -> int:
     """Return the number of attention heads for a file that does not say it, from the architecture of the same sizes.
 
-    Raises:
-        UserError: the user gave no number, and no architecture has this width, depth and mlp_dim.
+    Raises UserError if the user gave no number, and no architecture has this width, depth and mlp_dim.
     """
     if given is not None:
         return given

@@ -192,7 +192,6 @@ def _inputs(exported: export.Exported) -> tuple[dict, jax.core.ShapedArray]:
 
 
 def _modality(config: ModelConfig) -> str:
-    """Return the modality of the only head or of the pooled features."""
     modality = config.heads[0][1].modality if config.heads else "any"
     if modality == "any":
         return "image" if config.tubes.is_2d and config.frames == 1 else "video"

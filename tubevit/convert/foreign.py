@@ -56,8 +56,7 @@ class Foreign:
 def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], source: str) -> list[tuple[int, ...]]:
     """Return the shapes of the arrays that determine the sizes of a model, in the order of {name: number of axes}.
 
-    Raises:
-        UserError: arrays are missing or have another number of axes.
+    Raises UserError if arrays are missing or have another number of axes.
     """
     problems = [f"missing {name}" for name in ranks if name not in weights]
     problems += [
@@ -84,8 +83,7 @@ def leave_out(
 def statistics(options: Options, mean, std, source: str) -> tuple[dict, tuple[str, ...]]:
     """Return the fields `mean` and `std`, and notes: the user's values, else those of the source, else 0.5.
 
-    Raises:
-        UserError: the statistics of the source are not 3 numbers.
+    Raises UserError if the statistics of the source are not 3 numbers.
     """
     given = {"mean": options.mean or mean, "std": options.std or std}
     wrong = [f"{name} {value!r}" for name, value in given.items() if value is not None and not _is_triple(value)]

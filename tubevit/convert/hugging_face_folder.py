@@ -63,8 +63,7 @@ class FolderFormat:
 def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
     """Translate the values of a config.json to arguments of `plain_vit`; `defaults` add to `DEFAULTS`.
 
-    Raises:
-        UserError: values are invalid or not supported; the message lists all of them.
+    Raises UserError if values are invalid or not supported; the message lists all of them.
     """
     values, problems = {**DEFAULTS, **defaults, **values}, []
 

@@ -77,8 +77,7 @@ class Layout:
     def to_ours(self, weights: Mapping[str, np.ndarray], config: ModelConfig, error: str) -> dict[str, np.ndarray]:
         """Convert their arrays to our parameters, {path: float32 array}, blocks stacked.
 
-        Raises:
-            UserError: arrays are missing, unexpected or of another shape or type; the text starts with `error`.
+        Raises UserError if arrays are missing, unexpected or of another shape or type; the text starts with `error`.
         """
         self._check(weights, config, error)
         ours, weights, params = _shapes(config), self._split_class(dict(weights), config), {}

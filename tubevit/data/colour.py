@@ -136,7 +136,6 @@ def _equalizing_table(histogram: np.ndarray) -> np.ndarray:
 
 
 def _histogram(frames: Iterable[np.ndarray], channel: int) -> np.ndarray:
-    """Return the counts (256,) int64 of the values of a channel."""
     counts = (cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames)
     return sum((count.ravel().astype(np.int64) for count in counts), start=np.zeros(256, np.int64))
 

@@ -38,8 +38,7 @@ def media_name(media: Media) -> str:
 def media_kind(media: Media) -> str:
     """Return `image` or `video`, by the first bytes of a file or the rank of pixels; an animated GIF is a video.
 
-    Raises:
-        DecodeError: the file is missing, empty or not readable.
+    Raises DecodeError if the file is missing, empty or not readable.
     """
     if isinstance(media, np.ndarray):
         return "image" if media.ndim == 3 else "video"
@@ -172,8 +171,7 @@ class Video:
 def open_video(media: str | os.PathLike | bytes, file: BinaryIO | None = None) -> Iterator[Video]:
     """Open a video, or the `file` that `open_media` has opened; the cover picture of music is no video.
 
-    Raises:
-        DecodeError: the file is missing, empty, not a video, or its codec is unknown.
+    Raises DecodeError if the file is missing, empty, not a video, or its codec is unknown.
     """
     if file is None:
         with open_media(media) as (_, file), open_video(media, file) as video:

@@ -54,8 +54,7 @@ class Decoded:
 def decode_media(media: Media, frames: int | None = None, fps: float | None = None) -> Decoded:
     """Decode an image, or a clip from the middle of a video; a file is opened once. Arguments as `decode_frames`.
 
-    Raises:
-        DecodeError: the file is missing, empty, damaged, or neither a video nor an image.
+    Raises DecodeError if the file is missing, empty, damaged, or neither a video nor an image.
     """
     if isinstance(media, np.ndarray):
         kind = media_kind(media)
@@ -177,8 +176,7 @@ def decode_clip(
 def decode_image(media: Media, file: BinaryIO | None = None) -> np.ndarray:
     """Decode an image, or the `file` that `open_media` has opened, to (H, W, 3) uint8; EXIF orientation is applied.
 
-    Raises:
-        DecodeError: the file is missing, empty, damaged or not an image.
+    Raises DecodeError if the file is missing, empty, damaged or not an image.
     """
     if isinstance(media, np.ndarray):
         return media

@@ -241,7 +241,6 @@ _WORKER: dict = {}
 
 
 def _start_worker(job: Job, counter, stop) -> None:
-    """Initialise a worker process."""
     use_one_opencv_thread()
     parent = multiprocessing.parent_process()
 

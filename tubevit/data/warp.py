@@ -150,8 +150,6 @@ class _YuvSampler:
 
 
 class _RgbSampler:
-    """Samples RGB frames."""
-
     def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]):
         factor = _reduction(matrix)
         box = _box(matrix, shape, size, factor)

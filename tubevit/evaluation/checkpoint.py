@@ -116,7 +116,6 @@ def evaluate_checkpoint(
 
 
 def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> dict[str, Sequence[str]]:
-    """List what all processes must have in common."""
     values = vars(options) | {"config": None, "data": {name: d.to_dict() for name, d in datasets.items()}}
     return {"the options": mapping_entries(values)} | {
         f"data.eval.{name} ({part})": SourceEntries(load.source)
@@ -128,8 +127,7 @@ def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> dict[s
 def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike) -> list[str]:
     """Write the records as JSON, such as eval.json, and tables of classes beside it; return the paths of all files.
 
-    Raises:
-        UserError: they cannot be written.
+    Raises UserError if they cannot be written.
     """
     path = os.fspath(path)
     try:

@@ -137,7 +137,6 @@ def _convolution_flops(instruction: Instruction, body: dict[str, Instruction]) -
 
 
 def _number(key: str, text: str) -> int:
-    """Return the number of an attribute, by default 1."""
     found = re.search(rf"\b{key}=(\d+)", text)
     return int(found.group(1)) if found else 1
 

@@ -31,8 +31,7 @@ def for_device(plan: Resolved, attention: str) -> Resolved:
 def abstract_batch(plan: Resolved, mesh: Mesh) -> dict:
     """Return a batch as {data set: {"pixels": see `abstract_pixels`, "label": (B,) int32 or (B, classes) float32}}.
 
-    Raises:
-        UserError: a batch cannot be split over the devices.
+    Raises UserError if a batch cannot be split over the devices.
     """
     batch, heads, sharding = {}, dict(plan.model.heads), batch_sharding(mesh)
     for name, dataset in plan.config.data.train.items():
@@ -115,7 +114,6 @@ def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tu
 
 
 def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
-    """Return the parameters as sharded shapes."""
     params = abstract_parameters(model)
     return _abstract(params, shardings(params, mesh))
 

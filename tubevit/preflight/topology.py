@@ -94,8 +94,7 @@ def topologies() -> list[str]:
 def find_topology(text: str) -> Topology:
     """Find a topology by name, `v5e:16x16` or `cuda:h100x8`, or by gcloud's accelerator type, `v5litepod-256`.
 
-    Raises:
-        UserError: there is no such name; the message contains the closest one.
+    Raises UserError if there is no such name; the message contains the closest one.
     """
     name = text.strip().lower()
     types = accelerator_types()

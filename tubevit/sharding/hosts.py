@@ -83,13 +83,10 @@ def gather(value) -> list:
 
 
 def run_on_main(function: Callable):
-    """Run a function in process 0 and return its value, or raise its error, in every process.
+    """Run a function in process 0 and return its value (of JSON), or raise its error, in every process.
 
     Every process must call it. The others wait at the coordinator instead of in a collective, which has a short time
     limit on some devices.
-
-    Args:
-        function: returns a JSON value.
 
     Raises:
         UserError, RunError: raised by `function`; the text is the same in every process.

@@ -58,7 +58,6 @@ def _sources(init, resumed) -> dict:
 
 
 def _placed(tree, mesh: Mesh):
-    """Add their shardings to abstract arrays."""
     return jax.tree.map(lambda leaf, at: leaf.update(sharding=at), tree, shardings(tree, mesh))
 
 

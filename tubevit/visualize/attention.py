@@ -7,32 +7,16 @@ from flax import nnx
 
 from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet
+from tubevit.visualize import style
 from tubevit.visualize.layout import enlarged
-from tubevit.visualize.style import (
-    COLUMNS,
-    GAP,
-    LINE,
-    WIDTH,
-    evenly,
-    ground,
-    is_dark,
-    new_figure,
-    plotting,
-    show_image,
-    tile,
-    wrapped,
-)
 from tubevit.windows import WindowPlan
 
 
 def rollout(weights: list[jax.Array]) -> jax.Array:
     """Compute attention rollout: the share of each input token in each output token (Abnar and Zuidema, 2020).
 
-    It is the product of (mean over heads + identity) / 2 over the layers, so that attention and residual count half
-    each. The gate of section 3.6 and the MLPs are ignored.
-
-    Args:
-        weights: attention weights (B, heads, N, N) of each layer, in order.
+    It is the product of (mean over heads + identity) / 2 over the weights (B, heads, N, N) of all layers in order, so
+    that attention and residual count half each. The gate of section 3.6 and the MLPs are ignored.
 
     Returns:
         (B, N, N) float32, whose rows sum to 1.
@@ -106,10 +90,10 @@ def heat_maps(model: TubeViT, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def painted(frames: np.ndarray, heat: np.ndarray, largest: float) -> np.ndarray:
     """Overlay grey frames (n, H, W, 3) 0..1 with a heat map (n, H, W), in full colour from `largest` on."""
-    matplotlib = plotting()
+    matplotlib = style.plotting()
     level = np.clip(heat / max(largest, np.finfo(float).tiny), 0, 1)
-    colours = matplotlib.colormaps["inferno" if is_dark() else "YlOrRd"](0.4 + 0.6 * level)[..., :3]
-    grey = ground() + 0.45 * (frames.mean(axis=-1, keepdims=True) - ground())
+    colours = matplotlib.colormaps["inferno" if style.is_dark() else "YlOrRd"](0.4 + 0.6 * level)[..., :3]
+    grey = style.ground() + 0.45 * (frames.mean(axis=-1, keepdims=True) - style.ground())
     alpha = 0.95 * np.sqrt(level)[..., None]
     return (1 - alpha) * grey + alpha * colours
 
@@ -122,17 +106,17 @@ def attention_figure(clip: np.ndarray, pooling: np.ndarray, rolled: np.ndarray, 
         pooling, rolled: heat maps (T, H, W), see `heat_maps`.
         text: title.
     """
-    shown = evenly(COLUMNS, len(clip))
+    shown = style.evenly(style.COLUMNS, len(clip))
     frames = enlarged(clip[shown] / 255)[0]
     sheets = [frames]
     for heat in (pooling, rolled):
         largest = np.quantile(heat[heat > 0], 0.98) if (heat > 0).any() else 0
         sheets.append(painted(frames, enlarged(heat[shown])[0], largest))
-    row = WIDTH * clip.shape[1] / clip.shape[2] / max(len(shown), 4)
-    text = wrapped(text)
-    figure = new_figure(WIDTH, 3 * (row + 0.22) + 0.2 + text.count("\n") * LINE)
+    row = style.WIDTH * clip.shape[1] / clip.shape[2] / max(len(shown), 4)
+    text = style.wrapped(text)
+    figure = style.new_figure(style.WIDTH, 3 * (row + 0.22) + 0.2 + text.count("\n") * style.LINE)
     figure.suptitle(text, x=0.006, ha="left", fontsize=10)
     for axes, sheet, name in zip(figure.subplots(3, 1), sheets, ("input", "attention pooling", "attention rollout")):
-        show_image(axes, tile(sheet, len(shown), GAP, ground()))
+        style.show_image(axes, style.tile(sheet, len(shown), style.GAP, style.ground()))
         axes.set_title(name, fontsize=8)
     return figure

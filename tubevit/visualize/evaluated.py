@@ -88,7 +88,6 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
 
 
 def _part(source: Source, files: np.ndarray) -> Source:
-    """Select some files of a source."""
     return dataclasses.replace(
         source, keys=[source.keys[i] for i in files], labels=source.labels[files],
         listed_at=[source.listed_at[i] for i in files] if len(source.listed_at) else (),

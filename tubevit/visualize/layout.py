@@ -28,8 +28,7 @@ def enlarged(frames: np.ndarray) -> tuple[np.ndarray, int]:
 def layout_figure(clip: np.ndarray, tubes: str | Tube | TubeSet):
     """Draw what each tube reads of a clip (T, H, W, 3) uint8 as a matplotlib figure: pixels in colour, frames as bars.
 
-    Raises:
-        UserError: the clip is too small for a tube.
+    Raises UserError if the clip is too small for a tube.
     """
     tubes, shape = as_tube_set(tubes), clip.shape[:3]
     read = pixels_read(tubes, shape)

@@ -103,8 +103,7 @@ def read_text(path: str) -> str:
 def read_official(folder: str, *names: str) -> tuple[str, str]:
     """Return the path and the text of the first of several file names that exists in a folder.
 
-    Raises:
-        UserError: no such file exists, or it cannot be read.
+    Raises UserError if no such file exists, or it cannot be read.
     """
     for path in (storage.join(folder, name) for name in names):
         with contextlib.suppress(FileNotFoundError):
@@ -163,8 +162,7 @@ def _words(label: str) -> str:
 class Clips:
     """The videos below a folder, at any depth. They are listed once and found by name without suffix.
 
-    Raises:
-        UserError: the folder does not exist or holds no videos.
+    Raises UserError if the folder does not exist or holds no videos.
     """
 
     def __init__(self, folder: str):

@@ -66,8 +66,7 @@ class Source:
     def modality(self) -> str:
         """`video` or `image`, by the first file that decodes; if none of 20 does, by the first bytes of one.
 
-        Raises:
-            DecodeError: none of them can be read.
+        Raises DecodeError if none of them can be read.
         """
         kinds = []
         for index in range(min(len(self), _TRIED)):

@@ -25,8 +25,7 @@ class BrokenFiles:
     def take(self, batch: dict) -> dict:
         """Remove `broken` and `dense` (see `training_rows`) from a joint batch; report files that are newly broken.
 
-        Raises:
-            RunError: too many files of a data set are broken; the message lists them.
+        Raises RunError if too many files of a data set are broken; the message lists them.
         """
         kept = {}
         for name, sub_batch in batch.items():

@@ -56,10 +56,7 @@ class Lease:
         return self
 
     def check(self, step: int | None = None) -> None:
-        """Make sure that no other run has taken over. Call it before a save; it reads one small file.
-
-        Args:
-            step: the step of the run, written to the file.
+        """Make sure that no other run has taken over, and note the step. Call it before a save; it reads a small file.
 
         Raises:
             RunError: another run has the lease, or it was removed; StorageError: the bucket is out of reach.
