@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -78,8 +79,8 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint is damaged, it names no data, or the data does not fit the model.
     """
-    name = checkpoint
-    checkpoint = name if isinstance(name, Checkpoint) else run_on_all(lambda: open_checkpoint(name))
+    src = checkpoint
+    checkpoint = src if isinstance(src, Checkpoint) else cast(Checkpoint, run_on_all(lambda: open_checkpoint(src)))
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
     model, run = checkpoint.load_model(), checkpoint.experiment
@@ -89,9 +90,8 @@ def evaluate_checkpoint(
     path = config.input.path if config else run.get("input", {}).get("path", "tubes")
     mesh = _mesh(run)
     params = put(parameters(model), mesh)
-    settings = EvalSettings(
-        Views.from_text(options.views or views), run.get("loader", {}).get("threads", THREADS), mesh=mesh
-    )
+    threads = run.get("loader", {}).get("threads", THREADS)
+    settings = EvalSettings(Views.from_text(options.views or views), threads, mesh=mesh)
     open_loads = open_probe if options.probe else lambda *opened: (open_eval(*opened),)
     opened = run_on_all(lambda: {name: open_loads(model.config, name, d, path) for name, d in datasets.items()})
     agree(lambda: _entries(options, datasets, opened))
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
     return evaluations
 
 
-def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> dict[str, Sequence[str]]:
+def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> Mapping[str, Sequence[str]]:
     values = vars(options) | {"config": None, "data": {name: d.to_dict() for name, d in datasets.items()}}
     return {"the options": mapping_entries(values)} | {
         f"data.eval.{name} ({part})": SourceEntries(load.source)

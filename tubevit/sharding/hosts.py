@@ -37,7 +37,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     """
     given = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": process}
     missing = [flag for flag, value in given.items() if value is None]
-    timeouts = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": SHUTDOWN}
+    timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": SHUTDOWN}
     if len(missing) == len(given):
         if _on_tpu_vm():
             jax.distributed.initialize(**timeouts)
