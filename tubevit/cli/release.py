@@ -82,21 +82,14 @@ def _curves(checkpoint) -> dict[str, bytes]:
 
 def _experiment(args, stored: dict) -> str:
     """Return the experiment as `tubevit train --config` takes it; raises UserError if the run differs from it."""
-    import json
-
-    from tubevit.config import flatten, load_config
+    from tubevit.config import changed_keys, load_config
     from tubevit.config.derive import apply_recipe
-    from tubevit.config.keys import CHANGE_NOTHING
 
     config, *_ = apply_recipe(load_config(args.config, args.config_overrides))
-    given = flatten(json.loads(json.dumps(config.to_dict())))
-    found = flatten(json.loads(json.dumps(stored)))
     differing = [
-        f"{key}: {found.get(key)!r} in the run, {given.get(key)!r} in the experiment"
-        for key in sorted({*given, *found})
-        if given.get(key) != found.get(key)
-        and not key.startswith(CHANGE_NOTHING)
-        and not (key.endswith(".head") and given.get(key) is None)  # follows from the data
+        f"{key}: {found!r} in the run, {given!r} in the experiment"
+        for key, (found, given) in changed_keys(stored, config.to_dict()).items()
+        if not (key.endswith(".head") and given is None)  # follows from the data
     ]
     if differing:
         raise UserError(f"{args.workdir} was not trained with {args.config}: {'; '.join(differing[:5])}")

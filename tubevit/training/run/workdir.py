@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
 from tubevit.checkpoint.renamed import with_current_keys
-from tubevit.config import flatten
-from tubevit.config.keys import CHANGE_NOTHING
+from tubevit.config import changed_keys
 from tubevit.errors import RunError, UserError
 from tubevit.sharding.hosts import is_main
 
@@ -57,21 +56,19 @@ def cannot_write(workdir: str | os.PathLike, error: OSError) -> RunError | UserE
 
 
 def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> None:
-    old, new = flatten(old), flatten(json.loads(json.dumps(new)))
-    differing = [
-        key
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-        and not key.startswith((*CHANGE_NOTHING, "train.steps"))
+    differing = {
+        key: f"{key}: {before!r} there, {now!r} now"
+        for key, (before, now) in changed_keys(old, new).items()
+        if not key.startswith("train.steps")
         and not (key.startswith("data.") and key.endswith(".source"))  # where the data lies
         and key not in allow_change
-    ]
+    }
     if differing:
-        lines = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing[:5]]
+        lines = list(differing.values())[:5]
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{workdir} holds a run of another configuration ({'; '.join(lines)}{more}); "
-            f"name a new workdir, or pass --allow-change {differing[0]}"
+            f"name a new workdir, or pass --allow-change {next(iter(differing))}"
         )
 
 
