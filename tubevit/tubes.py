@@ -54,9 +54,8 @@ class Tube:
             object.__setattr__(self, name, _triple(getattr(self, name), name, smallest))
         for stride, factor, axis in zip(self.stride, self.space_to_depth, "tyx"):
             if stride % factor:
-                raise UserError(
-                    f"tube {self}: stride {stride} along {axis} must be divisible by its space-to-depth factor {factor}"
-                )
+                expected = f"must be divisible by its space-to-depth factor {factor}"
+                raise UserError(f"tube {self}: stride {stride} along {axis} {expected}")
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -64,10 +63,8 @@ class Tube:
         triple = r"(\d+x\d+x\d+)"
         match = re.fullmatch(rf"{triple}/{triple}(?:\+{triple})?(?:%{triple})?", text)
         if not match:
-            raise UserError(
-                f"{text!r} is not a tube; expected KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH], each TxYxX, "
-                "such as 8x8x8/16x32x32%2x1x1"
-            )
+            form = "KERNEL/STRIDE[+OFFSET][%SPACE_TO_DEPTH], each TxYxX, such as 8x8x8/16x32x32%2x1x1"
+            raise UserError(f"{text!r} is not a tube; expected {form}")
         names = ("kernel", "stride", "offset", "space_to_depth")
         triples = {n: tuple(map(int, g.split("x"))) for n, g in zip(names, match.groups()) if g}
         return cls(**triples)
@@ -227,10 +224,8 @@ class TubeSet:
         """Return the tubes that take images, of temporal size 1 (paper section 3.5); raises UserError without any."""
         flat = tuple(tube for tube in self.tubes if tube.is_2d)
         if not flat:
-            raise UserError(
-                f"the tube set {self} takes no images: none of its tubes has temporal size 1; "
-                "add one such as 1x16x16/32x16x16"
-            )
+            expected = "expected a tube of temporal size 1, such as 1x16x16/32x16x16"
+            raise UserError(f"the tube set {self} takes no images: {expected}")
         return TubeSet(flat, self.padding)
 
     @property

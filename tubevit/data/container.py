@@ -69,12 +69,7 @@ def reason(error: Exception | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video that is open for decoding.
-
-    Attributes:
-        media: the path or the bytes.
-        container, stream: PyAV's.
-    """
+    """A video that is open for decoding: its path or bytes, and the container and stream of PyAV."""
 
     media: str | os.PathLike | bytes
     container: av.container.InputContainer
@@ -161,10 +156,8 @@ class Video:
     def check_coverage(self, start: float, span: float, end: float, error: Exception | None) -> None:
         """Raise DecodeError if decoding ended before `MIN_COVERAGE` of a span that begins at `start`."""
         if end - start < MIN_COVERAGE * span:
-            raise DecodeError(
-                f"{self.name} is truncated: of the {span:.2f} s from {start:.2f} s on, decoding ends at {end:.2f} s"
-                + (f" ({reason(error)})" if error else "")
-            )
+            asked, cause = f"of the {span:.2f} s from {start:.2f} s on", f" ({reason(error)})" if error else ""
+            raise DecodeError(f"{self.name} is truncated: {asked}, decoding ends at {end:.2f} s{cause}")
 
 
 @contextlib.contextmanager

@@ -64,9 +64,8 @@ def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tupl
     """
     side = int(rng.integers(*_SPRITE))
     start, speed = rng.uniform(0, SIZE, 2), rng.uniform(*_SPEED)
-    background = cv2.resize(
-        rng.uniform(0, 110, (4, 4, 3)).astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC
-    )
+    coarse = rng.uniform(0, 110, (4, 4, 3)).astype(np.float32)
+    background = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     colour = rng.uniform(170, 255, 3).astype(np.float32)
     canvas = np.zeros((SIZE, SIZE), np.float32)
     sprite = cv2.resize(digit_instances()[0][instance], (side, side), interpolation=cv2.INTER_CUBIC)
@@ -106,20 +105,15 @@ def _write_clips(folder: pathlib.Path, split: str, index: int, instance: int, di
     clip, drawn = render_clip(instance, direction, rng)
     label = int(digit_instances()[1][instance])
     rows = []
-    for name, frames, way in [("", clip, direction), ("_reversed", clip[::-1], (direction + 4) % 8)]:
-        if name and split == "train":
-            break
+    ways = [("", clip, direction), ("_reversed", clip[::-1], (direction + 4) % 8)]
+    for name, frames, way in ways[:1] if split == "train" else ways:
         path = f"videos/{split}/{index:05d}{name}.mp4"
         write_video(folder / path, frames)
         if name:  # start and velocity of the reversed clip
-            drawn = {
-                key: (value + (FRAMES - 1) * drawn[f"velocity_{key}"]) % SIZE if key in ("row", "column") else -value
-                for key, value in drawn.items()
-            }
-        rows.append(
-            {"path": path, "split": split, "motion": DIRECTIONS[way], "digit": label, "instance": instance}
-            | {key: round(float(value), 4) for key, value in drawn.items()}
-        )
+            ends = {key: (drawn[key] + (FRAMES - 1) * drawn[f"velocity_{key}"]) % SIZE for key in ("row", "column")}
+            drawn = {key: -value for key, value in drawn.items()} | ends
+        row = {"path": path, "split": split, "motion": DIRECTIONS[way], "digit": label, "instance": instance}
+        rows.append(row | {key: round(float(value), 4) for key, value in drawn.items()})
     return rows
 
 

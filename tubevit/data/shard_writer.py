@@ -87,7 +87,6 @@ def write_shards(
     listed in rejected.csv. Repeating the same call keeps finished shards and writes damaged ones again.
 
     Args:
-        source, split: the files.
         folder: local or in a bucket; only one process at a time may write to it.
         shards: number of shards; None uses `default_shards`.
         short_side: in pixels, see `recode.validated_bytes`; None keeps all bytes.
@@ -140,10 +139,8 @@ def _settings(source: Source, split: str, folder: str, shards: int | None, short
     settings["shards"] = shards or earlier["shards"]
     for name, value in settings.items():
         if earlier.get(name) != value:
-            raise UserError(
-                f"{folder}: {split} was begun with {name} {earlier.get(name)}; found {value}: "
-                f"use the same, or write to another folder"
-            )
+            begun = f"{split} was begun with {name} {earlier.get(name)}; found {value}"
+            raise UserError(f"{folder}: {begun}: use the same, or write to another folder")
     return settings
 
 
@@ -281,10 +278,8 @@ def _write_index(job: Job, parts: list[dict], settings: dict, others: dict[str, 
     records = [(key, "|".join(map(str, label))) for part in parts for key, label in part["records"]]
     text = form.to_csv(("key", "label"), records)
     storage.write_text(storage.join(job.folder, f"{form.file_name(job.split)}.records.csv"), text)
-    shards = [
-        form.Shard(form.shard_name(job.split, number, job.count), len(part["records"]), part["bytes"])
-        for number, part in enumerate(parts)
-    ]
+    names = [form.shard_name(job.split, number, job.count) for number in range(job.count)]
+    shards = [form.Shard(name, len(part["records"]), part["bytes"]) for name, part in zip(names, parts)]
     digest = hashlib.sha256(text.encode()).hexdigest()
     count = sum(len(part["rejected"]) for part in parts)
     split = form.SplitIndex(tuple(shards), source.listed, count, digest, settings)

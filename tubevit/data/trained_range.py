@@ -24,7 +24,6 @@ def out_of_range(
         reasons.append(f"has {different} different frames in a clip, the model {frames}: they are repeated")
     height, width = frame_size(decoded[0])
     if min(height, width) < SIDE * size:
-        reasons.append(
-            f"is {width}x{height}, the model {size}x{size}: it is enlarged {size / min(height, width):.1f} times"
-        )
+        growth = size / min(height, width)
+        reasons.append(f"is {width}x{height}, the model {size}x{size}: it is enlarged {growth:.1f} times")
     return reasons

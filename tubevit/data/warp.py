@@ -248,11 +248,8 @@ class _Blocks:
 
     def points(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y of output pixels among the blocks: (rows, columns) float32 each."""
-        x, y = (
-            (along_x * columns + along_y * rows[:, None] + start).astype(np.float32)
-            for along_x, along_y, start in self.map
-        )
-        return x, y
+        x, y = (along_x * columns + along_y * rows[:, None] + start for along_x, along_y, start in self.map)
+        return x.astype(np.float32), y.astype(np.float32)
 
 
 def _corners(matrix: np.ndarray, size: int) -> np.ndarray:

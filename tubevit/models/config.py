@@ -153,10 +153,9 @@ class ModelConfig:
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
         for tube in self.tubes.tubes:
-            if self.channels(tube) % tube.sub_windows:
-                raise UserError(
-                    f"width {self.channels(tube)} must be divisible by the {tube.sub_windows} sub-windows of {tube}"
-                )
+            width, parts = self.channels(tube), tube.sub_windows
+            if width % parts:
+                raise UserError(f"width {width} must be divisible by the {parts} sub-windows of {tube}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)

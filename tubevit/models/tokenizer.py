@@ -19,6 +19,7 @@ from tubevit.tubes import Triple, Tube, TubeSet
 from tubevit.windows import TubeBatch
 
 SHARED_KERNEL = (8, 8, 8)  # section 3.4
+_INITIAL_KERNEL = nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
 
 
 def _windows(x: Array, axis: int, start: int, count: int, kernel: int, stride: int) -> Array:
@@ -95,7 +96,6 @@ def standardise(pixels: Shaped[Array | np.ndarray, "*shape"], mean, std, dtype) 
     Args:
         pixels: uint8 0..255 or float -1..1, whose last axis holds one or more RGB pixels.
         mean, std: 3 numbers each; with 0.5 the result is that of `normalise`.
-        dtype: dtype of the result.
     """
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     if (mean == 0.5).all() and (std == 0.5).all():
@@ -111,7 +111,6 @@ def resize_trilinear(
     """Resize a kernel trilinearly, with half-pixel centres and edge values repeated (section 3.4).
 
     Args:
-        kernel: the kernel to resize.
         size: new (k_t, k_y, k_x).
         gain_norm: divide by the growth of the volume, so that the token of a constant clip stays about the same.
         antialias: apply a low-pass filter along axes that shrink.
@@ -133,8 +132,7 @@ class TubeProjection(nnx.Module):
         self.width, self.tube, self.dtype = config.width, tube, dtype
         features = channels // tube.sub_windows
         if not is_interpolated(tube, config):
-            initial = nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
-            self.kernel = nnx.Param(initial(rngs.params(), (*tube.kernel, 3, features), jnp.float32))
+            self.kernel = nnx.Param(_INITIAL_KERNEL(rngs.params(), (*tube.kernel, 3, features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.linear = config.tube_linear and not tube.is_2d
         if self.linear:
@@ -163,14 +161,12 @@ class Tokenizer(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        self.tubes = nnx.Dict(
-            {str(i): TubeProjection(tube, config, dtype, rngs=rngs) for i, tube in enumerate(config.tubes.tubes)}
-        )
+        projections = [TubeProjection(tube, config, dtype, rngs=rngs) for tube in config.tubes.tubes]
+        self.tubes = nnx.Dict({str(i): projection for i, projection in enumerate(projections)})
         shared = [tube for tube in config.tubes.tubes if is_interpolated(tube, config)]
         if shared:
-            initial = nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
             shape = (*SHARED_KERNEL, 3, config.channels(shared[0]))
-            self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
+            self.kernel = nnx.Param(_INITIAL_KERNEL(rngs.params(), shape, jnp.float32))
 
     def __call__(self, batch: TubeBatch) -> Float[Array, "B N D"]:
         """Project windows of the model's tubes, or of its tubes for images, to tokens without position."""

@@ -35,12 +35,8 @@ class TubeViT(nnx.Module):
         self.encoder = Encoder(config, dtype, rngs=rngs)
         self.pooling = POOLING[config.pooling](config, rngs=rngs)
         initial = nnx.initializers.truncated_normal(0.02)
-        self.heads = nnx.Dict(
-            {
-                name: nnx.Linear(config.width, head.classes, kernel_init=initial, dtype=jnp.float32, rngs=rngs)
-                for name, head in config.heads
-            }
-        )
+        settings: dict = dict(kernel_init=initial, dtype=jnp.float32, rngs=rngs)
+        self.heads = nnx.Dict({name: nnx.Linear(config.width, head.classes, **settings) for name, head in config.heads})
 
     @property
     def input(self) -> dict:
@@ -139,10 +135,8 @@ class TubeViT(nnx.Module):
 def _check_modality(video: Video, head: str, modality: str) -> None:
     shape = video.dense_shape if isinstance(video, TubeBatch) else np.shape(video)
     if modality == "video" and len(shape) == 4:
-        raise UserError(
-            f"head {head!r} takes videos (B, T, H, W, 3); found {shape}. "
-            "For a single clip add the batch axis: video[None]"
-        )
+        hint = "For a single clip add the batch axis: video[None]"
+        raise UserError(f"head {head!r} takes videos (B, T, H, W, 3); found {shape}. {hint}")
     if modality == "image" and len(shape) == 5:
         raise UserError(f"head {head!r} takes images (B, H, W, 3); found a video of shape {shape}")
 

@@ -16,9 +16,6 @@ def open_charades(name: str, split: str) -> Source:
             Charades_v1_classes.txt.
         split: `train`; `val` or `test`, which both mean the official test list, on which results are reported; or
             `all`.
-
-    Raises:
-        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
     _, source, folder = listing.parse_list_and_clips(name)
     split = listing.checked_split(name, split, ("train", "val", "test"))
@@ -37,9 +34,8 @@ def open_charades(name: str, split: str) -> Source:
                     raise UserError(f"{path} line {line}: {unknown('action', code, codes)}")
             rows.append(listing.Row(cells["id"], tuple(codes[code] for code in found), part))
     clips = listing.Clips(folder)
-    return listing.Listing(name, split, rows, list(codes.values()), CLASSES, multi_label=True).source(
-        lambda row: clips.find(row.clip), lambda row: f"expected e.g. {row.clip}.mp4 in {folder} or folders below"
-    )
+    listed = listing.Listing(name, split, rows, list(codes.values()), CLASSES, multi_label=True)
+    return listed.source(lambda row: clips.find(row.clip), clips.expected(".mp4"))
 
 
 def _classes(folder: str) -> dict[str, str]:

@@ -44,11 +44,11 @@ def open_csv(name: str, split: str) -> Source:
         rows.append(listing.Row(_resolve(name, path), several, of_row, f"{name} line {line}"))
     split = listing.canonical_split(split)
     found = listing.existing_files([row.clip for row in rows if split in (row.split, "all")])
-    notes = [f"{name} has no column split: 80 % of the files are train, 20 % are test, by a hash of the path"]
+    notes = [] if has_split else [f"{name} has no column split: {listing.SPLIT_NOTE}"]
     return listing.Listing(name, split, rows, classes, multi_label=multi_label, what="files").source(
         lambda row: row.clip if row.clip in found else None,
         lambda row: f"paths are relative to the csv, the first is {row.clip}",
-        notes=[] if has_split else notes,
+        notes,
     )
 
 

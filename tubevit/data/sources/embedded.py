@@ -11,7 +11,6 @@ from tubevit.errors import unknown
 
 logger = logging.getLogger(__name__)
 HEADS = {"moving_digits": ("motion", "digit_motion"), "still_digits": ("digit",)}  # the first is the default
-NAMES = tuple(HEADS)
 
 
 def cache_folder() -> pathlib.Path:

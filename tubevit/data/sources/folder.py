@@ -18,9 +18,6 @@ def open_folder(name: str, split: str) -> Source:
     Args:
         name: path of the folder, local or remote.
         split: name of a split, or `all`.
-
-    Raises:
-        UserError: there is no such folder or split, or it holds no videos or images in class folders.
     """
     listing.require_folder(name, _EXPECTED)
     paths = [path for path in storage.list_files(name) if not listing.is_hidden(path)]
@@ -41,15 +38,12 @@ def open_folder(name: str, split: str) -> Source:
     classes = sorted(names, key=int) if all(label.isdecimal() for label in names) else sorted(names)
     notes = []
     if not has_splits:
-        notes.append(
-            f"{name} has no folders train and val or test: 80 % of the files are train, 20 % are test, by a hash"
-        )
+        notes.append(f"{name} has no folders train and val or test: {listing.SPLIT_NOTE}")
     if len(rows) < len(paths):
         used = {row.clip for row in rows}
         first = next(path for path in paths if path not in used)
         left_out = len(paths) - len(rows)
         notes.append(f"{name}: left out {left_out} files that are no media or in no class folder, e.g. {first}")
     folder = name.rstrip("/")
-    return listing.Listing(name, listing.canonical_split(split), rows, classes).source(
-        lambda row: f"{folder}/{row.clip}", lambda row: row.clip, notes
-    )
+    listed = listing.Listing(name, listing.canonical_split(split), rows, classes)
+    return listed.source(lambda row: f"{folder}/{row.clip}", lambda row: row.clip, notes)

@@ -23,9 +23,6 @@ def open_imagenet(name: str, split: str) -> Source:
     Args:
         name: `imagenet:DIR`; DIR may also hold ILSVRC/Data/CLS-LOC/train and val.
         split: `train`, `val` or `all`; the official test images have no labels.
-
-    Raises:
-        UserError: there is no such folder or split, or it holds no images in class folders.
     """
     split = listing.checked_split(name, split, _SPLITS)
     root = _root(name.partition(":")[2])
@@ -38,9 +35,8 @@ def open_imagenet(name: str, split: str) -> Source:
     classes = {row.labels[0] for row in rows}
     if len(classes) != CLASSES and split != "all":  # a subset: the other split may have further classes
         classes |= {row.labels[0] for part in _SPLITS if part != split for row in _rows(root, part)}
-    return listing.Listing(name, split, rows, sorted(classes), CLASSES, what="images").source(
-        lambda row: row.clip, lambda row: row.clip
-    )
+    listed = listing.Listing(name, split, rows, sorted(classes), CLASSES, what="images")
+    return listed.source(lambda row: row.clip, lambda row: row.clip)
 
 
 def validation_labels() -> list[str]:

@@ -75,7 +75,7 @@ def _lists(source: str) -> list[tuple[str, str]]:
     """Return the path and the text of each csv file of a list."""
     expected = f"a csv {_HEADER} or the folder that holds the official csv files"
     if storage.is_folder(source):
-        names = [file for file in listing.file_names(source, expected) if file.lower().endswith(".csv")]
+        names = [file for file in storage.names(source) if file.lower().endswith(".csv")]
         paths = [storage.join(source, file) for file in names]
     elif storage.exists(source):
         paths = [source]

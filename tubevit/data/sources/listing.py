@@ -23,6 +23,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 TRAIN_SHARE = 0.8
+SPLIT_NOTE = "80 % of the files are train, 20 % are test, by a hash of the path"
 _SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid": "val", "testing": "test"}
 
 
@@ -79,19 +80,8 @@ def require_folder(path: str, expected: str) -> None:
         raise UserError(f"folder {path} does not exist; expected {expected}")
 
 
-def file_names(folder: str, expected: str) -> list[str]:
-    """Return the names of the files in a folder; raises UserError, with what was expected, if there is none."""
-    require_folder(folder, expected)
-    return storage.names(folder)
-
-
 def read_text(path: str) -> str:
-    """Read a text file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        UserError: the file cannot be read.
-    """
+    """Read a text file; raises FileNotFoundError if it does not exist and UserError if it cannot be read."""
     try:
         return storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
@@ -193,6 +183,10 @@ class Clips:
             names = inside if only_in_class else inside or names
         return f"{self._folder}/{names[0]}" if names else None
 
+    def expected(self, ending: str) -> Callable[[Row], str]:
+        """Return the text about the clip of a row that `Listing.source` takes."""
+        return lambda row: f"expected e.g. {row.clip}{ending} in {self._folder} or folders below"
+
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
@@ -247,9 +241,8 @@ class Listing:
             lines.insert(0, f"{self.name}: {len(found)} of {len(chosen)} listed {self.what} were found")
         count, key = len(self.classes), self.name.partition(":")[0]
         if count != (self.class_count or count):
-            lines.append(
-                f"{self.name}: a list of {count} classes; {key} has {self.class_count}: indices follow this list"
-            )
+            counts = f"a list of {count} classes; {key} has {self.class_count}"
+            lines.append(f"{self.name}: {counts}: indices follow this list")
         listed_at = tuple(row.listed_at for _, row in found) if chosen[0].listed_at else ()
         paths, classes = tuple(path for path, _ in found), tuple(self.classes)
         return Source(self.name, paths, labels, classes, len(chosen), listed_at, tuple(lines))

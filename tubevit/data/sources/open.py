@@ -20,12 +20,7 @@ CLASSES = {
 
 
 def default_head(name: str, dataset: str) -> str:
-    """Return the default head of a data set: the first label set of an embedded source, else the data set's name.
-
-    Args:
-        name: name of the source.
-        dataset: name of the data set in the configuration.
-    """
+    """Return the first label set of an embedded source `name`, else the name of the data set in the configuration."""
     return embedded.HEADS[name][0] if name in embedded.HEADS else dataset
 
 
@@ -57,9 +52,10 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
         head: label set of `moving_digits`: `motion` (default) or `digit_motion`.
 
     Raises:
-        UserError: there is no such source, split or head, a file is malformed, or none of the listed files exists.
+        UserError: there is no such source, split or head, a file or folder is missing or malformed, or none of the
+            listed files exists.
     """
-    if name in embedded.NAMES:
+    if name in embedded.HEADS:
         return embedded.open_embedded(name, split, head)
     kind, colon, rest = name.partition(":")
     if colon and not rest.startswith("//"):
@@ -81,15 +77,11 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
         return folder.open_folder(name, split)
     if "/" in name:
         raise UserError(f"source {name} does not exist: expected FILE.csv, a folder of class folders or KIND:...")
-    raise unknown("source", name, ("FILE.csv", "DIR", *(f"{kind}:..." for kind in _READERS), *embedded.NAMES))
+    raise unknown("source", name, ("FILE.csv", "DIR", *(f"{kind}:..." for kind in _READERS), *embedded.HEADS))
 
 
 def held_out_split(name: str, head: str | None = None, open_source: Callable[..., Source] = open_source) -> str:
     """Find the split of a source to evaluate on: `val`, else `test`.
-
-    Args:
-        name, head: see `open_source`.
-        open_source: opens the source.
 
     Raises:
         SplitError: the source has neither.

@@ -86,8 +86,6 @@ def open_shards(name: str, split: str) -> Source:
     read = Records(tuple(keys), files, ends, ArrayRecordDataSource(ranges))
     source = Source(name, tuple(keys), labels, index.classes, listed, notes=tuple(notes), read=read)
     if source.label_hash != index.label_hash:
-        raise UserError(
-            f"{folder}: the classes in {INDEX} were changed: expected label_hash {index.label_hash}; "
-            f"found {source.label_hash}"
-        )
+        hashes = f"expected label_hash {index.label_hash}; found {source.label_hash}"
+        raise UserError(f"{folder}: the classes in {INDEX} were changed: {hashes}")
     return source

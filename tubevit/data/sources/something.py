@@ -21,9 +21,6 @@ def open_something(name: str, split: str) -> Source:
         name: `ssv2:LIST@CLIPS_DIR`; LIST is the folder of the json files, something-something-v2-train.json,
             -validation.json and -labels.json or, in the later release, train.json, validation.json and labels.json.
         split: `train`, `val`, `test` (labelled by test-answers.csv of the later release), or `all` that exist.
-
-    Raises:
-        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
     _, source, folder = listing.parse_list_and_clips(name)
     split = listing.checked_split(name, split, (*_FILES, "test"))
@@ -46,9 +43,8 @@ def open_something(name: str, split: str) -> Source:
         with contextlib.suppress(SplitError):  # the older release has no answers
             rows += _answers(source)
     clips = listing.Clips(folder)
-    return listing.Listing(name, split, rows, classes, CLASSES).source(
-        lambda row: clips.find(row.clip), lambda row: f"expected e.g. {row.clip}.webm in {folder} or folders below"
-    )
+    listed = listing.Listing(name, split, rows, classes, CLASSES)
+    return listed.source(lambda row: clips.find(row.clip), clips.expected(".webm"))
 
 
 def _plain(template: str) -> str:

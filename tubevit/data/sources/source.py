@@ -96,11 +96,8 @@ class Source:
         index = {name: i for i, name in enumerate(classes)}
         if all(name.isdecimal() for name in self.classes) and not set(self.classes) & set(classes):
             index = {str(i): i for i in range(len(classes))}  # integer labels are indices of any label set
-        used = (
-            np.asarray(self.labels.any(axis=0))
-            if self.multi_label
-            else np.isin(np.arange(len(self.classes)), self.labels)
-        )
+        indices = np.arange(len(self.classes))
+        used = np.asarray(self.labels.any(axis=0)) if self.multi_label else np.isin(indices, self.labels)
         for i, name in enumerate(self.classes):
             if used[i] and name not in index:
                 having = self.labels[:, i] > 0 if self.multi_label else self.labels == i

@@ -21,7 +21,7 @@ import numpy as np
 from tubevit import storage
 from tubevit.data.container import Media
 from tubevit.data.labels import label_array
-from tubevit.data.shards import DAMAGED
+from tubevit.data.shards import DAMAGED, check_shard
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.data.sources.source import Source
 from tubevit.errors import DecodeError, UserError, closest, unknown_split
@@ -115,9 +115,8 @@ def open_tfds(name: str, split: str) -> Source:
     chosen = counts if split == "all" else {split: counts[split]}
 
     media, label = _features(name, info)
-    raw = builder.as_data_source(
-        "+".join(chosen), deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    ).data_source
+    raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
+    raw = builder.as_data_source("+".join(chosen), deserialize_method=raw_bytes).data_source
     _check_files(name, info, chosen)
     keys = Keys(info.name, chosen)
     feature = info.features[media]
@@ -145,10 +144,8 @@ def _builder(name: str):
         builder = tfds.builder(inner, data_dir=folder)
     except tfds.core.DatasetNotFoundError as error:
         choices = {*_prepared(folder), *tfds.list_builders(with_community_datasets=False)}
-        raise UserError(
-            f"unknown data set {inner!r} of TFDS, and none with this name is prepared in {folder}; "
-            f"{closest(inner, choices)}"
-        ) from error
+        prepared = f"and none with this name is prepared in {folder}"
+        raise UserError(f"unknown data set {inner!r} of TFDS, {prepared}; {closest(inner, choices)}") from error
     except (ValueError, AssertionError, RuntimeError) as error:  # malformed names, unknown configurations and versions
         raise UserError(f"{name}: {str(error).splitlines()[0]}") from error
     if not builder.info.splits:
@@ -196,8 +193,6 @@ def _features(name: str, info) -> tuple[str, str]:
 
 def _check_files(name: str, info, chosen: dict[str, int]) -> None:
     """Open each file once: array_record takes an unreadable file for an empty one."""
-    from tubevit.data.shards import check_shard
-
     for split in chosen:
         for path, records in zip(info.splits[split].filepaths, info.splits[split].shard_lengths):
             try:
@@ -214,8 +209,7 @@ def _labels(builder, keys: Keys, raw, label: str, classes: int | None) -> np.nda
     if len(keys) >= CACHED_FROM and cached.exists():
         return np.load(cached)
     if len(keys) >= CACHED_FROM:
-        text = f"reading the labels of {len(keys)} records of {keys.name}, once"
-        logger.info(text, extra={"every_process": True})
+        logger.info(f"reading the labels of {len(keys)} records of {keys.name}, once", extra={"every_process": True})
     found = [_parse(_record(raw, keys, i), label).int64_list.value for i in range(len(keys))]
     labels = label_array(found, classes or 0, classes is not None)
     if len(keys) >= CACHED_FROM:

@@ -2,6 +2,7 @@
 
 import re
 
+from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError, unknown_split
@@ -17,9 +18,6 @@ def open_ucf101(name: str, split: str) -> Source:
         name: `ucf101:LIST@CLIPS_DIR`; LIST is the folder of classInd.txt, trainlist01.txt and testlist01.txt.
         split: `train` or `test` of the first of the three official splits, `train2` or `test2` of the second,
             `train3` or `test3` of the third; `all` is both parts of the first, which is every clip.
-
-    Raises:
-        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
     _, source, _ = listing.parse_list_and_clips(name)
     parts, number = _parts(name, split)
@@ -53,14 +51,12 @@ def open_hmdb51(name: str, split: str) -> Source:
         name: `hmdb51:LIST@CLIPS_DIR`; LIST is the folder of the files CLASS_test_split1.txt, ..2 and ..3 with lines
             `clip.avi 1`, where 1 means train, 2 test and 0 neither.
         split: see `open_ucf101`; `all` leaves out the clips that are in neither part of the first split.
-
-    Raises:
-        UserError: a file is missing or malformed, there is no such split, or none of the clips exists.
     """
     _, source, _ = listing.parse_list_and_clips(name)
     parts, number = _parts(name, split)
     files = {}
-    for file in listing.file_names(source, "the folder of CLASS_test_split1.txt"):
+    listing.require_folder(source, "the folder of CLASS_test_split1.txt")
+    for file in storage.names(source):
         if match := re.fullmatch(rf"(.+)_test_split{number}\.txt", file):
             files[match[1]] = file
     if not files:
@@ -91,8 +87,5 @@ def _parts(name: str, split: str) -> tuple[tuple[str, ...], str]:
 def _labelled(name: str, rows: list[listing.Row], classes: list[str]) -> Source:
     key, _, folder = listing.parse_list_and_clips(name)
     clips = listing.Clips(folder)
-    # All rows are of the requested split.
-    return listing.Listing(name, "all", rows, classes, CLASSES[key]).source(
-        lambda row: clips.find(row.clip, row.labels[0]),
-        lambda row: f"expected e.g. {row.clip}.avi in {folder} or folders below",
-    )
+    listed = listing.Listing(name, "all", rows, classes, CLASSES[key])  # all rows are of the requested split
+    return listed.source(lambda row: clips.find(row.clip, row.labels[0]), clips.expected(".avi"))
