@@ -15,8 +15,7 @@ import tubevit
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.cli import main
 from tubevit.visualize import style
-from tubevit.visualize.evaluated import evaluate_stored
-from tubevit.visualize.own_files import read_files
+from tubevit.visualize.evaluated import evaluate_stored, read_files
 from tubevit.visualize.page import Animation, Picture, Section, write_page
 from tubevit.visualize.report import learned_on, sections
 from tubevit.zoo.names import open_checkpoint

@@ -25,7 +25,7 @@ def run(args) -> None:
     from tubevit import storage
     from tubevit.errors import UserError
     from tubevit.evaluation import find_files
-    from tubevit.visualize.own_files import read_files
+    from tubevit.visualize.evaluated import read_files
     from tubevit.visualize.page import write_page
     from tubevit.visualize.report import facts, sections
     from tubevit.visualize.style import plotting

@@ -34,14 +34,9 @@ def heads_of(sizes: dict[str, int], given: int | None, source: str) -> int:
     """
     if given is not None:
         return given
-    for known in _PLAIN.values():
-        if all(known[key] == sizes[key] for key in _SIZES):
-            return known["num_heads"]
-
-    def distance(name: str) -> float:
-        return sum(abs(math.log(_PLAIN[name][key] / sizes[key])) for key in _SIZES)
-
-    closest = min(_PLAIN, key=distance)
+    closest = min(_PLAIN, key=lambda name: sum(abs(math.log(_PLAIN[name][key] / sizes[key])) for key in _SIZES))
+    if all(_PLAIN[closest][key] == sizes[key] for key in _SIZES):
+        return _PLAIN[closest]["num_heads"]
     found, other = (" ".join(f"{key} {values[key]}" for key in _SIZES) for values in (sizes, _PLAIN[closest]))
     raise UserError(
         f"{source}: no known ViT has {found}; the closest is {closest} with {other}. The file does not say the number "

@@ -60,7 +60,8 @@ def collectives(program: Program, devices: int) -> list[Collective]:
                 found.append(Collective(kind, size, 0, times, between_slices=True))
             if opcode not in KINDS:
                 continue
-            key = instruction.channel if instruction.channel is not None else (name, instruction.name)
+            channel = instruction.number("channel_id")
+            key = (name, instruction.name) if channel is None else channel
             if key in seen:
                 continue
             seen.add(key)
@@ -125,7 +126,7 @@ def _convolution_flops(instruction: Instruction, body: dict[str, Instruction]) -
     inputs, kernel, output = labels.groups()
     out = instruction.shape[0].dims
     total = 2 * out[output.index("b")] * out[output.index("f")] * right[0].dims[kernel.index("i")]
-    total //= _number("batch_group_count", instruction.attributes)
+    total //= instruction.number("batch_group_count") or 1
     window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
     for axis in range(len(output) - 2):
@@ -134,11 +135,6 @@ def _convolution_flops(instruction: Instruction, body: dict[str, Instruction]) -
         sizes = (int(_field(fields, key, axis, "1")) for key in ("size", "stride", "lhs_dilate", "rhs_dilate"))
         total *= _valid(left[0].dims[inputs.index(label)], out[output.index(label)], low, *sizes)
     return total
-
-
-def _number(key: str, text: str) -> int:
-    found = re.search(rf"\b{key}=(\d+)", text)
-    return int(found.group(1)) if found else 1
 
 
 def _field(fields: dict[str, str], key: str, axis: int, default: str) -> str:
@@ -241,7 +237,7 @@ def _update(name: str, body: dict[str, Instruction], program: Program) -> int | 
     value, index = body[name], 0
     while value.opcode in ("bitcast", "get-tuple-element"):
         if value.opcode == "get-tuple-element":
-            index = _number("index", value.attributes)
+            index = value.number("index") or 0
         value = body[value.operands[0]]
     if value.opcode == "dynamic-update-slice":
         return body[value.operands[1]].shape[0].bytes

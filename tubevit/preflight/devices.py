@@ -73,12 +73,8 @@ def described_devices(topology: Topology, slices: int) -> list:
         if slices > 1:
             raise UserError(f"mesh.slices={slices} is for TPUs; {topology.name} needs mesh.slices=1")
         hosts = max(topology.devices // GPUS_A_HOST, 1)
-        description = topologies.get_topology_desc(
-            platform="cuda",
-            target_config=gpu_description(topology.chip),
-            topology=f"1x{hosts}x{topology.devices // hosts}",
-        )
-        return list(description.devices)
+        shape, target = f"1x{hosts}x{topology.devices // hosts}", gpu_description(topology.chip)
+        return list(topologies.get_topology_desc(platform="cuda", target_config=target, topology=shape).devices)
     kind, _, shape = topology.name.partition(":")
     settings: dict = {"num_slices": slices} if slices > 1 else {}
     if kind == "v4":  # both cores of a chip as one device

@@ -54,10 +54,9 @@ class Instruction:
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else None
 
-    @property
-    def channel(self) -> int | None:
-        """The channel_id of a collective."""
-        found = re.search(r"\bchannel_id=(\d+)", self.attributes)
+    def number(self, key: str) -> int | None:
+        """Return the whole number that an attribute holds, such as `channel_id`."""
+        found = re.search(rf"\b{key}=(\d+)", self.attributes)
         return int(found.group(1)) if found else None
 
 
@@ -120,10 +119,10 @@ class Program:
         """Return the initial value of the counter, the element of the initial tuple that the condition reads."""
         initial = scope.get(loop.operands[0]) if loop.operands else None
         for element in (i for i in condition.values() if i.opcode == "get-tuple-element"):
-            index = re.search(r"\bindex=(\d+)", element.attributes)
-            if initial is None or initial.opcode != "tuple" or not index or element.shape[0].dims:
+            index = element.number("index")
+            if initial is None or initial.opcode != "tuple" or index is None or element.shape[0].dims:
                 continue
-            value = scope.get(initial.operands[int(index.group(1))])
+            value = scope.get(initial.operands[index])
             while value is not None and value.opcode in ("copy", "bitcast") and value.operands:
                 value = scope.get(value.operands[0])
             if value is not None and value.opcode == "constant" and _whole(value):

@@ -63,11 +63,10 @@ def _abstract(tree, placed) -> dict:
 def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
     """Return the training step and its abstract arguments (state, batch); raises UserError if they do not divide."""
     optimizer = make_optimizer(plan.config)
-    graph = graph_of(plan.model)
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
     check_sharding(state["params"], mesh)
     state = _abstract(state, shardings(state, mesh))
-    return make_step(graph, optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
+    return make_step(graph_of(plan.model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
 
 
 def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
@@ -78,12 +77,10 @@ def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | No
     views, heads, choices = Views.from_text(plan.config.eval.views), dict(plan.model.heads), []
     parts = batch_shards(mesh)
     for dataset in plan.config.data.eval.values():
-        if dataset.head not in heads:
-            continue
-        head = heads[dataset.head]
-        count = -(-dataset.batch_size // parts) * parts
-        frames = 1 if head.modality == "image" else plan.model.frames
-        choices.append((count * views.spatial * frames, dataset.head, count))
+        if head := heads.get(dataset.head):
+            count = -(-dataset.batch_size // parts) * parts
+            frames = 1 if head.modality == "image" else plan.model.frames
+            choices.append((count * views.spatial * frames, dataset.head, count))
     if not choices:
         return None
     _, head, count = max(choices)

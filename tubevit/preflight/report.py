@@ -30,10 +30,8 @@ def estimate(part: Mapping, chip: Chip, model_flops: float | None = None) -> dic
         "compute": part["flops"] / chip.flops, "memory": part["hbm_bytes"] / chip.bandwidth,
         "network": sent[False] / chip.network, "slices": sent[True] / (chip.slices_network or 1),
     }  # fmt: skip
-    result = {
-        **times, "least": max(times.values()), "most": sum(times.values()),
-        "bound": max(times, key=times.__getitem__),
-    }  # fmt: skip
+    bound = max(times, key=times.__getitem__)
+    result: dict = times | {"least": times[bound], "most": sum(times.values()), "bound": bound}
     if model_flops is not None:
         best = model_flops / chip.flops
         result["mfu_most"], result["mfu_least"] = (best / max(result[key], 1e-12) for key in ("least", "most"))
@@ -63,8 +61,7 @@ def completed(result: Mapping, topology: Topology) -> dict:
             part["estimate"] = estimate(part, chip, result.get("model_flops") if name == "train" else None)
             part["collectives"] = by_kind(part["collectives"])
         parts[name] = part
-    figures = dataclasses.asdict(chip)
-    del figures["platform"]
+    figures = {key: value for key, value in dataclasses.asdict(chip).items() if key != "platform"}
     return {
         **result, "topology": topology.name, "asked": topology.asked or topology.name, "chip": figures,
         "parts": parts, "fits": all(part["fits"] for part in parts.values()), "formula": FORMULA,
@@ -134,11 +131,9 @@ def verdicts(found: Mapping) -> list[str]:
     hbm, lines = found["chip"]["hbm"], []
     for name, part in found["parts"].items():
         needed = part.get("peak", part.get("needed"))
-        if part["fits"]:
-            continue
         if needed is None:
             lines.append(f"DOES NOT FIT: {name}: {part['message']}")
-        else:
+        elif not part["fits"]:
             lines.append(f"DOES NOT FIT: {name} needs {_size(needed)} of {_size(hbm)}, {_size(needed - hbm)} too much")
     if lines:
         advice = "model.remat=full, mesh.fsdp=N, train.grad_accum_steps=N, smaller batches, more chips"

@@ -92,8 +92,7 @@ def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dic
     for factor in (2, 4, 8):
         if all(size % factor == 0 for size in batches.values()):
             tries.append(best | {f"data.train.{name}.batch_size": str(n // factor) for name, n in batches.items()})
-    unique = {json.dumps(change, sort_keys=True): change for change in tries if change}
-    return list(unique.values())
+    return list({json.dumps(change, sort_keys=True): change for change in tries if change}.values())
 
 
 def suggest(

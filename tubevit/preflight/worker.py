@@ -60,8 +60,7 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
     }  # fmt: skip
     if "train" in parts:
         result["model_flops"] = program.step_flops(plan) / mesh.size
-        function, arguments = program.train_program(plan, mesh)
-        result["parts"]["train"] = _compiled(function, arguments, mesh, target)
+        result["parts"]["train"] = _compiled(*program.train_program(plan, mesh), mesh, target)
     if "eval" in parts and (found := program.eval_program(plan, mesh)):
         function, arguments, views = found
         result["parts"]["eval"] = _compiled(function, arguments, mesh, target) | {"views": views}
@@ -81,9 +80,9 @@ def _compiled(function, arguments, mesh, target) -> dict:
     try:
         compiled = function.lower(*arguments).compile(compiler_options=_GPU if target.is_gpu else _FAST)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise
         failed = out_of_memory(message, target.chip.hbm)
         if failed["needed"] is not None and "for HLO temporaries" in message:  # without the arguments
             leaves = jax.tree.leaves(arguments)

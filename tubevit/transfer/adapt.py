@@ -199,7 +199,14 @@ class Adapted:
 
     def _report_unused(self) -> None:
         """Note the tubes and positions that the model did not take over."""
-        unused = self._unused()
+        unused, taken = {}, {str(j): str(i) for i, j in self._origins.items()}
+        for path, leaf in self.source.params.items():
+            group, _, rest = path.partition("/")
+            number = rest.removeprefix("tubes/").split("/")[0]
+            if group == "position" and f"position/{taken.get(number)}" not in self.params:
+                unused[path] = leaf
+            elif group == "tokenizer" and number not in taken and path not in self.params:
+                unused[path] = leaf
         if self.missing_tubes == "same" and self.small is None:  # the comparison with the model reports them
             self.params = unused | self.params
         elif unused:
@@ -209,17 +216,6 @@ class Adapted:
             for j, tube in enumerate(self.small.config.tubes.tubes):
                 if not tube.is_2d and j not in self._carried_over.values():
                     self.notes.append(f"left out of {self.small.name}: tube {tube}")
-
-    def _unused(self) -> dict:
-        unused, taken = {}, {str(j): str(i) for i, j in self._origins.items()}
-        for path, leaf in self.source.params.items():
-            group, _, rest = path.partition("/")
-            number = rest.removeprefix("tubes/").split("/")[0]
-            if group == "position" and f"position/{taken.get(number)}" not in self.params:
-                unused[path] = leaf
-            elif group == "tokenizer" and number not in taken and path not in self.params:
-                unused[path] = leaf
-        return unused
 
 
 def _text(sizes) -> str:

@@ -5,17 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from tubevit import storage
-from tubevit.checkpoint.paths import (
-    differences,
-    flatten,
-    matches,
-    no_match,
-    rename,
-    stack,
-    summarise,
-    unflatten,
-    unstack,
-)
+from tubevit.checkpoint import paths
 from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import is_frozen
@@ -31,7 +21,7 @@ _IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a p
 def read_donor(name: str) -> Donor:
     """Read the parameters of a checkpoint; raises UserError if it does not exist or is damaged."""
     checkpoint = open_checkpoint(name)
-    return Donor(str(name), checkpoint.model, flatten(checkpoint.read_parameters()))
+    return Donor(str(name), checkpoint.model, paths.flatten(checkpoint.read_parameters()))
 
 
 def initialise(
@@ -77,8 +67,8 @@ def initialise(
     missing_tubes = "same" if small else "inflate" if tubes == "same" and becomes_video else tubes
     adapted = Adapted(source, small, model, missing_tubes)
     notes += adapted.notes
-    wanted = unstack(flatten(params))
-    offered, replaced = rename(unstack(adapted.params), renamed)
+    wanted = paths.unstack(paths.flatten(params))
+    offered, replaced = paths.rename(paths.unstack(adapted.params), renamed)
 
     may_be_new = (*_ADDED, *_IMAGE_ONLY) if becomes_video else _ADDED
     may_be_left_out = _IMAGE_ONLY if becomes_video else ()
@@ -86,23 +76,23 @@ def initialise(
     left_out = [path for path in offered if path not in wanted and path.startswith(may_be_left_out)]
     heads = _changed_heads(source, model, renamed, notes)
     for prefix in skip:
-        if not any(matches(path, prefix) for path in {**offered, **wanted}):
-            raise no_match("init.skip", prefix, {**offered, **wanted})
+        if not any(paths.matches(path, prefix) for path in {**offered, **wanted}):
+            raise paths.no_match("init.skip", prefix, {**offered, **wanted})
 
     offered = _without(offered, (*heads, *skip, *left_out))
     required = _without(wanted, (*heads, *skip, *new))
-    if problems := differences(required, offered):
+    if problems := paths.differences(required, offered):
         raise UserError(
             f"init.checkpoint {name} ({source.config.name}, tubes {source.config.tubes}) does not fit {model.name}, "
             f"tubes {model.tubes}: {'; '.join(problems)}; init.skip leaves parameters out, init.rename renames them"
         )
     _check_frozen(wanted, offered, model, zero_tubes=missing_tubes == "zero")
     listed = {
-        "new": new, "left out": left_out, "left out, replaced by renamed parameters": summarise(replaced),
+        "new": new, "left out": left_out, "left out, replaced by renamed parameters": paths.summarise(replaced),
         "neither loaded nor required": skip,
     }  # fmt: skip
-    notes += [f"{text}: {', '.join(paths)}" for text, paths in listed.items() if paths]
-    return unflatten({path: jnp.asarray(leaf) for path, leaf in stack(wanted | offered).items()}), notes
+    notes += [f"{text}: {', '.join(names)}" for text, names in listed.items() if names]
+    return paths.unflatten({path: jnp.asarray(leaf) for path, leaf in paths.stack(wanted | offered).items()}), notes
 
 
 def _read_small(name: str) -> Donor:
@@ -142,7 +132,7 @@ def _changed_heads(source: Donor, model: ModelConfig, renamed, notes: list[str])
     old, heads = {}, dict(model.heads)
     for name, head in source.config.heads:
         path = f"heads/{name}"
-        path = next((replacement for prefix, replacement in renamed if matches(path, prefix)), path)
+        path = next((replacement for prefix, replacement in renamed if paths.matches(path, prefix)), path)
         old[path.removeprefix("heads/")] = head
     new = [head for head in heads if heads[head] != old.get(head)]
     dropped = [head for head in old if head not in heads or head in new]
@@ -154,7 +144,7 @@ def _changed_heads(source: Donor, model: ModelConfig, renamed, notes: list[str])
 
 
 def _without(params: dict, prefixes: Sequence[str]) -> dict:
-    return {path: leaf for path, leaf in params.items() if not any(matches(path, prefix) for prefix in prefixes)}
+    return {path: leaf for path, leaf in params.items() if not any(paths.matches(path, prefix) for prefix in prefixes)}
 
 
 def _check_frozen(wanted: dict, loaded: dict, model: ModelConfig, zero_tubes: bool) -> None:
@@ -166,5 +156,5 @@ def _check_frozen(wanted: dict, loaded: dict, model: ModelConfig, zero_tubes: bo
     if frozen:
         raise UserError(
             f"frozen by train.freeze_below={model.freeze_below}, but not in a checkpoint: "
-            f"{'; '.join(summarise(frozen))}; expected a checkpoint that has them, or train.freeze_below=0"
+            f"{'; '.join(paths.summarise(frozen))}; expected a checkpoint that has them, or train.freeze_below=0"
         )

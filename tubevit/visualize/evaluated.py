@@ -1,7 +1,8 @@
-"""Evaluation data with predictions of a model, and its files as pixels."""
+"""Files as pixels with predictions of a model: evaluation data, and the user's own files."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from tubevit.data.views import ONE_VIEW
 from tubevit.errors import UserError
 from tubevit.evaluation.evaluate import Predictions, predict_source
 from tubevit.evaluation.forward import make_forward
+from tubevit.evaluation.predict import predict
 from tubevit.models.abstract import parameters
 from tubevit.models.tubevit import TubeViT
 from tubevit.visualize.style import evenly
@@ -93,3 +95,31 @@ def _part(source: Source, files: np.ndarray) -> Source:
         listed_at=[source.listed_at[i] for i in files] if len(source.listed_at) else (),
         read=lambda index: source.media(int(files[index])),
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFile:
+    """One of the user's videos or images.
+
+    Attributes:
+        name: file name as it can be shown.
+        pixels: (T, H, W, 3) or (H, W, 3) uint8, the input of the model.
+        text: the most probable label of each head that takes the file, and its probability.
+    """
+
+    name: str
+    pixels: np.ndarray
+    text: str
+
+
+def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFile]:
+    """Read files and predict their labels; raises UserError if a file cannot be decoded."""
+    files = []
+    for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
+        if found.pixels is None:
+            raise found.error  # pyright: ignore[reportGeneralTypeIssues]
+        # A name need not be UTF-8, but a page is.
+        name = os.fsencode(os.path.basename(found.file)).decode(errors="replace")
+        labels = [f"{head}: {label} ({share:.0%})" for head, [(label, share)] in found.labels.items()]
+        files.append(OwnFile(name, found.pixels, ",  ".join([name, *labels])))
+    return files

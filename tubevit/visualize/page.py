@@ -159,12 +159,13 @@ def _html(title: str, facts: dict[str, str], sections: Sequence[Section], embedd
         for section in sections
         if section.left_out
     )
+    style = f"{_colours(LIGHT)}\n@media (prefers-color-scheme: dark) {{ {_colours(DARK)} }}{_RULES}"
     missing = f"<section><h2>Left out</h2><ul>{missing}</ul></section>" if missing else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{_stylesheet()}</style></head><body><main>"
+        f"<title>{html.escape(title)}</title><style>{style}</style></head><body><main>"
         f"<h1>{html.escape(title)}</h1><dl>{rows}</dl>{shown}{missing}</main></body></html>\n"
     )
 
@@ -189,11 +190,6 @@ def _figure(picture: Picture | Animation, light: str, dark: str) -> str:
 def _data_uri(kind: str, content: bytes) -> str:
     kind = "svg+xml" if kind == "svg" else kind
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _stylesheet() -> str:
-    """Return the CSS, with the colours of the pictures."""
-    return f"{_colours(LIGHT)}\n@media (prefers-color-scheme: dark) {{ {_colours(DARK)} }}{_RULES}"
 
 
 def _colours(theme: Theme) -> str:

@@ -13,8 +13,7 @@ from tubevit.evaluation.metrics import confusion_matrix
 from tubevit.models.abstract import parameters
 from tubevit.models.tubevit import TubeViT
 from tubevit.visualize import attention, confusion, curves, kernels, layout, mistakes, positions
-from tubevit.visualize.evaluated import Evaluated, evaluate_stored
-from tubevit.visualize.own_files import OwnFile
+from tubevit.visualize.evaluated import Evaluated, OwnFile, evaluate_stored
 from tubevit.visualize.page import Animation, Picture, Section
 from tubevit.visualize.style import size_text
 from tubevit.zoo.release import began_from
@@ -71,13 +70,13 @@ def sections(
     """
     evaluated, missing = _evaluated(checkpoint, model, evaluate)
     reason = "; ".join(f"{name}: {why}" for name, why in missing.items()) or _NO_DATA
+    if files:
+        shown = _on_files(model, files)
+    else:
+        shown = [_layout(model, evaluated, reason), _attention(model, evaluated, reason)]
     return [
         *_kernels(model, learned_on(checkpoint)),
-        *(
-            _on_files(model, files)
-            if files
-            else (_layout(model, evaluated, reason), _attention(model, evaluated, reason))
-        ),
+        *shown,
         _positions(model),
         _curves(checkpoint),
         *_confusion(evaluated, reason),

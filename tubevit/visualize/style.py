@@ -69,10 +69,8 @@ def new_axes(width: float, height: float):
 
 def ground() -> np.ndarray:
     """Return the background colour of figures, (3,) float 0..1."""
-    plotting()
-    from matplotlib.colors import to_rgb
-
-    return np.array(to_rgb(plotting().rcParams["figure.facecolor"]))
+    matplotlib = plotting()
+    return np.array(matplotlib.colors.to_rgb(matplotlib.rcParams["figure.facecolor"]))
 
 
 def colour(index: int) -> str:
