@@ -148,6 +148,7 @@ def arrange(
 
     Args:
         pixels: pixels at the `positions` of the three axes.
+        tube: the tube that reads them.
         axes: see `axes_read`.
     """
     for number, axis in enumerate(axes):

@@ -10,10 +10,12 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     parser.add_argument("shell", choices=("bash", "zsh"), help="shell to write the script for")
 
 
 def run(args) -> None:
+    """Run the verb."""
     import shtab
 
     print(shtab.complete(_all_verbs(), args.shell))

@@ -16,6 +16,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("source", metavar="SRC", help="file or folder; its format is detected from the content")
     add("destination", metavar="DST", help="new folder, or with --format timm a new .safetensors file")
@@ -30,6 +31,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.convert import convert
     from tubevit.convert.foreign import Options
     from tubevit.zoo.names import open_checkpoint

@@ -15,6 +15,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True).add_argument
     which("--workdir", help="workdir of a run; its last checkpoint is evaluated")
@@ -41,6 +42,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.config import load_config
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all

@@ -13,6 +13,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
     add("folder", metavar="DIR", help="new or empty folder")
@@ -22,6 +23,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.convert.export import PLATFORMS, export_jax, export_safetensors
     from tubevit.zoo.names import load_model
 

@@ -14,6 +14,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints, saved or released models")
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
@@ -26,6 +27,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.zoo.describe import describe
 
     if not args.names and not args.config:

@@ -11,6 +11,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     from tubevit.data.moving_digits import TEST_DIGITS, TRAIN_CLIPS
 
     add = parser.add_argument
@@ -27,6 +28,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
 

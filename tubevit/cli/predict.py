@@ -14,6 +14,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
     add("--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model")
@@ -34,6 +35,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tqdm import tqdm
 
     from tubevit.cli.predict_output import print_labels, write_features, write_labels

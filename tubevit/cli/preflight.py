@@ -15,6 +15,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:arg=value,...]", help="the experiment")
     add(

@@ -14,6 +14,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("workdir", metavar="WORKDIR", help="workdir of a run, or the folder of one of its checkpoints")
     add("name", metavar="NAME", help="ARCHITECTURE@TAG, where the tag names data and variant")
@@ -36,6 +37,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.evaluation import evaluate_checkpoint
     from tubevit.zoo.names import open_checkpoint
     from tubevit.zoo.registry import checkpoints_folder

@@ -8,6 +8,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
     add(
@@ -22,6 +23,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit import storage
     from tubevit.errors import UserError
     from tubevit.evaluation import find_files

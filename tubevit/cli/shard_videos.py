@@ -13,6 +13,7 @@ SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
     add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
@@ -27,6 +28,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.data.shard_writer import write_shards
     from tubevit.errors import UserError
 

@@ -10,6 +10,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser) -> None:
+    """Add the flags of the verb."""
     add = parser.add_argument
     add(
         "--config", required=True, metavar="FILE[:arg=value,...]",
@@ -26,6 +27,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    """Run the verb."""
     from tubevit.config import load_config
     from tubevit.sharding.hosts import run_on_all
     from tubevit.training.loop import train

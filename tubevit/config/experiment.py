@@ -22,7 +22,8 @@ class Experiment:
     Attributes:
         config: the resolved configuration.
         model: the model, with a head for each label set.
-        train, eval: {name of a data set: how its files are loaded}.
+        train: {name of a data set: how its files are loaded for training}.
+        eval: {name of a data set: how its files are loaded for evaluation}.
     """
 
     config: ConfigDict

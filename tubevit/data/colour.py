@@ -89,7 +89,12 @@ def sample_jitter(strength: float, rng: np.random.Generator) -> list[tuple[Calla
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Noise:
-    """Noise (rows, columns, 3) uint8 that replaces a rectangle in all frames (random erasing, Zhong et al. 2020)."""
+    """Noise that replaces a rectangle in all frames (random erasing, Zhong et al. 2020).
+
+    Attributes:
+        top, left: corner of the rectangle.
+        pixels: (rows, columns, 3) uint8.
+    """
 
     top: int
     left: int

@@ -69,7 +69,13 @@ def reason(error: Exception | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video that is open for decoding: its path or bytes, and the container and stream of PyAV."""
+    """A video that is open for decoding.
+
+    Attributes:
+        media: the path or the bytes.
+        container: PyAV's container.
+        stream: PyAV's video stream.
+    """
 
     media: str | os.PathLike | bytes
     container: av.container.InputContainer

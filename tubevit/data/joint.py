@@ -10,6 +10,7 @@ def joint_batches(loaders: Mapping[str, tuple[SampleLoader, int]], seed: int, **
 
     Args:
         loaders: for each data set its loader and global batch size.
+        seed: seed of the run.
         **settings: `first`, `shards`, `threads` and `workers` of `iterate`, for each data set.
 
     Yields:

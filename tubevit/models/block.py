@@ -18,6 +18,7 @@ def dropout(
     """Zero random elements and scale up the rest.
 
     Args:
+        x: activations.
         rate: probability of zeroing an element, from 0 to below 1.
         key: random key; None disables dropout.
         per_sample: zero whole samples of the first axis instead of elements (stochastic depth).

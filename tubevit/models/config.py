@@ -71,7 +71,10 @@ class ModelConfig:
 
     Attributes:
         name: architecture.
-        width, depth, num_heads, mlp_dim: sizes of the encoder (Table 11).
+        width: channels of a token (Table 11).
+        depth: number of blocks (Table 11).
+        num_heads: attention heads of a block (Table 11).
+        mlp_dim: hidden units of the MLP of a block (Table 11).
         tubes: preset, text or `TubeSet`.
         padding: `valid` or `same`; None keeps the padding of `tubes`.
         interpolated: whether the 3D tubes share one 8x8x8 kernel, which is resized for each of them (section 3.4); None
@@ -84,11 +87,14 @@ class ModelConfig:
         position: kind of position embedding, see `models.position`.
         class_token: whether a learned token precedes the tube tokens.
         pooling: `linear`, `query`, `map`, `mean` or `cls`, see `models.pooling`.
-        mean, std: statistics of red, green and blue for pixels as 0..1; the kernels see (p - mean) / std.
-        frames, fps, size: default clip: number of frames, frame rate (None spreads the frames over the whole video),
-            and rows = columns. Other clips are accepted as well, unless positions are learned.
+        mean: means of red, green and blue for pixels as 0..1; the kernels see (p - mean) / std.
+        std: standard deviations of red, green and blue for pixels as 0..1.
+        frames: frames of the default clip. Other clips are accepted as well, unless positions are learned.
+        fps: frames per second of the default clip; None spreads the frames over the whole video.
+        size: rows and columns of the default clip, in pixels.
         heads: pairs of name and `Head`.
-        dropout, stochastic_depth: rates, see `Encoder`.
+        dropout: rate of dropout on the tokens, after attention and twice in the MLP.
+        stochastic_depth: rate of stochastic depth at the last block; it rises linearly from 0 at the first block.
         gelu: `exact`, or `tanh` for the approximation.
         norm_epsilon: epsilon of the layer normalisations; Hugging Face uses 1e-12.
         qkv_bias: whether queries, keys and values have biases.
@@ -97,7 +103,10 @@ class ModelConfig:
         gate_layer: index of the block after which the gate is applied (equation 8); None disables the gate.
         gate_per_channel: learn one alpha per channel instead of a single one.
         freeze_below: index of the first trained block; no gradient reaches the blocks before it. Changes no output.
-        remat, scan, attention: how the encoder is computed, see `Encoder`. They change no output.
+        remat: activations kept for the backward pass: `none` (keep everything), `dots`, `dots_no_batch` or `full`
+            (recompute everything). Changes no output.
+        scan: whether the blocks are compiled once, as a loop. Changes no output.
+        attention: implementation of attention, `auto`, `einsum`, `xla` or `cudnn`. Changes no output.
         precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32.
 
     Raises:

@@ -27,6 +27,7 @@ class Encoder(nnx.Module):
         config: `dropout` is the rate on the tokens, after attention and twice in the MLP. `stochastic_depth` is the
             rate of the last block; it rises linearly from 0 at the first block (a single block has 0). `remat` names
             what the backward pass recomputes. `scan=False` unrolls the loop over blocks.
+        dtype: dtype of the computation.
     """
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):

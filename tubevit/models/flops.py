@@ -39,6 +39,7 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
     sizes, are not counted.
 
     Args:
+        config: configuration of the model.
         shape: shape (T, H, W) of a clip; T = 1 is an image, which uses only the 2D tubes.
         head: name of the head; None does not count a head.
     """
@@ -103,12 +104,16 @@ def first_with_gradient(config: ModelConfig) -> int:
 
 
 def activation_bytes(config: ModelConfig, shape: Triple) -> int:
-    """Estimate the bytes that the encoder keeps for the backward pass of one clip of `shape` (T, H, W).
+    """Estimate the bytes that the encoder keeps for the backward pass of one clip.
 
     A block that the backward pass does not reach keeps nothing. Without remat, a block keeps N (8 D + 2 M) numbers (its
     input, both normalised inputs, query, key and value, the output of attention, the sum after it; the MLP before and
     after GELU) and two score matrices of heads N^2 numbers each. With remat `full`, it keeps only its input. The other
-    policies keep less than no remat, but are counted like it. `precision` gives the bytes per number.
+    policies keep less than no remat, but are counted like it.
+
+    Args:
+        config: configuration of the model; `precision` gives the bytes per number.
+        shape: shape (T, H, W) of the clip.
     """
     tokens = num_tokens(config, shape)
     kept = tokens * config.width

@@ -17,6 +17,7 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
 
     Args:
         path: path of the parameter, such as `encoder/norm/scale` or, for blocks, `encoder/blocks/<i>/...`.
+        model: configuration of the model.
     """
     s, parts = model.freeze_below, path.split("/")
     if parts[:2] == ["encoder", "blocks"]:

@@ -41,9 +41,15 @@ def position_embedding(
 
 
 class Position(nnx.Module):
-    """The position embedding of all tubes of a model, of a kind of `POSITIONS`, for the default clip (T, H, W).
+    """The position embedding of all tubes of a model.
 
     Parameters: `<i>` (n_t, n_y, n_x, D), the table of tube i for the default clip, if its positions are learned.
+
+    Args:
+        kind: one of `POSITIONS`.
+        tubes: tubes of the model.
+        shape: shape (T, H, W) of the default clip.
+        width: D.
     """
 
     def __init__(self, kind: str, tubes: TubeSet, shape: Triple, width: int, *, rngs: nnx.Rngs):
