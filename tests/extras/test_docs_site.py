@@ -31,15 +31,17 @@ def test_all_pages_are_there(site):
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} < pages
     assert {"index", "CHANGELOG", "api/index", "api/models"} < pages
     assert "optimizer.learning_rate" in (site / "configuration.html").read_text()
-    assert 'id="tubevit.checkpoint.checkpoint.load_model"' in (site / "api/zoo.html").read_text()
-    assert 'href="zoo.html#tubevit.checkpoint.checkpoint.load_model"' in (site / "api/index.html").read_text()
+    index = (site / "api/index.html").read_text()
+    for page, name in (("zoo", "zoo.names.load_model"), ("checkpoint", "checkpoint.checkpoint.save_model")):
+        assert f'id="tubevit.{name}"' in (site / f"api/{page}.html").read_text()
+        assert f'href="{page}.html#tubevit.{name}"' in index
 
 
 def test_names_that_are_described_together_are_apart(site):
-    page = (site / "api/models.html").read_text()
-    for name in ("width", "depth", "num_heads"):
-        entry = page[page.index(f'<span title="tubevit.models.config.ModelConfig.{name}">') :].split("</li>")[0]
-        assert ">int<" in entry and "sizes of the encoder" in entry
+    page = (site / "api/config.html").read_text()
+    for name in ("least", "most", "below"):
+        entry = page[page.index(f'<span title="tubevit.config.keys.Key.{name}">') :].split("</li>")[0]
+        assert ">float<" in entry and "the range of a number" in entry
 
 
 def test_nothing_is_fetched(site):
