@@ -35,6 +35,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "standard_promotion: may mix dtypes (bfloat16 does so inside JAX)")
 
 
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first, so that the workers of pytest-xdist end together."""
+    items.sort(key=lambda item: item.path.name not in ("test_hosts_training.py", "test_readme.py", "test_loop.py"))
+
+
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
     """Our float32 code casts explicitly: under tests/models an implicit cast is an error."""

@@ -118,22 +118,21 @@ def test_only_what_is_trained_changes_and_has_state(model, config):
     assert float(state["params"]["encoder"]["gate"]) != 0
 
 
-def compiled_step(model, config, s, **fields):
-    """The step of 8 blocks that are most of the work, compiled from shapes at the lowest level."""
+def lowered_step(model, config, s, **fields):
+    """The step of 8 blocks that are most of the work, traced from shapes."""
     settings = dataclasses.replace(model(0).config, depth=8, width=64, mlp_dim=256, freeze_below=s, **fields)
     graph = graph_of(settings)
     optimizer = make_optimizer(config)
     params = abstract_parameters(settings)
     state = jax.eval_shape(lambda p: state_of(p, settings, optimizer), params)
-    lowered = make_step(graph, optimizer, config).lower(state, jax.tree.map(jnp.asarray, BATCH))
-    return lowered.compile({"xla_backend_optimization_level": 0})
+    return make_step(graph, optimizer, config).lower(state, jax.tree.map(jnp.asarray, BATCH))
 
 
 def test_frozen_blocks_cost_no_backward_pass(model, config):
     """XLA's own count of a step, unrolled so that it counts each block: 6 of 8 frozen ones save more than half."""
 
     def flops(s):
-        return compiled_step(model, config, s, scan=False).cost_analysis()["flops"]
+        return lowered_step(model, config, s, scan=False).cost_analysis()["flops"]
 
     full = flops(0)
     assert flops(6) < 0.57 * full  # of 24 passes through a block (1 forward, 2 back) 12 are left
@@ -143,5 +142,6 @@ def test_frozen_blocks_cost_no_backward_pass(model, config):
 @pytest.mark.parametrize("gate", [None, 6])
 def test_no_array_is_as_deep_as_the_model(model, config, gate):
     """Neither a gradient nor a copy of the whole stack; the gate splits the trained blocks once more."""
-    text = compiled_step(model, config, 6, gate_layer=gate).as_text()
+    lowered = lowered_step(model, config, 6, gate_layer=gate)
+    text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
     assert "f32[2,64,256]" in text and "f32[6,64,256]" in text and "f32[8,64,256]" not in text

@@ -11,6 +11,7 @@ import pytest
 
 import tubevit
 from tubevit.checkpoint.checkpoint import steps
+from tubevit.cli import main
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
 # Sends SIGTERM to itself, in one process of the job only, before step `at` is computed; says what it loaded.
@@ -78,8 +79,7 @@ def interrupted(train_command, tmp_path_factory):
 def test_losses_are_those_of_one_device(interrupted, train_command, read_metrics, tmp_path):
     workdir, _, _ = interrupted
     one_device = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
-    codes, outputs = run(1, train_command(tmp_path / "run", **CHANGES | one_device), 0, tmp_path)
-    assert codes == [0], outputs
+    assert main(train_command(tmp_path / "run", **CHANGES | one_device)) == 0
     expected, found = read_metrics(tmp_path / "run"), read_metrics(workdir)
     assert len(found) == len(expected) == 10
     for one, many in zip(expected, found):
