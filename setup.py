@@ -37,7 +37,7 @@ setup(
         "msgpack>=1.0",
         "tqdm>=4.60",
         "shtab>=1.13",
-        "av>=14",
+        "av>=18",  # before, conversions ignored the colours that frames declare
         "opencv-python-headless>=5",
         "scikit-learn>=1.5",
         "tensorboardX>=2.6",

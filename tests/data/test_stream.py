@@ -7,7 +7,7 @@ import pytest
 import tubevit
 from tests.data.clips import indices, write_audio, write_clip
 from tubevit.data.stream import stream_clips
-from tubevit.data.warp import to_rgb
+from tubevit.data.yuv import to_rgb
 from tubevit.errors import DecodeError, UserError
 
 

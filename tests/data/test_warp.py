@@ -3,7 +3,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tubevit.data.warp import FILL, centre_crop, crop_map, flip_map, sample, sample_grids, square_map, to_rgb
+from tubevit.data.warp import FILL, centre_crop, crop_map, flip_map, sample, sample_grids, square_map
+from tubevit.data.yuv import to_rgb
 from tubevit.windows import PixelGrid
 
 

@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 
 from tubevit.data.container import Media, Video, media_kind, media_name, open_media, open_video, reason
-from tubevit.data.warp import Frame, centre_crop, frame_size, sample_grids, square_map, to_rgb
+from tubevit.data.orientation import display_orientation, turned
+from tubevit.data.warp import Frame, centre_crop, frame_size, sample_grids, square_map
+from tubevit.data.yuv import has_planes, settle_colours, to_rgb
 from tubevit.errors import DecodeError
 from tubevit.tubes import TubeSet
 from tubevit.windows import TubeBatch, WindowPlan
@@ -23,8 +25,8 @@ class Decoded:
 
     Attributes:
         kind: `video` or `image`.
-        frames: T frames, or the image, as `warp.sample` takes them: yuv420p or (H, W, 3) uint8 RGB. Repeated frames
-            are the same object.
+        frames: T frames, or the image, as `warp.sample` takes them: 8-bit 4:2:0 or (H, W, 3) uint8 RGB. Repeated
+            frames are the same object.
         seconds: duration of the whole video; None for images and pixels.
         start, end: of a part of a video, in seconds from its beginning; None for a clip that stands for all of it.
     """
@@ -81,7 +83,7 @@ def decode_frames(
             frame of each of T equal parts lies.
 
     Returns:
-        T frames as `warp.sample` takes them: decoded yuv420p, or (H, W, 3) uint8 RGB.
+        T frames as `warp.sample` takes them: decoded 8-bit 4:2:0, or (H, W, 3) uint8 RGB.
 
     Raises:
         DecodeError: the file holds no video or no frame, is damaged inside the clip, or ends before half of it.
@@ -135,21 +137,26 @@ def _every_frame(video: Video) -> list[Frame]:
 
 
 def upright_frames(name: str, picked: list) -> list[Frame]:
-    """Return frames for `warp.sample_grids`, repeated ones as one object; raises DecodeError if sizes differ."""
+    """Return frames for `warp.sample_grids`, repeated ones as one object.
+
+    Raises DecodeError if sizes differ or the colours cannot be converted to RGB.
+    """
     upright, last = [], None
     for frame in picked:
-        upright.append(upright[-1] if frame is last else _upright(frame))
+        upright.append(upright[-1] if frame is last else _upright(name, frame))
         last = frame
     if len({frame_size(frame) for frame in upright}) > 1:
         raise DecodeError(f"{name} changes its size from frame to frame")
     return upright
 
 
-def _upright(frame: av.VideoFrame) -> Frame:
-    """Return the frame itself if `warp.sample` takes it, else (H, W, 3) RGB, rotated as its metadata says."""
-    if frame.format.name == "yuv420p" and frame.width % 2 == 0 and frame.height % 2 == 0 and not frame.rotation:
+def _upright(name: str, frame: av.VideoFrame) -> Frame:
+    """Return the frame itself if `warp.sample` takes it, else (H, W, 3) RGB, turned as its metadata says."""
+    settle_colours(frame, name)
+    orientation = display_orientation(frame)
+    if orientation is None and has_planes(frame):
         return frame
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    return turned(to_rgb(frame), orientation)
 
 
 def _frames_of_pixels(clip: np.ndarray, frames: int | None, clip_position: float) -> list[Frame]:

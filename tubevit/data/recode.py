@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 import av.video.frame
 import cv2
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 
 from tubevit.data.container import MIN_COVERAGE, Media, media_kind, open_video
 from tubevit.data.decode import decode_image
+from tubevit.data.orientation import display_orientation, turned_planes, turned_size
+from tubevit.data.yuv import is_full_range, settle_colours
 from tubevit.errors import DecodeError
 
 CRF = 23  # quality of H.264, lower is better
@@ -90,30 +93,43 @@ def _frames(encoded: bytes) -> Iterator[tuple]:
 
 def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
     """Encode the output of `_frames` as H.264 in mp4. B-frames and gaps would make the declared duration wrong."""
-    buffer, track, last = io.BytesIO(), None, None
+    buffer, track, last, colours = io.BytesIO(), None, None, {}
     with av.open(buffer, "w", format="mp4") as container:
         for stream, time, frame in frames:
             if last is not None and time <= last:  # encoders take only increasing times
                 continue
             last, duration = time, frame.duration
-            if frame.rotation:
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            settle_colours(frame, "it")
+            orientation = display_orientation(frame)
             if track is None:
                 rate = stream.average_rate or stream.guessed_rate or 25
                 options = {"crf": str(CRF), "preset": PRESET, "g": str(KEY_FRAMES), "bf": "0"}
                 track = container.add_stream("libx264", rate=rate, options=options)
-                track.width, track.height = _even(frame.width, frame.height, short_side)
+                track.width, track.height = _even(*turned_size(frame.width, frame.height, orientation), short_side)
                 track.pix_fmt = "yuv420p"
                 track.codec_context.time_base = track.time_base = stream.time_base
                 track.codec_context.thread_count = 1
-            small = frame.reformat(track.width, track.height, "yuv420p", interpolation="AREA", threads=1)
+                colours = _declare_colours(track.codec_context, frame)
+            width, height = turned_size(track.width, track.height, orientation)
+            small = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1, **colours)
+            small = turned_planes(small, orientation)
             small.pts, small.time_base, small.duration = time, stream.time_base, duration
             small.pict_type = av.video.frame.PictureType.NONE  # otherwise the encoder follows that of the file
             container.mux(track.encode(small))
         if track is not None:
             container.mux(track.encode())
     return buffer.getvalue()
+
+
+def _declare_colours(context: av.VideoCodecContext, frame: av.VideoFrame) -> dict[str, int]:
+    """Copy the matrix and the range of the first frame to an encoder; returns the arguments that convert all to them.
+
+    The frames of a file usually agree; nothing is converted then, whatever the colours are.
+    """
+    context.colorspace = frame.colorspace
+    context.color_range = ColorRange.JPEG if is_full_range(frame) else frame.color_range
+    scaler_matrix = frame.colorspace if frame.colorspace in list(Colorspace) else Colorspace.ITU601
+    return {"dst_colorspace": scaler_matrix, "dst_color_range": context.color_range or ColorRange.MPEG}
 
 
 def _even(width: int, height: int, short_side: int) -> tuple[int, int]:

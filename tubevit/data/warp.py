@@ -13,9 +13,10 @@ import av
 import cv2
 import numpy as np
 
+from tubevit.data.yuv import conversion, i420_to_rgb, planes, to_rgb
 from tubevit.windows import PixelGrid, whole_grid
 
-Frame = av.VideoFrame | np.ndarray  # decoded yuv420p of even size, or RGB (H, W, 3) uint8
+Frame = av.VideoFrame | np.ndarray  # decoded, `yuv.has_planes`, or RGB (H, W, 3) uint8
 FILL = 128  # grey for points outside the source
 _TOLERANCE = 1e-6  # pixels, for rounding errors in products of maps
 
@@ -65,8 +66,8 @@ def sample_grids(
     are exact; output pixels with centres outside the frame are `FILL`.
 
     Args:
-        frames: T frames of one size, RGB (H, W, 3) uint8 or decoded yuv420p of even size. The planes of yuv420p are
-            sampled first and only the result is converted to RGB.
+        frames: T frames of one size, RGB (H, W, 3) uint8 or decoded 8-bit 4:2:0 of even size. The planes of the
+            latter are sampled first and only the result is converted to RGB, by the colours that each frame declares.
         matrix: (3, 3) map from output (x, y, 1) to source.
         size: rows and columns of the output.
         grids: output pixels to compute; their values do not depend on the other grids.
@@ -99,13 +100,8 @@ def centre_crop(frames: Sequence[Frame], size: int) -> np.ndarray:
     return sample(frames, square_map(*frame_size(frames[0]), size), size)
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """Convert a decoded yuv420p frame of even size to (H, W, 3) uint8."""
-    return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)  # faster than swscale
-
-
 class _YuvSampler:
-    """Samples decoded yuv420p frames: for each chroma value that a grid needs, all its four pixels."""
+    """Samples the planes of 8-bit 4:2:0: for each chroma value that a grid needs, all its four pixels."""
 
     def __init__(self, shape: tuple[int, int], matrix: np.ndarray, size: int, grids: Sequence[PixelGrid]):
         half, factor = size // 2, _reduction(matrix)
@@ -131,22 +127,21 @@ class _YuvSampler:
         chroma = i420[rows:].reshape(2, rows // 2, columns // 2)
         return points, i420, (i420[:rows], *chroma), None if all_chosen else np.ix_(*chosen)
 
-    def prepare(self, frame: av.VideoFrame) -> list[np.ndarray]:
-        """Return the blocks of each plane, which are interpolated."""
-        return [
-            blocks.reduce(np.asarray(memoryview(plane)).reshape(-1, plane.line_size)[: plane.height, : plane.width])
-            for plane, blocks in zip(frame.planes, (self._luma, self._chroma, self._chroma))
-        ]
+    def prepare(self, frame: av.VideoFrame) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """Return the blocks of each plane, which are interpolated, and their conversion to RGB."""
+        parts = zip(planes(frame), (self._luma, self._chroma, self._chroma))
+        return [blocks.reduce(plane) for plane, blocks in parts], conversion(frame)
 
-    def sample(self, prepared: list[np.ndarray], i: int, output: np.ndarray) -> None:
+    def sample(self, prepared: tuple[list[np.ndarray], np.ndarray | None], i: int, output: np.ndarray) -> None:
         """Write the pixels of grid `i`, (rows, columns, 3), to `output`."""
-        (luma, chroma), i420, planes, chosen = self._grids[i]
-        for blocks, points, plane in zip(prepared, (luma, chroma, chroma), planes):
-            _interpolate(blocks, points, plane)
+        (luma, chroma), i420, parts, chosen = self._grids[i]
+        all_blocks, to_rgb_matrix = prepared
+        for blocks, points, part in zip(all_blocks, (luma, chroma, chroma), parts):
+            _interpolate(blocks, points, part)
         if chosen is None:
-            cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=output)
+            i420_to_rgb(i420, to_rgb_matrix, output)
         else:
-            output[:] = cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420)[chosen]
+            output[:] = i420_to_rgb(i420, to_rgb_matrix)[chosen]
 
 
 class _RgbSampler:
