@@ -55,12 +55,16 @@ def write_audio(path):
 
 def set_rotation(path, quarters):
     """Writes a display matrix into an mp4, as phones do: the picture is turned clockwise by 90 degrees * quarters."""
-    one, minus = 1 << 16, -(1 << 16)
-    a, b, c, d = {1: (0, one, minus, 0), 2: (minus, 0, 0, minus), 3: (0, minus, one, 0)}[quarters]
-    matrix = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    set_display_matrix(path, *{1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[quarters])
+
+
+def set_display_matrix(path, a, b, c, d):
+    """Writes a display matrix into an mp4: a point (p, q) is shown at (a p + c q, b p + d q), moved into view."""
+    values = [round(value * (1 << 16)) for value in (a, b, 0, c, d, 0, 0, 0)]
+    matrix = b"".join(value.to_bytes(4, "big", signed=True) for value in (*values, 1 << 30))
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4 + 40
-    assert data[start : start + 4] == one.to_bytes(4, "big")  # the identity was there
+    assert data[start : start + 4] == (1 << 16).to_bytes(4, "big")  # the identity was there
     data[start : start + 36] = matrix
     path.write_bytes(data)
 

@@ -1,5 +1,7 @@
 """The eight orientations of decoded frames, as display matrices of phones, cameras and editors declare them."""
 
+import math
+
 import av
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer, Type
@@ -20,8 +22,8 @@ def display_orientation(frame: av.VideoFrame) -> Orientation | None:
         # Rows (a, b, u), (c, d, v), (x, y, w): a point (p, q) is shown at (a p + c q + x, b p + d q + y).
         a, b, _, c, d = np.frombuffer(bytes(side_data[Type.DISPLAYMATRIX]), np.int32)[:5].tolist()
     except ValueError:  # PyAV 18 stumbles over kinds of side data that it does not know; the angle is there
-        angle = np.radians(frame.rotation)
-        a, b, c, d = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        angle = math.radians(frame.rotation)
+        a, b, c, d = math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, b < 0, c < 0
     return (False, d < 0, a < 0) if d < 0 or a < 0 else None
