@@ -28,12 +28,16 @@ T = 64
 
 @pytest.fixture(scope="module")
 def frames():
-    """{kind: T frames with detail at all scales}: decoded ones of even size, and RGB of odd size; one is held."""
+    """{kind: T frames with detail at all scales}: decoded ones of even size, and RGB of odd size; one is held.
+
+    The colours of the decoded ones change from frame to frame.
+    """
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (T, 57, 91, 3), np.uint8)
     decoded = []
-    for _ in range(T):
+    for i in range(T):
         frame = av.VideoFrame(146, 98, "yuv420p")
+        frame.colorspace, frame.color_range = [(2, 0), (1, 1), (9, 2)][i % 3]
         for plane in frame.planes:
             plane.update(rng.integers(16, 236, plane.buffer_size, np.uint8).tobytes())
         decoded.append(frame)

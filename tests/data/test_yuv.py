@@ -116,7 +116,8 @@ def test_planes_of_many_colours(matrix, tag):
 FILES = {
     "ffv1.mkv": ("ffv1", "yuv420p"), "422.mkv": ("ffv1", "yuv422p"), "444.mp4": ("libx264", "yuv444p"),
     "10.mkv": ("ffv1", "yuv420p10le"), "444_10.mkv": ("ffv1", "yuv444p10le"), "alpha.mkv": ("ffv1", "yuva420p"),
-    "h264.mp4": ("libx264", "yuv420p"), "h264.ts": ("libx264", "yuv420p"), "nv12.mkv": ("rawvideo", "nv12"), "odd.mkv": ("ffv1", "yuv420p"), "odd_444.mkv": ("ffv1", "yuv444p"),
+    "h264.mp4": ("libx264", "yuv420p"), "h264.ts": ("libx264", "yuv420p"), "nv12.mkv": ("rawvideo", "nv12"),
+    "odd.mkv": ("ffv1", "yuv420p"), "odd_444.mkv": ("ffv1", "yuv444p"),
 }  # fmt: skip
 
 
