@@ -223,7 +223,7 @@ def test_matrices_that_are_refused(tmp_path, code, name):
         frame.colorspace = code
         path = tmp_path / "clip.mkv"
         write(str(path), [frame])
-        for read in (lambda: decode_frames(path), lambda: validated_bytes(path, SIDE)):
+        for read in (lambda: decode_frames(path), lambda: validated_bytes(path), lambda: validated_bytes(path, SIDE)):
             with pytest.raises(DecodeError, match=f"colour matrix .*{name}; expected"):
                 read()
 

@@ -21,7 +21,7 @@ def display_orientation(frame: av.VideoFrame) -> Orientation | None:
             return None
         # Rows (a, b, u), (c, d, v), (x, y, w): a point (p, q) is shown at (a p + c q + x, b p + d q + y).
         a, b, _, c, d = np.frombuffer(bytes(side_data[Type.DISPLAYMATRIX]), np.int32)[:5].tolist()
-    except ValueError:  # PyAV 18 stumbles over kinds of side data that it does not know; the angle is there
+    except ValueError:  # PyAV 18 refuses kinds of side data that it does not know; at least the angle is there
         angle = math.radians(frame.rotation)
         a, b, c, d = math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -39,12 +39,12 @@ def turned(pixels: np.ndarray, orientation: Orientation | None) -> np.ndarray:
 
 
 def turned_size(width: int, height: int, orientation: Orientation | None) -> tuple[int, int]:
-    """Return (width, height) in an orientation for display, or those of the file if they are given for display."""
+    """Return (width, height) for display, given those of the file, or the other way round."""
     return (height, width) if orientation and orientation[0] else (width, height)
 
 
 def turned_planes(frame: av.VideoFrame, orientation: Orientation | None) -> av.VideoFrame:
-    """Return an 8-bit 4:2:0 frame of even size in its orientation for display, with the same colours."""
+    """Return an 8-bit 4:2:0 frame of even size in its orientation for display, without its metadata."""
     if orientation is None:
         return frame
     width, _ = turned_size(frame.width, frame.height, orientation)

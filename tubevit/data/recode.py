@@ -32,7 +32,7 @@ def validated_bytes(media: Media, short_side: int | None = None) -> bytes:
 
     Raises:
         DecodeError: the file is missing, empty or damaged, holds no video, ends before half of its declared duration,
-            or changes its size.
+            changes its size, or has colours that cannot be converted to RGB.
     """
     if isinstance(media, np.ndarray):
         if media_kind(media) == "video":
@@ -76,6 +76,7 @@ def _frames(encoded: bytes) -> Iterator[tuple]:
                 if size not in (None, (frame.width, frame.height)):
                     raise DecodeError("it changes its size from frame to frame")
                 size = frame.width, frame.height
+                settle_colours(frame, "it")
                 if frame.pts is not None:
                     time = frame.pts - first
                 else:
@@ -99,7 +100,6 @@ def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
             if last is not None and time <= last:  # encoders take only increasing times
                 continue
             last, duration = time, frame.duration
-            settle_colours(frame, "it")
             orientation = display_orientation(frame)
             if track is None:
                 rate = stream.average_rate or stream.guessed_rate or 25
@@ -122,9 +122,9 @@ def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
 
 
 def _declare_colours(context: av.VideoCodecContext, frame: av.VideoFrame) -> dict[str, int]:
-    """Copy the matrix and the range of the first frame to an encoder; returns the arguments that convert all to them.
+    """Copy the matrix and the range of the first frame to an encoder.
 
-    The frames of a file usually agree; nothing is converted then, whatever the colours are.
+    Returns the arguments of `reformat` that convert other frames to them; frames that agree are not changed.
     """
     context.colorspace = frame.colorspace
     context.color_range = ColorRange.JPEG if is_full_range(frame) else frame.color_range
