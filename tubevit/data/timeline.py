@@ -1,0 +1,212 @@
+"""The time line of a video: when each picture is shown, also where time stamps jump, run backwards or are missing."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import av
+import av.container
+
+# A file that ends early (a damaged tail, a stream-copied trim: one held 152 of 191 declared frames) is used if it
+# covers at least this share of the requested span.
+MIN_COVERAGE = 0.5
+MAX_DELAY = 16  # frames that a decoder holds back to reorder them
+# Seconds. In a format whose time stamps may be discontinuous, a longer step forward is a jump: FFmpeg has the same
+# threshold. A shorter one, or any in another format, is time during which the picture does not change.
+JUMP = 10.0
+_MAY_JUMP = 0x200  # AVFMT_TS_DISCONT: MPEG transport and program streams, Ogg
+# These formats store decoding times only. FFmpeg derives presentation times from them, but not for these codecs.
+_DECODING_TIMES = {"avi", "asf"}, {"h264", "hevc", "vvc"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """When the pictures of a video are shown, counted from the beginning of the first one.
+
+    Attributes:
+        seconds: until the last picture ends. Sound does not count.
+        frame_seconds: duration of a frame at the average frame rate.
+        first: time stamp of the first picture, in seconds. None if positions cannot be sought by time stamp; such a
+            video is decoded from its beginning.
+        begin: time stamp to seek for the beginning, in units of the stream.
+        keys: time stamps of the key frames, in units of the stream, where a stamp may be wrong after seeking; or None.
+        jump: a longer step forward, in seconds, is a jump.
+        decoding_times: whether frames are timed by their decoding times, for lack of presentation times.
+    """
+
+    seconds: float
+    frame_seconds: float
+    first: float | None = None
+    begin: int = 0
+    keys: frozenset[int] | None = None
+    jump: float = math.inf
+    decoding_times: bool = False
+
+    def times(self, frames: Iterable[av.VideoFrame], unit: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Yield the time in seconds and the frame, for consecutive frames with time stamps in `unit`s of seconds.
+
+        Times only increase. A frame whose time stamp jumps, runs backwards or is missing comes one frame's duration
+        after the frame before it. Where time stamps ran backwards by a few frames and then catch up, so do the times.
+        """
+        previous, time, ahead = None, 0.0, 0.0  # `ahead`: seconds by which the time stamps still have to catch up
+        for number, frame in enumerate(frames):
+            stamp = _stamp(frame, self.decoding_times)
+            stamp = None if stamp is None else stamp * unit
+            if number == 0:
+                time = 0.0 if stamp is None or self.first is None else stamp - self.first
+            elif stamp is None or previous is None:
+                time += self.frame_seconds
+            else:
+                step = stamp - previous
+                if _is_jump(step, self.frame_seconds, self.jump):
+                    time, ahead = time + self.frame_seconds, 0.0
+                elif step <= 0:
+                    time, ahead = time + self.frame_seconds, ahead + self.frame_seconds - step
+                else:
+                    caught = min(ahead, max(step - self.frame_seconds, 0.0))
+                    time, ahead = time + step - caught, ahead - caught
+            if stamp is not None:
+                previous = stamp
+            elif previous is not None:
+                previous += self.frame_seconds
+            yield time, frame
+
+
+def _stamp(item: av.Packet | av.VideoFrame, decoding_times: bool) -> int | None:
+    return item.dts if decoding_times or item.pts is None else item.pts
+
+
+def _is_jump(step: float, frame_seconds: float, jump: float) -> bool:
+    return step > jump or step < -MAX_DELAY * frame_seconds
+
+
+def read_timeline(container: av.container.InputContainer, stream: Any) -> Timeline | None:
+    """Read the time line of a video stream from its first and last packets, without decoding.
+
+    The length is that of the pictures. Most formats declare a duration that includes the sound, or an estimate, and
+    MP4 declares one without reordering: it is too short by up to a frame where the frame rate varies.
+
+    Args:
+        container: has just been opened; stands at its beginning again unless None is returned.
+        stream: PyAV's video stream.
+
+    Returns:
+        The time line, or None if this does not suffice: `scan_timeline` then reads all packets.
+    """
+    if container.format.flags & _MAY_JUMP or not container.duration:
+        return None
+    with contextlib.suppress(av.FFmpegError):
+        first = next((packet for packet in container.demux(stream) if _is_key(packet)), None)
+        if first is not None:
+            end = (container.start_time or 0) + container.duration
+            container.seek(int(end / av.time_base / stream.time_base), stream=stream)
+            scan = _Scan(container, stream, first)
+            container.seek(scan.begin, stream=stream)
+            return scan.timeline() if scan.increases and scan.pictures else None
+    return None
+
+
+def scan_timeline(container: av.container.InputContainer, stream: Any) -> Timeline:
+    """Read the time line of a video stream from all packets, without decoding; see `read_timeline`.
+
+    Joined recordings are as long as their parts together. The container has just been opened, and must be opened again
+    to decode it.
+    """
+    timeline = _Scan(container, stream).timeline()
+    if "mov" in container.format.name and stream.duration:  # the index lists pictures that are not there
+        declared = float(stream.duration * stream.time_base)
+        return dataclasses.replace(timeline, seconds=max(timeline.seconds, declared))
+    return timeline
+
+
+def shown_seconds(picture: av.Packet | av.VideoFrame, unit: float, frame_seconds: float) -> float:
+    """Return for how long a picture is shown. One tick of the clock is what demuxers say if they do not know."""
+    return picture.duration * unit if (picture.duration or 0) > 1 else frame_seconds
+
+
+def _frame_seconds(stream) -> float:
+    return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _is_key(packet: av.Packet) -> bool:
+    return packet.is_keyframe and _stamp(packet, False) is not None
+
+
+class _Scan:
+    """Reads the remaining packets of a container.
+
+    Attributes:
+        pictures: number of packets of the video stream.
+        increases: whether decoding times never run backwards or jump.
+        begin: see `Timeline`.
+    """
+
+    def __init__(self, container, stream, first: av.Packet | None = None):
+        """Read them; `first` is the first key frame of the stream if it was read before."""
+        self._container, self._stream = container, stream
+        formats, codecs = _DECODING_TIMES
+        self._decoding_times = (
+            container.format.name in formats
+            and stream.codec_context.name in codecs
+            and bool(stream.codec_context.has_b_frames)
+        )
+        self._jump = JUMP if container.format.flags & _MAY_JUMP else math.inf
+        self._unit, self._frame_seconds = float(stream.time_base), _frame_seconds(stream)
+        self.pictures, self.increases = 0, True
+        self._earlier_parts, self._reached = 0.0, 0.0  # both in seconds
+        self._decoded = self._first = self._begin = self._end = None
+        self.begin, self._keys = 0, None if first is not None else set()
+        if first is not None:
+            self._extend(first)
+        with contextlib.suppress(av.FFmpegError):  # a damaged tail
+            for packet in container.demux():
+                stamp = _stamp(packet, False)
+                if stamp is not None:
+                    self._reached = max(self._reached, float((stamp + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is stream and packet.size:
+                    self._add(packet)
+
+    def _add(self, packet: av.Packet) -> None:
+        self.pictures += not packet.is_discard
+        if packet.dts is not None:
+            decoded = packet.dts * self._unit
+            step = 0.0 if self._decoded is None else decoded - self._decoded
+            self.increases &= 0 <= step <= self._jump
+            if _is_jump(step, self._frame_seconds, self._jump):
+                self._earlier_parts, self._begin, self._end = self._seconds(), None, None
+            self._decoded = decoded
+        self._extend(packet)
+
+    def _extend(self, packet: av.Packet) -> None:
+        stamp = _stamp(packet, self._decoding_times)
+        if stamp is None or (self._begin is None and not packet.is_keyframe):  # before the key frame nothing decodes
+            return
+        shown = stamp * self._unit
+        if self._begin is None or self._end is None:
+            if packet.is_discard and self._stream.start_time is not None:  # an edit list begins behind the key frame
+                shown = self._stream.start_time * self._unit
+            self._begin = self._end = shown
+            if self._first is None:
+                self._first, self.begin = shown, stamp if packet.dts is None else packet.dts
+        if packet.is_keyframe and self._keys is not None:
+            self._keys.add(stamp)
+        if not packet.is_discard:
+            self._end = max(self._end, shown + shown_seconds(packet, self._unit, self._frame_seconds))
+
+    def _seconds(self) -> float:
+        return self._earlier_parts + ((self._end or 0.0) - (self._begin or 0.0))
+
+    def timeline(self) -> Timeline:
+        """Return the time line. A truncated file keeps the duration that it declares, which it will not reach."""
+        seconds = self._seconds() or self.pictures * self._frame_seconds  # bare streams have no time stamps
+        average = seconds / max(self.pictures, 1) if self._stream.average_rate is None else self._frame_seconds
+        declared = (self._container.duration or 0) / av.time_base
+        if self._reached < MIN_COVERAGE * declared:
+            seconds = declared
+        seekable = self.increases and not self._decoding_times and self._stream.start_time is not None
+        first = self._first if seekable else None
+        keys = None if self._keys is None else frozenset(self._keys)
+        average = average or self._frame_seconds
+        return Timeline(seconds, average, first, self.begin, keys, self._jump, self._decoding_times)
