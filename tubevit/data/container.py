@@ -13,7 +13,8 @@ import av.container
 import av.stream
 import numpy as np
 
-from tubevit.data.timeline import MAX_DELAY, MIN_COVERAGE, Timeline, read_timeline, scan_timeline, shown_seconds
+from tubevit.data.animation import is_animated, is_webp, webp_as_png
+from tubevit.data.timeline import MAX_DELAY, MIN_COVERAGE, Timeline, read_timeline, scan_timeline
 from tubevit.errors import DecodeError
 
 # What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
@@ -32,7 +33,7 @@ def media_name(media: Media) -> str:
 
 
 def media_kind(media: Media) -> str:
-    """Return `image` or `video`, by the first bytes of a file or the rank of pixels; an animated GIF is a video.
+    """Return `image` or `video`, by the content of a file or the rank of pixels; animated images are videos.
 
     Raises DecodeError if the file is missing, empty or not readable.
     """
@@ -53,9 +54,9 @@ def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO
         head = file.read(16)
         if not head:
             raise DecodeError(f"{media_name(media)} is empty (0 bytes)")
+        still = (is_webp(head) or head.startswith(_IMAGE_MAGIC)) and not is_animated(file)
         file.seek(0)
-        webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-        yield "image" if webp or head.startswith(_IMAGE_MAGIC) else "video", file
+        yield "image" if still else "video", file
 
 
 def reason(error: Exception | None) -> str:
@@ -97,7 +98,10 @@ class Video:
         while start > 0 and first is not None:
             target = start - back
             with contextlib.suppress(av.FFmpegError, OverflowError):  # not seekable: decode from the beginning
-                self.container.seek(int((target + first) / unit) if target > 0 else begin, stream=self.stream)
+                if target > 0 or keys is None:
+                    self.container.seek(int((target + first) / unit) if target > 0 else begin, stream=self.stream)
+                else:  # the first packets may precede those that are found by time stamp
+                    self.container.seek(0, unsupported_byte_offset=True)
             frames = self.container.decode(self.stream)
             head = list(itertools.islice(frames, 1))
             stamp = head[0].pts if head else None
@@ -116,7 +120,7 @@ class Video:
         """
         if last is None:
             raise DecodeError(f"cannot decode {self.name}: {reason(error) if error else 'it holds no frame'}")
-        end = time + shown_seconds(last, float(self.stream.time_base), self.timeline.frame_seconds)
+        end = time + self.timeline.last_seconds
         more = 0
         with contextlib.suppress(av.FFmpegError):
             for packet in self.container.demux(self.stream) if error else ():
@@ -137,6 +141,8 @@ class Video:
 def open_video(media: str | os.PathLike | bytes, file: BinaryIO | None = None) -> Iterator[Video]:
     """Open a video, or the `file` that `open_media` has opened; the cover picture of music is no video.
 
+    The length of the video is measured, so its last packets are read.
+
     Raises DecodeError if the file is missing, empty, not a video, or its codec is unknown.
     """
     if file is None:
@@ -144,6 +150,8 @@ def open_video(media: str | os.PathLike | bytes, file: BinaryIO | None = None) -
             yield video
         return
     name = media_name(media)
+    if is_webp(file.read(12)):
+        file = webp_as_png(name, file)
     with _open_stream(name, file) as (container, stream):
         timeline = read_timeline(container, stream)
         if timeline is not None:

@@ -28,16 +28,19 @@ class Timeline:
     Attributes:
         seconds: until the last picture ends. Sound does not count.
         frame_seconds: duration of a frame at the average frame rate.
+        last_seconds: duration of the last picture.
         first: time stamp of the first picture, in seconds. None if positions cannot be sought by time stamp; such a
             video is decoded from its beginning.
         begin: time stamp to seek for the beginning, in units of the stream.
-        keys: time stamps of the key frames, in units of the stream, where a stamp may be wrong after seeking; or None.
+        keys: time stamps of all key frames, in units of the stream, for formats in which the first stamps after seeking
+            are not reliable; else None.
         jump: a longer step forward, in seconds, is a jump.
         decoding_times: whether frames are timed by their decoding times, for lack of presentation times.
     """
 
     seconds: float
     frame_seconds: float
+    last_seconds: float
     first: float | None = None
     begin: int = 0
     keys: frozenset[int] | None = None
@@ -121,11 +124,6 @@ def scan_timeline(container: av.container.InputContainer, stream: Any) -> Timeli
     return timeline
 
 
-def shown_seconds(picture: av.Packet | av.VideoFrame, unit: float, frame_seconds: float) -> float:
-    """Return for how long a picture is shown. One tick of the clock is what demuxers say if they do not know."""
-    return picture.duration * unit if (picture.duration or 0) > 1 else frame_seconds
-
-
 def _frame_seconds(stream) -> float:
     return 1 / float(stream.average_rate or stream.guessed_rate or 25)
 
@@ -154,11 +152,13 @@ class _Scan:
         )
         self._jump = JUMP if container.format.flags & _MAY_JUMP else math.inf
         self._unit, self._frame_seconds = float(stream.time_base), _frame_seconds(stream)
+        self._last_seconds = self._frame_seconds
         self.pictures, self.increases = 0, True
         self._earlier_parts, self._reached = 0.0, 0.0  # both in seconds
         self._decoded = self._first = self._begin = self._end = None
-        self.begin, self._keys = 0, None if first is not None else set()
+        self.begin, self._keys = 0, set() if container.format.flags & _MAY_JUMP else None
         if first is not None:
+            self._decoded = None if first.dts is None else first.dts * self._unit
             self._extend(first)
         with contextlib.suppress(av.FFmpegError):  # a damaged tail
             for packet in container.demux():
@@ -193,10 +193,16 @@ class _Scan:
         if packet.is_keyframe and self._keys is not None:
             self._keys.add(stamp)
         if not packet.is_discard:
-            self._end = max(self._end, shown + shown_seconds(packet, self._unit, self._frame_seconds))
+            self._end = max(self._end, shown)
+            # One tick of the clock is what demuxers say if they do not know. In MP4 a duration is the step to the next
+            # decoding time, so what counts for the picture that is shown last is the duration of the last packet.
+            lasts = (packet.duration or 0) > 1
+            self._last_seconds = packet.duration * self._unit if lasts else self._frame_seconds
 
     def _seconds(self) -> float:
-        return self._earlier_parts + ((self._end or 0.0) - (self._begin or 0.0))
+        if self._begin is None or self._end is None:
+            return self._earlier_parts
+        return self._earlier_parts + self._end - self._begin + self._last_seconds
 
     def timeline(self) -> Timeline:
         """Return the time line. A truncated file keeps the duration that it declares, which it will not reach."""
@@ -209,4 +215,5 @@ class _Scan:
         first = self._first if seekable else None
         keys = None if self._keys is None else frozenset(self._keys)
         average = average or self._frame_seconds
-        return Timeline(seconds, average, first, self.begin, keys, self._jump, self._decoding_times)
+        lasts = seconds, average, self._last_seconds
+        return Timeline(*lasts, first, self.begin, keys, self._jump, self._decoding_times)
