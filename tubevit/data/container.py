@@ -168,9 +168,11 @@ def _open_stream(name: str, file: BinaryIO) -> Iterator[tuple[av.container.Input
     file.seek(0)
     try:
         container = av.open(file, **METADATA)
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
             raise
+        if not isinstance(error, av.FFmpegError | ValueError) and error.errno != errno.EINVAL:
+            raise  # the file cannot be read; EINVAL: the damaged file says to seek before its beginning
         raise DecodeError(f"cannot read {name} as a video: {reason(error)}") from error
     with container:
         cover = av.stream.Disposition.attached_pic

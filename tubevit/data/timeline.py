@@ -209,6 +209,8 @@ class _Scan:
         seconds = self._seconds() or self.pictures * self._frame_seconds  # bare streams have no time stamps
         average = seconds / max(self.pictures, 1) if self._stream.average_rate is None else self._frame_seconds
         declared = (self._container.duration or 0) / av.time_base
+        if self._stream.duration:
+            declared = self._stream.duration * self._unit
         if self._reached < MIN_COVERAGE * declared:
             seconds = declared
         seekable = self.increases and not self._decoding_times and self._stream.start_time is not None
