@@ -90,6 +90,11 @@ class Video:
         """The duration of the pictures; sound does not count."""
         return self.timeline.seconds
 
+    @property
+    def shortest_frame(self) -> float:
+        """The duration of a frame, in seconds; of a variable frame rate, that of the fastest frames."""
+        return 1 / float(max(self.stream.average_rate or 0, self.stream.base_rate or 0) or 25)
+
     def timed_frames(self, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decode from a key frame at or before `start` on; yields presentation times in seconds and frames."""
         unit = float(self.stream.time_base)  # as a fraction it would cost 10 % of decoding

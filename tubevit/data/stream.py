@@ -41,10 +41,10 @@ def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | Non
             yield Decoded(kind, [decode_image(media, file)])
             return
         with open_video(media, file) as video:
-            shortest = video.timeline.frame_seconds
+            shortest = video.shortest_frame
             if every < 0.99 * shortest:  # containers round times
-                shown = f"at least the {shortest:.4g} s that a frame of {video.name} lasts; found {every:g} s"
-                raise UserError(f"expected a clip every so many seconds, {shown}")
+                expected = f"at least the {shortest:.4g} s that a frame of {video.name} lasts"
+                raise UserError(f"expected a clip every so many seconds, {expected}; found {every:g} s")
             yield from _clips(video, frames, fps, every)
 
 

@@ -53,36 +53,52 @@ class Timeline:
         Times only increase. A frame whose time stamp jumps, runs backwards or is missing comes one frame's duration
         after the frame before it. Where time stamps ran backwards by a few frames and then catch up, so do the times.
         """
-        previous, time, ahead = None, 0.0, 0.0  # `ahead`: seconds by which the time stamps still have to catch up
-        for number, frame in enumerate(frames):
+        line = _Line(self.frame_seconds, self.jump)
+        begin = None
+        for frame in frames:
             stamp = _stamp(frame, self.decoding_times)
             stamp = None if stamp is None else stamp * unit
-            if number == 0:
-                time = 0.0 if stamp is None or self.first is None else stamp - self.first
-            elif stamp is None or previous is None:
-                time += self.frame_seconds
+            time = line.advance(stamp)
+            if begin is None:
+                begin = 0.0 if stamp is None or self.first is None else stamp - self.first
+            yield begin + time, frame
+
+
+class _Line:
+    """Turns time stamps in seconds into times that only increase, from 0 on; see `Timeline.times`."""
+
+    def __init__(self, frame_seconds: float, jump: float):
+        self.time, self._frame_seconds, self._jump = -frame_seconds, frame_seconds, jump
+        self._stamp = None
+        self._ahead = 0.0  # seconds by which the time stamps still have to catch up
+
+    def advance(self, stamp: float | None) -> float:
+        """Return the time of the next picture, whose time stamp is given or missing."""
+        step = self._frame_seconds
+        if stamp is not None and self._stamp is not None:
+            step = stamp - self._stamp
+            if self.is_jump(step):
+                step, self._ahead = self._frame_seconds, 0.0
+            elif step <= 0:
+                self._ahead += self._frame_seconds - step
+                step = self._frame_seconds
             else:
-                step = stamp - previous
-                if _is_jump(step, self.frame_seconds, self.jump):
-                    time, ahead = time + self.frame_seconds, 0.0
-                elif step <= 0:
-                    time, ahead = time + self.frame_seconds, ahead + self.frame_seconds - step
-                else:
-                    caught = min(ahead, max(step - self.frame_seconds, 0.0))
-                    time, ahead = time + step - caught, ahead - caught
-            if stamp is not None:
-                previous = stamp
-            elif previous is not None:
-                previous += self.frame_seconds
-            yield time, frame
+                caught = min(self._ahead, max(step - self._frame_seconds, 0.0))
+                step, self._ahead = step - caught, self._ahead - caught
+        self.time += step
+        if stamp is not None:
+            self._stamp = stamp
+        elif self._stamp is not None:
+            self._stamp += self._frame_seconds
+        return self.time
+
+    def is_jump(self, step: float) -> bool:
+        """Whether a step between time stamps is neither time nor reordering."""
+        return step > self._jump or step < -MAX_DELAY * self._frame_seconds
 
 
 def _stamp(item: av.Packet | av.VideoFrame, decoding_times: bool) -> int | None:
     return item.dts if decoding_times or item.pts is None else item.pts
-
-
-def _is_jump(step: float, frame_seconds: float, jump: float) -> bool:
-    return step > jump or step < -MAX_DELAY * frame_seconds
 
 
 def read_timeline(container: av.container.InputContainer, stream: Any) -> Timeline | None:
@@ -98,7 +114,7 @@ def read_timeline(container: av.container.InputContainer, stream: Any) -> Timeli
     Returns:
         The time line, or None if this does not suffice: `scan_timeline` then reads all packets.
     """
-    if container.format.flags & _MAY_JUMP or not container.duration:
+    if container.format.flags & _MAY_JUMP or not container.duration or _has_decoding_times(container, stream):
         return None
     with contextlib.suppress(av.FFmpegError):
         first = next((packet for packet in container.demux(stream) if _is_key(packet)), None)
@@ -128,38 +144,39 @@ def _frame_seconds(stream) -> float:
     return 1 / float(stream.average_rate or stream.guessed_rate or 25)
 
 
+def _has_decoding_times(container, stream) -> bool:
+    formats, codecs = _DECODING_TIMES
+    codec = stream.codec_context
+    return container.format.name in formats and codec.name in codecs and bool(codec.has_b_frames)
+
+
 def _is_key(packet: av.Packet) -> bool:
-    return packet.is_keyframe and _stamp(packet, False) is not None
+    return packet.is_keyframe and packet.size > 0 and _stamp(packet, False) is not None
 
 
 class _Scan:
     """Reads the remaining packets of a container.
 
     Attributes:
-        pictures: number of packets of the video stream.
+        pictures: number of packets of the video stream that are shown.
         increases: whether decoding times never run backwards or jump.
         begin: see `Timeline`.
     """
 
     def __init__(self, container, stream, first: av.Packet | None = None):
         """Read them; `first` is the first key frame of the stream if it was read before."""
-        self._container, self._stream = container, stream
-        formats, codecs = _DECODING_TIMES
-        self._decoding_times = (
-            container.format.name in formats
-            and stream.codec_context.name in codecs
-            and bool(stream.codec_context.has_b_frames)
-        )
-        self._jump = JUMP if container.format.flags & _MAY_JUMP else math.inf
-        self._unit, self._frame_seconds = float(stream.time_base), _frame_seconds(stream)
-        self._last_seconds = self._frame_seconds
-        self.pictures, self.increases = 0, True
-        self._earlier_parts, self._reached = 0.0, 0.0  # both in seconds
-        self._decoded = self._first = self._begin = self._end = None
-        self.begin, self._keys = 0, set() if container.format.flags & _MAY_JUMP else None
+        self._container, self._stream, self._unit = container, stream, float(stream.time_base)
+        self._may_jump = bool(container.format.flags & _MAY_JUMP)
+        self._frame_seconds = self._last_seconds = _frame_seconds(stream)
+        self._line = _Line(self._frame_seconds, JUMP if self._may_jump else math.inf)
+        self.pictures, self.increases, self.begin = 0, True, 0
+        self._keys: set[int] = set()
+        self._reached = 0.0  # when the last packet of any stream ends, in seconds
+        self._decoded = self._first = self._last = None
+        self._decodable = False  # not before the first key frame, also of a part
         if first is not None:
-            self._decoded = None if first.dts is None else first.dts * self._unit
-            self._extend(first)
+            self._add(first)
+            self.pictures = 0
         with contextlib.suppress(av.FFmpegError):  # a damaged tail
             for packet in container.demux():
                 stamp = _stamp(packet, False)
@@ -170,52 +187,56 @@ class _Scan:
 
     def _add(self, packet: av.Packet) -> None:
         self.pictures += not packet.is_discard
-        if packet.dts is not None:
-            decoded = packet.dts * self._unit
+        decoded = None if packet.dts is None else packet.dts * self._unit
+        if decoded is not None:
             step = 0.0 if self._decoded is None else decoded - self._decoded
-            self.increases &= 0 <= step <= self._jump
-            if _is_jump(step, self._frame_seconds, self._jump):
-                self._earlier_parts, self._begin, self._end = self._seconds(), None, None
+            self.increases &= step >= 0 and not self._line.is_jump(step)
+            self._decodable &= not self._line.is_jump(step)
             self._decoded = decoded
-        self._extend(packet)
-
-    def _extend(self, packet: av.Packet) -> None:
-        stamp = _stamp(packet, self._decoding_times)
-        if stamp is None or (self._begin is None and not packet.is_keyframe):  # before the key frame nothing decodes
+        self._decodable |= packet.is_keyframe
+        if not self._decodable:
             return
+        # One tick of the clock is what demuxers say if they do not know. In MP4 a duration is the step to the next
+        # decoding time, so what counts for the picture that is shown last is the duration of the last packet.
+        lasts = (packet.duration or 0) > 1
+        self._last_seconds = packet.duration * self._unit if lasts else self._frame_seconds
+        self._line.advance(decoded)
+        stamp = _stamp(packet, False)
+        if stamp is None:
+            return
+        if packet.is_keyframe and self._may_jump:
+            self._keys.add(stamp)
         shown = stamp * self._unit
-        if self._begin is None or self._end is None:
+        if self._first is None or self._last is None:
             if packet.is_discard and self._stream.start_time is not None:  # an edit list begins behind the key frame
                 shown = self._stream.start_time * self._unit
-            self._begin = self._end = shown
-            if self._first is None:
-                self._first, self.begin = shown, stamp if packet.dts is None else packet.dts
-        if packet.is_keyframe and self._keys is not None:
-            self._keys.add(stamp)
-        if not packet.is_discard:
-            self._end = max(self._end, shown)
-            # One tick of the clock is what demuxers say if they do not know. In MP4 a duration is the step to the next
-            # decoding time, so what counts for the picture that is shown last is the duration of the last packet.
-            lasts = (packet.duration or 0) > 1
-            self._last_seconds = packet.duration * self._unit if lasts else self._frame_seconds
-
-    def _seconds(self) -> float:
-        if self._begin is None or self._end is None:
-            return self._earlier_parts
-        return self._earlier_parts + self._end - self._begin + self._last_seconds
+            self._first = self._last = shown
+            self.begin = stamp if packet.dts is None else packet.dts
+        elif not packet.is_discard:
+            self._last = max(self._last, shown)
 
     def timeline(self) -> Timeline:
         """Return the time line. A truncated file keeps the duration that it declares, which it will not reach."""
-        seconds = self._seconds() or self.pictures * self._frame_seconds  # bare streams have no time stamps
-        average = seconds / max(self.pictures, 1) if self._stream.average_rate is None else self._frame_seconds
+        decoding_times = _has_decoding_times(self._container, self._stream)
+        first, seconds = None, self._line.time + self._last_seconds
+        if self.increases and not decoding_times and self._first is not None and self._last is not None:
+            first, seconds = self._first, self._last - self._first + self._last_seconds
+        seconds = seconds or self.pictures * self._frame_seconds  # there is no key frame
+        average = self._frame_seconds
+        if self._stream.average_rate is None and self.pictures:
+            average = seconds / self.pictures
         declared = (self._container.duration or 0) / av.time_base
         if self._stream.duration:
             declared = self._stream.duration * self._unit
         if self._reached < MIN_COVERAGE * declared:
             seconds = declared
-        seekable = self.increases and not self._decoding_times and self._stream.start_time is not None
-        first = self._first if seekable else None
-        keys = None if self._keys is None else frozenset(self._keys)
-        average = average or self._frame_seconds
-        lasts = seconds, average, self._last_seconds
-        return Timeline(*lasts, first, self.begin, keys, self._jump, self._decoding_times)
+        return Timeline(
+            seconds,
+            average,
+            self._last_seconds,
+            first=first if self._stream.start_time is not None else None,
+            begin=self.begin,
+            keys=frozenset(self._keys) if self._may_jump else None,
+            jump=JUMP if self._may_jump else math.inf,
+            decoding_times=decoding_times,
+        )
