@@ -56,7 +56,7 @@ def webp_as_png(name: str, file: BinaryIO) -> BinaryIO:
     try:
         decoded, animation = cv2.imdecodeanimation(np.frombuffer(file.read(), np.uint8))
         if decoded:
-            animation.durations = np.minimum(animation.durations, _LONGEST)
+            animation.durations = [min(int(each), _LONGEST) for each in animation.durations]
             return io.BytesIO(cv2.imencodeanimation(".png", animation)[1].tobytes())
     except cv2.error:
         pass

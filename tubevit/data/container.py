@@ -110,8 +110,9 @@ class Video:
             frames = self.container.decode(self.stream)
             head = list(itertools.islice(frames, 1))
             stamp = head[0].pts if head else None
-            known = stamp is not None and (keys is None or stamp in keys)
-            if target <= 0 or (known and stamp * unit - first <= start):
+            if target <= 0:
+                break
+            if stamp is not None and (keys is None or stamp in keys) and stamp * unit - first <= start:
                 break
             back = 2 * back + 1  # seeking goes by decoding time: the key frame that it found is shown later
         yield from self.timeline.times(itertools.chain(head, frames), unit)

@@ -198,8 +198,8 @@ class _Scan:
             return
         # One tick of the clock is what demuxers say if they do not know. In MP4 a duration is the step to the next
         # decoding time, so what counts for the picture that is shown last is the duration of the last packet.
-        lasts = (packet.duration or 0) > 1
-        self._last_seconds = packet.duration * self._unit if lasts else self._frame_seconds
+        ticks = packet.duration or 0
+        self._last_seconds = ticks * self._unit if ticks > 1 else self._frame_seconds
         self._line.advance(decoded)
         stamp = _stamp(packet, False)
         if stamp is None:
