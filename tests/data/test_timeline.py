@@ -66,9 +66,10 @@ def is_frame_by_frame(media, expected):
 
 @pytest.mark.parametrize("name", SOUNDING)
 @pytest.mark.parametrize(
-    "sound", [{"sound_seconds": 7.0}, {"first": 1.0, "sound_seconds": 4.0}, {"sound_first": 1.0}, {"sound_seconds": 0.4}],
+    "sound",
+    [{"sound_seconds": 7.0}, {"first": 1.0, "sound_seconds": 4.0}, {"sound_first": 1.0}, {"sound_seconds": 0.4}],
     ids=["longer", "earlier", "later", "shorter"],
-)  # fmt: skip
+)
 def test_sound_changes_nothing(tmp_path, name, sound):
     path = write_clip_with_sound(tmp_path / name, *SOUNDING[name], **sound)
     if name.endswith(".avi") and "first" in sound:  # FFmpeg puts the gap behind the first frame
