@@ -42,6 +42,39 @@ def write_clip(path, times, codec="libx264", pixels="yuv420p", size=(48, 64), un
     return path
 
 
+def write_clip_with_sound(path, video, sound, frames=50, first=0.0, sound_first=0.0, sound_seconds=2.0):
+    """Encodes frames at 25 a second and sound, which begin at `first` and `sound_first` seconds.
+
+    Args:
+        video, sound: codec, and options of the encoder of the video.
+    """
+    codec, options = video
+    with av.open(str(path), "w") as container:
+        track = container.add_stream(codec, rate=25, options={"g": "12", **options})
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream(sound, rate=48000, layout="mono")
+        audio.bit_rate = 64000
+        chunks = np.array_split(np.zeros((1, int(48000 * sound_seconds)), np.float32), int(25 * sound_seconds), axis=1)
+        samples = round(48000 * sound_first)
+        resampler = av.AudioResampler(audio.codec_context.format, "mono", 48000, audio.codec_context.frame_size or 1024)
+        for number in range(max(frames, len(chunks))):
+            if number < frames:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(paint(number)), format="rgb24")
+                frame.pts, frame.time_base = number + round(25 * first), Fraction(1, 25)
+                container.mux(track.encode(frame))
+            if number < len(chunks):
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunks[number]), format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 48000, samples, Fraction(1, 48000)
+                samples += chunks[number].shape[1]
+                for part in resampler.resample(frame):
+                    container.mux(audio.encode(part))
+        container.mux(track.encode())
+        for part in resampler.resample(None):
+            container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+    return path
+
+
 def write_audio(path):
     """A second of silence."""
     with av.open(str(path), "w") as container:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import functools
 import io
 import itertools
 import os
@@ -14,15 +13,13 @@ import av.container
 import av.stream
 import numpy as np
 
+from tubevit.data.animation import is_animated, is_webp, webp_as_png
+from tubevit.data.timeline import MAX_DELAY, MIN_COVERAGE, Timeline, read_timeline, scan_timeline
 from tubevit.errors import DecodeError
 
 # What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
 Media = str | os.PathLike | bytes | np.ndarray
 
-# A file that ends early (a damaged tail, a stream-copied trim: one held 152 of 191 declared frames) is used if it
-# covers at least this share of the requested span.
-MIN_COVERAGE = 0.5
-MAX_DELAY = 16  # frames that a decoder holds back to reorder them
 # Names in files need not be UTF-8. From version 19 on PyAV replaces invalid bytes by itself.
 METADATA: dict = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
@@ -36,7 +33,7 @@ def media_name(media: Media) -> str:
 
 
 def media_kind(media: Media) -> str:
-    """Return `image` or `video`, by the first bytes of a file or the rank of pixels; an animated GIF is a video.
+    """Return `image` or `video`, by the content of a file or the rank of pixels; animated images are videos.
 
     Raises DecodeError if the file is missing, empty or not readable.
     """
@@ -57,9 +54,9 @@ def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO
         head = file.read(16)
         if not head:
             raise DecodeError(f"{media_name(media)} is empty (0 bytes)")
+        still = (is_webp(head) or head.startswith(_IMAGE_MAGIC)) and not is_animated(file)
         file.seek(0)
-        webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-        yield "image" if webp or head.startswith(_IMAGE_MAGIC) else "video", file
+        yield "image" if still else "video", file
 
 
 def reason(error: Exception | None) -> str:
@@ -75,11 +72,13 @@ class Video:
         media: the path or the bytes.
         container: PyAV's container.
         stream: PyAV's video stream.
+        timeline: when its pictures are shown.
     """
 
     media: str | os.PathLike | bytes
     container: av.container.InputContainer
     stream: Any  # a VideoStream; PyAV declares its time base as optional
+    timeline: Timeline
 
     @property
     def name(self) -> str:
@@ -87,58 +86,36 @@ class Video:
         return media_name(self.media)
 
     @property
-    def frame_seconds(self) -> float:
-        """The duration of a frame at the declared frame rate."""
-        return 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
+    def seconds(self) -> float:
+        """The duration of the pictures; sound does not count."""
+        return self.timeline.seconds
 
     @property
-    def declared_seconds(self) -> float | None:
-        """The duration that the file declares, or None. WebM often declares none for the stream."""
-        if self.stream.duration:
-            return float(self.stream.duration * self.stream.time_base)
-        if not self.container.duration:
-            return None
-        # Matroska declares the end of the video, not its duration.
-        matroska = "matroska" in self.container.format.name
-        first = (self.stream.start_time or 0) * self.stream.time_base if matroska else 0
-        return self.container.duration / av.time_base - float(first)
-
-    @functools.cached_property
-    def seconds(self) -> float:
-        """The duration: declared, else measured by timestamps, as for live recordings and bare streams."""
-        return self.declared_seconds or self._measured_seconds()
-
-    def _measured_seconds(self) -> float:
-        with open_video(self.media) as video:  # a second time: not every format can be read again from its beginning
-            packets, times = 0, []
-            with contextlib.suppress(av.FFmpegError):
-                for packet in video.container.demux(video.stream):
-                    packets += packet.size > 0
-                    if packet.pts is not None:
-                        times.append(packet.pts)
-            extent = (packets - 1) * video.frame_seconds
-            if times:
-                extent = float((max(times) - min(times)) * video.stream.time_base)
-            return extent + video.frame_seconds
+    def shortest_frame(self) -> float:
+        """The duration of a frame, in seconds; of a variable frame rate, that of the fastest frames."""
+        return 1 / float(max(self.stream.average_rate or 0, self.stream.base_rate or 0) or 25)
 
     def timed_frames(self, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decode from a key frame at or before `start` on; yields presentation times in seconds and frames."""
         unit = float(self.stream.time_base)  # as a fraction it would cost 10 % of decoding
-        first = (self.stream.start_time or 0) * unit
+        first, begin, keys = self.timeline.first, self.timeline.begin, self.timeline.keys
         frames, head, back = self.container.decode(self.stream), [], 0.0
-        while start > 0 and self.stream.start_time is not None:  # without timestamps seeking finds nothing
+        while start > 0 and first is not None:
             target = start - back
             with contextlib.suppress(av.FFmpegError, OverflowError):  # not seekable: decode from the beginning
-                self.container.seek(int((target + first) / unit), stream=self.stream)
+                if target > 0 or keys is None:
+                    self.container.seek(int((target + first) / unit) if target > 0 else begin, stream=self.stream)
+                else:  # the first packets may precede those that are found by time stamp
+                    self.container.seek(0, unsupported_byte_offset=True)
             frames = self.container.decode(self.stream)
             head = list(itertools.islice(frames, 1))
-            if target < -1 or (head and (head[0].pts is None or head[0].pts * unit - first <= start)):
+            stamp = head[0].pts if head else None
+            if target <= 0:
+                break
+            if stamp is not None and (keys is None or stamp in keys) and stamp * unit - first <= start:
                 break
             back = 2 * back + 1  # seeking goes by decoding time: the key frame that it found is shown later
-        time = -self.frame_seconds
-        for frame in itertools.chain(head, frames):
-            time = time + self.frame_seconds if frame.pts is None else frame.pts * unit - first
-            yield time, frame
+        yield from self.timeline.times(itertools.chain(head, frames), unit)
 
     def end_of_last_frame(self, last: av.VideoFrame | None, time: float, error: Exception | None) -> float:
         """Return when the last decoded frame, shown at `time`, ends; `error` ended decoding, or None.
@@ -149,7 +126,7 @@ class Video:
         """
         if last is None:
             raise DecodeError(f"cannot decode {self.name}: {reason(error) if error else 'it holds no frame'}")
-        end = time + (float(last.duration * self.stream.time_base) if last.duration else self.frame_seconds)
+        end = time + self.timeline.last_seconds
         more = 0
         with contextlib.suppress(av.FFmpegError):
             for packet in self.container.demux(self.stream) if error else ():
@@ -170,24 +147,45 @@ class Video:
 def open_video(media: str | os.PathLike | bytes, file: BinaryIO | None = None) -> Iterator[Video]:
     """Open a video, or the `file` that `open_media` has opened; the cover picture of music is no video.
 
+    The length of the video is measured, so its last packets are read.
+
     Raises DecodeError if the file is missing, empty, not a video, or its codec is unknown.
     """
     if file is None:
         with open_media(media) as (_, file), open_video(media, file) as video:
             yield video
         return
+    name = media_name(media)
+    if is_webp(file.read(12)):
+        file = webp_as_png(name, file)
+    with _open_stream(name, file) as (container, stream):
+        timeline = read_timeline(container, stream)
+        if timeline is not None:
+            yield Video(media, container, stream, timeline)
+            return
+    with _open_stream(name, file) as (container, stream):
+        timeline = scan_timeline(container, stream)
+    with _open_stream(name, file) as (container, stream):  # not every format can be read again from its beginning
+        yield Video(media, container, stream, timeline)
+
+
+@contextlib.contextmanager
+def _open_stream(name: str, file: BinaryIO) -> Iterator[tuple[av.container.InputContainer, Any]]:
+    file.seek(0)
     try:
         container = av.open(file, **METADATA)
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
             raise
-        raise DecodeError(f"cannot read {media_name(media)} as a video: {reason(error)}") from error
+        if not isinstance(error, av.FFmpegError | ValueError) and error.errno != errno.EINVAL:
+            raise  # the file cannot be read; EINVAL: the damaged file says to seek before its beginning
+        raise DecodeError(f"cannot read {name} as a video: {reason(error)}") from error
     with container:
         cover = av.stream.Disposition.attached_pic
         stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
         if stream is None:
-            raise DecodeError(f"{media_name(media)} has no video stream")
+            raise DecodeError(f"{name} has no video stream")
         if stream.codec_context is None:
-            raise DecodeError(f"cannot read {media_name(media)} as a video: its codec is not known")
+            raise DecodeError(f"cannot read {name} as a video: its codec is not known")
         stream.codec_context.thread_count = 1
-        yield Video(media, container, stream)
+        yield container, stream

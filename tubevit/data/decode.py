@@ -132,7 +132,7 @@ def _every_frame(video: Video) -> list[Frame]:
     except av.FFmpegError as caught:  # the frames before it are in the list
         error = caught
     time, last = decoded[-1] if decoded else (0.0, None)
-    video.check_coverage(0.0, video.declared_seconds or 0.0, video.end_of_last_frame(last, time, error), error)
+    video.check_coverage(0.0, video.seconds, video.end_of_last_frame(last, time, error), error)
     return upright_frames(video.name, [frame for _, frame in decoded])
 
 

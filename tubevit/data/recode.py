@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from tubevit.data.container import MIN_COVERAGE, Media, media_kind, open_video
+from tubevit.data.container import Media, media_kind, open_video
 from tubevit.data.decode import decode_image
 from tubevit.data.orientation import display_orientation, turned_planes, turned_size
+from tubevit.data.timeline import MIN_COVERAGE
 from tubevit.data.yuv import is_full_range, settle_colours
 from tubevit.errors import DecodeError
 
@@ -66,41 +67,32 @@ def _checked_image(encoded: bytes, short_side: int | None) -> bytes:
 
 
 def _frames(encoded: bytes) -> Iterator[tuple]:
-    """Yield the stream, the time since its beginning in its time base, and the frame, for each frame."""
+    """Yield the stream, the time since its first picture in its time base, and the frame, for each frame."""
     try:
         with open_video(encoded) as video:
-            stream = video.stream
-            first, time, size = stream.start_time or 0, None, None
-            step = round(1 / (stream.average_rate or stream.guessed_rate or 25) / stream.time_base)
-            for frame in video.container.decode(stream):
+            stream, reached, time, size = video.stream, 0.0, -1, None
+            for reached, frame in video.timed_frames():
                 if size not in (None, (frame.width, frame.height)):
                     raise DecodeError("it changes its size from frame to frame")
                 size = frame.width, frame.height
                 settle_colours(frame, "it")
-                if frame.pts is not None:
-                    time = frame.pts - first
-                else:
-                    time = 0 if time is None else time + step
+                time = max(round(reached / stream.time_base), time + 1)  # encoders take only increasing times
                 yield stream, time, frame
-            if time is None:
+            if size is None:
                 raise DecodeError("it holds no frame")
-            reached = float(time * stream.time_base)
-            declared = video.declared_seconds or 0
-            if reached + float(step * stream.time_base) < MIN_COVERAGE * declared:
-                raise DecodeError(f"it is truncated: it declares {declared:.2f} s, decoding ends at {reached:.2f} s")
+            if reached + video.timeline.frame_seconds < MIN_COVERAGE * video.seconds:
+                lengths = f"it declares {video.seconds:.2f} s, decoding ends at {reached:.2f} s"
+                raise DecodeError(f"it is truncated: {lengths}")
     except av.FFmpegError as error:
         raise DecodeError(f"it cannot be decoded: {error.strerror or error}") from error
 
 
 def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
     """Encode the output of `_frames` as H.264 in mp4. B-frames and gaps would make the declared duration wrong."""
-    buffer, track, last, colours = io.BytesIO(), None, None, {}
+    buffer, track, colours = io.BytesIO(), None, {}
     with av.open(buffer, "w", format="mp4") as container:
         for stream, time, frame in frames:
-            if last is not None and time <= last:  # encoders take only increasing times
-                continue
-            last, duration = time, frame.duration
-            orientation = display_orientation(frame)
+            duration, orientation = frame.duration, display_orientation(frame)
             if track is None:
                 rate = stream.average_rate or stream.guessed_rate or 25
                 options = {"crf": str(CRF), "preset": PRESET, "g": str(KEY_FRAMES), "bf": "0"}

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from tubevit.data.container import MIN_COVERAGE, Video, open_media, open_video
+from tubevit.data.container import Video, open_media, open_video
 from tubevit.data.decode import TIME_TOLERANCE, Decoded, decode_image, upright_frames
+from tubevit.data.timeline import MIN_COVERAGE
 from tubevit.errors import UserError
 
 
@@ -30,7 +31,7 @@ def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | Non
         less than half of it lies in the video, unless it is the first.
 
     Raises:
-        UserError: `every` is not positive.
+        UserError: `every` is not positive, or shorter than a frame of this video.
         DecodeError: the file holds no video or no frame, is damaged, or ends before half of its declared duration.
     """
     if not 0 < every < float("inf"):
@@ -40,6 +41,10 @@ def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | Non
             yield Decoded(kind, [decode_image(media, file)])
             return
         with open_video(media, file) as video:
+            shortest = video.shortest_frame
+            if every < 0.99 * shortest:  # containers round times
+                expected = f"at least the {shortest:.4g} s that a frame of {video.name} lasts"
+                raise UserError(f"expected a clip every so many seconds, {expected}; found {every:g} s")
             yield from _clips(video, frames, fps, every)
 
 
@@ -82,7 +87,7 @@ def _clips(video: Video, frames: int, fps: float | None, every: float) -> Iterat
                 yield finish(clip, (clip.start or 0.0) + span)
         current, shown = frame, time
     end = video.end_of_last_frame(current, shown, error)
-    video.check_coverage(0.0, video.declared_seconds or 0.0, end, error)
+    video.check_coverage(0.0, video.seconds, end, error)
     complete = list(show(current, end))  # pyright: ignore[reportArgumentType]
     for clip in (*complete, *partial):
         if not clip.start or end - clip.start >= MIN_COVERAGE * span:

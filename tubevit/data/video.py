@@ -19,7 +19,7 @@ def read_video(
     """Read a video as a batch of one clip, e.g. `model(read_video(path, **model.input))`.
 
     Args:
-        path: any file that FFmpeg reads, animated GIFs included.
+        path: any file that FFmpeg reads, also an animated GIF, PNG or WebP.
         frames: T; None takes every frame.
         fps: frames per second to sample at, from the middle of the video; None spreads T frames over all of it.
         size: rows and columns of a centred square; None keeps those of the file.
