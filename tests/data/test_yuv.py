@@ -4,7 +4,6 @@ import io
 from fractions import Fraction
 
 import av
-import cv2
 import numpy as np
 import pytest
 
@@ -99,18 +98,13 @@ def write(path, frames, codec="ffv1", pixels=None, **options):
 @pytest.mark.parametrize("tag", RANGES)
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_planes_of_many_colours(matrix, tag):
-    """8-bit 4:2:0: to rounding of exact values. FFmpeg cuts off; in untagged files OpenCV rounds, as it always did."""
+    """8-bit 4:2:0: FFmpeg cuts off, so that a value between its and the exact one is as close to both as can be."""
     colours = np.random.default_rng(0).integers(0, 256, (48, 48, 3))
     frame = bars(matrix, tag, colours=colours, side=8)
     found = middles(to_rgb(frame), 8)
     exact = rgb_of(yuv_of(colours, matrix, tag == 2), matrix, tag == 2)
-    assert np.abs(found - exact).max() <= 1.1
-    errors = np.abs(found - middles(by_ffmpeg(frame, matrix, tag), 8))
-    if matrix in (2, 5, 6) and tag != 2:
-        np.testing.assert_array_equal(to_rgb(frame), cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420))
-        assert errors.max() <= 3 and (errors > 2).mean() < 0.01
-    else:
-        assert errors.max() <= 2
+    assert np.abs(found - exact).max() <= (1.6 if matrix in (2, 5, 6) and tag != 2 else 1.1)
+    assert np.abs(found - middles(by_ffmpeg(frame, matrix, tag), 8)).max() <= 2
 
 
 FILES = {

@@ -12,8 +12,10 @@ from tubevit.errors import DecodeError
 PLANAR = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, whose planes are sampled before conversion
 UNSPECIFIED = 2  # the code of ITU-T H.273 for a matrix that is not known; it is taken as BT.601
 # FFmpeg's scaler truncates: its values are up to 2.9 levels below those of exact arithmetic. Conversions by `_LUMA`
-# aim this much below, which keeps them within 2 levels of the scaler and 1.1 of exact arithmetic.
+# aim this much below, which keeps them within 2 levels of the scaler and 1.1 of exact arithmetic. OpenCV rounds: its
+# values are up to 3 levels above those of the scaler in green, and one level less of green keeps them within 2.
 BIAS = 0.4
+_GREEN = (0, 1, 0, 0)
 # The shares of red and blue in luma, by the code of the matrix.
 _LUMA = {
     1: (0.2126, 0.0722),  # BT.709
@@ -101,7 +103,8 @@ def i420_to_rgb(i420: np.ndarray, matrix: np.ndarray | None, output: np.ndarray 
         output: (H, W, 3) uint8 to write to; None allocates it.
     """
     if matrix is None:
-        return cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=output)
+        rgb = cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=output)
+        return cv2.subtract(rgb, _GREEN, dst=rgb)
     height, width = len(i420) * 2 // 3, i420.shape[1]
     halves = i420[height:].reshape(2, height // 2, width // 2)
     chroma = [cv2.resize(half, (width, height), interpolation=cv2.INTER_NEAREST) for half in halves]
