@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from tubevit import storage
+from tubevit import publish, storage
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import config_from_metadata, model_metadata, versions
 from tubevit.checkpoint.renamed import with_current_keys
@@ -210,14 +210,22 @@ def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None
 
     Raises:
         UserError: the path exists already.
+        MadeMeanwhile: another process made it meanwhile.
+        OSError: the folder cannot be written.
         StorageError: the bucket is out of reach or refuses.
     """
     path = storage.as_path(path)
     if storage.exists(path):
         raise UserError(f"{path} exists already; name a new folder")
-    if not storage.is_remote(path):  # fails here, where Orbax would leave threads behind that wait for minutes
-        path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**(metadata or {}), "model": model_metadata(model.config), "versions": versions()}
+    if storage.is_remote(path) or jax.process_count() > 1:  # Orbax renames the folder once all processes have written
+        _save(model, path, metadata)
+        return
+    with publish.creating(path) as temporary:
+        _save(model, temporary, metadata)
+
+
+def _save(model: TubeViT, path: pathlib.PurePath, metadata: dict) -> None:
     storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
     if jax.process_index() == 0:
         write_manifest(path)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tubevit.errors import UserError
+from tubevit.errors import cannot_write
 from tubevit.evaluation import Prediction
 
 COLUMNS = ("file", "start", "end", "head", "rank", "label", "probability")
@@ -16,7 +16,7 @@ def _open(path: str, mode: str, **settings):
     try:
         return open(path, mode, **settings)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+        raise cannot_write(path, error, "name another file") from error
 
 
 def _times(found: Prediction) -> list[float]:
