@@ -13,7 +13,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each may import from its own layer and from those before it.
 LAYERS = [
     ["errors"], ["publish"], ["tubes", "storage"], ["windows"], ["data", "models"], ["sharding"], ["checkpoint"],
-    ["convert"], ["zoo"], ["transfer"], ["config"], ["recipes"], ["evaluation"], ["training"], ["preflight"], ["visualize"], ["cli"],
+    ["convert"], ["zoo"], ["transfer"], ["config"], ["recipes"], ["evaluation"], ["training"], ["preflight"],
+    ["visualize"], ["cli"],
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

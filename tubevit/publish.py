@@ -11,6 +11,10 @@ from typing import BinaryIO
 from tubevit.errors import DISK_ERRORS, MadeMeanwhile, TubeViTError
 
 
+class _DiskError(OSError):
+    """An error that names what was to be written."""
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """Turn the errors of a full or broken disk into an OSError that names `path`, the file or folder that is written.
@@ -19,7 +23,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
-    except TubeViTError:
+    except (TubeViTError, _DiskError):
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
@@ -27,7 +31,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
             number = next((each for each in DISK_ERRORS if os.strerror(each) in str(error)), None)
         if number is None:
             raise
-        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+        raise _DiskError(number, os.strerror(number), os.fspath(path)) from error
 
 
 @contextlib.contextmanager
@@ -100,21 +104,32 @@ def _renamed_to_new(source: pathlib.Path, target: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yield a file, created if necessary, with its lock held; other processes and threads wait for the lock.
-
-    The file is open for reading and appending, and stays.
+def locked(path: str | os.PathLike, *, keep: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file with its lock held, for which other processes and threads wait; open for reading and appending.
 
     Where the file system has no locks, nothing is held: what is written must be right without it, only not once.
+
+    Args:
+        path: the file; it is created if necessary.
+        keep: keep the file at the end.
     """
     import fcntl
 
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+    while True:
+        with path.open("ab+") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held the lock before may have renamed or removed the file that this one waited for.
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue
+            try:
+                yield file
+            finally:
+                if not keep:
+                    path.unlink(missing_ok=True)
+            return
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from tubevit import publish, storage
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import config_from_metadata, model_metadata, versions
 from tubevit.checkpoint.renamed import with_current_keys
+from tubevit.checkpoint.tracebacks import tracebacks_hidden
 from tubevit.errors import UserError, unknown
 from tubevit.models.abstract import abstract_parameters, initial_parameters, model_of, parameters
 from tubevit.models.config import PRECISIONS, ModelConfig
@@ -221,7 +222,7 @@ def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None
     if storage.is_remote(path) or jax.process_count() > 1:  # Orbax renames the folder once all processes have written
         _save(model, path, metadata)
         return
-    with publish.creating(path) as temporary:
+    with publish.creating(path) as temporary, tracebacks_hidden:
         _save(model, temporary, metadata)
 
 

@@ -137,18 +137,18 @@ def write_page(out: str | os.PathLike, title: str, facts: dict[str, str], sectio
 
     Raises:
         UserError: matplotlib is not installed.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written; on a local disk it is then as before.
     """
-    embedded = {}
+    embedded, files = {}, {}
     for picture in (picture for section in sections for picture in section.pictures):
         shown = picture.shown_as
         light = picture.rendered(LIGHT, dict.fromkeys([*picture.kinds, shown]))
-        for kind in picture.kinds:
-            storage.write_bytes(storage.join(out, f"{picture.name}.{kind}"), light[kind])
-        embedded[picture] = [_data_uri(shown, files[shown]) for files in (light, picture.rendered(DARK, [shown]))]
-    page = storage.join(out, "index.html")
-    storage.write_text(page, _html(title, facts, sections, embedded))
-    return page
+        files |= {f"{picture.name}.{kind}": light[kind] for kind in picture.kinds}
+        dark = picture.rendered(DARK, [shown])
+        embedded[picture] = [_data_uri(shown, rendered[shown]) for rendered in (light, dark)]
+    files["index.html"] = _html(title, facts, sections, embedded).encode()
+    storage.write_files(out, files)
+    return storage.join(out, "index.html")
 
 
 def _html(title: str, facts: dict[str, str], sections: Sequence[Section], embedded: dict) -> str:

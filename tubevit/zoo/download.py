@@ -62,17 +62,12 @@ def download(urls: Sequence[str], path: str | os.PathLike, sha256: str, size: in
 def _part(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Open `PATH.part` for this process and thread alone; an empty one is removed at the end."""
     name = path.with_name(f"{path.name}.part")
-    while True:
-        with publish.locked(name) as part:
-            # Whoever held the lock before may have renamed or removed the file that this one waited for.
-            if not (name.exists() and os.path.samestat(os.fstat(part.fileno()), name.stat())):
-                continue
-            try:
-                yield part
-            finally:
-                if name.exists() and (path.exists() or not _length(part)):
-                    name.unlink()
-            return
+    with publish.locked(name, keep=True) as part:
+        try:
+            yield part
+        finally:
+            if name.exists() and (path.exists() or not _length(part)):
+                name.unlink()
 
 
 def _length(file: BinaryIO) -> int:

@@ -178,7 +178,7 @@ def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
     from tubevit.zoo.download import DownloadError, download
 
     archive = folder.parent / f"{release.name}.tar"
-    with publish.locked(folder.parent / ".lock"):
+    with publish.locked(folder.parent / ".lock", keep=True):
         if is_whole(folder):  # by another process
             return
         text = f"downloading {release.name} ({release.bytes / 1e6:.1f} MB) to {folder}"
