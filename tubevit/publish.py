@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
 from tubevit.errors import DISK_ERRORS, MadeMeanwhile, TubeViTError
 
@@ -104,7 +104,7 @@ def _renamed_to_new(source: pathlib.Path, target: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, *, keep: bool = False) -> Iterator[BinaryIO]:
+def locked(path: str | os.PathLike, *, keep: bool = False) -> Iterator[io.BufferedRandom]:
     """Yield a file with its lock held, for which other processes and threads wait; open for reading and appending.
 
     Where the file system has no locks, nothing is held: what is written must be right without it, only not once.

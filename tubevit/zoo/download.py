@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import http.client
+import io
 import os
 import pathlib
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -59,7 +59,7 @@ def download(urls: Sequence[str], path: str | os.PathLike, sha256: str, size: in
 
 
 @contextlib.contextmanager
-def _part(path: pathlib.Path) -> Iterator[BinaryIO]:
+def _part(path: pathlib.Path) -> Iterator[io.BufferedRandom]:
     """Open `PATH.part` for this process and thread alone; an empty one is removed at the end."""
     name = path.with_name(f"{path.name}.part")
     with publish.locked(name, keep=True) as part:
@@ -70,11 +70,11 @@ def _part(path: pathlib.Path) -> Iterator[BinaryIO]:
                 name.unlink()
 
 
-def _length(file: BinaryIO) -> int:
+def _length(file: io.BufferedRandom) -> int:
     return file.seek(0, os.SEEK_END)
 
 
-def _try(url: str, part: BinaryIO, sha256: str, size: int) -> str | None:
+def _try(url: str, part: io.BufferedRandom, sha256: str, size: int) -> str | None:
     """Return what is wrong, or None if the file is complete."""
     description = os.path.basename(part.name).removesuffix(".part")
     with tqdm(total=size, unit="B", unit_scale=True, desc=description, file=sys.stderr, disable=None) as bar:
@@ -88,7 +88,7 @@ def _try(url: str, part: BinaryIO, sha256: str, size: int) -> str | None:
     return problem
 
 
-def _append(url: str, part: BinaryIO, size: int, bar: tqdm) -> str | None:
+def _append(url: str, part: io.BufferedRandom, size: int, bar: tqdm) -> str | None:
     """Append the rest of the file, at most one byte too many; returns why it ended early."""
     have = _length(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -117,7 +117,7 @@ def _append(url: str, part: BinaryIO, size: int, bar: tqdm) -> str | None:
     return None
 
 
-def _problem(file: BinaryIO, sha256: str, size: int) -> str | None:
+def _problem(file: io.BufferedReader | io.BufferedRandom, sha256: str, size: int) -> str | None:
     found = _length(file)
     if found != size:
         return f"expected {size} bytes, found {'more' if found > size else found}"
