@@ -5,10 +5,14 @@ import errno
 import io
 import os
 import pathlib
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 
 from tubevit.errors import DISK_ERRORS, MadeMeanwhile, TubeViTError
+
+_PATIENCE = 5.0  # seconds for which the removal of a temporary folder is tried again
 
 
 class _DiskError(OSError):
@@ -36,14 +40,25 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a path for the new content of `path`, in a folder beside it that no other process or thread uses.
-
-    The folder is removed at the end; a killed process leaves it behind, named `.tubevit-*`.
-    """
+    """Yield a path for the new content of `path`, in a temporary folder beside it."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tubevit-", dir=path.parent, ignore_cleanup_errors=True) as folder:
-            yield pathlib.Path(folder) / path.name
+        with _temporary_folder(path.parent) as folder:
+            yield folder / path.name
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a folder that no other process or thread uses; a killed process leaves it behind, named `.tubevit-*`."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=".tubevit-", dir=parent))
+    try:
+        yield folder
+    finally:
+        end = time.monotonic() + _PATIENCE
+        shutil.rmtree(folder, ignore_errors=True)
+        while folder.exists() and time.monotonic() < end:  # a thread of a library still writes there
+            time.sleep(0.05)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -146,7 +161,7 @@ def replacing_all(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
                 temporary.mkdir()
                 yield temporary
             return
-        with tempfile.TemporaryDirectory(prefix=".tubevit-", dir=folder, ignore_cleanup_errors=True) as temporary:
-            yield pathlib.Path(temporary)
+        with _temporary_folder(folder) as temporary:
+            yield temporary
             for file in sorted(os.listdir(temporary)):
                 os.replace(os.path.join(temporary, file), folder / file)

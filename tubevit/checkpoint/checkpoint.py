@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Mapping
 
@@ -26,6 +27,7 @@ from tubevit.models.variants import as_heads
 # A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
 _METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
+_WAIT = 10.0  # seconds that a thread of a failed save may take to end
 
 
 def is_whole(path: str | os.PathLike) -> bool:
@@ -227,6 +229,14 @@ def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None
 
 
 def _save(model: TubeViT, path: pathlib.PurePath, metadata: dict) -> None:
-    storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
+    before = threading.enumerate()
+    try:
+        storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
+    except Exception:
+        # It raises the first error, while other threads write on into a folder that is about to be removed.
+        for thread in threading.enumerate():
+            if thread not in before and "orbax" in type(thread).__module__:
+                thread.join(_WAIT)
+        raise
     if jax.process_index() == 0:
         write_manifest(path)

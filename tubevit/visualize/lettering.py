@@ -5,6 +5,7 @@ import contextvars
 import functools
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,8 @@ def _letters(path: str) -> np.ndarray:
 
     try:
         font = FT2Font(path)
-        flags = int(getattr(font.face_flags, "value", font.face_flags))  # an enumeration from matplotlib 3.10 on
+        flags: Any = font.face_flags
+        flags = getattr(flags, "value", flags)  # an enumeration from matplotlib 3.10 on
         usable = font.scalable and not flags & _COLOUR
         usable = usable and _BOXES not in font.family_name.lower().replace(" ", "")
         return np.fromiter(font.get_charmap() if usable else (), np.uint32)

@@ -70,7 +70,7 @@ def _part(path: pathlib.Path) -> Iterator[io.BufferedRandom]:
                 name.unlink()
 
 
-def _length(file: io.BufferedRandom) -> int:
+def _length(file: io.BufferedReader | io.BufferedRandom) -> int:
     return file.seek(0, os.SEEK_END)
 
 
