@@ -4,7 +4,6 @@ A limit on the size of files stands for it (EFBIG, "File too large"): it needs n
 """
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -13,19 +12,15 @@ import resource
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import tubevit
 from tests.data.clips import write_clip
-from tests.zoo.test_registry import entry
 from tubevit import publish, storage
-from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.cli import main
 from tubevit.models.config import Head
 from tubevit.visualize import page
-from tubevit.zoo import registry
-from tubevit.zoo.release import ReleaseOptions, release
 
-NAME = "tubevit_nano8@full"
 REASON = os.strerror(errno.EFBIG)
 
 
@@ -42,10 +37,12 @@ def limited(size: int):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_compilation_cache():
-    """It is a folder that other tests use."""
+    """JAX would write half a program to a folder that other tests use, and never replace it."""
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
     yield
     jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ def test_one_line_and_nothing_half_written(inputs, tmp_path, capsys, monkeypatch
     (tmp_path / "kept").write_text("kept")
     before = content(tmp_path)
     if limit is None:  # too little for the largest file only, while Orbax still writes others
-        limit = max(path.stat().st_size for path in (inputs / "vit").rglob("*")) - 1
+        limit = max(path.stat().st_size for path in (inputs / "vit").rglob("*")) // 2
     monkeypatch.chdir(inputs)
     capsys.readouterr()
     with limited(limit):
@@ -112,43 +109,6 @@ def test_shards(inputs, tmp_path, capsys, processes):
     assert REASON in error and f"{tmp_path}/new/test-0000" in error
     assert list(content(tmp_path)) == ["new", "new/parts", "new/parts/test.json"]
     assert main(command) == 0
-
-
-@pytest.fixture
-def run(inputs, tmp_path, monkeypatch):
-    """A checkpoint of a run, and an index of many releases."""
-    (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(registry, "checkpoints_folder", lambda: tmp_path / "checkpoints")
-    registry.write_index({each.name: each for i in range(50) if (each := entry(b"x", name=f"tubevit_x@tag{i}"))})
-    data = {name: {"a": {"source": "a.csv", "head": "motion"}} for name in ("train", "eval")}
-    checkpoint = Checkpoint(inputs / "model")
-    model = dataclasses.replace(checkpoint.model, name="tubevit_nano8")
-    checkpoint.__dict__ |= {"model": model, "metadata": checkpoint.metadata | {"config": {"data": data}, "step": 3}}
-    return checkpoint
-
-
-@pytest.mark.parametrize("place", ["weights", "card", "index"])
-@pytest.mark.parametrize("urls", [(), ("https://example.org/a.tar",)], ids=["here", "elsewhere"])
-@pytest.mark.parametrize("replace", [False, True])
-def test_release(run, tmp_path, place, urls, replace):
-    options = ReleaseOptions(urls=urls, archive=tmp_path / "a.tar", replace=replace)
-    numbers = {"top1": 0.5, "top5": 1.0, "map": None, "loss": 1.0, "clips_used": 4}
-    record = {"dataset": "a", "split": "test", "head": "motion", "views": "1x1"} | numbers
-    if replace:
-        release(run, NAME, options, evaluate=lambda stored: [record])
-    before = content(tmp_path)
-    # Weights and archive are larger than the index, which is larger than the card.
-    limits = {"weights": 1000, "card": 100, "index": (tmp_path / "checkpoints/index.json").stat().st_size - 1000}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def evaluate(stored):  # the disk fills up during the evaluation
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[place], hard))
-        return [record]
-
-    with limited(limits["weights"] if place == "weights" else soft), pytest.raises(OSError, match=REASON) as error:
-        release(run, NAME, options, evaluate=evaluate)
-    assert str(tmp_path) in str(error.value)
-    assert content(tmp_path) == before
 
 
 def test_a_report_stays_whole(tmp_path):
