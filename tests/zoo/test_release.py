@@ -63,15 +63,20 @@ def test_a_full_disk_leaves_the_earlier_release(run, tmp_path, place, urls, repl
 @pytest.mark.parametrize("same", [False, True])
 def test_releases_at_once(run, tmp_path, same):
     """Of two names both are in the index; of one name the first stays, and the second says so."""
-    barrier = threading.Barrier(2, timeout=60)
+    barrier, saving = threading.Barrier(2, timeout=60), threading.Lock()
+
+    def draw(checkpoint):
+        saving.acquire()  # Orbax saves in one thread of a process at a time
+        return {}
+
+    def evaluate(stored):
+        saving.release()
+        barrier.wait()
+        return [RECORD]
 
     def make(name: str):
-        def evaluate(stored):
-            barrier.wait()
-            return [RECORD]
-
         try:
-            return release(run, name, evaluate=evaluate)
+            return release(run, name, evaluate=evaluate, draw=draw)
         except UserError as error:
             return str(error)
 
