@@ -5,23 +5,22 @@ therefore goes through `call`, which checks that the service itself answers.
 """
 
 import concurrent.futures
-import contextlib
 import contextvars
 import functools
 import logging
 import math
 import os
 import pathlib
-import shutil
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import fsspec
 
 from tubevit.errors import StorageError, UserError
+from tubevit.publish import replacing, replacing_all
 
 TIMEOUT = 40.0  # seconds without an answer after which a bucket is unreachable
 
@@ -159,21 +158,6 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     return operate(path, lambda filesystem, inner: filesystem.cat_file(inner))
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary path that is renamed to a local `path` at the end: the file or folder is complete or absent."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
-
-
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write a file atomically, and create its folders.
 
@@ -185,6 +169,17 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         return operate(path, lambda filesystem, inner: filesystem.pipe_file(inner, content))
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
+    """Write several files, {name: content}; on a local disk all or none. Raises the errors of `write_bytes`."""
+    if is_remote(folder):
+        for name, content in files.items():
+            write_bytes(join(folder, name), content)
+        return
+    with replacing_all(folder) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:

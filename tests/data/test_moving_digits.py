@@ -100,7 +100,6 @@ def draws(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving_digits, "FRAMES", 1)  # one frame is rendered and none encoded: it takes long
         patch.setattr(moving_digits, "write_video", lambda path, clip: None)
-        patch.setattr(moving_digits.cv2, "imwrite", lambda path, image: True)
         make_moving_digits(folder, 0, train_clips=8_000, test_digits=1)
     train = [row for row in rows(folder) if row["split"] == "train"]
     start, step = (

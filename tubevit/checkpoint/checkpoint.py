@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Mapping
 
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from tubevit import storage
+from tubevit import publish, storage
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import config_from_metadata, model_metadata, versions
 from tubevit.checkpoint.renamed import with_current_keys
+from tubevit.checkpoint.tracebacks import tracebacks_hidden
 from tubevit.errors import UserError, unknown
 from tubevit.models.abstract import abstract_parameters, initial_parameters, model_of, parameters
 from tubevit.models.config import PRECISIONS, ModelConfig
@@ -25,6 +27,7 @@ from tubevit.models.variants import as_heads
 # A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
 _METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
+_WAIT = 10.0  # seconds that a thread of a failed save may take to end
 
 
 def is_whole(path: str | os.PathLike) -> bool:
@@ -210,14 +213,30 @@ def save_model(model: TubeViT, path: str | os.PathLike, metadata: Mapping | None
 
     Raises:
         UserError: the path exists already.
+        MadeMeanwhile: another process made it meanwhile.
+        OSError: the folder cannot be written.
         StorageError: the bucket is out of reach or refuses.
     """
     path = storage.as_path(path)
     if storage.exists(path):
         raise UserError(f"{path} exists already; name a new folder")
-    if not storage.is_remote(path):  # fails here, where Orbax would leave threads behind that wait for minutes
-        path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**(metadata or {}), "model": model_metadata(model.config), "versions": versions()}
-    storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
+    if storage.is_remote(path) or jax.process_count() > 1:  # Orbax renames the folder once all processes have written
+        _save(model, path, metadata)
+        return
+    with publish.creating(path) as temporary, tracebacks_hidden:
+        _save(model, temporary, metadata)
+
+
+def _save(model: TubeViT, path: pathlib.PurePath, metadata: dict) -> None:
+    before = threading.enumerate()
+    try:
+        storage.call(path, ocp.save_checkpointables, path, {"params": parameters(model)}, custom_metadata=metadata)
+    except Exception:
+        # It raises the first error, while other threads write on into a folder that is about to be removed.
+        for thread in threading.enumerate():
+            if thread not in before and "orbax" in type(thread).__module__:
+                thread.join(_WAIT)
+        raise
     if jax.process_index() == 0:
         write_manifest(path)

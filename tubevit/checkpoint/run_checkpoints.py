@@ -6,9 +6,8 @@ import logging
 import math
 import os
 import pathlib
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 from etils import epath
@@ -18,6 +17,7 @@ from tubevit import storage
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import versions
+from tubevit.checkpoint.tracebacks import tracebacks_hidden
 from tubevit.errors import RunError, UserError, unknown
 from tubevit.models.freeze import join_frozen
 from tubevit.sharding.hosts import run_on_main
@@ -93,50 +93,6 @@ def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
         raise RunError(f"cannot rename {source}: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def _tracebacks_hidden() -> Iterator[None]:
-    """Hide the tracebacks of a failed save, one for each thread and array: `Checkpoints` raises one error for them."""
-    absl, before = logging.getLogger("absl"), sys.unraisablehook
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
-
-    def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":  # arrays in flight when Orbax ended TensorStore's loop
-            before(unraisable)
-
-    absl.addFilter(is_shown)
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        absl.removeFilter(is_shown)
-        if sys.unraisablehook is hook:
-            sys.unraisablehook = before
-
-
-class _WhileAnyIsOpen:
-    """Enter a context with the first of several users and leave it with the last one, in whichever order they end."""
-
-    def __init__(self, context: Callable[[], contextlib.AbstractContextManager]):
-        self._context, self._lock, self._users, self._stack = context, threading.Lock(), 0, contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._stack.enter_context(self._context())
-            self._users += 1
-
-    def __exit__(self, *exception) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._stack.close()
-
-
-_quiet = _WhileAnyIsOpen(_tracebacks_hidden)
-
-
 class Checkpoints:
     """The checkpoints of a run: saved in the background; the last `keep` and the best are kept.
 
@@ -171,7 +127,7 @@ class Checkpoints:
         self._background: threading.Thread | None = None
         self._error: Exception | None = None
         self._until_closed = contextlib.ExitStack()
-        self._until_closed.enter_context(_quiet)
+        self._until_closed.enter_context(tracebacks_hidden)
 
     def _call(self, function, *args, **kwargs):
         return storage.call(self.folder, function, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 import json
 
-from tubevit.errors import UserError
+from tubevit.errors import DISK_ERRORS, UserError
 
 HELP = "convert weights of other libraries to a checkpoint, and a plain ViT back"
 EXAMPLES = (
@@ -42,6 +42,8 @@ def run(args) -> None:
         done = convert(args.source, args.destination, format=args.format, options=options,
                        open_checkpoint=open_checkpoint)  # fmt: skip
     except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
         raise UserError(f"cannot convert to {args.destination}: {error.strerror}: {error.filename}") from error
     config, heads = done.config, dict(done.config.heads)
     result = {

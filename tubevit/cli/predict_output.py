@@ -1,22 +1,34 @@
 """Output of `tubevit predict`: labels as text, JSON or csv, or pooled features."""
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from typing import IO
 
 import numpy as np
 
-from tubevit.errors import UserError
+from tubevit.errors import cannot_write
 from tubevit.evaluation import Prediction
 
 COLUMNS = ("file", "start", "end", "head", "rank", "label", "probability")
 
 
-def _open(path: str, mode: str, **settings):
+@contextlib.contextmanager
+def _opened(path: str, mode: str, **settings) -> Iterator[IO]:
+    """Open a file for writing; it is removed if writing fails, for example because the disk is full."""
     try:
-        return open(path, mode, **settings)
+        file = open(path, mode, **settings)
+        try:
+            with file:
+                yield file
+        except OSError:
+            if os.path.isfile(path):  # not /dev/stdout
+                os.unlink(path)
+            raise
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+        raise cannot_write(path, error, "name another file") from error
 
 
 def _times(found: Prediction) -> list[float]:
@@ -41,7 +53,7 @@ def print_labels(predictions: Iterable[Prediction], as_json: bool) -> None:
 def write_labels(path: str, predictions: Iterable[Prediction]) -> None:
     """Write labels to a csv file as soon as they are known, one row per label."""
     # UTF-8 everywhere; file names that are not UTF-8 keep their bytes.
-    with _open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with _opened(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
         for found in predictions:
@@ -54,10 +66,11 @@ def write_labels(path: str, predictions: Iterable[Prediction]) -> None:
 def write_features(path: str, predictions: Iterable[Prediction], width: int) -> None:
     """Write features to an .npz file at the end: `files` (n,) paths, `features` (n, width) float32, and `start` and
     `end` (n,) in seconds, NaN for a whole file."""
-    _open(path, "ab").close()  # can it be written? The old content stays until there is new content
+    with _opened(path, "ab"):
+        pass  # can it be written? The old content stays until there is new content
     rows = [(str(found.file), found.features, found.start, found.end) for found in predictions]
     files, features, start, end = zip(*rows) if rows else ((),) * 4
-    with _open(path, "wb") as file:
+    with _opened(path, "wb") as file:
         np.savez(
             file,
             files=np.array(files, str),

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Run the verb."""
     from tubevit import storage
-    from tubevit.errors import UserError
+    from tubevit.errors import cannot_write
     from tubevit.evaluation import find_files
     from tubevit.visualize.evaluated import read_files
     from tubevit.visualize.page import write_page
@@ -41,7 +41,7 @@ def run(args) -> None:
     try:
         page = write_page(out, f"What {checkpoint.home.name} sees", facts(checkpoint, model), parts)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; name another folder with --out") from error
+        raise cannot_write(out, error, "name another folder with --out") from error
     for part in parts:
         if part.left_out:
             print(f"left out: {part.title}: {part.caption}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from tubevit import storage
+from tubevit import publish, storage
 from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, siglip, timm
@@ -175,7 +175,7 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
     if format == "timm":
         notes += timm.check(path, config)
     interpolation = checkpoint.metadata.get("source", {}).get("preprocessing", {}).get("interpolation")
-    with storage.replacing(path) as temporary:
+    with publish.creating(path) as temporary:
         if format == "timm":
             timm.write(temporary, config, params)
         else:

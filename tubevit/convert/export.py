@@ -31,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from tubevit import __version__, storage
+from tubevit import __version__, publish, storage
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.errors import UserError, optional_import
+from tubevit.errors import UserError, cannot_write, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
@@ -232,12 +232,11 @@ def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     if storage.is_remote(path):
         raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
     path = pathlib.Path(path).absolute()
-    with contextlib.ExitStack() as stack:
-        try:
-            if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-                raise UserError(f"{path} exists already; name a new folder or an empty one")
-            folder = stack.enter_context(storage.replacing(path))
+    try:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists already; name a new folder or an empty one")
+        with publish.creating(path) as folder:
             folder.mkdir()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
-        yield folder
+            yield folder
+    except OSError as error:
+        raise cannot_write(path, error) from error

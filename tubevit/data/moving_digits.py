@@ -7,17 +7,17 @@ direction. Each test clip also exists reversed, so that no unordered set of fram
 import concurrent.futures
 import csv
 import functools
+import io
 import os
 import pathlib
-import shutil
 from collections.abc import Callable
 
 import av
 import cv2
 import numpy as np
 
-from tubevit import storage
-from tubevit.errors import UserError
+from tubevit import publish
+from tubevit.errors import UserError, cannot_write
 
 FRAMES, SIZE, FPS = 16, 64, 8
 VERSION = 1  # version of the content: cached copies of other versions are not used
@@ -84,13 +84,15 @@ def render_clip(instance: int, direction: int, rng: np.random.Generator) -> tupl
 
 def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = FPS) -> None:
     """Write (T, H, W, 3) uint8, H and W even, as H.264 with key frames only: a reversed clip decodes reversed."""
-    with av.open(os.fspath(path), "w") as container:
+    buffer = io.BytesIO()  # FFmpeg would not report that a file cannot be written
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
         stream.options = {"qp": "26", "g": "1", "threads": "1", "preset": "veryfast"}
         for frame in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+    pathlib.Path(path).write_bytes(buffer.getvalue())
 
 
 def still_image(instance: int) -> np.ndarray:
@@ -132,23 +134,25 @@ def make_moving_digits(
         train_clips, test_digits: number of training clips and of held-out digits, which give two clips and an image.
         progress: called with the number of finished clips and of all clips.
 
+    An existing folder of moving digits is replaced.
+
     Raises:
         UserError: the folder cannot be written, or holds something else.
+        RunError: the disk is full or broken.
+        MadeMeanwhile: the folder did not exist at the beginning, and another process made it meanwhile; it is kept.
     """
     folder = pathlib.Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "motion.csv").exists())):
+    existed = folder.exists()
+    if existed and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "motion.csv").exists())):
         raise UserError(f"{folder} is neither empty nor a folder of moving digits; choose another one")
     if not 1 <= test_digits <= TEST_DIGITS or train_clips < 1:
         raise UserError(f"expected 1 to {TEST_DIGITS} test digits and at least 1 training clip")
     try:
-        with storage.replacing(folder) as made:
+        with publish.creating(folder, replace=lambda found: existed) as made:
             made.mkdir()
-            counts = _make(made, seed, train_clips, test_digits, progress)
-            if folder.exists():
-                shutil.rmtree(folder)
+            return _make(made, seed, train_clips, test_digits, progress)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    return counts
+        raise cannot_write(folder, error) from error
 
 
 def _make(folder: pathlib.Path, seed: int, train_clips: int, test_digits: int, progress) -> dict[str, int]:
@@ -168,7 +172,7 @@ def _make(folder: pathlib.Path, seed: int, train_clips: int, test_digits: int, p
     for split, instances in (("train", splits["train"]), ("test", np.sort(test))):
         for instance in instances:
             path = f"images/{split}/{instance:04d}.png"
-            cv2.imwrite(str(folder / path), still_image(instance)[..., ::-1])
+            (folder / path).write_bytes(cv2.imencode(".png", still_image(instance)[..., ::-1])[1].tobytes())
             stills.append({"path": path, "label": int(digit_instances()[1][instance]), "split": split})
     _write_csv(folder / CSV_FILES["digit"], stills)
     _write_csv(folder / CSV_FILES["digit_motion"], [_labelled(row, f"{row['digit']}_{row['motion']}") for row in clips])

@@ -14,6 +14,7 @@ from tubevit.data.decode import decode_frames, decode_image
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
 from tubevit.data.warp import Frame, frame_size, sample_grids, square_map, use_one_opencv_thread
+from tubevit.data.workers import start_quiet_tracker, start_worker, with_clear_error
 from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
 from tubevit.windows import PixelGrid, TubeBatch, WindowPlan, sample_shapes, whole_grid
@@ -204,7 +205,9 @@ def iterate(
         first: number of the first batch.
         shards: the rows of this process.
         threads: threads in each worker.
-        workers: worker processes; 0 loads in this process.
+        workers: worker processes; 0 loads in this process. They end with this process, however it ends.
+
+    Raises RunError, on iteration, if a worker was killed.
     """
     own_rows = shards.rows(batch_size)
     local = len(own_rows)
@@ -219,8 +222,10 @@ def iterate(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts processes
             flags.FLAGS.mark_as_parsed()
+        start_quiet_tracker()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * threads)
-        dataset = dataset.mp_prefetch(options)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=start_worker)
     # After the processes: a batch made inside one would depend on their number.
     dataset = dataset.batch(local)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1))
+    batches = iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1))
+    return with_clear_error(batches) if workers else batches

@@ -13,7 +13,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 
@@ -21,11 +20,12 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from tubevit import storage
+from tubevit import publish, storage
 from tubevit.data import shards as form
 from tubevit.data.recode import validated_bytes
 from tubevit.data.sources import Source
 from tubevit.data.warp import use_one_opencv_thread
+from tubevit.data.workers import end_with_parent
 from tubevit.errors import DecodeError, UserError
 
 SHARD_BYTES = 2**30
@@ -87,7 +87,7 @@ def write_shards(
     listed in rejected.csv. Repeating the same call keeps finished shards and writes damaged ones again.
 
     Args:
-        folder: local or in a bucket; only one process at a time may write to it.
+        folder: local, where other processes that write to it wait, or in a bucket, where only one may write at a time.
         shards: number of shards; None uses `default_shards`.
         short_side: in pixels, see `recode.validated_bytes`; None keeps all bytes.
         processes: number of worker processes; 1 uses this process.
@@ -98,14 +98,17 @@ def write_shards(
 
     Raises:
         UserError: the folder was begun with other settings, files or classes, or no file can be decoded.
+        OSError: the folder cannot be written; the shards that are finished stay.
     """
     began = time.monotonic()
-    settings = _settings(source, split, folder, shards, short_side)
-    others = _other_splits(source, split, folder)
     with contextlib.ExitStack() as stack:
         work = storage.join(folder, form.PARTS)
         if storage.is_remote(folder):  # shards are uploaded when they are finished
             work = stack.enter_context(tempfile.TemporaryDirectory())
+        else:
+            stack.enter_context(publish.locked(storage.join(work, ".lock")))
+        settings = _settings(source, split, folder, shards, short_side)
+        others = _other_splits(source, split, folder)
         job = Job(source, split, folder, work, settings["shards"], short_side)
         finished = {number: part for number in range(job.count) if (part := _finished_part(job, number)) is not None}
         kept = sum(len(part["records"]) for part in finished.values())
@@ -115,8 +118,8 @@ def write_shards(
         write = _write_in_processes if processes > 1 else _write_serially
         with tqdm(total=len(source), initial=done, **shown) as bar:
             finished.update(write(job, todo, processes, bar.update))
-    parts = [finished[number] for number in range(job.count)]
-    index = _write_index(job, parts, settings, others)
+        parts = [finished[number] for number in range(job.count)]
+        index = _write_index(job, parts, settings, others)
     size, seconds = sum(shard.bytes for shard in index.shards), round(time.monotonic() - began, 3)
     counts = {"written": index.records, "rejected": index.rejected, "kept": kept, "shards": job.count}
     return counts | {"bytes": size, "seconds": seconds}
@@ -177,11 +180,29 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
     """
     name = form.shard_name(job.split, number, job.count)
     os.makedirs(job.work, exist_ok=True)
-    local = storage.join(job.work, f"{name}.partial")
-    part = {"records": [], "rejected": [], "bytes": 0}
+    local, target = storage.join(job.work, f"{name}.partial"), storage.join(job.folder, name)
     pathlib.Path(local).unlink(missing_ok=True)
-    writer = ArrayRecordWriter(local, WRITER_OPTIONS)
-    for index in order[number :: job.count]:
+    try:
+        with publish.naming(target):
+            part = _write_records(job, order[number :: job.count], local, progress)
+    except Exception:
+        pathlib.Path(local).unlink(missing_ok=True)
+        raise
+    # The record first: a shard under its final name counts as finished.
+    storage.write_text(job.part(number), json.dumps(part))
+    if storage.is_remote(target):
+        storage.upload(local, target)
+        os.unlink(local)
+    else:
+        os.replace(local, target)
+    return part
+
+
+def _write_records(job: Job, files: list[int], path: str, progress: Callable[[], object]) -> dict:
+    """Write files to a new shard; returns what `write_shard` does."""
+    part = {"records": [], "rejected": [], "bytes": 0}
+    writer = ArrayRecordWriter(path, WRITER_OPTIONS)
+    for index in files:
         key, label = job.source.keys[index], job.source.labels[index]
         label = np.flatnonzero(label).tolist() if job.source.multi_label else [int(label)]
         try:
@@ -194,15 +215,7 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
             part["bytes"] += len(media)
         progress()
     writer.close()
-    form.check_shard(local, len(part["records"]))
-    # The record first: a shard under its final name counts as finished.
-    storage.write_text(job.part(number), json.dumps(part))
-    target = storage.join(job.folder, name)
-    if storage.is_remote(target):
-        storage.upload(local, target)
-        os.unlink(local)
-    else:
-        os.replace(local, target)
+    form.check_shard(path, len(part["records"]))
     return part
 
 
@@ -238,15 +251,8 @@ _WORKER: dict = {}
 
 
 def _start_worker(job: Job, counter, stop) -> None:
+    end_with_parent()
     use_one_opencv_thread()
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:  # if the parent is killed, its workers must not go on writing
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
     _WORKER.update(job=job, order=job.order(), counter=counter, stop=stop)
 
 

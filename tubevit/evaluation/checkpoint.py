@@ -19,7 +19,7 @@ from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
 from tubevit.data.sources import held_out_split
 from tubevit.data.views import Views
-from tubevit.errors import SplitError, UserError
+from tubevit.errors import SplitError, UserError, cannot_write
 from tubevit.evaluation.evaluate import EvalSettings, Evaluation, evaluation_record, predict_source, write_tables
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
@@ -127,7 +127,7 @@ def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> Mappin
 def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike) -> list[str]:
     """Write the records as JSON, such as eval.json, and tables of classes beside it; return the paths of all files.
 
-    Raises UserError if they cannot be written.
+    Raises UserError if they cannot be written, RunError if the disk is full or broken.
     """
     path = os.fspath(path)
     try:
@@ -137,7 +137,7 @@ def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike
         for evaluation in evaluations:
             written += write_tables(evaluation, f"{path.removesuffix('.json')}_{evaluation.record['dataset']}")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+        raise cannot_write(path, error, "name another file with --out") from error
     return written
 
 

@@ -28,7 +28,7 @@ def compile_in_process(
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / name for name in ("request.json", "result.json")]
         files[0].write_text(json.dumps(request))
-        command = [sys.executable, "-m", "tubevit.preflight.worker", *map(str, files)]
+        command = [sys.executable, "-m", "tubevit.preflight.worker", *map(str, files), str(os.getpid())]
         # The worker finds the package where this process did, in any working directory.
         path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}

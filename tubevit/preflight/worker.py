@@ -1,4 +1,4 @@
-"""Compile parts of an experiment for described devices: `python -m tubevit.preflight.worker REQUEST RESULT`.
+"""Compile parts of an experiment for described devices: `python -m tubevit.preflight.worker REQUEST RESULT PARENT`.
 
 This runs in a separate process with `devices.ENVIRONMENT`, because a compiler can abort its process.
 """
@@ -19,8 +19,14 @@ _FAST = {"exec_time_optimization_effort": -1.0}
 _GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
-def main(request_file: str, result_file: str) -> None:
-    """Read the request {config, overrides, topology, parts}; write {"parts": {part: figures}, ...} or {"error"}."""
+def main(request_file: str, result_file: str, parent: str) -> None:
+    """Read the request {config, overrides, topology, parts}; write {"parts": {part: figures}, ...} or {"error"}.
+
+    `parent` is the id of the process that waits for the result; this one ends with it.
+    """
+    from tubevit.data.workers import end_with_parent
+
+    end_with_parent(int(parent))
     from tubevit.errors import UserError
 
     request = json.loads(pathlib.Path(request_file).read_text())

@@ -7,7 +7,7 @@ from flax import nnx
 
 from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet
-from tubevit.visualize import style
+from tubevit.visualize import lettering, style
 from tubevit.visualize.layout import enlarged
 from tubevit.windows import WindowPlan
 
@@ -113,7 +113,7 @@ def attention_figure(clip: np.ndarray, pooling: np.ndarray, rolled: np.ndarray, 
         largest = np.quantile(heat[heat > 0], 0.98) if (heat > 0).any() else 0
         sheets.append(painted(frames, enlarged(heat[shown])[0], largest))
     row = style.WIDTH * clip.shape[1] / clip.shape[2] / max(len(shown), 4)
-    text = style.wrapped(text)
+    text = style.wrapped(lettering.shown(text))
     figure = style.new_figure(style.WIDTH, 3 * (row + 0.22) + 0.2 + text.count("\n") * style.LINE)
     figure.suptitle(text, x=0.006, ha="left", fontsize=10)
     for axes, sheet, name in zip(figure.subplots(3, 1), sheets, ("input", "attention pooling", "attention rollout")):

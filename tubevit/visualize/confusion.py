@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tubevit.visualize.lettering import shown
 from tubevit.visualize.style import ground, is_dark, new_axes, plotting, without_frame
 
 NUMBERED, _NAMED = 12, 40  # up to so many classes, cells show numbers and axes show all names
@@ -28,8 +29,8 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]):
             ink = ground() if shares[row, column] > 0.5 else matplotlib.rcParams["text.color"]
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=ink)
     ticks = range(count) if count <= _NAMED else range(0, count, -(-count // _NAMED))
-    names = [_shortened(classes[i]) for i in ticks]
-    axes.set_xticks(ticks, names, rotation=90 if max(map(len, classes)) > 2 else 0)
+    names = [_shortened(shown(classes[i])) for i in ticks]
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(ticks, names)
     if count > NUMBERED:
         axes.tick_params(labelsize=6)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from tubevit.errors import UserError
+from tubevit.visualize.lettering import shown
 from tubevit.visualize.style import colour, new_axes
 
 _SMOOTHED = 20  # training curves are averaged over 1 / 20 of their points
@@ -66,7 +67,7 @@ def loss_figure(metrics: dict):
     for i, (name, (steps, values)) in enumerate(losses.items()):
         line = colour(names.index(name) if name in names else i)
         axes.plot(steps, values, color=line, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(values, len(values) // _SMOOTHED), color=line, linewidth=1.6, label=name)
+        axes.plot(steps, smoothed(values, len(values) // _SMOOTHED), color=line, linewidth=1.6, label=shown(name))
     _points(axes, metrics, ("loss",), 1, "{} (evaluation)")
     _finish(axes, None)
     return figure
@@ -97,7 +98,7 @@ def _points(axes, metrics: dict, kinds: tuple[str, ...], factor: float, text: st
             if f"eval/{name}/{kind}" in metrics:
                 steps, values = metrics[f"eval/{name}/{kind}"]
                 style = dict(color=colour(i), linewidth=1.2, linestyle=(0, (4, 2)), marker="o", markersize=4)
-                axes.plot(steps, factor * values, **style, label=text.format(name, kind), clip_on=False)
+                axes.plot(steps, factor * values, **style, label=text.format(shown(name), kind), clip_on=False)
 
 
 def _finish(axes, largest: float | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tubevit.visualize import lettering
 from tubevit.visualize.layout import enlarged
 from tubevit.visualize.style import COLUMNS, GAP, LINE, WIDTH, evenly, ground, new_figure, show_image, tile, wrapped
 
@@ -50,9 +51,10 @@ def mistakes_figure(clips: Sequence[np.ndarray], mistakes: Sequence[Mistake], cl
         frames = enlarged((clip[None] if images else clip[shown]) / 255)[0]
         strips.append(tile(frames, len(frames), GAP, ground()))
     high = WIDTH / columns if images else WIDTH * clips[0].shape[1] / clips[0].shape[2] / max(len(shown), 4)
+    names = [[lettering.shown(classes[index]) for index in (each.predicted, each.label)] for each in mistakes]
     texts = [  # wrapped, because long lines would leave no room for the pictures
-        wrapped(f"{classes[each.predicted]} ({each.probability:.0%}), label: {classes[each.label]}", columns)
-        for each in mistakes
+        wrapped(f"{predicted} ({each.probability:.0%}), label: {label}", columns)
+        for each, (predicted, label) in zip(mistakes, names)
     ]
     lines = 1 + max(text.count("\n") for text in texts)
     figure = new_figure(WIDTH, rows * (high + 0.07 + lines * LINE))

@@ -4,14 +4,17 @@ import base64
 import dataclasses
 import html
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from tubevit import storage
+from tubevit.visualize.lettering import Lettering
 from tubevit.visualize.style import DARK, LIGHT, Theme, themed
 
+logger = logging.getLogger(__name__)
 _FRAME_SECONDS = 0.15
 _RULES = """
 * { box-sizing: border-box }
@@ -64,10 +67,12 @@ class Picture:
         """The file type that the page embeds."""
         return "webp" if self.photo else "svg"
 
-    def rendered(self, theme: Theme, kinds: Iterable[str]) -> dict[str, bytes]:
-        """Render the figure to files of these types, in the colours of a theme."""
-        with themed(theme):
+    def rendered(self, theme: Theme, kinds: Iterable[str], lettering: Lettering | None = None) -> dict[str, bytes]:
+        """Render the figure to files of these types, in the colours of a theme; `lettering` draws its names."""
+        lettering = lettering or Lettering()
+        with themed(theme), lettering.used():
             figure = self.draw()
+            lettering.apply(figure)
             return {kind: _saved(figure, kind) for kind in kinds}
 
 
@@ -87,8 +92,8 @@ class Animation:
         """The text below it, because a GIF contains none."""
         return self.describes
 
-    def rendered(self, theme: Theme, kinds: Iterable[str]) -> dict[str, bytes]:
-        """Render the GIF in the colours of a theme."""
+    def rendered(self, theme: Theme, kinds: Iterable[str], lettering: Lettering | None = None) -> dict[str, bytes]:
+        """Render the GIF in the colours of a theme; it contains no names."""
         with themed(theme):
             return dict.fromkeys(kinds, gif(self.frames()))
 
@@ -126,29 +131,47 @@ def _saved(figure, kind: str) -> bytes:
     return file.getvalue()
 
 
-def write_page(out: str | os.PathLike, title: str, facts: dict[str, str], sections: Sequence[Section]) -> str:
+def write_page(
+    out: str | os.PathLike,
+    title: str,
+    facts: dict[str, str],
+    sections: Sequence[Section],
+    fonts: Sequence[str] | None = None,
+) -> str:
     """Write each picture to its own files, and index.html with all pictures embedded; returns its path.
+
+    A name whose letters no font has is a number in the picture and a text below it.
 
     Args:
         out: a folder on disk or `gs://`; it is created if necessary.
         title: the title of the page.
         facts: the table above the pictures, {term: text}.
         sections: the sections in order.
+        fonts: files of fonts that pictures may use besides matplotlib's own; None takes those of this machine.
 
     Raises:
         UserError: matplotlib is not installed.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written; on a local disk it is then as before.
     """
-    embedded = {}
+    embedded, files, numbered = {}, {}, {}
     for picture in (picture for section in sections for picture in section.pictures):
         shown = picture.shown_as
-        light = picture.rendered(LIGHT, dict.fromkeys([*picture.kinds, shown]))
-        for kind in picture.kinds:
-            storage.write_bytes(storage.join(out, f"{picture.name}.{kind}"), light[kind])
-        embedded[picture] = [_data_uri(shown, files[shown]) for files in (light, picture.rendered(DARK, [shown]))]
-    page = storage.join(out, "index.html")
-    storage.write_text(page, _html(title, facts, sections, embedded))
-    return page
+        lettering = Lettering(fonts)
+        light = picture.rendered(LIGHT, dict.fromkeys([*picture.kinds, shown]), lettering)
+        files |= {f"{picture.name}.{kind}": light[kind] for kind in picture.kinds}
+        dark = picture.rendered(DARK, [shown], lettering)
+        uris = [_data_uri(shown, rendered[shown]) for rendered in (light, dark)]
+        embedded[picture] = *uris, ",  ".join(f"[{number}] {name}" for name, number in lettering.numbered.items())
+        numbered |= lettering.numbered
+    if numbered:
+        more = f" and {len(numbered) - 1} more" if len(numbered) > 1 else ""
+        logger.info(
+            f"no font of this machine has all letters of {next(iter(numbered))!r}{more}: the pictures show numbers, "
+            "the page the names below them"
+        )
+    files["index.html"] = _html(title, facts, sections, embedded).encode(errors="replace")
+    storage.write_files(out, files)
+    return storage.join(out, "index.html")
 
 
 def _html(title: str, facts: dict[str, str], sections: Sequence[Section], embedded: dict) -> str:
@@ -178,9 +201,10 @@ def _section(section: Section, embedded: dict) -> str:
     )
 
 
-def _figure(picture: Picture | Animation, light: str, dark: str) -> str:
+def _figure(picture: Picture | Animation, light: str, dark: str, names: str) -> str:
     kind = ' class="wide" tabindex="0"' if picture.wide else ""
-    caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
+    caption = picture.caption or names
+    caption = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure{kind}><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{html.escape(picture.describes)}"></picture>{caption}</figure>'

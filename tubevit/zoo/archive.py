@@ -1,14 +1,15 @@
 """Archives of checkpoints: a tar whose bytes depend on names and contents of the files only."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 import tarfile
 
-from tubevit import storage
+from tubevit import publish
 from tubevit.checkpoint.manifest import MANIFEST
-from tubevit.errors import UserError
+from tubevit.errors import MadeMeanwhile, UserError
 
 
 def is_whole(folder: pathlib.Path) -> bool:
@@ -43,7 +44,7 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
 
     Args:
         path: the archive.
-        folder: the folder; an incomplete one is replaced.
+        folder: the folder; an incomplete one is replaced, a complete one kept.
 
     Raises:
         UserError: the file is not a tar, or holds anything but plain files inside a folder of this name. Then nothing
@@ -52,7 +53,11 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
     """
     folder = pathlib.Path(folder)
     try:
-        with tarfile.open(path, "r:") as archive, storage.replacing(folder) as temporary:
+        with (
+            tarfile.open(path, "r:") as archive,
+            contextlib.suppress(MadeMeanwhile),
+            publish.creating(folder, replace=lambda found: not is_whole(found)) as temporary,
+        ):
             members = archive.getmembers()
             for member in members:
                 parts = member.name.split("/")
@@ -63,6 +68,5 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.extractfile(member) as source, target.open("wb") as file:  # pyright: ignore[reportOptionalContextManager]
                     shutil.copyfileobj(source, file)
-            shutil.rmtree(folder, ignore_errors=True)
     except tarfile.TarError as error:
         raise UserError(f"{path} is not a tar archive: {error}") from error

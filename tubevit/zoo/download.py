@@ -1,15 +1,19 @@
 """Downloads of files with a known hash, from several addresses, resumed after interruptions."""
 
+import contextlib
 import hashlib
 import http.client
+import io
 import os
 import pathlib
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
+
+from tubevit import publish
 
 TIMEOUT = 30.0  # seconds without a response
 _BLOCK = 2**16  # bytes
@@ -23,7 +27,7 @@ def download(urls: Sequence[str], path: str | os.PathLike, sha256: str, size: in
     """Download a file from the first address that serves it, unless it exists already.
 
     An interrupted download (`PATH.part`) is resumed, also from another address. A file with the wrong content is
-    removed.
+    removed. Other processes and threads that download the same file wait for it.
 
     Args:
         urls: http or https, mirrors after the first.
@@ -35,42 +39,58 @@ def download(urls: Sequence[str], path: str | os.PathLike, sha256: str, size: in
         OSError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    part = path.with_name(f"{path.name}.part")
-    if path.exists():  # brought by other means
-        found = _problem(path, sha256, size)
-        if found is None:
-            return
-        path.unlink()
-    reasons = []
-    for url in urls:
-        resumed = part.exists()
-        reason = _try(url, part, sha256, size)
-        if reason is not None and resumed and not part.exists():  # the earlier part may have been the bad one
+    with publish.naming(path), _part(path) as part:
+        if path.exists():  # brought by other means, or by another process meanwhile
+            with path.open("rb") as file:
+                if _problem(file, sha256, size) is None:
+                    return
+            path.unlink()
+        reasons = []
+        for url in urls:
+            resumed = _length(part) > 0
             reason = _try(url, part, sha256, size)
-        if reason is None:
-            part.rename(path)
-            return
-        reasons.append(f"{url}: {reason}")
+            if reason is not None and resumed and not _length(part):  # the earlier part may have been the bad one
+                reason = _try(url, part, sha256, size)
+            if reason is None:
+                os.replace(part.name, path)
+                return
+            reasons.append(f"{url}: {reason}")
     raise DownloadError("; ".join(reasons))
 
 
-def _try(url: str, part: pathlib.Path, sha256: str, size: int) -> str | None:
+@contextlib.contextmanager
+def _part(path: pathlib.Path) -> Iterator[io.BufferedRandom]:
+    """Open `PATH.part` for this process and thread alone; an empty one is removed at the end."""
+    name = path.with_name(f"{path.name}.part")
+    with publish.locked(name, keep=True) as part:
+        try:
+            yield part
+        finally:
+            if name.exists() and (path.exists() or not _length(part)):
+                name.unlink()
+
+
+def _length(file: io.BufferedReader | io.BufferedRandom) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _try(url: str, part: io.BufferedRandom, sha256: str, size: int) -> str | None:
     """Return what is wrong, or None if the file is complete."""
-    part.touch()
-    with tqdm(total=size, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr, disable=None) as bar:
-        while (have := part.stat().st_size) < size:
+    description = os.path.basename(part.name).removesuffix(".part")
+    with tqdm(total=size, unit="B", unit_scale=True, desc=description, file=sys.stderr, disable=None) as bar:
+        while (have := _length(part)) < size:
             reason = _append(url, part, size, bar)
-            if part.stat().st_size <= have:  # otherwise the connection was lost: try again
-                return reason or f"ends after {part.stat().st_size} of {size} bytes"
+            if _length(part) <= have:  # otherwise the connection was lost: try again
+                return reason or f"ends after {_length(part)} of {size} bytes"
     problem = _problem(part, sha256, size)
     if problem is not None:
-        part.unlink()
+        part.truncate(0)
     return problem
 
 
-def _append(url: str, part: pathlib.Path, size: int, bar: tqdm) -> str | None:
+def _append(url: str, part: io.BufferedRandom, size: int, bar: tqdm) -> str | None:
     """Append the rest of the file, at most one byte too many; returns why it ended early."""
-    have = part.stat().st_size
+    have = _length(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -79,26 +99,28 @@ def _append(url: str, part: pathlib.Path, size: int, bar: tqdm) -> str | None:
         return f"{error.code} {error.reason}"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
-    with response, part.open("ab") as file:
+    with response:
         if have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            file.truncate(0)  # the server sends the whole file only
-        bar.n = file.seek(0, os.SEEK_END)
-        while file.tell() <= size:
+            part.truncate(0)  # the server sends the whole file only
+        bar.n = have = _length(part)
+        while have <= size:
             try:
-                block = response.read(min(_BLOCK, size + 1 - file.tell()))
+                block = response.read(min(_BLOCK, size + 1 - have))
             except (OSError, http.client.HTTPException) as error:
                 return str(error) or type(error).__name__
             if not block:
                 break
-            file.write(block)
+            part.write(block)
+            part.flush()
+            have += len(block)
             bar.update(len(block))
     return None
 
 
-def _problem(path: pathlib.Path, sha256: str, size: int) -> str | None:
-    found = path.stat().st_size
+def _problem(file: io.BufferedReader | io.BufferedRandom, sha256: str, size: int) -> str | None:
+    found = _length(file)
     if found != size:
         return f"expected {size} bytes, found {'more' if found > size else found}"
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    file.seek(0)
+    found = hashlib.file_digest(file, "sha256").hexdigest()
     return None if found == sha256 else f"its sha256 is {found}, expected {sha256}"

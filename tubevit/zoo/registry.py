@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from tubevit import storage
+from tubevit import publish, storage
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.errors import RunError, UserError, unknown
 from tubevit.zoo.archive import is_whole, unpack
@@ -175,14 +175,10 @@ def is_cached(folder: pathlib.PurePath) -> bool:
 
 def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
     """Download and unpack the archive of a release; other processes on this machine wait for it."""
-    import fcntl
-
     from tubevit.zoo.download import DownloadError, download
 
     archive = folder.parent / f"{release.name}.tar"
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with publish.locked(folder.parent / ".lock", keep=True):
         if is_whole(folder):  # by another process
             return
         text = f"downloading {release.name} ({release.bytes / 1e6:.1f} MB) to {folder}"
@@ -195,4 +191,4 @@ def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
                 f"You can also copy the file to {archive}"
             ) from error
         unpack(archive, folder)
-        archive.unlink()
+        archive.unlink(missing_ok=True)

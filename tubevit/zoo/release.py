@@ -1,5 +1,6 @@
 """Make a checkpoint a released one: its weights, its entry in the index, its model card."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -10,9 +11,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import tubevit
+from tubevit import publish
 from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
 from tubevit.checkpoint.manifest import write_manifest
-from tubevit.errors import UserError, unknown
+from tubevit.errors import UserError, cannot_write, unknown
 from tubevit.models.variants import ARCHITECTURES
 from tubevit.zoo import registry
 from tubevit.zoo.archive import pack
@@ -74,19 +76,20 @@ def release(
 
     Raises:
         UserError: the checkpoint cannot be released under this name, is damaged or too large.
-        OSError: a file cannot be written.
+        MadeMeanwhile: another process made the archive.
+        OSError: a file cannot be written; then the earlier release is as before.
     """
     check_new(name, checkpoint, options.replace)
     curves = draw(checkpoint)
     archive = pathlib.Path(options.archive or f"{name}.tar")
     if options.urls and archive.exists() and not options.replace:
         raise UserError(f"{archive} exists already: move it away, or pass --replace")
-    with _beside_releases() as temporary:
+    place = registry.checkpoints_folder() / name
+    with _beside_releases() as temporary, publish.naming(place):
         folder, packed = pathlib.Path(temporary) / name, pathlib.Path(temporary) / "packed.tar"
         _write_weights(checkpoint, folder, packed, options)
         entry = _entry(checkpoint, name, packed, options, evaluate(Checkpoint(folder)))
         if options.urls:
-            shutil.move(packed, archive)
             shutil.rmtree(folder)
             folder.mkdir()
         for file, content in curves.items():
@@ -94,11 +97,21 @@ def release(
         pictures = [file for file in curves if file.endswith(".svg")]
         card = model_card(entry, checkpoint.model, steps=checkpoint.step, began=began_from(checkpoint), curves=pictures)
         (folder / "README.md").write_text(card)
-        place = registry.checkpoints_folder() / name
-        if place.exists():
-            place.rename(pathlib.Path(temporary) / "replaced")
-        folder.rename(place)
-        registry.write_index(registry.read_index() | {name: entry})
+        with publish.locked(place.with_name(".lock")), contextlib.ExitStack() as undo:
+            check_new(name, checkpoint, options.replace)  # another process may have released it meanwhile
+            copying = publish.creating(archive, replace=lambda found: options.replace)
+            with copying if options.urls else contextlib.nullcontext() as copied:
+                if copied is not None:
+                    shutil.copyfile(packed, copied)
+                if place.exists():
+                    replaced = place.rename(pathlib.Path(temporary) / "replaced")
+                    undo.callback(replaced.rename, place)
+                folder.rename(place)
+                undo.callback(place.rename, folder)
+                before = registry.read_index()
+                registry.write_index(before | {name: entry})
+                undo.callback(registry.write_index, before)
+            undo.pop_all()
     return entry
 
 
@@ -137,7 +150,7 @@ def _beside_releases() -> tempfile.TemporaryDirectory:
     try:
         return tempfile.TemporaryDirectory(prefix=".release-", dir=folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; release from a checkout of your own") from error
+        raise cannot_write(folder, error, "release from a checkout of your own") from error
 
 
 def _write_weights(checkpoint: Checkpoint, folder: pathlib.Path, packed: pathlib.Path, options: ReleaseOptions) -> None:
