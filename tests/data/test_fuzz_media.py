@@ -100,7 +100,8 @@ def write(path, case):
         if case.sound:
             audio = container.add_stream(CONTAINERS[case.container][1], rate=48000, layout="mono")
             samples = np.zeros((1, 48000 * case.sound[1]), np.float32)
-            resampler = av.AudioResampler(audio.codec_context.format, "mono", 48000, audio.codec_context.frame_size or 1024)
+            context = audio.codec_context
+            resampler = av.AudioResampler(context.format, "mono", 48000, context.frame_size or 1024)
         for index, time in enumerate(case.times):
             frame = av.VideoFrame.from_ndarray(picture(case, index), format="rgb24")
             ranges = {"dst_color_range": ColorRange.JPEG if case.full else ColorRange.MPEG}
