@@ -110,12 +110,12 @@ def file_name(split: str) -> str:
 
 def pack(key: str, label: list[int], media: bytes) -> bytes:
     """Encode a record: the key of the file, its class indices (one, or any number), and its encoded bytes."""
-    return msgpack.packb({"key": key, "label": label, "media": media})
+    return msgpack.packb({"key": key, "label": label, "media": media}, unicode_errors="surrogateescape")
 
 
 def unpack(record: bytes) -> dict:
     """Decode a record to {"key", "label", "media"}, the inverse of `pack`."""
-    return msgpack.unpackb(record)
+    return msgpack.unpackb(record, unicode_errors="surrogateescape")
 
 
 def to_csv(header: tuple[str, ...], rows) -> str:
@@ -136,7 +136,7 @@ def read_records(folder: str, split: str, index: SplitIndex) -> tuple[list[str],
         raise UserError(f"{path} is missing; write the shards again with `tubevit shard-videos`") from error
     if hashlib.sha256(content).hexdigest() != index.records_sha256:
         raise UserError(f"{path} has changed since {INDEX} was written; write the shards again")
-    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))[1:]
+    rows = list(csv.reader(io.StringIO(storage.decode(content), newline="")))[1:]
     return [key for key, _ in rows], [[int(number) for number in label.split("|") if number] for _, label in rows]
 
 
