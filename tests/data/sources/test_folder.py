@@ -118,9 +118,9 @@ def test_a_local_csv_may_list_files_of_buckets(tmp_path):
     fsspec.filesystem("memory").pipe("/other/a.png", b"\x89PNG\r\n\x1a\n")
     (tmp_path / "b.png").touch()
     (tmp_path / "x.csv").write_text(
-        "path,label,split\nmemory://other/a.png,a,s\nb.png,b,s\nmemory://other/no.png,b,s\n"
+        "path,label,split\nmemory://other/a.png,a,val\nb.png,b,val\nmemory://other/no.png,b,val\n"
     )
-    assert open_source(str(tmp_path / "x.csv"), "s").keys == ("memory://other/a.png", str(tmp_path / "b.png"))
+    assert open_source(str(tmp_path / "x.csv"), "val").keys == ("memory://other/a.png", str(tmp_path / "b.png"))
 
 
 @pytest.mark.parametrize("asked", ["val", "valid", "validation"])

@@ -95,7 +95,7 @@ def _rows(path: str, text: str) -> Iterator[listing.Row]:
         split = canonical_split(cells.get("split") or of_file)
         if split not in SPLITS:
             expected = "a column split of train, val or test, or a file name that ends with one"
-            raise UserError(f"{path} line {line}: expected {expected}; found {split!r}; {closest(split, SPLITS)}")
+            raise UserError(f"{path} line {line}: expected {expected}; found {split}; {closest(split, SPLITS)}")
         try:
             start, end = int(float(cells["time_start"])), int(float(cells["time_end"]))
         except ValueError as error:

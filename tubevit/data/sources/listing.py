@@ -80,7 +80,7 @@ def read_table(path: str, text: str, required: Iterable[str], header: str) -> It
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         columns = [column.strip().lower() for column in next(reader, [])]
-        if problem := _wrong_header(columns, required):
+        if (problem := _wrong_header(columns, required)) is not None:
             found = ",".join(columns)[:100] or "nothing"
             raise UserError(f"{path} line 1: expected the header {header}; found {found}{problem}")
         empty = True
