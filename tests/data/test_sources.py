@@ -42,7 +42,9 @@ def test_labels_by_name(write_csv, tmp_path, encoding):
 
 
 def test_integer_labels_are_indices(write_csv):
-    source = open_source(write_csv("path,label,split\nfiles/a.png,10,val\nfiles/b.png,9,val\nfiles/c.png,02,val\n"), "val")
+    source = open_source(
+        write_csv("path,label,split\nfiles/a.png,10,val\nfiles/b.png,9,val\nfiles/c.png,02,val\n"), "val"
+    )
     assert source.classes == tuple(map(str, range(11)))
     assert source.labels.tolist() == [10, 9, 2]
     mixed = open_source(write_csv("path,label,split\nfiles/a.png,10,val\nfiles/b.png,nine,val\n"), "val")
@@ -74,7 +76,9 @@ def test_without_split_80_20_by_hash(write_csv, tmp_path):
 
 
 def test_missing_files_are_counted(write_csv):
-    source = open_source(write_csv("path,label,split\nfiles/a.png,x,val\nfiles/none.png,y,val\nfiles/b.png,z,val\n"), "val")
+    source = open_source(
+        write_csv("path,label,split\nfiles/a.png,x,val\nfiles/none.png,y,val\nfiles/b.png,z,val\n"), "val"
+    )
     assert (source.listed, len(source)) == (3, 2)
     assert source.labels.tolist() == [0, 2] and source.classes == ("x", "y", "z")
     assert any("2 of 3" in note for note in source.notes)

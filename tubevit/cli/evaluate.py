@@ -27,7 +27,9 @@ def add_arguments(parser) -> None:
     add("--head", help="head for --data; may be omitted if the model has one head")
     add("--batch-size", type=int, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
-    add("--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test")
+    add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
     add(
         "--probe",
         choices=("linear", "knn"),

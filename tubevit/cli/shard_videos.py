@@ -24,7 +24,9 @@ def add_arguments(parser) -> None:
         "--short-side", type=int, metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
     )  # fmt: skip
-    add("--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test")
+    add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
     add("--json", action="store_true", help="print the summary as JSON")
 
 

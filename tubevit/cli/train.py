@@ -21,7 +21,9 @@ def add_arguments(parser) -> None:
         "--allow-change", action="append", default=[], metavar="KEY",
         help="configuration key that may differ from the run to resume; may be repeated",
     )  # fmt: skip
-    add("--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test")
+    add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
     add("--profile", metavar="steps=A:B", help="write a profile of steps A to B - 1 to WORKDIR/profile")
     add("--print-sharding", action="store_true", help="print the sharding of the parameters and exit")
     parser.add_argument_group("--config.key=value", "overrides a value of the configuration")

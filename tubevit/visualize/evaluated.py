@@ -127,6 +127,8 @@ def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFi
             raise found.error  # pyright: ignore[reportGeneralTypeIssues]
         # Names need not be UTF-8, but a page is.
         name = storage.printable(os.path.basename(found.file))
-        labels = [f"{head}: {storage.printable(label)} ({share:.0%})" for head, [(label, share)] in found.labels.items()]
+        labels = [
+            f"{head}: {storage.printable(label)} ({share:.0%})" for head, [(label, share)] in found.labels.items()
+        ]
         files.append(OwnFile(name, found.pixels, ",  ".join([name, *labels])))
     return files

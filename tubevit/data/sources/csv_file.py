@@ -58,7 +58,9 @@ def open_csv(name: str, split: str, allow_overlap: bool = False) -> Source:
     else:
         classes = sorted(labels)
         if numbers:
-            line, label = next((row.number, min(set(row.labels) - numbers)) for row in rows if set(row.labels) - numbers)
+            line, label = next(
+                (row.number, min(set(row.labels) - numbers)) for row in rows if set(row.labels) - numbers
+            )
             notes.append(f"{name}: labels are taken for names, not for indices: line {line} has {label}")
     split = canonical_split(split)
     chosen, repeated = _without_repeated(name, rows, split, allow_overlap)

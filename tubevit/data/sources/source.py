@@ -89,7 +89,9 @@ class Source:
                 break
             decoded.append(kind)
         if not read:
-            raise DecodeError(f"{self.name}: none of the first {index + 1} files can be read; the last: {last}") from last  # pyright: ignore[reportGeneralTypeIssues]
+            raise DecodeError(
+                f"{self.name}: none of the first {index + 1} files can be read; the last: {last}"
+            ) from last  # pyright: ignore[reportGeneralTypeIssues]
         kind = (decoded or read)[0]
         self._refuse_others(kind)
         return kind
