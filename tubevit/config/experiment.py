@@ -75,10 +75,8 @@ def open_eval(
     head = heads[dataset.head]
     source = open_source(dataset.source, dataset.split, dataset.head, dataset.allow_overlap)
     if head.modality not in ("any", source.modality):
-        example = source.keys[0]
-        raise UserError(
-            f"{source.name} holds {source.modality}s ({example}), head {dataset.head} takes {head.modality}s"
-        )
+        found = f"{source.name} holds {source.modality}s ({source.keys[0]})"
+        raise UserError(f"{found}, head {dataset.head} takes {head.modality}s")
     classes = head.labels or tuple(map(str, range(head.classes)))
     source = source.with_classes(classes)
     if head.multi_label and not source.multi_label:

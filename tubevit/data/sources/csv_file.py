@@ -58,10 +58,8 @@ def open_csv(name: str, split: str, allow_overlap: bool = False) -> Source:
     else:
         classes = sorted(labels)
         if numbers:
-            line, label = next(
-                (row.number, min(set(row.labels) - numbers)) for row in rows if set(row.labels) - numbers
-            )
-            notes.append(f"{name}: labels are taken for names, not for indices: line {line} has {label}")
+            row = next(row for row in rows if not numbers.issuperset(row.labels))
+            notes.append(f"{name}: labels are names, not indices: line {row.number} has {'|'.join(row.labels)}")
     split = canonical_split(split)
     chosen, repeated = _without_repeated(name, rows, split, allow_overlap)
     listed = [listing.Row(row.path, row.labels, row.split, f"{name} line {row.number}") for row in chosen]

@@ -43,9 +43,9 @@ def open_source(name: str, split: str = "all", head: str | None = None, allow_ov
     | `moving_digits`, `still_digits` | the embedded data, made in the cache on first use |
 
     Files, folders, lists and clips may lie in a bucket (`gs://...`). Splits are called `train`, `val` and `test`
-    whatever their names in the files (see `canonical_split`), in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`, `train3`, `test3`; in
-    Charades `val` and `test` are the same. A csv or folder without splits is divided 80/20 into `train` and `test` by
-    a hash of the path, with a note. Listed clips that do not exist are left out and counted.
+    whatever their names in the files (see `canonical_split`), in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`,
+    `train3`, `test3`; in Charades `val` and `test` are the same. A csv or folder without splits is divided 80/20 into
+    `train` and `test` by a hash of the path, with a note. Listed clips that do not exist are left out and counted.
 
     Args:
         name: name of the source.

@@ -89,9 +89,8 @@ class Source:
                 break
             decoded.append(kind)
         if not read:
-            raise DecodeError(
-                f"{self.name}: none of the first {index + 1} files can be read; the last: {last}"
-            ) from last  # pyright: ignore[reportGeneralTypeIssues]
+            message = f"{self.name}: none of the first {index + 1} files can be read; the last: {last}"
+            raise DecodeError(message) from last  # pyright: ignore[reportGeneralTypeIssues]
         kind = (decoded or read)[0]
         self._refuse_others(kind)
         return kind
@@ -102,15 +101,18 @@ class Source:
             return
         other = "image" if kind == "video" else "video"
         named = [index for index, key in enumerate(self.keys) if named_kind(key) == other]
+        if len(named) == len(self):  # the suffixes are wrong
+            return
         for place, index in enumerate(named[:_TRIED]):
             with contextlib.suppress(DecodeError):  # broken: the name counts
                 if media_kind(self.media(index)) == kind:  # an animated PNG or WebP is a video
                     continue
             first = next(key for key in self.keys if named_kind(key) != other)
             count = len(named) - place
+            one, two = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((len(self) - count, kind), (count, other)))
             raise UserError(
-                f"{self.name} holds {len(self) - count} {kind}s (e.g. {first}) and {count} {other}s "
-                f"(e.g. {self.keys[index]}); a source holds one kind: list the other in a source of its own"
+                f"{self.name} holds {one} (e.g. {first}) and {two} (e.g. {self.keys[index]}); "
+                f"a source holds one kind: list the {other}s in a source of their own"
             )
 
     def check_kind(self, index: int, kind: str) -> None:
