@@ -188,7 +188,7 @@ def _arguments(function, text: str, path: str) -> dict:
             continue
         if name not in parameters or (quoted is None and value is None):
             message = f"unknown argument {item!r} of {path}; {closest(name, parameters)}"
-            if values and "=" not in item:  # perhaps the rest of the value before it
+            if values and "did you mean" not in message:  # perhaps the rest of the value before it
                 last = next(reversed(values))
                 message += f"; a value with a comma is quoted: '{last}=\"...,{item}\"'"
             raise UserError(message)

@@ -101,6 +101,7 @@ def write_shards(
         UserError: the folder was begun with other settings, files or classes, or no file can be decoded.
     """
     began = time.monotonic()
+    form.check_folder(folder)
     settings = _settings(source, split, folder, shards, short_side)
     others = _other_splits(source, split, folder)
     with contextlib.ExitStack() as stack:

@@ -90,12 +90,19 @@ class Index:
 
 def read_index(folder: str) -> Index:
     """Read the index of a folder of shards, local or in a bucket; raises UserError if it is missing or damaged."""
+    check_folder(folder)
     path = storage.join(folder, INDEX)
     try:
         return Index.from_json(storage.read_bytes(path), path)
     except (FileNotFoundError, NotADirectoryError) as error:
         expected = f"it has no {INDEX}; write them with `tubevit shard-videos SOURCE {folder}`"
         raise UserError(f"{folder} holds no finished shards: {expected}") from error
+
+
+def check_folder(folder: str) -> None:
+    """Raise UserError if array_record cannot open files in a folder: its path must be UTF-8."""
+    if storage.printable(folder) != folder:
+        raise UserError(f"shards need a folder whose path is UTF-8; found {folder!r}")
 
 
 def shard_name(split: str, number: int, count: int) -> str:

@@ -147,7 +147,7 @@ def write_page(out: str | os.PathLike, title: str, facts: dict[str, str], sectio
             storage.write_bytes(storage.join(out, f"{picture.name}.{kind}"), light[kind])
         embedded[picture] = [_data_uri(shown, files[shown]) for files in (light, picture.rendered(DARK, [shown]))]
     page = storage.join(out, "index.html")
-    storage.write_text(page, _html(title, facts, sections, embedded))
+    storage.write_text(page, storage.printable(_html(title, facts, sections, embedded)))
     return page
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import tubevit
+from tubevit import storage
 from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
 from tubevit.checkpoint.manifest import write_manifest
 from tubevit.errors import UserError, unknown
@@ -93,7 +94,7 @@ def release(
             (folder / file).write_bytes(content)
         pictures = [file for file in curves if file.endswith(".svg")]
         card = model_card(entry, checkpoint.model, steps=checkpoint.step, began=began_from(checkpoint), curves=pictures)
-        (folder / "README.md").write_text(card)
+        storage.write_text(folder / "README.md", storage.printable(card))
         place = registry.checkpoints_folder() / name
         if place.exists():
             place.rename(pathlib.Path(temporary) / "replaced")

@@ -4,7 +4,7 @@ import difflib
 import functools
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tubevit import storage
@@ -80,6 +80,7 @@ def _read(name: str) -> tuple[list[_Line], list[str]]:
     if "\0" in text:
         raise UserError(f"cannot read {name} as csv: it is not text in UTF-8")
     rows, spellings, by_hash, columns = [], set(), {}, {}
+    real_folder = functools.cache(os.path.realpath)
     for number, columns in listing.read_table(name, text, ("path", "label"), "path,label[,split]"):
         where = f"{name} line {number}"
         cells = {column: columns[column] for column in ("path", "label", "split") if column in columns}
@@ -90,7 +91,7 @@ def _read(name: str) -> tuple[list[_Line], list[str]]:
         if storage.printable(cells["label"]) != cells["label"]:
             raise UserError(f"{where}: the label {cells['label']!r} is not UTF-8; save the csv as UTF-8")
         path = _resolve(name, cells["path"])
-        file = _file(path)
+        file = _file(path, real_folder)
         if "split" in cells:
             spellings.add(cells["split"])
             split = canonical_split(cells["split"])
@@ -118,15 +119,12 @@ def _resolve(name: str, path: str) -> str:
     return storage.join(os.path.dirname(name), path.strip())
 
 
-_real_folder = functools.lru_cache(4096)(os.path.realpath)
-
-
-def _file(path: str) -> str:
+def _file(path: str, real_folder: Callable[[str], str]) -> str:
     """Return the name of a file that is the same for every path to it."""
     if storage.is_remote(path):
         return path
     folder, name = os.path.split(path)
-    file = os.path.join(_real_folder(folder), name)
+    file = os.path.join(real_folder(folder), name)
     return os.path.realpath(file) if os.path.islink(file) else file
 
 
