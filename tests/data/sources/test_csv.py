@@ -55,7 +55,9 @@ def test_splits_have_many_spellings(table, spelling, split):
     assert open_source(path, "ALL").notes == () and len(found(path)) == 3
 
 
-@pytest.mark.parametrize("split, said", [("tset", "did you mean 'test'"), ("fold1", "valid: "), ("all", "did you mean")])
+@pytest.mark.parametrize(
+    "split, said", [("tset", "did you mean 'test'"), ("fold1", "valid: "), ("all", "did you mean")]
+)
 def test_an_unknown_split_is_told_with_its_line(table, split, said):
     refused(table("a.mp4,x,train", f"b.mp4,x,{split}"), f"line 3: unknown split '{split}'", said)
     with pytest.raises(UserError, match="line 2"):  # not taken for a list without a held-out split
@@ -140,8 +142,10 @@ def test_a_file_with_two_labels_is_told(table):
 def test_labels_that_are_partly_integers_are_told(table):
     source = open_source(table("a.mp4,1,train", "b.mp4,-1,train"), "train")
     assert source.classes == ("-1", "1") and "line 3 has -1" in source.notes[0]
-    assert open_source(table("a.mp4,Cat,train", "b.mp4,cat,train"), "train").notes[0].endswith(
-        "Cat and cat are different classes"
+    assert (
+        open_source(table("a.mp4,Cat,train", "b.mp4,cat,train"), "train")
+        .notes[0]
+        .endswith("Cat and cat are different classes")
     )
 
 
@@ -196,7 +200,9 @@ def expected_files(rows):
 
 
 @hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
-@hypothesis.given(rows=ROWS, header=st.sampled_from(["path,label,split", "Split , Path,LABEL", "note,label,split,path"]))
+@hypothesis.given(
+    rows=ROWS, header=st.sampled_from(["path,label,split", "Split , Path,LABEL", "note,label,split,path"])
+)
 def test_any_table_is_read_as_meant_or_refused_in_a_line(tmp_path_factory, rows, header):
     folder = tmp_path_factory.getbasetemp() / "tables"
     (folder / "x").mkdir(parents=True, exist_ok=True)
@@ -223,6 +229,8 @@ def test_any_table_is_read_as_meant_or_refused_in_a_line(tmp_path_factory, rows,
     for split, files in expected.items():
         source = open_source(str(path), split.upper())
         assert source.classes == tuple(classes)
-        labels = [[classes[i] for i in row.nonzero()[0]] if source.multi_label else [classes[row]] for row in source.labels]
+        labels = [
+            [classes[i] for i in row.nonzero()[0]] if source.multi_label else [classes[row]] for row in source.labels
+        ]
         assert dict(zip((os.path.basename(key)[0] for key in source.keys), map(set, labels))) == files
         assert len(source) == len(files)
