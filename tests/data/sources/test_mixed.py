@@ -50,7 +50,7 @@ def files(tmp_path):
 def test_both_in_one_source_are_refused(files, names, said):
     path = files(*names)
     with pytest.raises(UserError) as error:
-        open_source(path, "train").modality
+        _ = open_source(path, "train").modality
     message = str(error.value)
     assert path in message and "\n" not in message and all(text in message for text in said), message
 
@@ -58,7 +58,7 @@ def test_both_in_one_source_are_refused(files, names, said):
 def test_shards_of_both_are_refused(files, tmp_path):
     write_shards(open_source(files("a.mp4", "b.png"), "train"), "train", str(tmp_path / "shards"), 1)
     with pytest.raises(UserError, match="1 video .* and 1 image|1 image .* and 1 video"):
-        open_source(f"shards:{tmp_path}/shards", "train").modality
+        _ = open_source(f"shards:{tmp_path}/shards", "train").modality
 
 
 @pytest.mark.parametrize(
