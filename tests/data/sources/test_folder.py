@@ -65,6 +65,7 @@ def test_the_division_does_not_depend_on_where_the_folder_lies(folder, tmp_path)
 def test_a_class_may_be_called_train(folder):
     source = open_source(folder("train/a.mp4", "bus/b.mp4"), "all")
     assert listing(source) == [("bus/b.mp4", "bus"), ("train/a.mp4", "train")]
+    assert any("train is a class, because it holds no folders" in note for note in source.notes)
 
 
 def test_integer_classes_are_in_order_of_value(folder):

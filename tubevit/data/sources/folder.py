@@ -64,6 +64,9 @@ def _notes_on_folders(name: str, parts: Sequence[Sequence[str]], has_splits: boo
             )
         return notes
     notes = [f"{name} has no folders train and val or test: {SPLIT_NOTE}"]
+    splits = [top for top in tops if canonical_split(top) in SPLITS]
+    if splits:
+        notes.append(f"{name}: {splits[0]} is a class, because it holds no folders; expected {_EXPECTED}")
     inner = collections.Counter(second for _, second in {(p[0], p[1]) for p in parts if len(p) > 2})
     shared = next((second for second, n in inner.items() if n > 1 or canonical_split(second) in SPLITS), None)
     if shared:

@@ -116,10 +116,10 @@ class Source:
             )
 
     def check_kind(self, index: int, kind: str) -> None:
-        """Raise DecodeError if file `index` is a `video` or an `image` by its content, and the others are not."""
+        """Raise DecodeError if the content of file `index` is of another kind, `video` or `image`, than the source."""
         if kind != self.modality:
             article = "an" if kind == "image" else "a"
-            raise DecodeError(f"{self.keys[index]} is {article} {kind}, the other files of {self.name} are not")
+            raise DecodeError(f"{self.keys[index]} is {article} {kind}, although {self.name} holds {self.modality}s")
 
     @property
     def label_hash(self) -> str:
