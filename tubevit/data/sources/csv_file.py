@@ -80,7 +80,7 @@ def _read(name: str) -> tuple[list[_Line], list[str]]:
     if "\0" in text:
         raise UserError(f"cannot read {name} as csv: it is not text in UTF-8")
     rows, spellings, by_hash, columns = [], set(), {}, {}
-    real_folder = functools.cache(os.path.realpath)
+    real_folder = functools.cache(lambda folder: os.path.realpath(folder))
     for number, columns in listing.read_table(name, text, ("path", "label"), "path,label[,split]"):
         where = f"{name} line {number}"
         cells = {column: columns[column] for column in ("path", "label", "split") if column in columns}
