@@ -22,6 +22,7 @@ import fsspec
 from tubevit.errors import StorageError, UserError
 from tubevit.publish import replacing, replacing_all
 
+logger = logging.getLogger(__name__)
 TIMEOUT = 40.0  # seconds without an answer after which a bucket is unreachable
 
 _answered = -math.inf  # time of the last successful request
@@ -31,6 +32,21 @@ _lost = False  # whether the service was unreachable: requests at the end of a r
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
+
+
+def encode(text: str) -> bytes:
+    """Encode text as UTF-8. Names of files that are not UTF-8 (surrogates in Python) keep their bytes."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode(content: bytes) -> str:
+    """Decode what `encode` gave, or any other bytes."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def printable(text: str) -> str:
+    """Return text for pictures and pages, where each byte that is not UTF-8 becomes a replacement character."""
+    return encode(text).decode("utf-8", "replace")
 
 
 def join(folder: str | os.PathLike, name: str) -> str:
@@ -88,9 +104,9 @@ def _prepare_gcsfs(path: str) -> None:
             os.environ.pop(variable, None)
     # Other clients and hosts write too, so a listing may be outdated as soon as it is made.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-    logger = logging.getLogger("gcsfs")
-    if logger.level == logging.NOTSET:  # it logs a traceback for each failed request; our error has one line
-        logger.setLevel(logging.CRITICAL)
+    theirs = logging.getLogger("gcsfs")
+    if theirs.level == logging.NOTSET:  # it logs a traceback for each failed request; our error has one line
+        theirs.setLevel(logging.CRITICAL)
 
 
 def _run_in_daemon(function) -> concurrent.futures.Future:
@@ -183,8 +199,8 @@ def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Write a file as UTF-8, see `write_bytes`."""
-    write_bytes(path, content.encode())
+    """Write a file as UTF-8, see `encode` and `write_bytes`."""
+    write_bytes(path, encode(content))
 
 
 def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -221,14 +237,33 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 
 def list_files(folder: str | os.PathLike) -> list[str]:
-    """List all files below a folder, sorted relative paths with `/`; a bucket is listed once. Raises StorageError."""
+    """List all files below a folder, sorted relative paths with `/`; a bucket is listed once.
+
+    Links to folders are entered, unless they lead back to a folder that they are in: a warning names those. Raises
+    StorageError.
+    """
     if not is_remote(folder):  # fsspec would not follow links to folders
-        walked = os.walk(folder, followlinks=True)
-        inside = ((os.path.relpath(place, folder).replace(os.sep, "/"), files) for place, _, files in walked)
-        return sorted(name if place == "." else f"{place}/{name}" for place, files in inside for name in files)
+        return sorted(_files_below(os.fspath(folder)))
 
     def find(filesystem, inner):
         inner = inner.rstrip("/")
         return sorted(path[len(inner) + 1 :] for path in filesystem.find(inner))
 
     return operate(folder, find)
+
+
+def _files_below(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the files of a local folder, as `list_files`; `above` are the real paths of the folders that hold it."""
+    real = os.path.realpath(folder)
+    if real in above:
+        logger.warning(f"{folder} is a link to a folder that it lies in: not entered")
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # missing, or not readable
+        return
+    for entry in entries:
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*above, real))
+        else:
+            yield prefix + entry.name

@@ -45,11 +45,13 @@ def test_another_source(run, done, digits_cache, tmp_path):
     names = tubevit.load_model(run).labels["motion"]
     by_name, by_index = tmp_path / "names.csv", tmp_path / "indices.csv"
     by_name.write_text("path,label\n" + "".join(f"{digits_cache / row[0]},{row[1]}\n" for row in test))
-    by_index.write_text("path,label,split\n" + "".join(f"{digits_cache / r[0]},{names.index(r[1])},x\n" for r in test))
+    by_index.write_text(
+        "path,label,split\n" + "".join(f"{digits_cache / r[0]},{names.index(r[1])},test\n" for r in test)
+    )
     out = tmp_path / "out.json"
     flags = ["--head", "motion", "--batch-size", 3, "--json", "--out", out]
     (stored,) = json.loads(done(["evaluate", "--workdir", run, "--json"]))[:1]
-    for source, split in ((by_name, "all"), (by_index, "x")):
+    for source, split in ((by_name, "all"), (by_index, "Test")):
         (record,) = json.loads(done(["evaluate", "--checkpoint", run, "--data", source, "--split", split, *flags]))
         assert record["source"] == str(source) and record["dataset"] == "data" and record["clips_used"] == 8
         assert record["label_hash"] == stored["label_hash"]

@@ -15,7 +15,9 @@ from tubevit.cli import main
 from tubevit.cli.main import entry
 from tubevit.data.decode import decode_frames
 from tubevit.data.warp import centre_crop
+from tubevit.errors import UserError
 from tubevit.evaluation import find_files
+from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
 
 
@@ -142,6 +144,50 @@ def test_folders_are_listed_as_sources_list_them(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert find_files([str(tmp_path)]) == wanted
+
+
+def test_patterns_and_names_that_look_like_them(tmp_path):
+    names = ("a.mp4", "b [1].mp4", "[x]/c.mp4", "[x]/deep/d.png", "e/f.txt", "*.mp4")
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    def found(pattern):
+        return [path.relative_to(tmp_path).as_posix() for path in find_files([str(tmp_path / pattern)])]
+
+    assert found("b [1].mp4") == ["b [1].mp4"] and found("*.mp4") == ["*.mp4"]  # names that exist are no patterns
+    assert found("?.mp4") == ["*.mp4", "a.mp4"] and found("[x]/*.mp4") == ["[x]/c.mp4"]
+    assert found("[x]") == ["[x]/c.mp4", "[x]/deep/d.png"] == found("[x]/**") == found("?x?")
+    assert found("**/d.*") == ["[x]/deep/d.png"] == found("**/deep/**") and found("e/*.txt") == ["e/f.txt"]
+    for pattern, said in (("none*", "no file matches"), ("none", "does not exist"), ("**/z", "no file matches")):
+        with pytest.raises(UserError, match=said):
+            found(pattern)
+    with pytest.raises(UserError, match="the name of a file is empty"):
+        find_files([""])
+
+
+def test_an_empty_name_is_told(refused):
+    refused(["predict", "--checkpoint", "x", ""], "FILE_OR_DIR is empty")
+    refused(["predict", "--checkpoint", "", "a.mp4"], "--checkpoint is empty")
+    refused(["evaluate", "--checkpoint", "x", "--data", ""], "--data is empty")
+
+
+def test_equal_class_names_are_shown_with_their_index(tiny_run, done, image, tmp_path):
+    head = Head(3, "image", ("crane", "ox", "crane"))
+    saved = tmp_path / "cranes"
+    tubevit.save_model(tubevit.load_model(tiny_run, heads={"birds": head}), saved)
+    model, command = tubevit.load_model(saved), ["predict", "--checkpoint", saved, image]
+    assert model.labels["birds"] == ("crane", "ox", "crane")
+    (record,) = map(json.loads, done([*command, "--json"]).splitlines())
+    logits = np.asarray(model(tubevit.read_image(image, size=model.config.size)))[0]
+    expected = [("crane (0)", "ox", "crane (2)")[i] for i in np.argsort(-logits)]
+    assert [each["label"] for each in record["top"]] == expected
+    assert all(name in done(command) for name in expected)
+    (tmp_path / "x.csv").write_text(f"path,label,split\n{image},{np.argmax(logits)},test\n")
+    flags = ["--data", tmp_path / "x.csv", "--json"]
+    (record,) = json.loads(done(["evaluate", "--checkpoint", saved, *flags, "--out", tmp_path / "e.json"]))
+    assert record["top1"] == 1.0  # by index
+    assert "crane (0),ox,crane (2)" in (tmp_path / "e_data_confusion.csv").read_text()
 
 
 def test_a_name_that_is_no_utf8(tiny_run, clip, tmp_path, monkeypatch):

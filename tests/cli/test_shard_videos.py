@@ -3,6 +3,8 @@ import json
 import pytest
 
 from tests.data.clips import write_audio, write_clip
+from tubevit.data.shard_writer import write_shards
+from tubevit.data.sources import open_source
 from tubevit.data.sources.shards import open_shards
 
 
@@ -47,8 +49,7 @@ def test_refused(done, refused, clips, tmp_path):
     done(["shard-videos", source, out, "--split", "train"])
     refused(["shard-videos", source, out, "--split", "train", "--short-side", 32], "was begun with short_side None")
     (clips / "other.csv").write_text("path,label,split\n0.mkv,a,train\n2.mkv,a,holdout\n")
-    refused(
-        ["shard-videos", clips / "other.csv", clips / "b"],
-        "has 2 files, 1 of them in train of",
-        "name its splits with --split",
-    )
+    refused(["shard-videos", clips / "other.csv", out], "other.csv line 3: unknown split 'holdout'; valid: ")
+    write_shards(open_source(str(source), "test"), "extra", str(out))
+    others = [f"shards:{out}", tmp_path / "copy"]
+    refused(["shard-videos", *others], "has 4 files, 3 of them in train of", "name its splits with --split")

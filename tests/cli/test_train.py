@@ -46,10 +46,11 @@ def test_bad_files(refused, train_command, tmp_path, digits_cache):
     refused(train_command(tmp_path / "a", **train), f"{listing} line 3: expected 3 columns")
     listing.write_text("")
     refused(train_command(tmp_path / "a", **train), f"{listing} line 1: expected the header path,label[,split]")
-    listing.write_text(f"path,label,split\n{clip},up,test\n{clip},sideways,test\n")
+    clip, other = sorted((digits_cache / "videos").rglob("*.mp4"))[:2]
+    listing.write_text(f"path,label,split\n{clip},up,test\n{other},sideways,test\n")
     evaluation = {"data.eval.moving_digits.source": listing}
     refused(train_command(tmp_path / "a", **evaluation), f"{listing} line 3: label out of range", "'sideways'")
-    listing.write_text(f"path,label,split\n{clip},3,test\n{clip},8,test\n")
+    listing.write_text(f"path,label,split\n{clip},3,test\n{other},8,test\n")
     refused(train_command(tmp_path / "a", **evaluation), f"{listing} line 3: label out of range", "'8'")
 
 

@@ -4,6 +4,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tubevit.config import (
+    allow_overlap,
+    changed_keys,
     check_config,
     dataset_config,
     default_config,
@@ -130,6 +132,8 @@ def test_values_are_read_by_type(key, text, value):
         ("quickstart:sed=1", {}, "unknown argument 'sed=1'"),
         ("quickstart:sed=1", {}, "did you mean 'seed'"),
         ("quickstart:seed", {}, "unknown argument 'seed'"),
+        ("finetune:data=a,b.csv", {}, """a value with a comma is quoted: 'data="...,b.csv"'"""),
+        ('finetune:data="a,b.csv', {}, "unknown argument 'b.csv'"),
         ("quickstart:seed=one", {}, "seed must be of type int; found 'one'"),
         ("quickstart", {"train.stpes": "1"}, "unknown key 'train.stpes'; did you mean 'train.steps'"),
         ("quickstart", {"steps": "1"}, "unknown key 'steps'"),
@@ -245,3 +249,30 @@ def test_closest():
     assert closest("x", []) == "none is available"
     assert closest("#", map(str, range(100, 140))).endswith("(40 in all)")
     assert str(unknown("tube preset", "cor", ["core"])) == "unknown tube preset 'cor'; did you mean 'core'?"
+
+
+@pytest.mark.parametrize(
+    "text, source",
+    [
+        ("data=a=b:c.csv", "a=b:c.csv"),
+        ('data="a,b=1.csv"', "a,b=1.csv"),
+        ("flip=true,data=\"a,flip=false, 'b'.csv\",init=x", "a,flip=false, 'b'.csv"),
+        ('data="say ""a"", b"', 'say "a", b'),
+        ('data=6".csv', '6".csv'),
+        ("data=it's.csv,", "it's.csv"),
+        ("data=k400:a.csv@b", "k400:a.csv@b"),
+    ],
+)
+def test_arguments_may_hold_any_sign(text, source):
+    assert load_config(f"finetune:{text}").data.train.data.source == source
+
+
+def test_overlapping_splits_change_no_result():
+    config = load_config("quickstart")
+    allowed = allow_overlap(config)
+    assert {d.allow_overlap for d in (*allowed.data.train.values(), *allowed.data.eval.values())} == {True}
+    assert not any(d.allow_overlap for d in config.data.train.values())
+    older = config.to_dict()  # of a run before the key was there
+    for dataset in older["data"]["train"].values():
+        del dataset["allow_overlap"]
+    assert changed_keys(older, allowed.to_dict()) == {}

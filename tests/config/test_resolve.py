@@ -54,7 +54,7 @@ def test_a_resolved_configuration_stays_the_same(spec, digits_cache):
 def test_sources_are_opened_once(finetuned):
     found = finetuned()
     experiment = open_experiment(found)
-    assert experiment.train["data"].source is found.open_source("moving_digits", "train", "motion")
+    assert experiment.train["data"].source is found.open_source("moving_digits", "train", "motion", False)
     assert experiment.model is found.model and "training: " in found.notes[2]
 
 
@@ -81,4 +81,4 @@ def test_the_held_out_split(tmp_path):
     path.write_text("path,label,split\ntrain.mp4,a,train\n")
     with pytest.raises(SplitError, match="neither a split val nor a split test"):
         held_out_split(str(path))
-    assert held_out_split("x", open_source=lambda name, split, head: open_source) == "val"
+    assert held_out_split("x", open_source=lambda *arguments: open_source) == "val"

@@ -34,8 +34,8 @@ def coloured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coloured")
     for i in range(12):
         cv2.imwrite(str(folder / f"{i}.png"), np.full((9, 9, 3), i, np.uint8))
-    (folder / "list.csv").write_text("path,label,split\n" + "".join(f"{i}.png,{i},x\n" for i in range(12)))
-    return SampleLoader(open_source(str(folder / "list.csv"), "x"), 1, None, 4, Augment())
+    (folder / "list.csv").write_text("path,label,split\n" + "".join(f"{i}.png,{i},val\n" for i in range(12)))
+    return SampleLoader(open_source(str(folder / "list.csv"), "val"), 1, None, 4, Augment())
 
 
 def assert_same(one, two):

@@ -296,8 +296,8 @@ def test_read_in_a_spawned_process(made):
 def test_several_labels_and_images(tmp_path):
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40 + i, 60, 3), i * 50, np.uint8))
-    (tmp_path / "c.csv").write_text("path,label,split\n0.png,a|c,x/y\n1.png,b,x/y\n2.png,b|a,x/y\n")
-    original = open_source(str(tmp_path / "c.csv"), "x/y")
+    (tmp_path / "c.csv").write_text("path,label,split\n0.png,a|c,val\n1.png,b,val\n2.png,b|a,val\n")
+    original = open_source(str(tmp_path / "c.csv"), "val")
     write_shards(original, "x/y", str(tmp_path / "out"), 2)
     source = open_shards(f"shards:{tmp_path}/out", "x/y")
     assert source.multi_label and source.modality == "image" and source.labels.dtype == np.float32

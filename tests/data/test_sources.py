@@ -42,20 +42,22 @@ def test_labels_by_name(write_csv, tmp_path, encoding):
 
 
 def test_integer_labels_are_indices(write_csv):
-    source = open_source(write_csv("path,label,split\nfiles/a.png,10,x\nfiles/b.png,9,x\nfiles/c.png,02,x\n"), "x")
+    source = open_source(
+        write_csv("path,label,split\nfiles/a.png,10,val\nfiles/b.png,9,val\nfiles/c.png,02,val\n"), "val"
+    )
     assert source.classes == tuple(map(str, range(11)))
     assert source.labels.tolist() == [10, 9, 2]
-    mixed = open_source(write_csv("path,label,split\nfiles/a.png,10,x\nfiles/b.png,nine,x\n"), "x")
+    mixed = open_source(write_csv("path,label,split\nfiles/a.png,10,val\nfiles/b.png,nine,val\n"), "val")
     assert mixed.classes == ("10", "nine")
 
 
 def test_several_labels(write_csv):
     source = open_source(
-        write_csv("path,label,split\nfiles/a.png,run|sit,x\nfiles/b.png,sit,x\nfiles/c.png,walk,y\n"), "x"
+        write_csv("path,label,split\nfiles/a.png,run|sit,val\nfiles/b.png,sit,val\nfiles/c.png,walk,test\n"), "val"
     )
     assert source.multi_label and source.labels.dtype == np.float32
     assert source.labels.tolist() == [[1, 1, 0], [0, 1, 0]]
-    numbers = open_source(write_csv("path,label,split\nfiles/a.png,3|1,x\nfiles/b.png,01,x\n"), "x")
+    numbers = open_source(write_csv("path,label,split\nfiles/a.png,3|1,val\nfiles/b.png,01,val\n"), "val")
     assert numbers.labels.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
 
 
@@ -74,7 +76,9 @@ def test_without_split_80_20_by_hash(write_csv, tmp_path):
 
 
 def test_missing_files_are_counted(write_csv):
-    source = open_source(write_csv("path,label,split\nfiles/a.png,x,s\nfiles/none.png,y,s\nfiles/b.png,z,s\n"), "s")
+    source = open_source(
+        write_csv("path,label,split\nfiles/a.png,x,val\nfiles/none.png,y,val\nfiles/b.png,z,val\n"), "val"
+    )
     assert (source.listed, len(source)) == (3, 2)
     assert source.labels.tolist() == [0, 2] and source.classes == ("x", "y", "z")
     assert any("2 of 3" in note for note in source.notes)
@@ -94,8 +98,8 @@ def test_missing_files_are_counted(write_csv):
         ("path,label\n\n,x\n", "line 3: the path is empty"),
         ("path,label,split\nfiles/a.png,x,\n", "line 2: the split is empty"),
         ("path,label,split\nfiles/1.mp4,x,test\n", "none of the 1 listed files exists"),
-        ("path,label,split\nfiles/a.png,x,tests\n", "unknown split of"),
-        ("path,label,split\nfiles/a.png,x,tests\n", "did you mean 'tests'?"),
+        ("path,label,split\nfiles/a.png,x,train\n", "unknown split of"),
+        ("path,label,split\nfiles/a.png,x,tests\n", "line 2: unknown split 'tests'; did you mean 'test'?"),
         ('path,label\nfiles/a.png,"x\n', "cannot read"),
     ],
 )
@@ -117,23 +121,23 @@ def test_not_a_csv(tmp_path):
 
 
 def test_labels_become_those_of_a_model(write_csv):
-    path = write_csv("path,label,split\nfiles/a.png,run,x\nfiles/b.png,walk,x\nfiles/c.png,fly,y\n")
-    source = open_source(path, "x")
+    path = write_csv("path,label,split\nfiles/a.png,run,val\nfiles/b.png,walk,val\nfiles/c.png,fly,test\n")
+    source = open_source(path, "val")
     mapped = source.with_classes(("walk", "sit", "run"))  # `fly` does not occur in this split
     assert mapped.labels.tolist() == [2, 0] and mapped.classes == ("walk", "sit", "run")
     assert mapped.keys == source.keys and mapped.labels.dtype == np.int32
     assert source.with_classes(source.classes) is source
     with pytest.raises(UserError, match=r"line 3: label out of range: unknown label 'walk'; did you mean 'walks'"):
         source.with_classes(("run", "walks"))
-    several = open_source(write_csv("path,label,split\nfiles/a.png,run|walk,x\nfiles/b.png,walk,x\n"), "x")
+    several = open_source(write_csv("path,label,split\nfiles/a.png,run|walk,val\nfiles/b.png,walk,val\n"), "val")
     assert several.with_classes(("walk", "sit", "run")).labels.tolist() == [[1, 0, 1], [1, 0, 0]]
     with pytest.raises(UserError, match="line 2: label out of range"):
         several.with_classes(("walk", "sit"))
 
 
 def test_integers_index_named_classes(write_csv):
-    path = write_csv("path,label,split\nfiles/a.png,2,x\nfiles/b.png,0,x\nfiles/c.png,2,x\n")
-    source = open_source(path, "x")
+    path = write_csv("path,label,split\nfiles/a.png,2,val\nfiles/b.png,0,val\nfiles/c.png,2,val\n")
+    source = open_source(path, "val")
     assert source.with_classes(("walk", "sit", "run")).labels.tolist() == [2, 0, 2]
     assert source.with_classes(("0", "1", "2", "3")).labels.tolist() == [2, 0, 2]
     assert source.with_classes(("2", "1", "0")).labels.tolist() == [0, 2, 0]  # here integers are the names
@@ -142,7 +146,7 @@ def test_integers_index_named_classes(write_csv):
 
 
 def test_label_hash_follows_the_order(write_csv):
-    source = open_source(write_csv("path,label,split\nfiles/a.png,b,x\nfiles/b.png,a,x\n"), "x")
+    source = open_source(write_csv("path,label,split\nfiles/a.png,b,val\nfiles/b.png,a,val\n"), "val")
     assert source.label_hash == source.with_classes(("a", "b")).label_hash
     others = {source.with_classes(names).label_hash for names in (("b", "a"), ("a", "b", "c"), ("c", "a", "b"))}
     assert len(others | {source.label_hash}) == 4

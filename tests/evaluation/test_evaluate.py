@@ -41,7 +41,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    heads = {"letters": Head(3, "image", ("a", "b", "c")), "other": Head(4, "video")}
+    heads = {"letters": Head(3, "image", ("a", "b", "c")), "other": Head(4, "image")}
     return tiny(heads, depth=1, tubes="1x8x8/16x8x8", size=16, frames=1)
 
 
@@ -180,6 +180,17 @@ def test_class_tables(model, images, tmp_path):
     assert pathlib.Path(table).read_text().splitlines()[::3] == ["class,clips,average_precision", "c,0,"]
 
 
+def test_tables_of_equal_class_names(model, images, tmp_path):
+    load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
+    load = dataclasses.replace(load, source=dataclasses.replace(load.source, classes=("crane", "ox", "crane")))
+    predictions = Predictions(np.eye(3)[[2, 1, 0, 2, 1, 0, 0]], np.ones(7, bool), ONE_VIEW)
+    classes, confusion = write_tables(Evaluation({}, predictions, load), str(tmp_path / "eval_x"))
+    assert (
+        pathlib.Path(classes).read_text() == "class,clips,accuracy\ncrane (0),2,1.0\nox,2,1.0\ncrane (2),3,0.666667\n"
+    )
+    assert pathlib.Path(confusion).read_text().splitlines()[::3] == ["label,crane (0),ox,crane (2)", "crane (2),1,0,2"]
+
+
 def test_labels_follow_the_model(model, images):
     dataset = dataset_config(source=images, split="test", head="letters")
     assert open_eval(model.config, "x", dataset, "dense").source.labels.tolist() == [2, 1, 0, 2, 1, 0, 2]
@@ -204,7 +215,9 @@ def test_an_experiment_derives_its_heads(tiny_config, images):
     heads = dict(open_experiment(resolve(config)).model.heads)  # without a name, that of the data set
     assert heads["still_digits"] == Head(3, "image", ("a", "b", "c"))
     config.data.train.still_digits.head = "motion"
-    with pytest.raises(UserError, match="data.train.still_digits: its labels differ .* of head 'motion'"):
+    with pytest.raises(
+        UserError, match="data.train.still_digits: it holds images, unlike another data set of head 'motion'"
+    ):
         open_experiment(resolve(config))
 
 

@@ -105,8 +105,9 @@ def test_errors(clips, tmp_path):
         resolved(clips(4, splits=("train",)))
     with pytest.raises(UserError, match="unknown split of .* 'train'"):
         resolved(clips(4, splits=("val",)))
-    (tmp_path / "x.mp4").write_bytes(b"broken")
-    (tmp_path / "list.csv").write_text("path,label,split\nx.mp4,a,train\nx.mp4,a,val\n")
+    for name in "xy":
+        (tmp_path / f"{name}.mp4").write_bytes(b"broken")
+    (tmp_path / "list.csv").write_text("path,label,split\nx.mp4,a,train\ny.mp4,a,val\n")
     with pytest.raises(UserError, match="none of .* files .* can be decoded"):
         resolved(str(tmp_path / "list.csv"))
 

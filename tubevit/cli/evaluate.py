@@ -28,6 +28,9 @@ def add_arguments(parser) -> None:
     add("--batch-size", type=int, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
     add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
+    add(
         "--probe",
         choices=("linear", "knn"),
         help="score frozen features instead of a head: fit a classifier to the features of the train split, "
@@ -53,7 +56,7 @@ def run(args) -> None:
     options = EvalOptions(
         config=run_on_all(lambda: args.config and load_config(args.config, args.config_overrides)),
         data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
-        probe=args.probe,
+        probe=args.probe, allow_overlap=args.allow_overlap,
     )  # fmt: skip
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)

@@ -74,6 +74,9 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     # Intermixed, so that files may come before and after flags; but it ignores "--", after which nothing is a flag.
     parse = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args
     args, rest = parse(arguments)
+    for name, value in vars(args).items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{_flag(parser, name)} is empty; expected a value (see {parser.prog} --help)")
     if hasattr(args, "config_overrides"):
         rest = _take_overrides(rest, args.config_overrides)
         if args.config_overrides and not args.config:
@@ -83,6 +86,11 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
         flag = rest[0].split("=")[0]
         raise UserError(f"tubevit {verb} has no argument {rest[0]!r}; {closest(flag, flags)}")
     return args
+
+
+def _flag(parser: argparse.ArgumentParser, name: str) -> str:
+    action = next(action for action in parser._actions if action.dest == name)
+    return action.option_strings[0] if action.option_strings else str(action.metavar)
 
 
 def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:

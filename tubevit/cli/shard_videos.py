@@ -1,5 +1,6 @@
 """`tubevit shard-videos`."""
 
+import functools
 import json
 import sys
 
@@ -9,7 +10,6 @@ EXAMPLES = (
     "tubevit shard-videos k400:train.csv@clips gs://bucket/k400 --split train --short-side 256 --processes 16",
     "tubevit shard-videos tfds:imagenet2012 shards/imagenet --split train,val --shards 128",
 )
-SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser) -> None:
@@ -24,6 +24,9 @@ def add_arguments(parser) -> None:
         "--short-side", type=int, metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
     )  # fmt: skip
+    add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
     add("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -35,7 +38,7 @@ def run(args) -> None:
     for flag, value, least in (("--processes", args.processes, 1), ("--short-side", args.short_side, 16)):
         if value is not None and value < least:
             raise UserError(f"{flag}: expected at least {least}; found {value}")
-    sources = _open(args.source, args.split)
+    sources = _open(args.source, args.split, args.allow_overlap)
     summary = {}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
         print(note, file=sys.stderr)
@@ -47,12 +50,13 @@ def run(args) -> None:
         print(json.dumps(summary))
 
 
-def _open(name: str, wanted: str | None) -> dict:
+def _open(name: str, wanted: str | None, allow_overlap: bool) -> dict:
     """Open all splits before the first one is written."""
-    from tubevit.data.sources import open_source
-    from tubevit.data.sources.listing import canonical_split
+    from tubevit.data import sources
+    from tubevit.data.sources.splits import SPLITS, canonical_split
     from tubevit.errors import NothingFound, SplitError, UserError
 
+    open_source = functools.partial(sources.open_source, allow_overlap=allow_overlap)
     if wanted is not None:
         return {canonical_split(split): open_source(name, split) for split in wanted.split(",")}
     everything = open_source(name, "all")

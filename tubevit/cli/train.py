@@ -21,6 +21,9 @@ def add_arguments(parser) -> None:
         "--allow-change", action="append", default=[], metavar="KEY",
         help="configuration key that may differ from the run to resume; may be repeated",
     )  # fmt: skip
+    add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
     add("--profile", metavar="steps=A:B", help="write a profile of steps A to B - 1 to WORKDIR/profile")
     add("--print-sharding", action="store_true", help="print the sharding of the parameters and exit")
     parser.add_argument_group("--config.key=value", "overrides a value of the configuration")
@@ -28,12 +31,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit.config import load_config
+    from tubevit.config import allow_overlap, load_config
     from tubevit.sharding.hosts import run_on_all
     from tubevit.training.loop import train
     from tubevit.training.run.profile import parse_steps
 
     config = run_on_all(lambda: load_config(args.config, args.config_overrides))
+    config = allow_overlap(config) if args.allow_overlap else config
     if args.print_sharding:
         return _print_sharding(config)
     profile = parse_steps(args.profile) if args.profile else None

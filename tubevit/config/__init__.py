@@ -1,6 +1,7 @@
 """Experiment configurations: keys, locking, loading; `resolve` fills in what follows from data and checkpoints."""
 
 from tubevit.config.config import (
+    allow_overlap,
     changed_keys,
     check_config,
     dataset_config,
@@ -15,6 +16,6 @@ from tubevit.config.config import (
 )
 
 __all__ = [
-    "changed_keys", "check_config", "dataset_config", "default_config", "experiments_folder", "flatten", "load_config",
-    "model_fields", "names", "pairs", "set_key",
+    "allow_overlap", "changed_keys", "check_config", "dataset_config", "default_config", "experiments_folder",
+    "flatten", "load_config", "model_fields", "names", "pairs", "set_key",
 ]  # fmt: skip

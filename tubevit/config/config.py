@@ -4,6 +4,7 @@ import importlib.machinery
 import inspect
 import json
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from tubevit.checkpoint.renamed import RENAMED
 from tubevit.config.keys import CHANGE_NOTHING, Key, find_key, keys_of
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
+
+# NAME=VALUE or NAME="VALUE", where "" stands for a quote, up to the next comma.
+_ARGUMENT = re.compile(r'([^=,]*)(?:=(?:"((?:[^"]|"")*)"(?=,|$)|([^,]*)))?(?:,|$)')
 
 
 def _config_dict(keys: Mapping[str, Key]) -> ConfigDict:
@@ -81,6 +85,14 @@ def request_recipe(config: ConfigDict, name: str, **values) -> None:
     locked(config).recipe.update(name=name, **values)
 
 
+def allow_overlap(config: ConfigDict) -> ConfigDict:
+    """Return a configuration whose data sets may list a file in two splits."""
+    config = config.copy_and_resolve_references()
+    for dataset in (*config.data.train.values(), *config.data.eval.values()):
+        dataset.allow_overlap = True
+    return config
+
+
 def set_value(config: ConfigDict, path: str, value, prefix: str = "") -> None:
     """Set `a.b.c`, which must exist; `prefix` precedes it in the error."""
     *groups, name = path.split(".")
@@ -136,7 +148,7 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
 
     Args:
         spec: `FILE[:arg=value,...]`; a bare name is looked for in `experiments/`. The arguments are those of the
-            file's `get_config`, read by the types of their defaults.
+            file's `get_config`, read by the types of their defaults. A value with a comma is quoted: `arg="a,b"`.
         overrides: {key: text}, e.g. {"train.steps": "10"}.
 
     Raises:
@@ -170,10 +182,17 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
 
 def _arguments(function, text: str, path: str) -> dict:
     parameters, hints, values = inspect.signature(function).parameters, typing.get_type_hints(function), {}
-    for item in filter(None, text.split(",")):
-        name, equals, value = item.partition("=")
-        if not equals or name not in parameters:
-            raise UserError(f"unknown argument {item!r} of {path}; {closest(name, parameters)}")
+    for match in _ARGUMENT.finditer(text):
+        item, (name, quoted, value) = match[0].rstrip(","), match.groups()
+        if not item:
+            continue
+        if name not in parameters or (quoted is None and value is None):
+            message = f"unknown argument {item!r} of {path}; {closest(name, parameters)}"
+            if values and "did you mean" not in message:  # perhaps the rest of the value before it
+                last = next(reversed(values))
+                message += f"; a value with a comma is quoted: '{last}=\"...,{item}\"'"
+            raise UserError(message)
+        value = value if quoted is None else quoted.replace('""', '"')
         values[name] = parse(value, _type_of(parameters[name], hints.get(name, str)), name)
     return values
 
@@ -257,5 +276,7 @@ def flatten(config: Mapping | ConfigDict, prefix: str = "") -> dict:
 def changed_keys(old: Mapping, new: Mapping) -> dict[str, tuple]:
     """Return {key: (old value, new value)} where two configurations differ in what a training run computes."""
     old, new = (flatten(json.loads(json.dumps(config))) for config in (old, new))
-    values = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if not key.startswith(CHANGE_NOTHING)}
+    keys = [key for key in sorted({*old, *new}) if not key.startswith(CHANGE_NOTHING)]
+    # What may be listed in two splits changes no file that is read.
+    values = {key: (old.get(key), new.get(key)) for key in keys if not key.endswith(".allow_overlap")}
     return {key: (before, after) for key, (before, after) in values.items() if before != after}

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from tubevit.config.config import check_config, flatten, locked, model_fields, set_value
 from tubevit.config.keys import defining_keys
-from tubevit.data.decode import decode_image, decode_media
-from tubevit.data.sources import Source, default_head, held_out_split, open_source
+from tubevit.data.decode import decode_media
+from tubevit.data.sources import CLASSES, Source, default_head, held_out_split, open_source
 from tubevit.data.warp import frame_size
 from tubevit.errors import DecodeError, UserError
 from tubevit.models.config import ModelConfig
@@ -82,17 +82,14 @@ def probe(source: Source) -> Probe:
         media = source.media(int(index))
         start = time.perf_counter()
         try:
-            if source.modality == "image":
-                frame = decode_image(media)
-            else:
-                decoded = decode_media(media, 16)
-                frame = decoded.frames[0]
-                lengths.append(decoded.seconds)
+            decoded = decode_media(media, 16)
+            source.check_kind(index, decoded.kind)
         except DecodeError as error:
             last = error
             continue
         times.append(time.perf_counter() - start)
-        sides.append(min(frame_size(frame)))
+        lengths.append(decoded.seconds)
+        sides.append(min(frame_size(decoded.frames[0])))
     if not sides:
         raise UserError(f"none of {PROBED} files of {source.name} can be decoded: {last}")
     known = [length for length in lengths if length]
@@ -102,9 +99,9 @@ def probe(source: Source) -> Probe:
 def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     """See the table of `tubevit.recipes.finetune.finetune_config`."""
     checkpoint, data = config.recipe.checkpoint, config.data.train.data.source
-    head = config.data.train.data.head or default_head(data, "data")
-    train = open_source(data, "train", head)
-    split = held_out_split(data, head, open_source)
+    head, overlap = config.data.train.data.head or default_head(data, "data"), config.data.train.data.allow_overlap
+    train = open_source(data, "train", head, overlap)
+    split = held_out_split(data, head, overlap, open_source)
     looks, fps = probe(train), None
     if checkpoint:
         stored = open_checkpoint(checkpoint).model
@@ -130,7 +127,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "eval.every": max(steps // 5, 1), "checkpoint.every": max(steps // 5, 1),
         "log.every": max(steps // 50, 1),
     }  # fmt: skip
-    notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head)), looks)
+    notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head, overlap)), looks)
     return values, notes, looks.decoding
 
 
@@ -173,8 +170,9 @@ def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]):
         if dataset.split is None:
             values[f"data.eval.{name}.split"] = "val"
             try:
-                if ":" not in dataset.source:  # official lists have a split val
-                    values[f"data.eval.{name}.split"] = held_out_split(dataset.source, dataset.head, open_source)
+                if dataset.source.partition(":")[0] not in CLASSES:  # official lists have a split val
+                    named = dataset.source, dataset.head, dataset.allow_overlap
+                    values[f"data.eval.{name}.split"] = held_out_split(*named, open_source)
             except UserError:
                 pass  # training will tell what is wrong
 

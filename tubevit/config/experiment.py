@@ -42,7 +42,7 @@ def open_experiment(resolved: Resolved) -> Experiment:
     """Open the data sets of a resolved configuration; raises UserError if one is invalid or does not fit the model."""
     config, model, open_source = resolved.config, resolved.model, resolved.open_source
     train = {
-        name: load_for(model, open_source(d.source, d.split, d.head), d.augment, config.input.path)
+        name: load_for(model, open_source(d.source, d.split, d.head, d.allow_overlap), d.augment, config.input.path)
         for name, d in config.data.train.items()
     }
     evaluation = {
@@ -65,14 +65,18 @@ def open_eval(
         open_source: opens its source.
 
     Raises:
-        UserError: the model has no such head, or a label is not among its classes.
+        UserError: the model has no such head, the head takes other files (images or videos), or a label is not among
+            its classes.
     """
     heads = dict(model.heads)
     dataset.head = dataset.head or default_head(dataset.source, name)
     if dataset.head not in heads:
         raise unknown(f"head of data.eval.{name}", str(dataset.head), heads)
     head = heads[dataset.head]
-    source = open_source(dataset.source, dataset.split, dataset.head)
+    source = open_source(dataset.source, dataset.split, dataset.head, dataset.allow_overlap)
+    if head.modality not in ("any", source.modality):
+        found = f"{source.name} holds {source.modality}s ({source.keys[0]})"
+        raise UserError(f"{found}, head {dataset.head} takes {head.modality}s")
     classes = head.labels or tuple(map(str, range(head.classes)))
     source = source.with_classes(classes)
     if head.multi_label and not source.multi_label:

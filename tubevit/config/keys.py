@@ -161,6 +161,7 @@ class _Dataset:
     head: str | None = _key(None, "its label set; by default that of the embedded data, else the name of the data set")
     batch_size: int = _key(32, "global batch size", least=1)
     loss_weight: float = _key(1.0, "factor of its loss")
+    allow_overlap: bool = _key(False, "accept a csv that lists a file in two splits")
     augment: Augment = Augment()
 
 

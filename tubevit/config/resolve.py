@@ -72,7 +72,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
     for name, dataset in config.data.train.items():
         dataset.head = dataset.head or default_head(dataset.source, name)
         try:
-            source = open_source(dataset.source, dataset.split, dataset.head)
+            source = open_source(dataset.source, dataset.split, dataset.head, dataset.allow_overlap)
             head = Head(len(source.classes), source.modality, source.classes, source.multi_label)
         except UserError:
             if not assume_missing:
@@ -80,10 +80,12 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
             head, note = _assumed_head(dataset.source)
             notes.append(f"data.train.{name}: {note}")
             assumed.add(dataset.head)
-        if heads.setdefault(dataset.head, head) != head and dataset.head not in assumed:
-            raise UserError(
-                f"data.train.{name}: its labels differ from those of another data set of head {dataset.head!r}"
-            )
+        first = heads.setdefault(dataset.head, head)
+        if first != head and dataset.head not in assumed:
+            differs = "its labels differ from those of another data set"
+            if first.modality != head.modality:
+                differs = f"it holds {head.modality}s, unlike another data set"
+            raise UserError(f"data.train.{name}: {differs} of head {dataset.head!r}")
     for name, dataset in config.data.eval.items():
         trained = config.data.train.get(name)
         dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))

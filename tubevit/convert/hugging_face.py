@@ -10,6 +10,7 @@ from tubevit.convert import hugging_face_folder as their
 from tubevit.convert.files import write_safetensors
 from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.layout import Array, Layout, dense, norm, patches
+from tubevit.data.labels import distinct_names
 from tubevit.models.config import Head, ModelConfig
 
 _BLOCK = "encoder.layer.*"
@@ -62,7 +63,7 @@ def write(folder: pathlib.Path, config: ModelConfig, params: Mapping[str, np.nda
     if head:
         names = head.labels or [f"LABEL_{i}" for i in range(head.classes)]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
-        values["label2id"] = {name: i for i, name in enumerate(names)}
+        values["label2id"] = {name: i for i, name in enumerate(distinct_names(names))}
         if head.multi_label:
             values["problem_type"] = _MULTI_LABEL
     numbers = {name: number for number, name in their.INTERPOLATIONS.items()}

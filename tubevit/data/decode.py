@@ -53,19 +53,21 @@ class Decoded:
         return TubeBatch(tuple(window[None] for window in plan.windows(parts)), tubes, shape)
 
 
-def decode_media(media: Media, frames: int | None = None, fps: float | None = None) -> Decoded:
-    """Decode an image, or a clip from the middle of a video; a file is opened once. Arguments as `decode_frames`.
+def decode_media(
+    media: Media, frames: int | None = None, fps: float | None = None, clip_position: float = 0.5
+) -> Decoded:
+    """Decode an image, or a clip of a video; a file is opened once. Arguments as `decode_frames`.
 
     Raises DecodeError if the file is missing, empty, damaged, or neither a video nor an image.
     """
     if isinstance(media, np.ndarray):
         kind = media_kind(media)
-        return Decoded(kind, [media] if kind == "image" else _frames_of_pixels(media, frames, 0.5))
+        return Decoded(kind, [media] if kind == "image" else _frames_of_pixels(media, frames, clip_position))
     with open_media(media) as (kind, file):
         if kind == "image":
             return Decoded(kind, [decode_image(media, file)])
         with open_video(media, file) as video:
-            return Decoded(kind, _frames_of_video(video, frames, fps, 0.5), video.seconds)
+            return Decoded(kind, _frames_of_video(video, frames, fps, clip_position), video.seconds)
 
 
 def decode_frames(

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from tubevit.data.augment import Augment
-from tubevit.data.decode import decode_frames, decode_image
+from tubevit.data.decode import decode_media
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
 from tubevit.data.warp import Frame, frame_size, sample_grids, square_map, use_one_opencv_thread
@@ -46,10 +46,9 @@ class SampleLoader:
         """Decode a clip of file `index`, or an image, for `warp.sample`; raises DecodeError, which names the file."""
         use_one_opencv_thread()
         try:
-            media = self.source.media(index)
-            if self.source.modality == "image":
-                return [decode_image(media)]
-            return decode_frames(media, self.frames, self.fps, clip_position)
+            decoded = decode_media(self.source.media(index), self.frames, self.fps, clip_position)
+            self.source.check_kind(index, decoded.kind)
+            return decoded.frames
         except DecodeError as error:
             raise DecodeError(str(error).replace("the file", self.source.keys[index], 1)) from error
 

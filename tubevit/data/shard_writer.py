@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from tubevit import publish, storage
 from tubevit.data import shards as form
+from tubevit.data.labels import distinct_names
 from tubevit.data.recode import validated_bytes
 from tubevit.data.sources import Source
 from tubevit.data.warp import use_one_opencv_thread
@@ -53,7 +54,7 @@ class Job:
     def order(self) -> list[int]:
         """Return a shuffled order of the files, by hash, because random generators change between versions."""
         keys = self.source.keys
-        return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{i} {keys[i]}".encode()).digest())
+        return sorted(range(len(keys)), key=lambda i: hashlib.sha256(storage.encode(f"{i} {keys[i]}")).digest())
 
 
 def default_shards(source: Source, shard_bytes: float = SHARD_BYTES) -> int:
@@ -101,6 +102,7 @@ def write_shards(
         OSError: the folder cannot be written; the shards that are finished stay.
     """
     began = time.monotonic()
+    form.check_folder(folder)
     with contextlib.ExitStack() as stack:
         work = storage.join(folder, form.PARTS)
         if storage.is_remote(folder):  # shards are uploaded when they are finished
@@ -129,7 +131,7 @@ def _settings(source: Source, split: str, folder: str, shards: int | None, short
     """Return the settings of the shards; raises UserError if an earlier call had others."""
     if shards is not None and not 1 <= shards <= len(source):
         raise UserError(f"{split}: expected 1 to {len(source)} shards, so that each holds a file; found {shards}")
-    listing = hashlib.sha256("\n".join(source.keys).encode() + source.labels.tobytes()).hexdigest()[:16]
+    listing = hashlib.sha256(storage.encode("\n".join(source.keys)) + source.labels.tobytes()).hexdigest()[:16]
     settings = {"source": source.name, "files": len(source), "classes": source.label_hash, "listing": listing}
     settings |= {"short_side": short_side, "shards": shards}
     path = storage.join(folder, f"{form.PARTS}/{form.file_name(split)}.json")
@@ -268,14 +270,14 @@ def _in_worker(number: int) -> dict:
 
 def _write_index(job: Job, parts: list[dict], settings: dict, others: dict[str, form.SplitIndex]) -> form.SplitIndex:
     """Write rejected.csv, the csv of the records and, last, the index."""
-    source = job.source
+    source, names = job.source, distinct_names(job.source.classes)
     rejected = [
-        (key, "|".join(source.classes[i] for i in label), reason, job.split)
+        (key, "|".join(names[i] for i in label), reason, job.split)
         for part in parts
         for key, label, reason in part["rejected"]
     ]
     path = storage.join(job.folder, form.REJECTED)
-    earlier = storage.read_bytes(path).decode() if storage.exists(path) else ""
+    earlier = storage.decode(storage.read_bytes(path)) if storage.exists(path) else ""
     rejected += [tuple(row) for row in list(csv.reader(io.StringIO(earlier, newline="")))[1:] if row[3] in others]
     storage.write_text(path, form.to_csv(("path", "label", "reason", "split"), sorted(rejected)))
     if not any(part["records"] for part in parts):
@@ -284,9 +286,9 @@ def _write_index(job: Job, parts: list[dict], settings: dict, others: dict[str, 
     records = [(key, "|".join(map(str, label))) for part in parts for key, label in part["records"]]
     text = form.to_csv(("key", "label"), records)
     storage.write_text(storage.join(job.folder, f"{form.file_name(job.split)}.records.csv"), text)
-    names = [form.shard_name(job.split, number, job.count) for number in range(job.count)]
-    shards = [form.Shard(name, len(part["records"]), part["bytes"]) for name, part in zip(names, parts)]
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    files = [form.shard_name(job.split, number, job.count) for number in range(job.count)]
+    shards = [form.Shard(file, len(part["records"]), part["bytes"]) for file, part in zip(files, parts)]
+    digest = hashlib.sha256(storage.encode(text)).hexdigest()
     count = sum(len(part["rejected"]) for part in parts)
     split = form.SplitIndex(tuple(shards), source.listed, count, digest, settings)
     splits = dict(sorted((others | {job.split: split}).items()))

@@ -90,12 +90,19 @@ class Index:
 
 def read_index(folder: str) -> Index:
     """Read the index of a folder of shards, local or in a bucket; raises UserError if it is missing or damaged."""
+    check_folder(folder)
     path = storage.join(folder, INDEX)
     try:
         return Index.from_json(storage.read_bytes(path), path)
     except (FileNotFoundError, NotADirectoryError) as error:
         expected = f"it has no {INDEX}; write them with `tubevit shard-videos SOURCE {folder}`"
         raise UserError(f"{folder} holds no finished shards: {expected}") from error
+
+
+def check_folder(folder: str) -> None:
+    """Raise UserError if array_record cannot open files in a folder: its path must be UTF-8."""
+    if storage.printable(folder) != folder:
+        raise UserError(f"shards need a folder whose path is UTF-8; found {folder!r}")
 
 
 def shard_name(split: str, number: int, count: int) -> str:
@@ -110,12 +117,12 @@ def file_name(split: str) -> str:
 
 def pack(key: str, label: list[int], media: bytes) -> bytes:
     """Encode a record: the key of the file, its class indices (one, or any number), and its encoded bytes."""
-    return msgpack.packb({"key": key, "label": label, "media": media})
+    return msgpack.packb({"key": key, "label": label, "media": media}, unicode_errors="surrogateescape")
 
 
 def unpack(record: bytes) -> dict:
     """Decode a record to {"key", "label", "media"}, the inverse of `pack`."""
-    return msgpack.unpackb(record)
+    return msgpack.unpackb(record, unicode_errors="surrogateescape")
 
 
 def to_csv(header: tuple[str, ...], rows) -> str:
@@ -136,7 +143,7 @@ def read_records(folder: str, split: str, index: SplitIndex) -> tuple[list[str],
         raise UserError(f"{path} is missing; write the shards again with `tubevit shard-videos`") from error
     if hashlib.sha256(content).hexdigest() != index.records_sha256:
         raise UserError(f"{path} has changed since {INDEX} was written; write the shards again")
-    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))[1:]
+    rows = list(csv.reader(io.StringIO(storage.decode(content), newline="")))[1:]
     return [key for key, _ in rows], [[int(number) for number in label.split("|") if number] for _, label in rows]
 
 

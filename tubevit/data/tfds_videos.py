@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tubevit import storage
 from tubevit.data.sources import Source, open_source
 from tubevit.errors import UserError
 
@@ -56,7 +57,7 @@ class Videos(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrigh
                 raise UserError(f"{key}: expected an encoded video; found pixels")
             video = media if isinstance(media, bytes) else pathlib.Path(media).read_bytes()
             label = np.flatnonzero(label).tolist() if source.multi_label else int(label)
-            yield index, {"video": video, "label": label, "path": key}
+            yield index, {"video": video, "label": label, "path": storage.encode(key)}
 
 
 def write_tfds(

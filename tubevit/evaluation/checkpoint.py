@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.manifest import manifest_entries
-from tubevit.config import dataset_config, default_config
+from tubevit.config import allow_overlap, dataset_config, default_config
 from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
 from tubevit.data.sources import held_out_split
@@ -46,6 +46,7 @@ class EvalOptions:
         batch_size: batch size of every data set.
         views: temporal x spatial views, such as `4x3`.
         probe: `linear` or `knn`: score frozen features in place of a head, see `PROBES`.
+        allow_overlap: accept a csv that lists a file in two splits.
 
     Raises:
         UserError: options exclude each other.
@@ -58,6 +59,7 @@ class EvalOptions:
     batch_size: int | None = None
     views: str | None = None
     probe: str | None = None
+    allow_overlap: bool = False
 
     def __post_init__(self):
         if self.data and self.config is not None:
@@ -84,7 +86,7 @@ def evaluate_checkpoint(
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
     model, run = checkpoint.load_model(), checkpoint.experiment
-    config = None if options.config is None else run_on_all(lambda: apply_recipe(options.config)[0])
+    config = None if options.config is None else run_on_all(lambda: _experiment(options))
     datasets = run_on_all(lambda: _datasets(checkpoint, options)) if config is None else config.data.eval
     views = config.eval.views if config else run.get("eval", {}).get("views", "1x1")
     path = config.input.path if config else run.get("input", {}).get("path", "tubes")
@@ -150,15 +152,22 @@ def _mesh(run: Mapping) -> Mesh:
         return make_mesh(settings)
 
 
+def _experiment(options: EvalOptions) -> ConfigDict:
+    config = cast(ConfigDict, options.config)
+    return apply_recipe(allow_overlap(config) if options.allow_overlap else config)[0]
+
+
 def _datasets(checkpoint: Checkpoint, options: EvalOptions) -> Mapping[str, ConfigDict]:
     if options.data:
         head = options.head if options.probe else _head(checkpoint, options)
-        split = options.split or _held_out(options.data, head)
-        return {"data": dataset_config(source=options.data, split=split, head=head, batch_size=BATCH_SIZE)}
+        split = options.split or _held_out(options, head)
+        overlap = {"allow_overlap": options.allow_overlap}
+        return {"data": dataset_config(source=options.data, split=split, head=head, batch_size=BATCH_SIZE, **overlap)}
     stored = checkpoint.experiment.get("data", {}).get("eval", {})
     if not stored:
         raise UserError(f"{checkpoint} names no evaluation data: pass --data SOURCE or --config FILE")
-    return {name: dataset_config(**values) for name, values in stored.items()}
+    overlap = {"allow_overlap": True} if options.allow_overlap else {}
+    return {name: dataset_config(**values | overlap) for name, values in stored.items()}
 
 
 def _head(checkpoint: Checkpoint, options: EvalOptions) -> str:
@@ -170,8 +179,8 @@ def _head(checkpoint: Checkpoint, options: EvalOptions) -> str:
     return options.head or next(iter(heads))
 
 
-def _held_out(data: str, head: str | None) -> str:
+def _held_out(options: EvalOptions, head: str | None) -> str:
     try:
-        return held_out_split(data, head)
+        return held_out_split(str(options.data), head, options.allow_overlap)
     except SplitError:
         return "all"

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from tubevit import storage
+from tubevit.data.labels import distinct_names
 from tubevit.data.pipeline import BatchShards, SampleLoader, evaluation_rows, iterate
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
@@ -173,6 +174,7 @@ def write_tables(evaluation: Evaluation, prefix: str) -> list[str]:
         Paths of the files.
     """
     source, predictions = evaluation.load.source, evaluation.predictions
+    names = distinct_names(source.classes)
     probabilities, labels = predictions.probabilities[predictions.used], source.labels[predictions.used]
     if source.multi_label:
         counts, name, values = labels.sum(axis=0), "average_precision", average_precisions(probabilities, labels)
@@ -181,13 +183,13 @@ def write_tables(evaluation: Evaluation, prefix: str) -> list[str]:
         name, values = "accuracy", class_accuracies(probabilities, labels)
     each = [
         [label, int(n), "" if np.isnan(value) else round(float(value), 6)]
-        for label, n, value in zip(source.classes, counts, values, strict=True)
+        for label, n, value in zip(names, counts, values, strict=True)
     ]
     written = [_write_csv(f"{prefix}_classes.csv", [["class", "clips", name], *each])]
     if not source.multi_label:
         matrix = confusion_matrix(probabilities, labels).tolist()
-        rows = [[label, *row] for label, row in zip(source.classes, matrix, strict=True)]
-        written.append(_write_csv(f"{prefix}_confusion.csv", [["label", *source.classes], *rows]))
+        rows = [[label, *row] for label, row in zip(names, matrix, strict=True)]
+        written.append(_write_csv(f"{prefix}_confusion.csv", [["label", *names], *rows]))
     return written
 
 

@@ -1,18 +1,21 @@
 """Prediction of files: labels or features of videos and images, of long videos window by window."""
 
 import dataclasses
+import fnmatch
 import glob
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 from flax import nnx
 
+from tubevit import storage
 from tubevit.data.decode import Decoded, decode_media
-from tubevit.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
+from tubevit.data.labels import distinct_names
 from tubevit.data.stream import stream_clips
+from tubevit.data.suffixes import is_hidden, named_kind
 from tubevit.data.trained_range import out_of_range
 from tubevit.errors import UserError
 from tubevit.models.config import Head
@@ -128,31 +131,64 @@ def _labels(
         if _takes(head, kind) and wanted in (None, name):
             probabilities = np.asarray(head.probabilities(model.heads[name](pooled)[0]))
             best = np.argsort(-probabilities, kind="stable")[:top]
-            labels[name] = [(head.class_name(i), float(probabilities[i])) for i in best]
+            classes = distinct_names(head.labels) or range(head.classes)
+            labels[name] = [(str(classes[i]), float(probabilities[i])) for i in best]
     return labels
 
 
 def find_files(names: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-    """List the files of names, folders and patterns like `clips/**/*.mp4`; raises UserError if one matches nothing."""
+    """List the files of names, folders and patterns like `clips/**/*.mp4`.
+
+    Folders are walked as those of a source, see `storage.list_files`. A name that exists is never taken for a pattern.
+
+    Raises:
+        UserError: a name is empty or does not exist, a pattern matches nothing, or a folder holds no video or image.
+    """
     files = []
     for name in [os.fspath(name) for name in names]:
-        if pathlib.Path(name).exists():
-            files += _in_folder(pathlib.Path(name))
-        elif glob.has_magic(name):
-            matching = sorted(glob.glob(name, recursive=True))
-            if not matching:
-                raise UserError(f"no file matches {name}")
-            files += [file for path in matching for file in _in_folder(pathlib.Path(path))]
-        else:
+        if not name:
+            raise UserError("the name of a file is empty")
+        path = pathlib.Path(name)
+        if path.exists():
+            files += _in_folder(path)
+            continue
+        above = next(folder for folder in path.parents if folder.exists() or folder == folder.parent)
+        pattern = path.relative_to(above).parts
+        if not glob.has_magic(os.path.join(*pattern)):
             raise UserError(f"{name} does not exist")
+        matching = _matching(above, pattern)
+        if not matching:
+            raise UserError(f"no file matches {name}")
+        files += matching
     return list(dict.fromkeys(files))
+
+
+def _matching(folder: pathlib.Path, pattern: tuple[str, ...]) -> list[pathlib.Path]:
+    if "**" not in pattern:
+        found = sorted(glob.glob(os.path.join(*pattern), root_dir=folder))
+        return [file for path in found for file in _in_folder(folder / path)]
+    # `glob` would follow links that lead back as often as the system allows
+    parts = [path.split("/") for path in storage.list_files(folder) if not is_hidden(path)]
+    return [
+        folder.joinpath(*p)
+        for p in parts
+        if _matches(p, pattern) or (named_kind(p[-1]) and any(_matches(p[:i], pattern) for i in range(1, len(p))))
+    ]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _in_folder(path: pathlib.Path) -> list[pathlib.Path]:
     if not path.is_dir():
         return [path]
-    media = (p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES)
-    inside = sorted(p for p in media if not is_hidden(p.relative_to(path).as_posix()) and p.is_file())
+    inside = [path / name for name in storage.list_files(path) if named_kind(name) and not is_hidden(name)]
     if not inside:
         raise UserError(f"{path} holds no video or image")
     return inside

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from tubevit.config.experiment import load_for
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import default_head, open_source
+from tubevit.data.sources.splits import canonical_split
 from tubevit.errors import UserError
 from tubevit.evaluation.evaluate import EvalSettings, Predictions, predict_source
 from tubevit.models.config import ModelConfig
@@ -38,9 +39,11 @@ def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) ->
             the training split.
     """
     dataset.head = dataset.head or default_head(dataset.source, name)
-    if dataset.split in ("train", "all"):
+    if canonical_split(dataset.split) in ("train", "all"):
         raise UserError(f"{name}: a probe is scored on a held-out split, val or test; found {dataset.split!r}")
-    train, test = (open_source(dataset.source, split, dataset.head) for split in ("train", dataset.split))
+    train, test = (
+        open_source(dataset.source, split, dataset.head, dataset.allow_overlap) for split in ("train", dataset.split)
+    )
     if train.multi_label or test.multi_label:
         raise UserError(f"{name}: a probe needs one label per file; files of {dataset.source} have several")
     if len(np.unique(train.labels)) < 2:

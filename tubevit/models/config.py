@@ -60,10 +60,6 @@ class Head:
         """Convert logits to probabilities: by softmax, or by sigmoid where a sample may have several labels."""
         return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits)
 
-    def class_name(self, index: int) -> str:
-        """Return the label of a class, or its index where labels are unknown."""
-        return self.labels[index] if self.labels else str(index)
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -1,12 +1,15 @@
 """Processes agree on configuration, data and initial parameters before they start, or none of them starts."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from tubevit import storage
+from tubevit.data.labels import distinct_names
 from tubevit.data.sources.source import Source
 from tubevit.errors import UserError
 from tubevit.sharding.hosts import gather, run_on_all, run_on_main
@@ -68,8 +71,12 @@ class SourceEntries(Sequence):
         """The entries of a slice."""
         return [self._entry(i - len(self.source.classes)) for i in range(*part.indices(len(self)))]
 
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
+        return distinct_names(self.source.classes)
+
     def _entry(self, index: int) -> str:
-        classes, label = self.source.classes, None
+        classes = self._names
         if index < 0:
             return f"class {classes[index]}"
         label = self.source.labels[index]
@@ -81,7 +88,7 @@ def _digest(entries: Sequence[str], start: int, end: int) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for first in range(start, end, _READ):
         for entry in entries[first : min(first + _READ, end)]:
-            digest.update(entry.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(storage.encode(entry) + b"\0")
     return digest.hexdigest()
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from tubevit import storage
 from tubevit.config import dataset_config
 from tubevit.config.experiment import open_eval
+from tubevit.data.labels import distinct_names
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW
@@ -44,6 +46,11 @@ class Evaluated:
     def source(self) -> Source:
         """The files."""
         return self.load.source
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes as they can be shown."""
+        return [storage.printable(name) for name in distinct_names(self.source.classes)]
 
     @property
     def looked_at(self) -> str:
@@ -118,8 +125,10 @@ def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFi
     for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
         if found.pixels is None:
             raise found.error  # pyright: ignore[reportGeneralTypeIssues]
-        # A name need not be UTF-8, but a page is.
-        name = os.fsencode(os.path.basename(found.file)).decode(errors="replace")
-        labels = [f"{head}: {label} ({share:.0%})" for head, [(label, share)] in found.labels.items()]
+        # Names need not be UTF-8, but a page is.
+        name = storage.printable(os.path.basename(found.file))
+        labels = [
+            f"{head}: {storage.printable(label)} ({share:.0%})" for head, [(label, share)] in found.labels.items()
+        ]
         files.append(OwnFile(name, found.pixels, ",  ".join([name, *labels])))
     return files

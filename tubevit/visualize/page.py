@@ -169,7 +169,7 @@ def write_page(
             f"no font of this machine has all letters of {next(iter(numbered))!r}{more}: the pictures show numbers, "
             "the page the names below them"
         )
-    files["index.html"] = _html(title, facts, sections, embedded).encode(errors="replace")
+    files["index.html"] = storage.printable(_html(title, facts, sections, embedded)).encode()
     storage.write_files(out, files)
     return storage.join(out, "index.html")
 

@@ -184,7 +184,7 @@ def _relative(heat: np.ndarray) -> np.ndarray:
 
 def _prediction(each: Evaluated, file: int) -> str:
     probabilities = each.predictions.probabilities[file]
-    return f"{each.source.classes[int(probabilities.argmax())]} ({probabilities.max():.0%})"
+    return f"{each.class_names[int(probabilities.argmax())]} ({probabilities.max():.0%})"
 
 
 def _positions(model: TubeViT) -> Section:
@@ -228,7 +228,7 @@ def _confusion(evaluated: list[Evaluated], reason: str) -> list[Section]:
             continue
         used = each.predictions.used
         matrix = confusion_matrix(each.predictions.probabilities[used], each.source.labels[used])
-        draw = functools.partial(confusion.confusion_figure, matrix, each.source.classes)
+        draw = functools.partial(confusion.confusion_figure, matrix, each.class_names)
         wide = len(each.source.classes) > confusion.NUMBERED
         pictures.append(Picture(f"confusion_{each.name}", f"Confusion matrix of {each.name}", draw, wide=wide))
         texts.append(each.looked_at)
@@ -254,7 +254,7 @@ def _mistakes(evaluated: list[Evaluated], reason: str) -> list[Section]:
             sections.append(Section(title, f"none in {each.looked_at}"))
             continue
         clips = [each.clip(mistake.file) for mistake in found]
-        draw = functools.partial(mistakes.mistakes_figure, clips, found, each.source.classes)
+        draw = functools.partial(mistakes.mistakes_figure, clips, found, each.class_names)
         describes = f"Mistakes on {each.name}"
         pictures.append(Picture(f"mistakes_{each.name}", describes, draw, photo=True, wide=True))
         wrong = int((predictions.probabilities.argmax(axis=1) != labels)[predictions.used].sum())

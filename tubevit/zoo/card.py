@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from tubevit.data.labels import distinct_names
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.zoo.registry import Release
@@ -51,7 +52,7 @@ def _what(release: Release, model: ModelConfig, steps: int | None, began: Sequen
 
 
 def _classes(name: str, head: Head) -> str:
-    shown = ", ".join(head.labels[:_LABELS]) + (", ..." if len(head.labels) > _LABELS else "")
+    shown = ", ".join(distinct_names(head.labels)[:_LABELS]) + (", ..." if len(head.labels) > _LABELS else "")
     kinds = {"video": "videos", "image": "images", "any": "videos and images"}
     several = "; a sample may have several" if head.multi_label else ""
     labels = f": {shown}" if shown else ""

@@ -120,7 +120,8 @@ def read_index() -> dict[str, Release]:
 def write_index(releases: Mapping[str, Release]) -> None:
     """Write index.json, sorted by name; inverts `read_index`."""
     rows = [dataclasses.asdict(releases[name]) for name in sorted(releases)]
-    storage.write_text(checkpoints_folder() / "index.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    text = storage.printable(json.dumps(rows, indent=1, ensure_ascii=False))
+    storage.write_text(checkpoints_folder() / "index.json", text + "\n")
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

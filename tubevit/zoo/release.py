@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import tubevit
-from tubevit import publish
+from tubevit import publish, storage
 from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
 from tubevit.checkpoint.manifest import write_manifest
 from tubevit.errors import UserError, cannot_write, unknown
@@ -96,7 +96,7 @@ def release(
             (folder / file).write_bytes(content)
         pictures = [file for file in curves if file.endswith(".svg")]
         card = model_card(entry, checkpoint.model, steps=checkpoint.step, began=began_from(checkpoint), curves=pictures)
-        (folder / "README.md").write_text(card)
+        storage.write_text(folder / "README.md", storage.printable(card))
         with publish.locked(place.with_name(".lock")), contextlib.ExitStack() as undo:
             check_new(name, checkpoint, options.replace)  # another process may have released it meanwhile
             copying = publish.creating(archive, replace=lambda found: options.replace)

@@ -2,8 +2,9 @@ import fsspec
 import pytest
 
 from tubevit import storage
-from tubevit.data.sources import open_source
+from tubevit.data.sources import held_out_split, open_source
 from tubevit.errors import UserError
+from tubevit.evaluation import find_files
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_the_division_does_not_depend_on_where_the_folder_lies(folder, tmp_path)
 def test_a_class_may_be_called_train(folder):
     source = open_source(folder("train/a.mp4", "bus/b.mp4"), "all")
     assert listing(source) == [("bus/b.mp4", "bus"), ("train/a.mp4", "train")]
+    assert any("train is a class, because it holds no folders" in note for note in source.notes)
 
 
 def test_integer_classes_are_in_order_of_value(folder):
@@ -118,9 +120,9 @@ def test_a_local_csv_may_list_files_of_buckets(tmp_path):
     fsspec.filesystem("memory").pipe("/other/a.png", b"\x89PNG\r\n\x1a\n")
     (tmp_path / "b.png").touch()
     (tmp_path / "x.csv").write_text(
-        "path,label,split\nmemory://other/a.png,a,s\nb.png,b,s\nmemory://other/no.png,b,s\n"
+        "path,label,split\nmemory://other/a.png,a,val\nb.png,b,val\nmemory://other/no.png,b,val\n"
     )
-    assert open_source(str(tmp_path / "x.csv"), "s").keys == ("memory://other/a.png", str(tmp_path / "b.png"))
+    assert open_source(str(tmp_path / "x.csv"), "val").keys == ("memory://other/a.png", str(tmp_path / "b.png"))
 
 
 @pytest.mark.parametrize("asked", ["val", "valid", "validation"])
@@ -161,3 +163,50 @@ def test_folders_that_are_links(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/train").symlink_to("../elsewhere")
     assert open_source(str(tmp_path / "set"), "train").keys == (str(tmp_path / "set/train/a/x.mp4"),)
+
+
+def test_links_that_lead_back_are_left(folder, tmp_path, caplog):
+    name = folder("a/x.mp4", "a/deep/y.mp4", "b/z.mp4")
+    for link, target in (("a/up", ".."), ("a/deep/self", "."), ("b/whole", tmp_path / "set"), ("c", "b")):
+        (tmp_path / "set" / link).symlink_to(target)
+    source = open_source(name, "all")
+    assert listing(source) == [("a/deep/y.mp4", "a"), ("a/x.mp4", "a"), ("b/z.mp4", "b"), ("c/z.mp4", "c")]
+    assert "a/up is a link to a folder that it lies in" in caplog.text
+    files = find_files([name])  # as `predict` walks it
+    assert list(map(str, files)) == list(source.keys) == list(map(str, find_files([f"{name}/**/*.mp4"])))
+    assert find_files([f"{name}/**"]) == files and find_files([f"{name}/*/deep"]) == files[:1]
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [("Train", "Test"), ("TRAIN", " testing"), ("training ", "Eval"), ("Training", "dev"), ("train", "Validation")],
+)
+def test_folders_of_splits_have_many_spellings(folder, train, test):
+    name = folder(*(f"{part}/{label}/{i}.mp4" for part in (train, test) for label in ("cat", "dog ") for i in range(3)))
+    source = open_source(name, "Train")
+    assert source.classes == ("cat", "dog") and len(source) == 6 and source.notes == ()
+    assert all(key.startswith(f"{name}/{train}/") for key in source.keys)
+    held_out = open_source(name, held_out_split(name))
+    assert len(held_out) == 6 and all(key.startswith(f"{name}/{test}/") for key in held_out.keys)
+
+
+def test_folders_of_one_split_are_taken_together(folder):
+    name = folder("Val/a/x.mp4", "dev/b/y.mp4", "train/a/z.mp4", "Train/a/w.mp4")
+    assert open_source(name, "val").notes == (f"{name}: dev and val are taken together as the split val",)
+    assert len(open_source(name, "val")) == len(open_source(name, "train")) == 2
+
+
+def test_folders_that_are_no_splits_are_told(folder):
+    name = folder("train/a/x.mp4", "tset/a/y.mp4")
+    notes = open_source(name, "train").notes
+    assert any("beside the splits, e.g. tset; did you mean 'test'?" in note for note in notes)
+
+
+@pytest.mark.parametrize("files", [("trian/a/x.mp4", "tset/a/y.mp4"), ("fold1/b/x.mp4", "fold2/b/y.mp4")])
+def test_classes_that_look_like_splits_are_told(folder, files):
+    assert any("its folders are the classes" in note for note in open_source(folder(*files), "all").notes)
+
+
+def test_a_folder_above_the_splits_is_told(folder):
+    notes = open_source(folder("data/train/a/x.mp4", "data/test/a/y.mp4"), "all").notes
+    assert any("its folders are the classes, although data holds t" in note for note in notes)

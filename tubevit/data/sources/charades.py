@@ -2,6 +2,7 @@
 
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
+from tubevit.data.sources.splits import SPLITS, find_split
 from tubevit.errors import UserError, unknown
 
 CLASSES = 157
@@ -18,7 +19,7 @@ def open_charades(name: str, split: str) -> Source:
             `all`.
     """
     _, source, folder = listing.parse_list_and_clips(name)
-    split = listing.checked_split(name, split, ("train", "val", "test"))
+    split = find_split(name, split, SPLITS)
     split = "test" if split == "val" else split
     listing.require_folder(source, f"the folder of {', '.join(_FILES.values())} and Charades_v1_classes.txt")
     codes = _classes(source)

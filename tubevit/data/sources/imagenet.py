@@ -7,6 +7,8 @@ import re
 from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
+from tubevit.data.sources.splits import canonical_split, find_split
+from tubevit.data.suffixes import IMAGE_SUFFIXES, is_hidden, suffix
 from tubevit.errors import UserError
 
 CLASSES = 1000
@@ -24,7 +26,7 @@ def open_imagenet(name: str, split: str) -> Source:
         name: `imagenet:DIR`; DIR may also hold ILSVRC/Data/CLS-LOC/train and val.
         split: `train`, `val` or `all`; the official test images have no labels.
     """
-    split = listing.checked_split(name, split, _SPLITS)
+    split = find_split(name, split, _SPLITS)
     root = _root(name.partition(":")[2])
     rows = []
     for part in _SPLITS:
@@ -49,22 +51,33 @@ def validation_labels() -> list[str]:
 def _root(folder: str) -> str:
     for inner in _ROOTS:
         root = storage.join(folder, inner) if inner else folder.rstrip("/")
-        if any(storage.is_folder(storage.join(root, part)) for part in _SPLITS):
+        if _folders(root):
             return root
     raise UserError(f"imagenet:{folder}: expected {folder}/train and {folder}/val (or ILSVRC/Data/CLS-LOC in it)")
 
 
+def _folders(root: str) -> dict[str, str]:
+    """Return {split: name of its folder}; the usual name is preferred to others, such as `Train` or `validation`."""
+    names = sorted(storage.names(root), key=lambda name: name in _SPLITS)
+    return {
+        canonical_split(name): name
+        for name in names
+        if canonical_split(name) in _SPLITS and storage.is_folder(storage.join(root, name))
+    }
+
+
 def _rows(root: str, split: str) -> list[listing.Row]:
     rows, flat = [], None
-    for name in storage.list_files(f"{root}/{split}"):
-        if listing.suffix(name) not in listing.IMAGE_SUFFIXES or listing.is_hidden(name):
+    folder = f"{root}/{_folders(root).get(split, split)}"
+    for name in storage.list_files(folder):
+        if suffix(name) not in IMAGE_SUFFIXES or is_hidden(name):
             continue
         wnid = name.partition("/")[0]
         if match := re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", name):
             flat = flat or validation_labels()
             if split != "val" or not 0 < int(match[1]) <= len(flat):
-                raise UserError(f"{root}/{split}/{name}: expected {root}/val/ILSVRC2012_val_00000001.JPEG to 00050000")
+                raise UserError(f"{folder}/{name}: expected {root}/val/ILSVRC2012_val_00000001.JPEG to 00050000")
             wnid = flat[int(match[1]) - 1]
         if re.fullmatch(r"n\d{8}", wnid):
-            rows.append(listing.Row(f"{root}/{split}/{name}", (wnid,), split))
+            rows.append(listing.Row(f"{folder}/{name}", (wnid,), split))
     return rows

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
-from tubevit.errors import SplitError, UserError, unknown_split
+from tubevit.data.sources.splits import SPLITS, canonical_split, find_split
+from tubevit.data.suffixes import suffix
+from tubevit.errors import SplitError, UserError, closest
 
 CLASSES = {"k400": 400, "k600": 600, "k700": 700}
 _HEADER = "label,youtube_id,time_start,time_end,split"
@@ -30,10 +32,8 @@ def open_kinetics(name: str, split: str) -> Source:
             lists that were held out for a challenge), or none of the clips exists.
     """
     key, source, folder = listing.parse_list_and_clips(name)
-    split = listing.canonical_split(split)
     listed = list(dict.fromkeys(row for path, text in _lists(source) for row in _rows(path, text)))
-    if split != "all" and all(row.split != split for row in listed):
-        raise unknown_split(name, split, {*(row.split for row in listed), "all"})
+    split = find_split(name, split, sorted({row.split for row in listed}))
     rows = [row for row in listed if row.labels]
     held_out = sum(split in (row.split, "all") and not row.labels for row in listed)
     if held_out and not any(split in (row.split, "all") for row in rows):
@@ -75,7 +75,7 @@ def _lists(source: str) -> list[tuple[str, str]]:
     """Return the path and the text of each csv file of a list."""
     expected = f"a csv {_HEADER} or the folder that holds the official csv files"
     if storage.is_folder(source):
-        names = [file for file in storage.names(source) if file.lower().endswith(".csv")]
+        names = [file for file in storage.names(source) if suffix(file) == ".csv"]
         paths = [storage.join(source, file) for file in names]
     elif storage.exists(source):
         paths = [source]
@@ -90,12 +90,12 @@ def _lists(source: str) -> list[tuple[str, str]]:
 
 
 def _rows(path: str, text: str) -> Iterator[listing.Row]:
-    of_file = listing.canonical_split(re.split(r"[/_.-]", path.removesuffix(".csv"))[-1])
+    of_file = canonical_split(re.split(r"[/_.-]", path.lower().removesuffix(".csv"))[-1])
     for line, cells in listing.read_table(path, text, ("youtube_id", "time_start", "time_end"), _HEADER):
-        split = listing.canonical_split(cells.get("split") or of_file)
-        if split not in ("train", "val", "test"):
+        split = canonical_split(cells.get("split") or of_file)
+        if split not in SPLITS:
             expected = "a column split of train, val or test, or a file name that ends with one"
-            raise UserError(f"{path} line {line}: expected {expected}; found {split}")
+            raise UserError(f"{path} line {line}: expected {expected}; found {split}; {closest(split, SPLITS)}")
         try:
             start, end = int(float(cells["time_start"])), int(float(cells["time_end"]))
         except ValueError as error:

@@ -1,10 +1,10 @@
-"""Shared by the readers of lists and folders: split names, lists as text, the files of a folder, rows to a source."""
+"""Shared by the readers of lists and folders: lists as text, the files of a folder, rows to a source."""
 
 import contextlib
 import csv
 import dataclasses
+import difflib
 import functools
-import hashlib
 import io
 import os
 import posixpath
@@ -13,18 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tubevit import storage
-from tubevit.data.labels import label_array
+from tubevit.data.labels import check_distinct, label_array
 from tubevit.data.sources.source import Source
+from tubevit.data.suffixes import VIDEO_SUFFIXES, is_hidden, suffix
 from tubevit.errors import NothingFound, UserError, unknown, unknown_split
-
-VIDEO_SUFFIXES = frozenset(
-    (".3gp", ".apng", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
-    + (".ogv", ".ts", ".vob", ".webm", ".wmv")
-)
-IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-TRAIN_SHARE = 0.8
-SPLIT_NOTE = "80 % of the files are train, 20 % are test, by a hash of the path"
-_SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid": "val", "testing": "test"}
 
 
 class Row(NamedTuple):
@@ -36,25 +28,6 @@ class Row(NamedTuple):
     listed_at: str = ""
 
 
-def canonical_split(split: str) -> str:
-    """Return `val` for `validation`, `validate` and `valid`, likewise `train` and `test`; other names unchanged."""
-    return _SPLITS.get(split.lower(), split)
-
-
-def checked_split(name: str, split: str, splits: Iterable[str]) -> str:
-    """Return the canonical name of a split; raises SplitError unless it is one of the splits or `all`."""
-    split = canonical_split(split)
-    if split not in (*splits, "all"):
-        raise unknown_split(name, split, {*splits, "all"})
-    return split
-
-
-def split_by_hash(path: str) -> str:
-    """Return `train` for 80 % of all paths, else `test`; it does not depend on the other listed files."""
-    value = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
-    return "train" if value < TRAIN_SHARE * 2**64 else "test"
-
-
 def parse_list_and_clips(name: str) -> tuple[str, str, str]:
     """Split `KEY:LIST@CLIPS_DIR` into its parts; raises UserError if it has another form."""
     key, _, rest = name.partition(":")
@@ -64,26 +37,19 @@ def parse_list_and_clips(name: str) -> tuple[str, str, str]:
     return key, parts[0], parts[1]
 
 
-def suffix(path: str) -> str:
-    """Return the suffix of a file name in lower case, e.g. `.mp4`."""
-    return posixpath.splitext(path)[1].lower()
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a path is an artefact of an operating system: below `.folder` or `__MACOSX`, or named `.file`."""
-    return path.startswith((".", "__MACOSX/")) or "/." in path or "/__MACOSX/" in path
-
-
 def require_folder(path: str, expected: str) -> None:
     """Raise UserError, with what was expected, if there is no such folder."""
     if not storage.is_folder(path):
         raise UserError(f"folder {path} does not exist; expected {expected}")
 
 
-def read_text(path: str) -> str:
-    """Read a text file; raises FileNotFoundError if it does not exist and UserError if it cannot be read."""
+def read_text(path: str, errors: str = "strict") -> str:
+    """Read a UTF-8 file; `errors` as of `bytes.decode`.
+
+    Raises FileNotFoundError if it does not exist and UserError if it cannot be read.
+    """
     try:
-        return storage.read_bytes(path).decode("utf-8-sig")
+        return storage.read_bytes(path).decode("utf-8-sig", errors)
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:
@@ -104,17 +70,19 @@ def read_official(folder: str, *names: str) -> tuple[str, str]:
 def read_table(path: str, text: str, required: Iterable[str], header: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a csv as (line, {column: cell}); empty lines are skipped.
 
-    Messages name `path` and the expected `header`, which must include the `required` columns.
+    The names of columns are in lower case, without surrounding blanks. Messages name `path` and the expected `header`,
+    which must include the `required` columns.
 
     Raises:
         UserError: the header is another one, there are no rows, or a row is malformed (the message names the line).
     """
+    # A blank after a comma would make the quotes that follow it a part of the cell.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        columns = next(reader, None)
-        if columns is None or not set(required) <= set(columns):
-            found = "nothing" if columns is None else ",".join(columns)
-            raise UserError(f"{path} line 1: expected the header {header}; found {found}")
+        columns = [column.strip().lower() for column in next(reader, [])]
+        if (problem := _wrong_header(columns, required)) is not None:
+            found = ",".join(columns)[:100] or "nothing"
+            raise UserError(f"{path} line 1: expected the header {header}; found {found}{problem}")
         empty = True
         for cells in reader:
             if cells and len(cells) != len(columns):
@@ -124,9 +92,25 @@ def read_table(path: str, text: str, required: Iterable[str], header: str) -> It
                 empty = False
                 yield reader.line_num, dict(zip(columns, cells))
     except csv.Error as error:
-        raise UserError(f"cannot read {path} as csv: {error}") from error
+        raise UserError(f"cannot read {path} as csv: line {reader.line_num}: {error}") from error
     if empty:
         raise UserError(f"{path} lists no files: it has a header only")
+
+
+def _wrong_header(columns: Sequence[str], required: Iterable[str]) -> str | None:
+    """Return what is wrong with a header, to follow a list of its columns; None if nothing is."""
+    repeated = {column for column in columns if column and columns.count(column) > 1}
+    missing = [column for column in required if column not in columns]
+    if repeated:
+        return f": column {min(repeated)} occurs twice"
+    if not missing:
+        return None
+    separator = next((each for each in (";", "\t") if each in "".join(columns)), None)
+    if separator:
+        return f": separate the columns by commas, not by {separator!r}"
+    similar = {column: difflib.get_close_matches(column, columns, 1) for column in missing}
+    renamed = [f"rename {found[0]} to {column}" for column, found in similar.items() if found]
+    return f": {' and '.join(renamed)}" if renamed else ""
 
 
 def existing_files(paths: Sequence[str]) -> set[str]:
@@ -225,6 +209,7 @@ class Listing:
         chosen = [row for row in self.rows if self.split in (row.split, "all")]
         if not chosen:
             raise unknown_split(self.name, self.split, {*(row.split for row in self.rows), "all"})
+        check_distinct(self.name, self.classes)
         index = {label: i for i, label in enumerate(self.classes)}
         found = [(path, row) for row in chosen if (path := find(row)) is not None]
         if not found:
@@ -236,7 +221,7 @@ class Listing:
                     raise UserError(f"{self.name}: {row.listed_at or row.clip}: {unknown('label', label, index)}")
         indices = [[index[label] for label in row.labels] for _, row in found]
         labels = label_array(indices, len(self.classes), self.multi_label)
-        lines = list(notes)
+        lines = [*notes, *self._similar_classes()]
         if len(found) < len(chosen):
             lines.insert(0, f"{self.name}: {len(found)} of {len(chosen)} listed {self.what} were found")
         count, key = len(self.classes), self.name.partition(":")[0]
@@ -246,3 +231,11 @@ class Listing:
         listed_at = tuple(row.listed_at for _, row in found) if chosen[0].listed_at else ()
         paths, classes = tuple(path for path, _ in found), tuple(self.classes)
         return Source(self.name, paths, labels, classes, len(chosen), listed_at, tuple(lines))
+
+    def _similar_classes(self) -> list[str]:
+        """Return a note if names of classes differ in their case only."""
+        spellings: dict[str, list[str]] = {}
+        for label in self.classes:
+            spellings.setdefault(label.casefold(), []).append(label)
+        similar = next((names for names in spellings.values() if len(names) > 1), None)
+        return [f"{self.name}: {' and '.join(similar)} are different classes"] if similar else []

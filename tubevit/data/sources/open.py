@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tubevit import storage
 from tubevit.data.sources import charades, csv_file, embedded, folder, imagenet, kinetics, something, ucf_hmdb
 from tubevit.data.sources.source import Source
+from tubevit.data.suffixes import suffix
 from tubevit.errors import SplitError, UserError, unknown
 
 _READERS = {
@@ -24,7 +25,7 @@ def default_head(name: str, dataset: str) -> str:
     return embedded.HEADS[name][0] if name in embedded.HEADS else dataset
 
 
-def open_source(name: str, split: str = "all", head: str | None = None) -> Source:
+def open_source(name: str, split: str = "all", head: str | None = None, allow_overlap: bool = False) -> Source:
     """Open a source by its name.
 
     | name | source |
@@ -42,18 +43,19 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
     | `moving_digits`, `still_digits` | the embedded data, made in the cache on first use |
 
     Files, folders, lists and clips may lie in a bucket (`gs://...`). Splits are called `train`, `val` and `test`
-    whatever their names in the files, in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`, `train3`, `test3`; in
-    Charades `val` and `test` are the same. A csv or folder without splits is divided 80/20 into `train` and `test` by
-    a hash of the path, with a note. Listed clips that do not exist are left out and counted.
+    whatever their names in the files (see `canonical_split`), in UCF101 and HMDB51 `train`, `test`, `train2`, `test2`,
+    `train3`, `test3`; in Charades `val` and `test` are the same. A csv or folder without splits is divided 80/20 into
+    `train` and `test` by a hash of the path, with a note. Listed clips that do not exist are left out and counted.
 
     Args:
         name: name of the source.
         split: name of a split, or `all`.
         head: label set of `moving_digits`: `motion` (default) or `digit_motion`.
+        allow_overlap: accept a csv that lists a file in two splits.
 
     Raises:
-        UserError: there is no such source, split or head, a file or folder is missing or malformed, or none of the
-            listed files exists.
+        UserError: there is no such source, split or head, a file or folder is missing, malformed or contradicts
+            itself, or none of the listed files exists.
     """
     if name in embedded.HEADS:
         return embedded.open_embedded(name, split, head)
@@ -71,8 +73,8 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
             return open_shards(name, split)
         if not storage.exists(name):
             raise unknown("kind of source", kind, (*_READERS, "tfds", "shards"))
-    if name.endswith(".csv"):
-        return csv_file.open_csv(name, split)
+    if suffix(name) == ".csv":
+        return csv_file.open_csv(name, split, allow_overlap)
     if storage.is_folder(name):
         return folder.open_folder(name, split)
     if "/" in name:
@@ -80,7 +82,12 @@ def open_source(name: str, split: str = "all", head: str | None = None) -> Sourc
     raise unknown("source", name, ("FILE.csv", "DIR", *(f"{kind}:..." for kind in _READERS), *embedded.HEADS))
 
 
-def held_out_split(name: str, head: str | None = None, open_source: Callable[..., Source] = open_source) -> str:
+def held_out_split(
+    name: str,
+    head: str | None = None,
+    allow_overlap: bool = False,
+    open_source: Callable[..., Source] = open_source,
+) -> str:
     """Find the split of a source to evaluate on: `val`, else `test`.
 
     Raises:
@@ -89,7 +96,7 @@ def held_out_split(name: str, head: str | None = None, open_source: Callable[...
     """
     for split in ("val", "test"):
         try:
-            open_source(name, split, head)
+            open_source(name, split, head, allow_overlap)
             return split
         except SplitError as error:
             last = error

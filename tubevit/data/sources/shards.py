@@ -10,8 +10,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tubevit import storage
 from tubevit.data.labels import label_array
 from tubevit.data.shards import DAMAGED, INDEX, REJECTED, check_shards, read_index, read_records, unpack
-from tubevit.data.sources.listing import checked_split
 from tubevit.data.sources.source import Source
+from tubevit.data.sources.splits import find_split
 from tubevit.errors import DecodeError, UserError
 
 
@@ -61,7 +61,7 @@ def open_shards(name: str, split: str) -> Source:
     """
     folder = name.removeprefix("shards:")
     index = read_index(folder)
-    split = checked_split(name, split, index.splits)
+    split = find_split(name, split, index.splits)
     chosen = {key: value for key, value in index.splits.items() if split in (key, "all")}
     shards = tuple(shard for value in chosen.values() for shard in value.shards)
     check_shards(folder, shards)

@@ -6,6 +6,7 @@ import json
 
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
+from tubevit.data.sources.splits import SPLITS, find_split
 from tubevit.errors import NothingFound, SplitError, UserError
 
 CLASSES = 174
@@ -23,7 +24,7 @@ def open_something(name: str, split: str) -> Source:
         split: `train`, `val`, `test` (labelled by test-answers.csv of the later release), or `all` that exist.
     """
     _, source, folder = listing.parse_list_and_clips(name)
-    split = listing.checked_split(name, split, (*_FILES, "test"))
+    split = find_split(name, split, SPLITS)
     listing.require_folder(source, "the folder of train.json, validation.json and labels.json")
     path, label_map = _read_json(source, "labels.json", dict)
     try:

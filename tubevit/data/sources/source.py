@@ -1,5 +1,7 @@
 """A source: the labelled files of one split."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -9,8 +11,9 @@ import numpy as np
 
 from tubevit import storage
 from tubevit.data.container import Media, media_kind
-from tubevit.data.decode import decode_frames, decode_image
+from tubevit.data.decode import decode_media
 from tubevit.data.labels import label_hash
+from tubevit.data.suffixes import named_kind
 from tubevit.errors import DecodeError, UserError, unknown
 
 _TRIED = 20  # files that are opened to tell videos from images
@@ -64,25 +67,59 @@ class Source:
 
     @functools.cached_property
     def modality(self) -> str:
-        """`video` or `image`, by the first file that decodes; if none of 20 does, by the first bytes of one.
+        """`video` or `image`: the kind of the first file that decodes and whose suffix does not deny it.
 
-        Raises DecodeError if none of them can be read.
+        If none of 20 files is like this, the first that decodes decides, else the first bytes of one.
+
+        Raises:
+            DecodeError: none of them can be read.
+            UserError: the source holds both, as far as suffixes tell.
         """
-        kinds = []
+        read, decoded = [], []
         for index in range(min(len(self), _TRIED)):
             try:
                 media = self.media(index)
-                kinds.append(media_kind(media))
-                if kinds[-1] == "image":
-                    decode_image(media)
-                else:
-                    decode_frames(media, 1, 1.0, 0.0)
-                return kinds[-1]
+                read.append(media_kind(media))
+                kind = decode_media(media, 1, 1.0, 0.0).kind
             except DecodeError as error:
                 last = error
-        if kinds:
-            return kinds[0]
-        raise DecodeError(f"{self.name}: none of the first {index + 1} files can be read; the last: {last}") from last  # pyright: ignore[reportGeneralTypeIssues]
+                continue
+            if named_kind(self.keys[index]) in (None, kind):
+                decoded = [kind]
+                break
+            decoded.append(kind)
+        if not read:
+            message = f"{self.name}: none of the first {index + 1} files can be read; the last: {last}"
+            raise DecodeError(message) from last  # pyright: ignore[reportGeneralTypeIssues]
+        kind = (decoded or read)[0]
+        self._refuse_others(kind)
+        return kind
+
+    def _refuse_others(self, kind: str) -> None:
+        """Raise UserError if files are of the other kind by their suffixes, and the first of them by its content."""
+        if self.read is not None and named_kind(self.keys[0]) is None:  # names of records have no suffixes
+            return
+        other = "image" if kind == "video" else "video"
+        named = [index for index, key in enumerate(self.keys) if named_kind(key) == other]
+        if len(named) == len(self):  # the suffixes are wrong
+            return
+        for place, index in enumerate(named[:_TRIED]):
+            with contextlib.suppress(DecodeError):  # broken: the name counts
+                if media_kind(self.media(index)) == kind:  # an animated PNG or WebP is a video
+                    continue
+            first = next(key for key in self.keys if named_kind(key) != other)
+            count = len(named) - place
+            one, two = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((len(self) - count, kind), (count, other)))
+            raise UserError(
+                f"{self.name} holds {one} (e.g. {first}) and {two} (e.g. {self.keys[index]}); "
+                f"a source holds one kind: list the {other}s in a source of their own"
+            )
+
+    def check_kind(self, index: int, kind: str) -> None:
+        """Raise DecodeError if the content of file `index` is of another kind, `video` or `image`, than the source."""
+        if kind != self.modality:
+            article = "an" if kind == "image" else "a"
+            raise DecodeError(f"{self.keys[index]} is {article} {kind}, although {self.name} holds {self.modality}s")
 
     @property
     def label_hash(self) -> str:
@@ -90,19 +127,30 @@ class Source:
         return label_hash(self.classes)
 
     def with_classes(self, classes: tuple[str, ...]) -> Self:
-        """Return the same files, labelled by indices of `classes`; raises UserError for a label that is not in it."""
+        """Return the same files, labelled by indices of `classes`.
+
+        Labels are matched by name, or by index if the classes are the same or the labels are integers.
+
+        Raises:
+            UserError: a label is not in `classes`, or names several classes, of which it could mean any.
+        """
         if self.classes == classes:
             return self
         index = {name: i for i, name in enumerate(classes)}
         if all(name.isdecimal() for name in self.classes) and not set(self.classes) & set(classes):
             index = {str(i): i for i in range(len(classes))}  # integer labels are indices of any label set
+        counts = collections.Counter(classes) | collections.Counter(self.classes)
         indices = np.arange(len(self.classes))
         used = np.asarray(self.labels.any(axis=0)) if self.multi_label else np.isin(indices, self.labels)
         for i, name in enumerate(self.classes):
-            if used[i] and name not in index:
-                having = self.labels[:, i] > 0 if self.multi_label else self.labels == i
-                where = (self.listed_at or self.keys)[int(np.flatnonzero(having)[0])]
+            if not used[i] or (name in index and counts[name] == 1):
+                continue
+            having = self.labels[:, i] > 0 if self.multi_label else self.labels == i
+            where = (self.listed_at or self.keys)[int(np.flatnonzero(having)[0])]
+            if name not in index:
                 raise UserError(f"{where}: label out of range: {unknown('label', name, index)}")
+            same = " and ".join(str(j) for j, each in enumerate(classes) if each == name)
+            raise UserError(f"{where}: {name!r} is the name of several classes (index {same}); label files by index")
         columns = np.array([index.get(name, 0) for name in self.classes])
         if self.multi_label:
             labels = np.zeros((len(self), len(classes)), np.float32)

@@ -24,10 +24,10 @@ from tubevit.data.labels import label_array
 from tubevit.data.shards import DAMAGED, check_shard
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.data.sources.source import Source
-from tubevit.errors import DecodeError, UserError, closest, unknown_split
+from tubevit.data.sources.splits import find_split
+from tubevit.errors import DecodeError, UserError, closest
 
 logger = logging.getLogger(__name__)
-ALIASES = {"val": "validation", "validation": "val"}
 CACHED_FROM = 10_000  # records from which labels are cached; fewer are read in a fraction of a second
 
 
@@ -97,7 +97,7 @@ def open_tfds(name: str, split: str) -> Source:
     Args:
         name: `tfds:NAME` or `tfds:NAME@DATA_DIR`; DATA_DIR defaults to that of TFDS (`$TFDS_DATA_DIR`, else
             ~/tensorflow_datasets).
-        split: name of a split, or `all`; `val` and `validation` are the same.
+        split: name of a split, or `all`; `val`, `validation` and `dev` are the same, see `canonical_split`.
 
     Raises:
         UserError: there is no such data set or split, it is not prepared as ArrayRecord, or it lacks an image or a
@@ -108,10 +108,7 @@ def open_tfds(name: str, split: str) -> Source:
     builder = _builder(name)
     info = builder.info
     counts = {key: value.num_examples for key, value in info.splits.items()}
-    if split not in counts:
-        split = ALIASES.get(split, split)
-    if split not in (*counts, "all"):
-        raise unknown_split(name, split, {*counts, "all"})
+    split = find_split(name, split, counts)
     chosen = counts if split == "all" else {split: counts[split]}
 
     media, label = _features(name, info)
@@ -204,7 +201,7 @@ def _check_files(name: str, info, chosen: dict[str, int]) -> None:
 def _labels(builder, keys: Keys, raw, label: str, classes: int | None) -> np.ndarray:
     """Return labels as (n,) int32 or, for several labels each, (n, classes) float32."""
     known = hashlib.sha256((builder.data_path / "dataset_info.json").read_bytes())
-    known.update(f"{builder.data_path} {list(keys.counts)} {label}".encode())
+    known.update(storage.encode(f"{builder.data_path} {list(keys.counts)} {label}"))
     cached = cache_folder() / "tfds_labels" / f"{known.hexdigest()[:32]}.npy"
     if len(keys) >= CACHED_FROM and cached.exists():
         return np.load(cached)

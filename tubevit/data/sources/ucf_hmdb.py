@@ -5,10 +5,11 @@ import re
 from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
-from tubevit.errors import UserError, unknown_split
+from tubevit.data.sources.splits import find_split
+from tubevit.errors import UserError
 
 CLASSES = {"ucf101": 101, "hmdb51": 51}
-SPLITS = ("train", "test", "train2", "test2", "train3", "test3", "all")
+SPLITS = ("train", "test", "train2", "test2", "train3", "test3")
 
 
 def open_ucf101(name: str, split: str) -> Source:
@@ -77,8 +78,7 @@ def open_hmdb51(name: str, split: str) -> Source:
 
 def _parts(name: str, split: str) -> tuple[tuple[str, ...], str]:
     """Return the parts, of `train` and `test`, and the number of the official split."""
-    if split not in SPLITS:
-        raise unknown_split(name, split, SPLITS)
+    split = find_split(name, split, SPLITS)
     if split == "all":
         return ("train", "test"), "1"
     return (split.rstrip("23"),), split[-1] if split[-1] in "23" else "1"
