@@ -238,7 +238,7 @@ def test_folders_that_are_not_whole(folder, tmp_path, capsys):
         (broken("b", "config.json", '{"model_type": '), "config.json is damaged or incomplete"),
         (broken("c", "preprocessor_config.json", '{"rescale_factor": 0.5}'), "must be rescaled by 1/255"),
         (broken("d", "preprocessor_config.json", '{"image_mean": 3}'), "expected 3 numbers, found mean 3"),
-        (broken("e", "preprocessor_config.json", '{"image_std": [1, 0, 1]}'), "std above 0"),
+        (broken("e", "preprocessor_config.json", '{"image_std": [1, 0, 1]}'), "std must be above 0"),
     ]
     shards = pathlib.Path(broken("f", "model.safetensors", None))
     for name, text in (

@@ -3,6 +3,7 @@
 import json
 
 from tubevit.errors import UserError
+from tubevit.ranges import COUNT, WHOLE
 
 DISTRIBUTED = True  # all processes of a job run it together
 HELP = "evaluate a checkpoint on the data of its configuration or on another source; writes eval.json"
@@ -20,12 +21,12 @@ def add_arguments(parser) -> None:
     which = parser.add_mutually_exclusive_group(required=True).add_argument
     which("--workdir", help="workdir of a run; its last checkpoint is evaluated")
     which("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    add("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
+    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
     add("--split", help="split of --data (default: val, else test, else all files)")
     add("--head", help="head for --data; may be omitted if the model has one head")
-    add("--batch-size", type=int, help="batch size (default: that of the configuration, 16 for --data)")
+    add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
     add(
         "--probe",

@@ -4,6 +4,7 @@ import json
 import sys
 
 from tubevit.errors import UserError
+from tubevit.ranges import COUNT, WHOLE
 
 HELP = "compare models: tokens and pixels of each tube, parameters, FLOPs, activation memory"
 EXAMPLES = (
@@ -20,9 +21,9 @@ def add_arguments(parser) -> None:
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
     add("--padding", help="padding of the tubes: valid or same")
-    add("--frames", type=int, help="number of frames of the clip")
-    add("--size", type=int, help="height and width of the clip in pixels")
-    add("--num-classes", type=int, help="number of classes of an architecture's head (default 600)")
+    add("--frames", type=COUNT, help="number of frames of the clip")
+    add("--size", type=COUNT, help="height and width of the clip in pixels")
+    add("--num-classes", type=WHOLE, help="number of classes of an architecture's head (default 600); 0 for none")
     add("--json", action="store_true", help="print JSON")
 
 

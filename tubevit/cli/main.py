@@ -10,6 +10,7 @@ import traceback
 
 from tubevit.cli.logs import logging_installed
 from tubevit.errors import UserError, closest
+from tubevit.ranges import COUNT, WHOLE
 
 VERBS = ("train", "evaluate", "predict", "inspect", "preflight", "convert", "export", "make-moving-digits",
          "shard-videos", "report", "release", "completion")  # fmt: skip
@@ -64,8 +65,8 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
         "several processes", "for one job on several processes; on Cloud TPU they are found without these flags"
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, the same for all processes")
-    several.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
-    several.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
+    several.add_argument("--num-processes", type=COUNT, metavar="N", help="number of processes")
+    several.add_argument("--process-id", type=WHOLE, metavar="I", help="index of this process, from 0")
     return parser
 
 

@@ -2,6 +2,8 @@
 
 import sys
 
+from tubevit.ranges import COUNT, WHOLE, Range
+
 HELP = "write the embedded data (moving and still handwritten digits) as files"
 EXAMPLES = (
     "tubevit make-moving-digits        # in the cache, where the sources moving_digits and still_digits look",
@@ -17,12 +19,12 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("folder", nargs="?", metavar="DIR", help="folder for videos/, images/ and three csv files")
     add(
-        "--seed", type=int, default=0,
+        "--seed", type=WHOLE, default=0,
         help="random seed (default 0); the same seed and package versions give the same bytes",
     )  # fmt: skip
-    add("--train-clips", type=int, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})")
+    add("--train-clips", type=COUNT, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})")
     add(
-        "--test-digits", type=int, default=TEST_DIGITS,
+        "--test-digits", type=Range(int, least=1, most=TEST_DIGITS), default=TEST_DIGITS,
         help=f"number of test digits, each in two clips and one image (default and maximum {TEST_DIGITS})",
     )  # fmt: skip
 

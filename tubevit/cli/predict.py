@@ -3,6 +3,7 @@
 import sys
 
 from tubevit.errors import UserError
+from tubevit.ranges import COUNT, POSITIVE
 
 HELP = "predict labels of videos and images, or compute their features; long videos window by window"
 EXAMPLES = (
@@ -18,10 +19,10 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
     add("--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    add("--top", type=int, default=5, help="number of labels per head (default 5)")
+    add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add(
-        "--every", type=float, metavar="SECONDS",
+        "--every", type=POSITIVE, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",
     )  # fmt: skip
     add = parser.add_mutually_exclusive_group().add_argument
@@ -42,10 +43,6 @@ def run(args) -> None:
     from tubevit.evaluation import find_files, predict
     from tubevit.zoo.names import load_model
 
-    if args.top < 1:
-        raise UserError(f"--top must be at least 1; found {args.top}")
-    if args.every is not None and not 0 < args.every < float("inf"):
-        raise UserError(f"--every must be more than 0 seconds; found {args.every:g}")
     if args.features and args.head:
         raise UserError("--head chooses labels; --features are the same for all heads")
     model = load_model(args.checkpoint)

@@ -3,6 +3,8 @@
 import json
 import sys
 
+from tubevit.ranges import COUNT, Range
+
 HELP = "write a source as ArrayRecord shards of encoded videos or images, to disk or to a bucket"
 EXAMPLES = (
     "tubevit shard-videos clips.csv shards/clips",
@@ -18,10 +20,10 @@ def add_arguments(parser) -> None:
     add("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
     add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
     add("--split", help="splits, separated by commas (default: those of train, val and test that exist)")
-    add("--shards", type=int, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
-    add("--processes", type=int, default=1, help="number of worker processes (default 1)")
+    add("--shards", type=COUNT, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
+    add("--processes", type=COUNT, default=1, help="number of worker processes (default 1)")
     add(
-        "--short-side", type=int, metavar="PIXELS",
+        "--short-side", type=Range(int, least=16), metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
     )  # fmt: skip
     add("--json", action="store_true", help="print the summary as JSON")
@@ -30,11 +32,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Run the verb."""
     from tubevit.data.shard_writer import write_shards
-    from tubevit.errors import UserError
 
-    for flag, value, least in (("--processes", args.processes, 1), ("--short-side", args.short_side, 16)):
-        if value is not None and value < least:
-            raise UserError(f"{flag}: expected at least {least}; found {value}")
     sources = _open(args.source, args.split)
     summary = {}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):

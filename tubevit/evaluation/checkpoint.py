@@ -24,6 +24,7 @@ from tubevit.evaluation.evaluate import EvalSettings, Evaluation, evaluation_rec
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
+from tubevit.ranges import COUNT
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
 from tubevit.sharding.hosts import is_main, run_on_all
 from tubevit.sharding.mesh import make_mesh
@@ -48,7 +49,7 @@ class EvalOptions:
         probe: `linear` or `knn`: score frozen features in place of a head, see `PROBES`.
 
     Raises:
-        UserError: options exclude each other.
+        UserError: options exclude each other, or a number is out of range.
     """
 
     config: ConfigDict | None = None
@@ -64,6 +65,10 @@ class EvalOptions:
             raise UserError("pass --data or --config, not both")
         if not self.data and (self.split or self.head):
             raise UserError("--split and --head go with --data")
+        if self.batch_size is not None:
+            COUNT.check("batch_size", self.batch_size)
+        if self.views is not None:
+            Views.from_text(self.views)
 
 
 def evaluate_checkpoint(
