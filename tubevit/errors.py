@@ -1,8 +1,13 @@
 """Errors with what was expected, what was found, and the closest valid choice."""
 
 import difflib
+import errno
 import importlib
+import os
 from collections.abc import Iterable
+
+# Errors of the operating system that are faults of the machine, not of the path that a user names.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class TubeViTError(Exception):
@@ -70,3 +75,19 @@ def optional_import(module: str, purpose: str, extra: str):
     except ImportError as error:
         package = module.partition(".")[0]
         raise UserError(f"{purpose} needs {package}, which is not installed: pip install 'tubevit[{extra}]'") from error
+
+
+def cannot_write(what: str | os.PathLike, error: OSError, remedy: str = "") -> TubeViTError:
+    """Return the error to raise if writing failed: RunError for a full or broken disk, else UserError.
+
+    Args:
+        what: what was to be written.
+        error: the reason.
+        remedy: what the user can do about a UserError.
+    """
+    missing = isinstance(error, FileNotFoundError) and error.strerror is None  # as fsspec raises it
+    reason = "there is no such bucket" if missing else error.strerror or error
+    text = f"cannot write {os.fspath(what)}: {reason}"
+    if error.errno in DISK_ERRORS:
+        return RunError(text)
+    return UserError(f"{text}; {remedy}" if remedy else text)

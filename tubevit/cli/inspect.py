@@ -1,11 +1,12 @@
 """`tubevit inspect`."""
 
 import json
-import sys
+import logging
 
 from tubevit.errors import UserError
 from tubevit.ranges import COUNT, WHOLE
 
+logger = logging.getLogger(__name__)
 HELP = "compare models: tokens and pixels of each tube, parameters, FLOPs, activation memory"
 EXAMPLES = (
     "tubevit inspect tubevit_b16 tubevit_l16 tubevit_h16",
@@ -57,7 +58,7 @@ def _experiment_model(args, changes: dict):
 
     resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
     for note in resolved.notes:
-        print(note, file=sys.stderr)
+        logger.info(note)
     model = resolved.model.replace(**changes)
     return model if args.num_classes is None else model.replace(heads=as_heads(args.num_classes, None, model.tubes))
 

@@ -1,6 +1,7 @@
 """Dispatch of `tubevit VERB`; errors become one line and an exit code."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -9,6 +10,7 @@ import sys
 import traceback
 
 from tubevit.cli.logs import logging_installed
+from tubevit.cli.streams import flush_stdout, prepare_streams, reader_has_left
 from tubevit.errors import UserError, closest
 from tubevit.ranges import COUNT, WHOLE
 
@@ -137,10 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, BAD_INPUT, debug)
     except KeyboardInterrupt:
         return _report(RuntimeError("interrupted"), FAILED, False)
-    except BrokenPipeError:  # the reader of the pipe has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_left():  # it has seen what it wanted
+            return DONE
         from tubevit.errors import RunError
         from tubevit.training.run.preemption import Preempted
 
@@ -154,22 +155,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> None:
     """Run `main` and end the process."""
-    # As on stderr: file names and labels may have any encoding.
-    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    code = main()
+    prepare_streams()
+    try:
+        code = main()
+    except SystemExit as end:  # --help
+        code = int(end.code or DONE)
+    try:
+        flush_stdout()
+    except OSError as error:
+        code = _report(error, FAILED, False)
     if code == BAD_INPUT and "jax" in sys.modules:
         from tubevit.sharding.hosts import end_at_once
 
         end_at_once(code)
     if code == FAILED:  # threads that wait for a bucket or for other hosts would keep the process alive
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def _report(error: BaseException, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print("tubevit: " + " ".join(str(error).split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be closed
+        if debug:
+            traceback.print_exc()
+        print("tubevit: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
     return code

@@ -31,16 +31,20 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
+    from tqdm import tqdm
+
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
-
-    def progress(done: int, total: int) -> None:
-        if done % 500 < 2 or done == total:
-            print(f"\r{done}/{total} clips", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     folder = args.folder or embedded_folder()
     if args.folder is None and folder.exists():
         print(f"{folder} exists already")
         return
-    counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
+    with tqdm(unit=" clips", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
     print(f"{folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))

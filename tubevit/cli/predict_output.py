@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tubevit.errors import UserError
+from tubevit.errors import cannot_write
 from tubevit.evaluation import Prediction
 
 COLUMNS = ("file", "start", "end", "head", "rank", "label", "probability")
@@ -16,7 +16,7 @@ def _open(path: str, mode: str, **settings):
     try:
         return open(path, mode, **settings)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+        raise cannot_write(path, error, "name another file") from error
 
 
 def _times(found: Prediction) -> list[float]:
@@ -54,7 +54,6 @@ def write_labels(path: str, predictions: Iterable[Prediction]) -> None:
 def write_features(path: str, predictions: Iterable[Prediction], width: int) -> None:
     """Write features to an .npz file at the end: `files` (n,) paths, `features` (n, width) float32, and `start` and
     `end` (n,) in seconds, NaN for a whole file."""
-    _open(path, "ab").close()  # can it be written? The old content stays until there is new content
     rows = [(str(found.file), found.features, found.start, found.end) for found in predictions]
     files, features, start, end = zip(*rows) if rows else ((),) * 4
     with _open(path, "wb") as file:

@@ -1,10 +1,11 @@
 """`tubevit shard-videos`."""
 
 import json
-import sys
+import logging
 
 from tubevit.ranges import COUNT, Range
 
+logger = logging.getLogger(__name__)
 HELP = "write a source as ArrayRecord shards of encoded videos or images, to disk or to a bucket"
 EXAMPLES = (
     "tubevit shard-videos clips.csv shards/clips",
@@ -31,18 +32,22 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
+    from tubevit import storage
     from tubevit.data.shard_writer import write_shards
+    from tubevit.data.shards import INDEX
 
+    storage.check_writable(storage.join(args.out, INDEX), "name another folder")
     sources = _open(args.source, args.split)
     summary = {}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
-        print(note, file=sys.stderr)
-    for split, source in sources.items():
-        summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
-        if not args.json:
-            print(_line(args.out, split, summary[split]))
-    if args.json:
-        print(json.dumps(summary))
+        logger.info(note)
+    try:
+        for split, source in sources.items():
+            summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
+    finally:  # what was finished before an error
+        lines = [_line(args.out, split, finished) for split, finished in summary.items()]
+        if summary:
+            print(json.dumps(summary) if args.json else "\n".join(lines), flush=True)
 
 
 def _open(name: str, wanted: str | None) -> dict:
@@ -61,7 +66,7 @@ def _open(name: str, wanted: str | None) -> dict:
         except SplitError:
             continue
         except NothingFound as error:
-            print(f"left out: {error}", file=sys.stderr)
+            logger.info(f"left out: {error}")
         else:
             same = split == "test" and "val" in found and list(source.keys) == list(found["val"].keys)
             if not same:  # Charades: test is val

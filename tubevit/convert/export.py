@@ -34,7 +34,7 @@ from jax import export
 from tubevit import __version__, storage
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.errors import UserError, optional_import
+from tubevit.errors import UserError, cannot_write, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
@@ -75,6 +75,7 @@ def export_jax(
         UserError: the folder cannot be used, the head or a platform does not exist, the head takes images but no tube
             does, or safetensors or flatbuffers is not installed.
     """
+    check_new_folder(folder)
     if model.config.heads or head is not None:
         head = model.head_for(head)
     config = dataclasses.replace(model.config, heads=tuple(pair for pair in model.config.heads if pair[0] == head))
@@ -226,18 +227,28 @@ def _save(params: Mapping[str, jax.Array], path: pathlib.Path) -> None:
     path.chmod(mode)  # safetensors makes it readable by its owner only
 
 
-@contextlib.contextmanager
-def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
+def check_new_folder(path: str | os.PathLike) -> None:
+    """Raise UserError unless a folder for an export can be made at `path`: new, or empty, on a local disk."""
     if storage.is_remote(path):
         raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
     path = pathlib.Path(path).absolute()
+    try:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists already; name a new folder or an empty one")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    storage.check_writable(path / _CONFIG)
+
+
+@contextlib.contextmanager
+def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
+    check_new_folder(path)
+    path = pathlib.Path(path).absolute()
     with contextlib.ExitStack() as stack:
         try:
-            if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-                raise UserError(f"{path} exists already; name a new folder or an empty one")
             folder = stack.enter_context(storage.replacing(path))
             folder.mkdir()
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+            raise cannot_write(path, error) from error
         yield folder

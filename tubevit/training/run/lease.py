@@ -12,9 +12,8 @@ import uuid
 from typing import Self
 
 from tubevit import storage
-from tubevit.errors import RunError, UserError
+from tubevit.errors import RunError, UserError, cannot_write
 from tubevit.sharding.hosts import run_on_main
-from tubevit.training.run.workdir import cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class Lease:
                 if content is None or _parse(content).get("id") != self._id:
                     raise self._refusal(content)
         except OSError as error:
-            raise cannot_write(self._workdir, error) from error
+            raise cannot_write(f"workdir {self._workdir}", error) from error
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 

@@ -1,7 +1,6 @@
 """The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events."""
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from tubevit import storage
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
 from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.config import changed_keys
-from tubevit.errors import RunError, UserError
+from tubevit.errors import RunError, UserError, cannot_write
 from tubevit.sharding.hosts import is_main
 
 # Seconds between two uploads of files that grow: a bucket cannot append.
@@ -44,15 +43,9 @@ def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict,
             _compare(workdir, with_current_keys(json.loads(storage.read_bytes(path))), content, allow_change)
         storage.write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise cannot_write(workdir, error) from error
+        raise cannot_write(f"workdir {workdir}", error) from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}; name a new workdir") from error
-
-
-def cannot_write(workdir: str | os.PathLike, error: OSError) -> RunError | UserError:
-    """Return the error to raise: RunError for a full disk, which a restart may survive, else UserError."""
-    kind = RunError if error.errno == errno.ENOSPC else UserError
-    return kind(f"cannot write workdir {workdir}: {error.strerror or 'there is no such bucket'}")
 
 
 def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> None:
