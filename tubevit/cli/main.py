@@ -121,14 +121,14 @@ def _run(verb: str, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns 0 if done, 1 if it failed while running, 2 for bad input, 75 if preempted after saving."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return DONE if arguments else BAD_INPUT
-    if arguments[0] == "--version":
-        print(_versions())
-        return DONE
-    verb, debug = arguments[0], "--debug" in arguments
+    verb, debug = arguments[0] if arguments else "", "--debug" in arguments
     try:
+        if verb in ("", "-h", "--help", "help"):
+            print(_usage())
+            return DONE if verb else BAD_INPUT
+        if verb == "--version":
+            print(_versions())
+            return DONE
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; {closest(verb, VERBS)}")
         args = _parse(verb, arguments[1:])

@@ -92,8 +92,8 @@ def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) ->
     """Export the forward pass as a program (params, pixels) -> output that contains no parameters.
 
     params is flat: {path: float32 array}. pixels is uint8 (b, T, H, W, 3) in the model's shape, or (b, H, W, 3) for an
-    image head or a plain ViT with one frame; the batch size b may differ in each call. The output is float32
-    (b, classes), softmax or, for multi-label heads, sigmoid; without a head it is the pooled features (b, D).
+    image head or a plain ViT with one frame; the batch size b, at least 1, may differ in each call. The output is
+    float32 (b, classes), softmax or, for multi-label heads, sigmoid; without a head it is the pooled features (b, D).
 
     The field `attention` is ignored, because `auto` would depend on the machine that exports. The program contains
     both implementations: einsums on CPU, XLA's `jax.nn.dot_product_attention` elsewhere.
@@ -147,12 +147,12 @@ class ExportedModel:
         Each new batch size b compiles once; pad to a few sizes where that matters.
 
         Raises:
-            UserError: the pixels have another shape or dtype.
+            UserError: the pixels have another shape or dtype, or the batch is empty.
         """
         found = (tuple(np.shape(pixels)), getattr(pixels, "dtype", None))
-        if found[0][1:] != self.shape or not found[0] or found[1] != np.uint8:
+        if found[0][1:] != self.shape or not found[0] or not found[0][0] or found[1] != np.uint8:
             expected = ", ".join(map(str, ("b", *self.shape)))
-            raise UserError(f"expected uint8 ({expected}); found {found[1]} {found[0]}")
+            raise UserError(f"expected uint8 ({expected}) with b of at least 1; found {found[1]} {found[0]}")
         return self._call(self._params, pixels)
 
 
