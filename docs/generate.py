@@ -34,7 +34,7 @@ _DATA = (
 )
 BEGIN, END = "<!-- zoo: written by docs/generate.py -->", "<!-- end of zoo -->"
 # What users import from, in the order of the reference; the rest of the package stands behind them.
-MODULES = ("tubes", "windows", "errors", "data", "models", "sharding", "checkpoint", "convert", "zoo",
+MODULES = ("tubes", "windows", "errors", "ranges", "data", "models", "sharding", "checkpoint", "convert", "zoo",
            "transfer", "config", "recipes", "evaluation", "training", "preflight", "visualize")  # fmt: skip
 
 
@@ -119,8 +119,9 @@ def _rows(keys: Mapping[str, Key]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for path, key in keys.items():
         default = {None: "none", "": "empty"}.get(key.default, f"`{key.default}`".lower())
-        text = meaning(key).replace("|", "\\|")
-        rows.append(f"| `{path}` | {key.kind.__name__} | {default} | {text.removesuffix('.')} |")
+        text = meaning(key).replace("|", "\\|").removesuffix(".")
+        limits = key.range.limits if key.range else ""
+        rows.append(f"| `{path}` | {key.kind.__name__} | {default} | {text}{limits and f' ({limits})'} |")
     return "\n".join(rows)
 
 

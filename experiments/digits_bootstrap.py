@@ -38,7 +38,8 @@ def get_config(
 ):
     if stage not in STAGES:
         raise unknown("stage", stage, STAGES)
-    steps = steps or (600 if stage == "vit" else 300)
+    if steps is None:
+        steps = 600 if stage == "vit" else 300
     if stage in TRAINED:
         config = bootstrap_config(small, large, "moving_digits", train_last=TRAINED[stage])
         config.train.gate = stage == "gate"

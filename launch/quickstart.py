@@ -15,6 +15,9 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for modules that need no installed packages
+
+from tubevit.ranges import COUNT, WHOLE  # noqa: E402
 
 
 def run(*command: str) -> float:
@@ -29,8 +32,8 @@ def run(*command: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="number of steps (default: as in the experiment)")
+    parser.add_argument("--seed", type=WHOLE, default=0)
+    parser.add_argument("--steps", type=COUNT, help="number of steps (default: as in the experiment)")
     parser.add_argument("--workdir", default="runs/quickstart")
     args = parser.parse_args()
 

@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for modules that need no installed packages
+
+from tubevit.ranges import NOT_NEGATIVE, WHOLE  # noqa: E402
 
 DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
 HEALTHY, LONGEST = 3600.0, 900.0  # seconds: a run that resets the count of failures; the longest delay
@@ -27,9 +32,11 @@ def main() -> int:
     """Run the loop, and return the last exit code of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     # The default is longer than the processes of a job take to notice that one is gone: all of them restart together.
-    parser.add_argument("--wait", type=float, default=100.0, help="seconds before the first restart after a failure")
     parser.add_argument(
-        "--limit", type=int, default=5, help="number of consecutive failures after which the loop gives up"
+        "--wait", type=NOT_NEGATIVE, default=100.0, help="seconds before the first restart after a failure"
+    )
+    parser.add_argument(
+        "--limit", type=WHOLE, default=5, help="number of consecutive failures after which the loop gives up"
     )
     parser.add_argument("--exit-file", help="file to which the last exit code is written")
     parser.add_argument("command", nargs="+")
@@ -71,7 +78,7 @@ def main() -> int:
         if failures > args.limit:
             say(f"exit code {code}: giving up after {failures} consecutive failures")
             break
-        wait = min(args.wait * 2 ** (failures - 1), LONGEST)
+        wait = min(args.wait * 2 ** min(failures - 1, 20), LONGEST)
         say(f"exit code {code}: restarting in {wait:g} s (restart {failures} of {args.limit})")
         if stopped.wait(wait):
             break

@@ -21,9 +21,10 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for the errors only, which need no installed packages
+sys.path.insert(0, str(ROOT))  # for modules that need no installed packages
 
 from tubevit.errors import UserError, unknown  # noqa: E402
+from tubevit.ranges import COUNT, WHOLE, Range  # noqa: E402
 
 RUNTIMES = {  # the TPU software version of each family
     "v4": "tpu-ubuntu2204-base",
@@ -63,7 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--type", required=True, help="accelerator type, such as v5litepod-8 or v6e-256")
     parser.add_argument("--project", help="Google Cloud project (default: the one configured in gcloud)")
     parser.add_argument(
-        "--slices", type=int, default=1, help="queued and xpk: number of slices; also set config.mesh.slices"
+        "--slices", type=COUNT, default=1, help="queued and xpk: number of slices; also set config.mesh.slices"
     )
     parser.add_argument(
         "--spot", action="store_true", help="use spot capacity, which is cheaper but may be preempted at any time"
@@ -81,7 +82,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--clone", metavar="URL", help="repository to clone instead of copying the checkout's last commit"
     )
     parser.add_argument("--branch", help="branch of --clone")
-    parser.add_argument("--poll", type=float, default=60, help="queued: seconds between two checks")
+    parser.add_argument(
+        "--poll", type=Range(float, least=1, most=86400), default=60.0, help="queued: seconds between two checks"
+    )
     parser.add_argument("--cluster", help="xpk: the GKE cluster")
     parser.add_argument("--create-cluster", action="store_true", help="xpk: create it first")
     parser.add_argument(
@@ -89,7 +92,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="xpk: use this Docker image, which has a checkout as its working directory, instead of building one",
     )
     parser.add_argument(
-        "--max-restarts", type=int, default=100, help="xpk: maximum number of restarts of the whole job"
+        "--max-restarts", type=WHOLE, default=100, help="xpk: maximum number of restarts of the whole job"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     args = parser.parse_args(flags)
@@ -104,7 +107,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise unknown("accelerator type", args.type, types)
     if args.how == "vm" and types[args.type] > 1:
         raise UserError(f"{args.type} has {types[args.type]} hosts, expected one; use pod instead of vm")
-    if args.slices < 1 or (args.slices > 1 and args.how in ("vm", "pod")):
+    if args.slices > 1 and args.how in ("vm", "pod"):
         raise UserError(f"--slices {args.slices}: expected 1, or more with queued or xpk")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
         raise UserError(

@@ -274,6 +274,7 @@ def host(fake, tmp_path):
     """host.sh in a checkout with a fake environment and a fake make."""
     checkout = tmp_path / "tubevit"
     shutil.copytree(ROOT / "launch", checkout / "launch")
+    shutil.copytree(ROOT / "tubevit", checkout / "tubevit", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
     bin = checkout / ".venv/bin"
     bin.mkdir(parents=True)
     (bin / "python").write_text(f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(tubevit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Each may import from its own layer and from those before it.
 LAYERS = [
-    ["errors"], ["publish"], ["tubes", "storage"], ["windows"], ["data", "models"], ["sharding"], ["checkpoint"],
+    ["errors"], ["publish", "ranges"], ["tubes", "storage"], ["windows"], ["data", "models"], ["sharding"],
+    ["checkpoint"],
     ["convert"], ["zoo"], ["transfer"], ["config"], ["recipes"], ["evaluation"], ["training"], ["preflight"],
     ["visualize"], ["cli"],
 ]  # fmt: skip

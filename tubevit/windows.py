@@ -200,5 +200,8 @@ def take_windows(clips: Shaped[np.ndarray, "B *T H W 3"], tubes: TubeSet) -> Tub
     if len(shape) == 2:
         tubes, clips = tubes.for_images(), clips[:, None]
     plan = WindowPlan(tubes, clips.shape[1:-1])
+    if not len(clips):
+        shapes = window_shapes(tubes, clips.shape[1:-1])
+        return TubeBatch(tuple(np.zeros((0, *each), clips.dtype) for each in shapes), tubes, shape)
     windows = [plan.windows([clip[grid.index] for grid in plan.grids]) for clip in clips]
     return TubeBatch(tuple(map(np.stack, zip(*windows))), tubes, shape)

@@ -92,7 +92,7 @@ def test_checkpoints_and_experiments(done, tiny_run, tmp_path):
         (["tubevit_b16", "--tubes", "8x8/1x1x1"], ["'8x8/1x1x1' is not a tube"]),
         (["tubevit_b16", "--padding", "sam"], ["unknown padding 'sam'"]),
         (["tubevit_b16", "--size", "2"], ["a clip of 32x2x2", "too small"]),
-        (["tubevit_b16", "--frames", "0"], ["frames must be a whole number of at least 1; found 0"]),
+        (["tubevit_b16", "--frames", "0"], ["--frames: must be at least 1; found '0'"]),
         (["--config", "quickstrat"], ["did you mean 'quickstart'"]),
         (["--config", "quickstart", "--config.model.nam=x"], ["did you mean 'model.name'"]),
     ],

@@ -98,7 +98,10 @@ def test_version(capsys):
         (["inspect", "tubevit_b16", "--frame=3"], ["no argument '--frame=3'; did you mean '--frames'"]),
         (["inspect", "tubevit_b16", "--fra", "3"], ["no argument '--fra'"]),  # no abbreviations
         (["predict", "--checkpoint", "x", "a.mp4", "--config.seed=1"], ["no argument '--config.seed=1'"]),
-        (["inspect", "tubevit_b16", "--frames", "many"], ["--frames: invalid int value: 'many'"]),
+        (
+            ["inspect", "tubevit_b16", "--frames", "many"],
+            ["--frames: must be a whole number, at least 1; found 'many'"],
+        ),
         (["train", "--config", "quickstart"], ["required: --workdir (see tubevit train --help)"]),
         (["evaluate", "--workdir", "a", "--config.seed=1"], ["pass it with --config FILE"]),
         (["evaluate"], ["one of the arguments --workdir --checkpoint is required"]),
@@ -152,4 +155,7 @@ def test_make_moving_digits(done, refused, tmp_path, digits_cache):
     (tmp_path / "file").write_text("")
     refused(["make-moving-digits", tmp_path / "file"], f"{tmp_path}/file")
     refused(["make-moving-digits", tmp_path / "file" / "x"], f"cannot write {tmp_path}/file/x")
-    refused(["make-moving-digits", tmp_path / "b", "--test-digits", 451], "expected 1 to 450 test digits")
+    refused(
+        ["make-moving-digits", tmp_path / "b", "--test-digits", 451],
+        "--test-digits: must be at least 1 and at most 450; found '451'",
+    )

@@ -17,7 +17,7 @@ from tubevit.training.loop import Parts
     "changes, parts",
     [
         ({"train.stpes": 1}, ["unknown key 'train.stpes'; did you mean 'train.steps'"]),
-        ({"train.steps": "many"}, ["train.steps must be of type int; found 'many'"]),
+        ({"train.steps": "many"}, ["train.steps must be a whole number, at least 1; found 'many'"]),
         ({"model.name": "tubevit_nano"}, ["unknown model 'tubevit_nano'; did you mean", "'tubevit_nano8'"]),
         ({"model.tubes": "papr"}, ["papr", "did you mean 'paper'"]),
         ({"model.tubes": "4x8x8/8x16"}, ["8x16"]),

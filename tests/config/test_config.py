@@ -149,7 +149,7 @@ def test_values_are_read_by_type(key, text, value):
             "did you mean 'data.train.moving_digits.batch_size'",
         ),
         ("quickstart", {"train": "1"}, "train is a group of keys: "),
-        ("quickstart", {"train.steps": "1.5"}, "train.steps must be of type int; found '1.5'"),
+        ("quickstart", {"train.steps": "1.5"}, "train.steps must be a whole number, at least 1; found '1.5'"),
         ("quickstart", {"train.steps": "none"}, "train.steps must"),
         ("quickstart", {"seed": "none"}, "seed must"),
         ("quickstart", {"input.path": "tube"}, "unknown input.path 'tube'; did you mean 'tubes'"),

@@ -82,9 +82,28 @@ def test_timm_and_back_is_exact(model, saved, tmp_path):
     assert len(done.notes) == 3 and "num_heads 2" in done.notes[0] and "epsilon 1e-05" in done.notes[1]
     again = convert(tmp_path / "x.safetensors", tmp_path / "again", options=Options(heads=2))
     same_parameters(model, tmp_path / "again")
+    file = f"{tmp_path}/x.safetensors"
     assert again.notes == (
-        f"{tmp_path}/x.safetensors does not say mean and std: assumed to be 0.5, see --mean and --std",
+        f"{file} does not say pooling and activation: assumed to be the class token and the exact GELU",
+        f"{file} does not say mean and std: assumed to be 0.5, see --mean and --std",
     )
+
+
+def test_what_a_file_of_timm_cannot_say(saved, tmp_path):
+    """Pooling and activation leave no array behind; config.json says the one and names the architecture."""
+    convert(saved, tmp_path / "x.safetensors", format="timm")
+    arrays, options = load_file(tmp_path / "x.safetensors"), Options(heads=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+    notes = lambda path: " ".join(convert(path, tmp_path / f"{len(list(tmp_path.iterdir()))}", options=options).notes)  # noqa: E731
+    without = {name: array for name, array in arrays.items() if name != "cls_token"}
+    without["pos_embed"] = arrays["pos_embed"][:, 1:]
+    save_file(without, tmp_path / "mean.safetensors")
+    assert "pooling and activation: assumed to be the mean of all patches" in notes(tmp_path / "mean.safetensors")
+    for number, (values, expected) in enumerate((({}, "does not say pooling: "), ({"global_pool": "token"}, ""))):
+        folder = tmp_path / f"hub{number}"
+        folder.mkdir()
+        shutil.copyfile(tmp_path / "x.safetensors", folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", **values}))
+        assert (expected in notes(folder)) if expected else notes(folder) == ""
 
 
 def test_formats_of_the_stored_numbers(folder, tmp_path):
@@ -238,7 +257,7 @@ def test_folders_that_are_not_whole(folder, tmp_path, capsys):
         (broken("b", "config.json", '{"model_type": '), "config.json is damaged or incomplete"),
         (broken("c", "preprocessor_config.json", '{"rescale_factor": 0.5}'), "must be rescaled by 1/255"),
         (broken("d", "preprocessor_config.json", '{"image_mean": 3}'), "expected 3 numbers, found mean 3"),
-        (broken("e", "preprocessor_config.json", '{"image_std": [1, 0, 1]}'), "std above 0"),
+        (broken("e", "preprocessor_config.json", '{"image_std": [1, 0, 1]}'), "std must be above 0"),
     ]
     shards = pathlib.Path(broken("f", "model.safetensors", None))
     for name, text in (

@@ -8,6 +8,7 @@ from tests.models import reference
 from tests.models.reference import assert_close, read_parameters
 from tubevit.errors import UserError
 from tubevit.models.config import Head
+from tubevit.windows import take_windows
 
 PLAIN = "4x4x4/8x16x16_8x2x2/3x16x16+2x4x4_2x6x6/8x16x16+0x8x8_1x8x8/16x8x8"  # `small` without space-to-depth
 OVERLAPPING = "3x9x10/4x6x8+1x2x0%2x3x1_1x12x12/8x8x8"
@@ -55,6 +56,29 @@ def test_forward_pass_equals_the_float64_reference(tiny, tubes, padding, width, 
     video = pixels(*shape, dtype=dtype)
     for found, expected in zip(stages(model, video), reference_stages(model, video), strict=True):
         assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"pooling": "map", "scan": False}, {"pooling": "cls", "class_token": True, "padding": "same"},
+        {"tubes": PLAIN, "interpolated": True}, {"tubes": PLAIN, "tube_width": 12, "tube_linear": True},
+    ],
+)  # fmt: skip
+def test_an_empty_batch(tiny, fields):
+    """No rows in, no rows out, whatever the input: clips, images, windows, uint8 or float."""
+    model = tiny(heads=HEADS, **fields)
+    for dtype in (np.uint8, np.float32):
+        clips = pixels(16, 64, 64, dtype=dtype)
+        for video, head, classes in ((clips, "motion", 8), (clips[:, 0], "digit", 10)):
+            windows = take_windows(video, model.config.tubes)
+            for empty in (
+                video[:0], take_windows(video[:0], model.config.tubes), jax.tree.map(lambda x: x[:0], windows)
+            ):  # fmt: skip
+                assert model(empty, head=head).shape == (0, classes)
+                assert model(empty, head=head).dtype == jnp.float32
+    assert model.features(clips[:0]).shape == (0, 24) == model.features(clips[:0], key=jax.random.key(0)).shape
+    assert model.encode(clips[:0]).shape == (0, *model.encode(clips).shape[1:])
 
 
 def test_one_model_serves_images_and_clips_of_any_length_and_size(tiny):

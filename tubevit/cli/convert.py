@@ -3,6 +3,7 @@
 import json
 
 from tubevit.errors import DISK_ERRORS, UserError
+from tubevit.ranges import COUNT, SHARE, Range
 
 HELP = "convert weights of other libraries to a checkpoint, and a plain ViT back"
 EXAMPLES = (
@@ -22,11 +23,11 @@ def add_arguments(parser) -> None:
     add("destination", metavar="DST", help="new folder, or with --format timm a new .safetensors file")
     add("--format", help="target format when SRC is a tubevit checkpoint: hugging-face or timm")
     add("--prefix", help="prefix of the parameter names in an .npz with several ViTs, e.g. params/img")
-    add("--heads", type=int, metavar="N", help="number of attention heads, if neither the file nor the sizes tell")
+    add("--heads", type=COUNT, metavar="N", help="number of attention heads, if neither the file nor the sizes tell")
     add("--headless", action="store_true", help="drop the classifier and the pre_logits layer before it")
-    for name in ("mean", "std"):
+    for name, range in (("mean", SHARE), ("std", Range(float, above=0, most=1))):
         text = f"{name} of the pixel values in 0..1 (default: that of the source)"
-        add(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
+        add(f"--{name}", type=range, nargs=3, metavar=("R", "G", "B"), help=text)
     add("--json", action="store_true", help="print JSON")
 
 

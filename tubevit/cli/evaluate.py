@@ -2,7 +2,8 @@
 
 import json
 
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
+from tubevit.ranges import COUNT, SHARE, WHOLE
 
 DISTRIBUTED = True  # all processes of a job run it together
 HELP = "evaluate a checkpoint on the data of its configuration or on another source; writes eval.json"
@@ -20,16 +21,21 @@ def add_arguments(parser) -> None:
     which = parser.add_mutually_exclusive_group(required=True).add_argument
     which("--workdir", help="workdir of a run; its last checkpoint is evaluated")
     which("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    add("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
+    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
     add("--split", help="split of --data (default: val, else test, else all files)")
     add("--head", help="head for --data; may be omitted if the model has one head")
-    add("--batch-size", type=int, help="batch size (default: that of the configuration, 16 for --data)")
+    add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
     add(
         "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
     )
+    add(
+        "--max-broken", type=SHARE, metavar="SHARE",
+        help="largest share of broken files; with more, the command fails (default: loader.max_broken of the "
+        "configuration)",
+    )  # fmt: skip
     add(
         "--probe",
         choices=("linear", "knn"),
@@ -46,9 +52,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
+    from tubevit import storage
     from tubevit.config import load_config
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
-    from tubevit.sharding.hosts import is_main, run_on_all
+    from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
     from tubevit.zoo.names import open_checkpoint
 
     if args.step is not None and args.checkpoint:
@@ -56,18 +63,22 @@ def run(args) -> None:
     options = EvalOptions(
         config=run_on_all(lambda: args.config and load_config(args.config, args.config_overrides)),
         data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
-        probe=args.probe, allow_overlap=args.allow_overlap,
+        probe=args.probe, allow_overlap=args.allow_overlap, max_broken=args.max_broken,
     )  # fmt: skip
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
+    out = _default_out(args, checkpoint) if args.out is None else args.out
+    run_on_main(lambda: storage.check_writable(out, "name another file with --out"))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
-    if not is_main():
-        return
-    written = write_evaluations(evaluations, args.out or _default_out(args, checkpoint))
     records = [evaluation.record for evaluation in evaluations]
-    if args.json:
-        print(json.dumps(records, indent=2))
-    else:
-        print("\n".join(map(_line, records)) + f"\nwritten to {', '.join(written)}")
+    if is_main():
+        try:
+            written = write_evaluations(evaluations, out)
+        finally:  # the scores are shown even if they cannot be written
+            print(json.dumps(records, indent=2) if args.json else "\n".join(map(_line, records)), flush=True)
+        if not args.json:
+            print(f"written to {', '.join(written)}")
+    if failed := [record["failed"] for record in records if record["failed"]]:
+        raise RunError(f"{'; '.join(failed)}: the score does not count (--max-broken raises the limit)")
 
 
 def _default_out(args, checkpoint) -> str:
@@ -87,8 +98,9 @@ def _line(record: dict) -> str:
     if "probe" in record:
         what = f"{record['probe']} probe"
         settings = f"; learned from {record['train_clips_used']} clips: {record['probe_settings']}"
+    failed = f"; FAILED: {record['failed']}" if record["failed"] else ""
     return (
         f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
-        f"views {record['views']}, split {record['split']}{settings}"
+        f"views {record['views']}, split {record['split']}{settings}{failed}"
     )

@@ -24,11 +24,12 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit.convert.export import PLATFORMS, export_jax, export_safetensors
+    from tubevit.convert.export import PLATFORMS, check_new_folder, export_jax, export_safetensors
     from tubevit.zoo.names import load_model
 
     if args.format != "jax" and (args.platforms is not None or args.head is not None):
         raise UserError("--platforms and --head go with --format jax")
+    check_new_folder(args.folder)
     model = load_model(args.name)
     if args.format == "jax":
         platforms = PLATFORMS if args.platforms is None else args.platforms.split(",")

@@ -1,10 +1,12 @@
 """`tubevit inspect`."""
 
 import json
-import sys
+import logging
 
 from tubevit.errors import UserError
+from tubevit.ranges import COUNT, WHOLE
 
+logger = logging.getLogger(__name__)
 HELP = "compare models: tokens and pixels of each tube, parameters, FLOPs, activation memory"
 EXAMPLES = (
     "tubevit inspect tubevit_b16 tubevit_l16 tubevit_h16",
@@ -20,9 +22,9 @@ def add_arguments(parser) -> None:
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
     add("--padding", help="padding of the tubes: valid or same")
-    add("--frames", type=int, help="number of frames of the clip")
-    add("--size", type=int, help="height and width of the clip in pixels")
-    add("--num-classes", type=int, help="number of classes of an architecture's head (default 600)")
+    add("--frames", type=COUNT, help="number of frames of the clip")
+    add("--size", type=COUNT, help="height and width of the clip in pixels")
+    add("--num-classes", type=WHOLE, help="number of classes of an architecture's head (default 600); 0 for none")
     add("--json", action="store_true", help="print JSON")
 
 
@@ -56,7 +58,7 @@ def _experiment_model(args, changes: dict):
 
     resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
     for note in resolved.notes:
-        print(note, file=sys.stderr)
+        logger.info(note)
     model = resolved.model.replace(**changes)
     return model if args.num_classes is None else model.replace(heads=as_heads(args.num_classes, None, model.tubes))
 

@@ -1,6 +1,7 @@
 """Dispatch of `tubevit VERB`; errors become one line and an exit code."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -9,7 +10,9 @@ import sys
 import traceback
 
 from tubevit.cli.logs import logging_installed
+from tubevit.cli.streams import flush_stdout, prepare_streams, reader_has_left
 from tubevit.errors import UserError, closest
+from tubevit.ranges import COUNT, WHOLE
 
 VERBS = ("train", "evaluate", "predict", "inspect", "preflight", "convert", "export", "make-moving-digits",
          "shard-videos", "report", "release", "completion")  # fmt: skip
@@ -64,8 +67,8 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
         "several processes", "for one job on several processes; on Cloud TPU they are found without these flags"
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, the same for all processes")
-    several.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
-    several.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
+    several.add_argument("--num-processes", type=COUNT, metavar="N", help="number of processes")
+    several.add_argument("--process-id", type=WHOLE, metavar="I", help="index of this process, from 0")
     return parser
 
 
@@ -126,14 +129,14 @@ def _run(verb: str, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns 0 if done, 1 if it failed while running, 2 for bad input, 75 if preempted after saving."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return DONE if arguments else BAD_INPUT
-    if arguments[0] == "--version":
-        print(_versions())
-        return DONE
-    verb, debug = arguments[0], "--debug" in arguments
+    verb, debug = arguments[0] if arguments else "", "--debug" in arguments
     try:
+        if verb in ("", "-h", "--help", "help"):
+            print(_usage())
+            return DONE if verb else BAD_INPUT
+        if verb == "--version":
+            print(_versions())
+            return DONE
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; {closest(verb, VERBS)}")
         args = _parse(verb, arguments[1:])
@@ -144,10 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, BAD_INPUT, debug)
     except KeyboardInterrupt:
         return _report(RuntimeError("interrupted"), FAILED, False)
-    except BrokenPipeError:  # the reader of the pipe has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_left():  # it has seen what it wanted
+            return DONE
         from tubevit.errors import RunError
         from tubevit.training.run.preemption import Preempted
 
@@ -161,22 +163,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> None:
     """Run `main` and end the process."""
-    # As on stderr: file names and labels may have any encoding.
-    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    code = main()
+    prepare_streams()
+    try:
+        code = main()
+    except SystemExit as end:  # --help
+        code = int(end.code or DONE)
+    try:
+        flush_stdout()
+    except OSError as error:
+        code = _report(error, FAILED, False)
     if code == BAD_INPUT and "jax" in sys.modules:
         from tubevit.sharding.hosts import end_at_once
 
         end_at_once(code)
     if code == FAILED:  # threads that wait for a bucket or for other hosts would keep the process alive
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def _report(error: BaseException, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print("tubevit: " + " ".join(str(error).split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be closed
+        if debug:
+            traceback.print_exc()
+        print("tubevit: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
     return code

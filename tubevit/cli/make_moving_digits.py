@@ -2,6 +2,8 @@
 
 import sys
 
+from tubevit.ranges import COUNT, WHOLE, Range
+
 HELP = "write the embedded data (moving and still handwritten digits) as files"
 EXAMPLES = (
     "tubevit make-moving-digits        # in the cache, where the sources moving_digits and still_digits look",
@@ -17,28 +19,34 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("folder", nargs="?", metavar="DIR", help="folder for videos/, images/ and three csv files")
     add(
-        "--seed", type=int, default=0,
+        "--seed", type=WHOLE, default=0,
         help="random seed (default 0); the same seed and package versions give the same bytes",
     )  # fmt: skip
-    add("--train-clips", type=int, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})")
+    add("--train-clips", type=COUNT, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})")
     add(
-        "--test-digits", type=int, default=TEST_DIGITS,
+        "--test-digits", type=Range(int, least=1, most=TEST_DIGITS), default=TEST_DIGITS,
         help=f"number of test digits, each in two clips and one image (default and maximum {TEST_DIGITS})",
     )  # fmt: skip
 
 
 def run(args) -> None:
     """Run the verb."""
+    from tqdm import tqdm
+
+    from tubevit import storage
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
-
-    def progress(done: int, total: int) -> None:
-        if done % 500 < 2 or done == total:
-            print(f"\r{done}/{total} clips", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     folder = args.folder or embedded_folder()
     if args.folder is None and folder.exists():
         print(f"{folder} exists already")
         return
-    counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
+    storage.check_writable(storage.join(folder, "motion.csv"), "name another folder")
+    with tqdm(unit=" clips", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
     print(f"{folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))

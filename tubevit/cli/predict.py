@@ -1,9 +1,14 @@
 """`tubevit predict`."""
 
+import itertools
+import logging
 import sys
+from collections.abc import Iterable, Iterator
 
 from tubevit.errors import UserError
+from tubevit.ranges import COUNT, POSITIVE
 
+logger = logging.getLogger(__name__)
 HELP = "predict labels of videos and images, or compute their features; long videos window by window"
 EXAMPLES = (
     "tubevit predict --checkpoint runs/quickstart clip.mp4",
@@ -18,10 +23,10 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
     add("--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model")
-    add("--top", type=int, default=5, help="number of labels per head (default 5)")
+    add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add(
-        "--every", type=float, metavar="SECONDS",
+        "--every", type=POSITIVE, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",
     )  # fmt: skip
     add = parser.add_mutually_exclusive_group().add_argument
@@ -38,40 +43,47 @@ def run(args) -> None:
     """Run the verb."""
     from tqdm import tqdm
 
+    from tubevit import storage
     from tubevit.cli.predict_output import print_labels, write_features, write_labels
     from tubevit.evaluation import find_files, predict
     from tubevit.zoo.names import load_model
 
-    if args.top < 1:
-        raise UserError(f"--top must be at least 1; found {args.top}")
-    if args.every is not None and not 0 < args.every < float("inf"):
-        raise UserError(f"--every must be more than 0 seconds; found {args.every:g}")
-    if args.features and args.head:
+    if args.features is not None and args.head:
         raise UserError("--head chooses labels; --features are the same for all heads")
+    for path in (each for each in (args.csv, args.features) if each is not None):
+        if storage.is_remote(path):
+            raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
+        storage.check_writable(path, "name another file")
     model = load_model(args.checkpoint)
     files, left_out = find_files(args.files), []
-    silent = args.csv or args.features
+    silent = args.csv is not None or args.features is not None
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)
-    top = 0 if args.features else args.top
+    top = args.top if args.features is None else 0
     predictions = predict(model, shown, every=args.every, head=args.head, top=top)
 
     def without_errors():
         for found in predictions:
             for warning in found.warnings:
-                print(f"tubevit: warning: {found.file} {warning}", file=sys.stderr, flush=True)
+                logger.warning(f"tubevit: warning: {found.file} {warning}")
             if found.error is None:
                 yield found
             elif len(files) == 1:
                 raise found.error
             else:
                 left_out.append(found.file)
-                print(f"tubevit: {found.error}", file=sys.stderr, flush=True)
+                logger.error(f"tubevit: {found.error}")
 
-    if args.features:
+    if args.features is not None:
         write_features(args.features, without_errors(), model.config.width)
-    elif args.csv:
-        write_labels(args.csv, without_errors())
+    elif args.csv is not None:
+        write_labels(args.csv, _begun(without_errors()))
     else:
         print_labels(without_errors(), args.json)
     if left_out:
         raise UserError(f"{len(left_out)} of {len(files)} files are left out: {', '.join(map(str, left_out))}")
+
+
+def _begun(predictions: Iterable) -> Iterator:
+    """Compute the first prediction at once: an error before it leaves an earlier file as it is."""
+    predictions = iter(predictions)
+    return itertools.chain(list(itertools.islice(predictions, 1)), predictions)

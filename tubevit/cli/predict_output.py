@@ -66,8 +66,6 @@ def write_labels(path: str, predictions: Iterable[Prediction]) -> None:
 def write_features(path: str, predictions: Iterable[Prediction], width: int) -> None:
     """Write features to an .npz file at the end: `files` (n,) paths, `features` (n, width) float32, and `start` and
     `end` (n,) in seconds, NaN for a whole file."""
-    with _opened(path, "ab"):
-        pass  # can it be written? The old content stays until there is new content
     rows = [(str(found.file), found.features, found.start, found.end) for found in predictions]
     files, features, start, end = zip(*rows) if rows else ((),) * 4
     with _opened(path, "wb") as file:

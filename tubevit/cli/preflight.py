@@ -1,11 +1,11 @@
 """`tubevit preflight`."""
 
-import functools
 import json
-import sys
+import logging
 
 from tubevit.errors import RunError
 
+logger = logging.getLogger(__name__)
 HELP = "compile an experiment for TPUs or GPUs that are not attached: memory, FLOPs, collectives, whether it fits"
 EXAMPLES = (
     "tubevit preflight --config k600 --topology v5e:16x16",
@@ -38,13 +38,12 @@ def run(args, compiler=None) -> None:
     compiler = compiler or compile_in_process
     topology = find_topology(args.topology)
     if topology.asked:
-        print(f"{topology.asked} is {topology.name}", file=sys.stderr)
+        logger.info(f"{topology.asked} is {topology.name}")
     found = preflight(args.config, args.config_overrides, topology, compiler=compiler)
     if args.suggest and not found["parts"]["train"]["fits"]:
-        print("it does not fit; trying:", file=sys.stderr)
-        report_try = functools.partial(print, file=sys.stderr)
+        logger.info("it does not fit; trying:")
         found["suggestion"] = suggest(
-            args.config, args.config_overrides, topology, found["devices"], report_try, compiler
+            args.config, args.config_overrides, topology, found["devices"], logger.info, compiler
         )
     print(json.dumps(found, indent=2) if args.json else report(found))
     if found["fits"]:

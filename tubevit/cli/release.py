@@ -1,10 +1,12 @@
 """`tubevit release`."""
 
 import functools
-import sys
+import logging
 
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
+from tubevit.ranges import WHOLE
 
+logger = logging.getLogger(__name__)
 HELP = "release a checkpoint of a run: write its weights, evaluate them, write a model card and an entry in the index"
 EXAMPLES = (
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart",
@@ -18,7 +20,7 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("workdir", metavar="WORKDIR", help="workdir of a run, or the folder of one of its checkpoints")
     add("name", metavar="NAME", help="ARCHITECTURE@TAG, where the tag names data and variant")
-    add("--step", type=int, help="step of the checkpoint in the workdir (default: the last)")
+    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--bfloat16", action="store_true", help="store the weights in bfloat16, which halves their size")
     add(
         "--config",
@@ -43,9 +45,14 @@ def run(args) -> None:
     from tubevit.zoo.registry import checkpoints_folder
     from tubevit.zoo.release import ReleaseOptions, release
 
+    records: list[dict] = []
+
     def evaluate(stored) -> list[dict]:
-        print(f"evaluating {args.name}", file=sys.stderr, flush=True)
-        return [evaluation.record for evaluation in evaluate_checkpoint(stored, progress=True)]
+        logger.info(f"evaluating {args.name}")
+        records.extend(evaluation.record for evaluation in evaluate_checkpoint(stored, progress=True))
+        if failed := [record["failed"] for record in records if record["failed"]]:
+            raise RunError(f"{args.name} is not released: {'; '.join(failed)}")
+        return records
 
     checkpoint = open_checkpoint(args.workdir, args.step)
     options = ReleaseOptions(
@@ -53,10 +60,12 @@ def run(args) -> None:
         config=_experiment(args, checkpoint.experiment) if args.config else "",
         urls=tuple(args.url), archive=f"{args.name}.tar", replace=args.replace,
     )  # fmt: skip
-    entry = release(checkpoint, args.name, options, evaluate=evaluate, draw=_curves)
-    for each in entry.metrics:
-        scores = [f"{key} {100 * each[key]:.2f} %" for key in ("top1", "top5", "map") if each[key] is not None]
-        print(f"{each['dataset']} ({each['head']}): {', '.join(scores)} of {each['clips']}")
+    try:
+        entry = release(checkpoint, args.name, options, evaluate=evaluate, draw=_curves)
+    finally:  # the scores are shown even if the release cannot be written
+        for each in records:
+            scores = [f"{key} {100 * each[key]:.2f} %" for key in ("top1", "top5", "map") if each[key] is not None]
+            print(f"{each['dataset']} ({each['head']}): {', '.join(scores)} of {each['clips_used']}", flush=True)
     place = checkpoints_folder() / args.name
     written = options.archive if args.url else place
     print(f"{args.name}: {entry.bytes / 1e6:.1f} MB in {written}; card: {place / 'README.md'}")
@@ -71,7 +80,7 @@ def _curves(checkpoint) -> dict[str, bytes]:
 
     path = storage.join(checkpoint.home, "metrics.jsonl")
     if not storage.exists(path):
-        print(f"the card has no curves: {path} does not exist", file=sys.stderr, flush=True)
+        logger.info(f"the card has no curves: {path} does not exist")
         return {}
     metrics = read_metrics(storage.read_bytes(path).decode())
     figures = {"loss": loss_figure} | ({"accuracy": score_figure} if has_scores(metrics) else {})

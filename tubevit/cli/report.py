@@ -25,9 +25,11 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Run the verb."""
     from tubevit import storage
-    from tubevit.errors import cannot_write
+    from tubevit.errors import RunError, cannot_write
     from tubevit.evaluation import find_files
-    from tubevit.visualize.evaluated import read_files
+    from tubevit.evaluation.checkpoint import max_broken_of
+    from tubevit.evaluation.evaluate import failure
+    from tubevit.visualize.evaluated import evaluate_stored, read_files
     from tubevit.visualize.page import write_page
     from tubevit.visualize.report import facts, sections
     from tubevit.visualize.style import plotting
@@ -35,9 +37,20 @@ def run(args) -> None:
 
     plotting()  # fail before the work if matplotlib is missing
     checkpoint = open_checkpoint(args.name)
-    model, workdir = checkpoint.load_model(), checkpoint.workdir
-    out = args.out or (storage.join(workdir, "report") if workdir else f"{checkpoint.folder.name}_report")
-    parts = sections(checkpoint, model, read_files(model, find_files(args.files)))
+    workdir, max_broken = checkpoint.workdir, max_broken_of(checkpoint.experiment)
+    out = args.out
+    if out is None:
+        out = storage.join(workdir, "report") if workdir else f"{checkpoint.folder.name}_report"
+    storage.check_writable(storage.join(out, "index.html"), "name another folder with --out")
+    model, failed = checkpoint.load_model(), []
+
+    def evaluate(model, name, values):
+        found = evaluate_stored(model, name, values)
+        used = found.predictions.used
+        failed.append(failure(name, int((~used).sum()), len(used), max_broken))
+        return found
+
+    parts = sections(checkpoint, model, read_files(model, find_files(args.files)), evaluate)
     try:
         page = write_page(out, f"What {checkpoint.home.name} sees", facts(checkpoint, model), parts)
     except OSError as error:
@@ -46,3 +59,5 @@ def run(args) -> None:
         if part.left_out:
             print(f"left out: {part.title}: {part.caption}")
     print(f"written: {page}, and each picture beside it")
+    if any(failed):
+        raise RunError("; ".join(filter(None, failed)))

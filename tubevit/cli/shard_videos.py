@@ -2,8 +2,11 @@
 
 import functools
 import json
-import sys
+import logging
 
+from tubevit.ranges import COUNT, Range
+
+logger = logging.getLogger(__name__)
 HELP = "write a source as ArrayRecord shards of encoded videos or images, to disk or to a bucket"
 EXAMPLES = (
     "tubevit shard-videos clips.csv shards/clips",
@@ -18,10 +21,10 @@ def add_arguments(parser) -> None:
     add("source", metavar="SOURCE", help="FILE.csv, DIR, k400:LIST.csv@DIR, tfds:NAME, ...")
     add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
     add("--split", help="splits, separated by commas (default: those of train, val and test that exist)")
-    add("--shards", type=int, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
-    add("--processes", type=int, default=1, help="number of worker processes (default 1)")
+    add("--shards", type=COUNT, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
+    add("--processes", type=COUNT, default=1, help="number of worker processes (default 1)")
     add(
-        "--short-side", type=int, metavar="PIXELS",
+        "--short-side", type=Range(int, least=16), metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
     )  # fmt: skip
     add(
@@ -32,22 +35,22 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
+    from tubevit import storage
     from tubevit.data.shard_writer import write_shards
-    from tubevit.errors import UserError
+    from tubevit.data.shards import INDEX
 
-    for flag, value, least in (("--processes", args.processes, 1), ("--short-side", args.short_side, 16)):
-        if value is not None and value < least:
-            raise UserError(f"{flag}: expected at least {least}; found {value}")
+    storage.check_writable(storage.join(args.out, INDEX), "name another folder")
     sources = _open(args.source, args.split, args.allow_overlap)
     summary = {}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
-        print(note, file=sys.stderr)
-    for split, source in sources.items():
-        summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
-        if not args.json:
-            print(_line(args.out, split, summary[split]))
-    if args.json:
-        print(json.dumps(summary))
+        logger.info(note)
+    try:
+        for split, source in sources.items():
+            summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
+    finally:  # what was finished before an error
+        lines = [_line(args.out, split, finished) for split, finished in summary.items()]
+        if summary:
+            print(json.dumps(summary) if args.json else "\n".join(lines), flush=True)
 
 
 def _open(name: str, wanted: str | None, allow_overlap: bool) -> dict:
@@ -67,7 +70,7 @@ def _open(name: str, wanted: str | None, allow_overlap: bool) -> dict:
         except SplitError:
             continue
         except NothingFound as error:
-            print(f"left out: {error}", file=sys.stderr)
+            logger.info(f"left out: {error}")
         else:
             same = split == "test" and "val" in found and list(source.keys) == list(found["val"].keys)
             if not same:  # Charades: test is val

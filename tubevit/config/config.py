@@ -16,6 +16,7 @@ from tubevit.checkpoint.renamed import RENAMED
 from tubevit.config.keys import CHANGE_NOTHING, Key, find_key, keys_of
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
+from tubevit.ranges import Range
 
 # NAME=VALUE or NAME="VALUE", where "" stands for a quote, up to the next comma.
 _ARGUMENT = re.compile(r'([^=,]*)(?:=(?:"((?:[^"]|"")*)"(?=,|$)|([^,]*)))?(?:,|$)')
@@ -115,13 +116,14 @@ def set_key(config: ConfigDict, path: str, text: str) -> None:
         if path in RENAMED:
             raise UserError(f"unknown key {path!r}; it was renamed to {RENAMED[path]!r}")
         raise unknown("key", path, known)
-    value = parse(text, find_key(path).kind, path)
+    key = find_key(path)
+    value = parse(text, key.kind, path, key.range)
     set_value(config, path, value)
     if value is None and "recipe" in config:
         config.recipe.unset += (path,)
 
 
-def parse(text: str, kind: type, path: str):
+def parse(text: str, kind: type, path: str, range: Range | None = None):
     """Read a value of a type from text; raises UserError, which names `path`, for other text."""
     if text.lower() == "none":
         return None
@@ -132,8 +134,9 @@ def parse(text: str, kind: type, path: str):
     try:
         return tuple(float(part) for part in text.strip("()[]").split(",")) if kind is tuple else kind(text)
     except ValueError as error:
-        name = "numbers joined by commas" if kind is tuple else f"of type {kind.__name__}"
-        raise UserError(f"{path} must be {name}; found {text!r}") from error
+        expected = range.described() if range else f"of type {kind.__name__}"
+        expected = "numbers joined by commas" if kind is tuple else expected
+        raise UserError(f"{path} must be {expected}; found {text!r}") from error
 
 
 def experiments_folder() -> pathlib.Path:
@@ -205,9 +208,9 @@ def _type_of(parameter: inspect.Parameter, hint) -> type:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Check what ConfigDict does not: data sets, types of unset keys, ranges and choices.
+    """Check what ConfigDict does not: data sets, types of unset keys, ranges, choices, and whether the model is valid.
 
-    A configuration with a recipe may leave any key unset.
+    A configuration with a recipe may leave any key unset; its model is checked once it is derived.
 
     Raises:
         UserError: a key or value is wrong; it is named.
@@ -236,6 +239,10 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(
                 f"train.freeze_below={config.train.freeze_below} would freeze random parameters: set init.checkpoint"
             )
+    if "recipe" not in config:
+        from tubevit.models.variants import model_config  # here, as it imports jax
+
+        model_config(**model_fields(config))
 
 
 def names(text: str) -> list[str]:

@@ -3,11 +3,11 @@
 import dataclasses
 import enum
 import functools
-import math
 import typing
 
 from tubevit.data.augment import Augment
 from tubevit.errors import UserError, unknown
+from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE, WHOLE, Range
 
 # Beginnings of the keys that do not change the result of a training run.
 CHANGE_NOTHING = (
@@ -36,7 +36,7 @@ class Key:
         kind: the type of a value.
         default: None if the value follows from the architecture or is switched off.
         meaning: what it does; empty if the docstring of `home` describes it.
-        least, most, below: the range of a number; `below` is not part of it.
+        range: the range of a number, or of each number of a tuple; every numeric key has one.
         choices: the allowed values; empty if any will do.
     """
 
@@ -45,9 +45,7 @@ class Key:
     kind: type
     default: object
     meaning: str = ""
-    least: float = -math.inf
-    most: float = math.inf
-    below: float = math.inf
+    range: Range | None = None
     choices: tuple[str, ...] = ()
 
     def check(self, path: str, value) -> None:
@@ -60,16 +58,16 @@ class Key:
             raise UserError(f"{path} must be of type {self.kind.__name__}; found {value!r}")
         if self.choices and value not in self.choices:
             raise unknown(path, value, self.choices)
-        if self.kind in (int, float) and not (self.least <= value <= self.most and value < self.below):
-            limits = {"at least": self.least, "at most": self.most, "below": self.below}
-            text = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
-            raise UserError(f"{path} must be {text}; found {value}")
+        if self.range:
+            for each in value if self.kind is tuple else (value,):
+                self.range.check(path, each)
 
 
-def _key(default, meaning: str, **checks):
-    return dataclasses.field(default=default, metadata={"meaning": meaning, **checks})
+def _key(default, meaning: str, range: Range | None = None, **checks):
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "range": range, **checks})
 
 
+_DEVICES = Range(int, least=1, also=-1)
 _group = dataclasses.dataclass(frozen=True)
 
 
@@ -86,25 +84,33 @@ class _Optimizer:  # the defaults are those of the base model on Kinetics (Table
     name: str = _key(
         "adam", "`adam` adds the weight decay to the gradient, `adamw` decouples it", choices=("adam", "adamw")
     )
-    learning_rate: float = _key(5e-5, "peak learning rate, after the warm-up; it then decays to 0 along a cosine")
-    warmup_steps: int = _key(10_000, "linear warm-up steps", least=0)
-    weight_decay: float = _key(1e-3, "weight decay factor", least=0)
-    grad_clip_norm: float | None = _key(None, "maximum global gradient norm; larger gradients are scaled down to it")
-    b1: float = _key(0.9, "decay rate of Adam's first moment")
-    b2: float = _key(0.999, "decay rate of Adam's second moment")
+    learning_rate: float = _key(
+        5e-5, "peak learning rate, after the warm-up; it then decays to 0 along a cosine", NOT_NEGATIVE
+    )
+    warmup_steps: int = _key(10_000, "linear warm-up steps", WHOLE)
+    weight_decay: float = _key(1e-3, "weight decay factor", NOT_NEGATIVE)
+    grad_clip_norm: float | None = _key(
+        None, "maximum global gradient norm; larger gradients are scaled down to it; none disables it", POSITIVE
+    )
+    b1: float = _key(0.9, "decay rate of Adam's first moment", RATE)
+    b2: float = _key(0.999, "decay rate of Adam's second moment", RATE)
 
 
 @_group
 class _Train:
-    steps: int = _key(300_000, "training steps", least=1)
-    label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", least=0, below=1)
+    steps: int = _key(300_000, "training steps", COUNT)
+    label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", RATE)
     mixup: float = _key(
-        0.0, "parameter of Beta(a, a), the share of its neighbour that is blended into a clip; 0 disables it", least=0
+        0.0,
+        "parameter of Beta(a, a), the share of its neighbour that is blended into a clip; 0 disables it",
+        NOT_NEGATIVE,
     )
-    cutmix: float = _key(0.0, "like mixup, for a rectangle of the neighbour; with both, one is drawn per step", least=0)
-    freeze_below: int = _key(0, "blocks before this index, and the tokenizer, are frozen")
+    cutmix: float = _key(
+        0.0, "like mixup, for a rectangle of the neighbour; with both, one is drawn per step", NOT_NEGATIVE
+    )
+    freeze_below: int = _key(0, "blocks before this index, and the tokenizer, are frozen", WHOLE)
     gate: bool = _key(False, "whether block `freeze_below` has the gate of equation 8 on its output")
-    grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", least=1)
+    grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
 
 
@@ -123,35 +129,37 @@ class _Init:
 
 @_group
 class _Eval:
-    every: int = _key(5_000, "steps between evaluations", least=1)
+    every: int = _key(5_000, "steps between evaluations", COUNT)
     views: str = _key("1x1", "temporal x spatial views of a clip, e.g. 4x3; their probabilities are averaged")
 
 
 @_group
 class _Checkpoint:
-    every: int = _key(1_000, "steps between checkpoints", least=1)
-    keep: int = _key(3, "number of latest checkpoints to keep", least=1)
+    every: int = _key(1_000, "steps between checkpoints", COUNT)
+    keep: int = _key(3, "number of latest checkpoints to keep", COUNT)
     keep_best: str | None = _key(None, "a metric, e.g. eval/k600/top1; the checkpoint with its best value is also kept")
 
 
 @_group
 class _Loader:
-    threads: int = _key(4, "decoding threads of each process", least=1)
-    workers: int = _key(0, "loading processes; 0 loads in threads of the training process", least=0)
-    max_broken: float = _key(0.01, "largest share of broken files in a data set; more end the run", least=0, most=1)
+    threads: int = _key(4, "decoding threads of each process", COUNT)
+    workers: int = _key(0, "loading processes; 0 loads in threads of the training process", WHOLE)
+    max_broken: float = _key(0.01, "largest share of broken files in a data set; more end the run", SHARE)
 
 
 @_group
 class _Mesh:
-    data: int = _key(-1, "devices that split the batch; -1, also for fsdp and tensor, takes all remaining devices")
-    fsdp: int = _key(1, "devices that split the batch and the parameters")
-    tensor: int = _key(1, "devices that split attention heads and MLPs")
-    slices: int = _key(1, "TPU slices of the job")
+    data: int = _key(
+        -1, "devices that split the batch; -1, also for fsdp and tensor, takes all remaining devices", _DEVICES
+    )
+    fsdp: int = _key(1, "devices that split the batch and the parameters", _DEVICES)
+    tensor: int = _key(1, "devices that split attention heads and MLPs", _DEVICES)
+    slices: int = _key(1, "TPU slices of the job", COUNT)
 
 
 @_group
 class _Log:
-    every: int = _key(50, "steps between two lines of metrics", least=1)
+    every: int = _key(50, "steps between two lines of metrics", COUNT)
 
 
 @_group
@@ -159,8 +167,8 @@ class _Dataset:
     source: str = _key("", "the files, e.g. clips.csv or k600:LIST@CLIPS_DIR; see `open_source`")
     split: str = _key("train", "`train`, `val` or `test`")
     head: str | None = _key(None, "its label set; by default that of the embedded data, else the name of the data set")
-    batch_size: int = _key(32, "global batch size", least=1)
-    loss_weight: float = _key(1.0, "factor of its loss")
+    batch_size: int = _key(32, "global batch size", COUNT)
+    loss_weight: float = _key(1.0, "factor of its loss", NOT_NEGATIVE)
     allow_overlap: bool = _key(False, "accept a csv that lists a file in two splits")
     augment: Augment = Augment()
 
@@ -174,7 +182,9 @@ class _Recipe:
     large: str | None = _key(None, "bootstrap: the plain ViT")
     widen: str = _key("concatenate", "bootstrap: see `bootstrapped_config`")
     position: str = _key("learned_2d", "bootstrap: see `bootstrapped_config`")
-    train_last: int | None = _key(None, "bootstrap: number of blocks to train, the last ones; None trains everything")
+    train_last: int | None = _key(
+        None, "bootstrap: number of blocks to train, the last ones; None trains everything", WHOLE
+    )
     unset: tuple = _key((), "keys that the user set to none and that are not derived")
 
 
@@ -182,7 +192,7 @@ class _Recipe:
 class Config:
     """All keys but the fields of `ModelConfig`. Durations are in steps."""
 
-    seed: int = _key(0, "seed of the run; all randomness follows from it and from the step")
+    seed: int = _key(0, "seed of the run; all randomness follows from it and from the step", WHOLE)
     compilation_cache: str | None = _key(None, "a folder or bucket where compiled programs are cached")
     input: _Input = _Input()
     optimizer: _Optimizer = _Optimizer()

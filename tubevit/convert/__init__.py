@@ -74,6 +74,7 @@ def convert(
     """
     if storage.exists(dst):
         raise UserError(f"{dst} exists already; name a new one")
+    storage.check_writable(os.fspath(dst).rstrip("/"))
     path = pathlib.Path(src)
     if not storage.is_remote(src) and path.is_file():
         kind, foreign = _read_file(path, options)

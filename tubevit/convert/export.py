@@ -75,6 +75,7 @@ def export_jax(
         UserError: the folder cannot be used, the head or a platform does not exist, the head takes images but no tube
             does, or safetensors or flatbuffers is not installed.
     """
+    check_new_folder(folder)
     if model.config.heads or head is not None:
         head = model.head_for(head)
     config = dataclasses.replace(model.config, heads=tuple(pair for pair in model.config.heads if pair[0] == head))
@@ -91,8 +92,8 @@ def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) ->
     """Export the forward pass as a program (params, pixels) -> output that contains no parameters.
 
     params is flat: {path: float32 array}. pixels is uint8 (b, T, H, W, 3) in the model's shape, or (b, H, W, 3) for an
-    image head or a plain ViT with one frame; the batch size b may differ in each call. The output is float32
-    (b, classes), softmax or, for multi-label heads, sigmoid; without a head it is the pooled features (b, D).
+    image head or a plain ViT with one frame; the batch size b, at least 1, may differ in each call. The output is
+    float32 (b, classes), softmax or, for multi-label heads, sigmoid; without a head it is the pooled features (b, D).
 
     The field `attention` is ignored, because `auto` would depend on the machine that exports. The program contains
     both implementations: einsums on CPU, XLA's `jax.nn.dot_product_attention` elsewhere.
@@ -146,12 +147,12 @@ class ExportedModel:
         Each new batch size b compiles once; pad to a few sizes where that matters.
 
         Raises:
-            UserError: the pixels have another shape or dtype.
+            UserError: the pixels have another shape or dtype, or the batch is empty.
         """
         found = (tuple(np.shape(pixels)), getattr(pixels, "dtype", None))
-        if found[0][1:] != self.shape or not found[0] or found[1] != np.uint8:
+        if found[0][1:] != self.shape or not found[0] or not found[0][0] or found[1] != np.uint8:
             expected = ", ".join(map(str, ("b", *self.shape)))
-            raise UserError(f"expected uint8 ({expected}); found {found[1]} {found[0]}")
+            raise UserError(f"expected uint8 ({expected}) with b of at least 1; found {found[1]} {found[0]}")
         return self._call(self._params, pixels)
 
 
@@ -226,15 +227,25 @@ def _save(params: Mapping[str, jax.Array], path: pathlib.Path) -> None:
     path.chmod(mode)  # safetensors makes it readable by its owner only
 
 
-@contextlib.contextmanager
-def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
+def check_new_folder(path: str | os.PathLike) -> None:
+    """Raise UserError unless a folder for an export can be made at `path`: new, or empty, on a local disk."""
     if storage.is_remote(path):
         raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
     path = pathlib.Path(path).absolute()
     try:
         if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists already; name a new folder or an empty one")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    storage.check_writable(path / _CONFIG)
+
+
+@contextlib.contextmanager
+def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
+    check_new_folder(path)
+    path = pathlib.Path(path).absolute()
+    try:
         with publish.creating(path) as folder:
             folder.mkdir()
             yield folder

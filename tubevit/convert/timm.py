@@ -60,13 +60,11 @@ def read(
     (_, rows, width), (*_, patch), (mlp_dim, _) = shapes_of(weights, ranks, str(path))
     class_position = has_class_row(rows)  # with no_embed_class the class token has no position
     has_class = class_position or "cls_token" in weights
-    _check_assumed(values, has_class, path)
+    notes += _check_assumed(values, has_class, path)
     sizes = dict(width=width, depth=depth_of(weights, _BLOCK), mlp_dim=mlp_dim)
     known = values.get("pretrained_cfg")
     known = known if isinstance(known, dict) else {}
     pixels, assumed = statistics(options, known.get("mean"), known.get("std"), str(path))
-    if not has_class:
-        notes += ("no class token: assumed to average the patches",)
     config = plain_vit(
         **sizes, num_heads=heads_of(sizes, options.heads, str(path)), patch=patch,
         size=patch * side_of(rows - class_position, str(path)), gelu="exact", norm_epsilon=1e-6,
@@ -78,15 +76,27 @@ def read(
     return Foreign(config, weights, layout, (path,), known.get("interpolation"), notes + assumed)
 
 
-def _check_assumed(values: Mapping, has_class: bool, path: pathlib.Path) -> None:
-    """Raise UserError if config.json has settings that the arrays do not show and that our models do not have."""
-    wrong, arguments = [], values.get("model_args")
-    for key, expected in {"global_pool": "token" if has_class else "avg", "act_layer": "gelu"}.items():
+def _check_assumed(values: Mapping, has_class: bool, path: pathlib.Path) -> tuple[str, ...]:
+    """Return a note on the settings that neither the arrays nor config.json show.
+
+    Raises UserError if config.json has settings that our models do not have.
+    """
+    wrong, assumed, arguments = [], [], values.get("model_args")
+    pool, meant = ("token", "the class token") if has_class else ("avg", "the mean of all patches")
+    known = {"global_pool": ("pooling", pool, meant), "act_layer": ("activation", "gelu", "the exact GELU")}
+    for key, (what, expected, meaning) in known.items():
         found = (arguments if isinstance(arguments, dict) else values).get(key, values.get(key))
         if found not in (None, expected):
             wrong.append(f"{key} {found!r} instead of {expected!r}")
+        # The name of the architecture, in config.json, stands for the activation.
+        elif found is None and not (key == "act_layer" and values):
+            assumed.append((what, meaning))
     if wrong:
         raise UserError(f"{path} is not a plain ViT: its config.json has {' and '.join(wrong)}")
+    if not assumed:
+        return ()
+    whats, meanings = (" and ".join(words) for words in zip(*assumed))
+    return (f"{path} does not say {whats}: assumed to be {meanings}",)
 
 
 def write(path: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarray]) -> None:

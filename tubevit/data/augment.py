@@ -8,6 +8,7 @@ import numpy as np
 from tubevit.data import colour, randaugment
 from tubevit.data.warp import Frame, crop_map, flip_map, sample_grids, square_map
 from tubevit.errors import UserError, unknown
+from tubevit.ranges import Range, check_fields
 from tubevit.windows import PixelGrid, whole_grid
 
 FRAME_ORDERS = ("forward", "reversed", "shuffled")
@@ -50,6 +51,10 @@ class SampledTransform:
         return parts if self.pointwise else [parts[0][grid.index] for grid in grids]
 
 
+def _ranged(default, **limits):
+    return dataclasses.field(default=default, metadata={"range": Range(type(default), **limits)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """How decoded clips are augmented.
@@ -72,27 +77,20 @@ class Augment:
     """
 
     random_crop: bool = False
-    scale: float = 1.0
-    area: float = 1.0
-    ratio: float = 4 / 3
+    scale: float = _ranged(1.0, least=1)
+    area: float = _ranged(1.0, above=0, most=1)
+    ratio: float = _ranged(4 / 3, least=1)
     flip: bool = False
-    rand_layers: int = 0
-    rand_magnitude: float = 10.0
-    colour_jitter: float = 0.0
-    erasing: float = 0.0
+    rand_layers: int = _ranged(0, least=0)
+    rand_magnitude: float = _ranged(10.0, least=0, most=randaugment.STRONGEST)
+    colour_jitter: float = _ranged(0.0, least=0, most=1)
+    erasing: float = _ranged(0.0, least=0, most=1)
     frame_order: str = "forward"
 
     def __post_init__(self):
         if self.frame_order not in FRAME_ORDERS:
             raise unknown("frame_order", str(self.frame_order), FRAME_ORDERS)
-        for name, smallest in (("scale", 1), ("ratio", 1), ("rand_layers", 0)):
-            if getattr(self, name) < smallest:
-                raise UserError(f"augment.{name} must be at least {smallest}; found {getattr(self, name)}")
-        for name, largest in (("rand_magnitude", randaugment.STRONGEST), ("colour_jitter", 1), ("erasing", 1)):
-            if not 0 <= getattr(self, name) <= largest:
-                raise UserError(f"augment.{name} must be 0 to {largest:g}; found {getattr(self, name)}")
-        if not 0 < self.area <= 1:
-            raise UserError(f"augment.area must be above 0 and at most 1; found {self.area}")
+        check_fields(self, "augment.")
         if (self.scale > 1 or self.area < 1) and not self.random_crop:
             raise UserError(f"augment.{'scale above' if self.scale > 1 else 'area below'} 1 needs augment.random_crop")
         if self.scale > 1 and self.area < 1:

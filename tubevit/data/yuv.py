@@ -104,7 +104,7 @@ def i420_to_rgb(i420: np.ndarray, matrix: np.ndarray | None, output: np.ndarray 
     """
     if matrix is None:
         rgb = cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=output)
-        return cv2.subtract(rgb, _GREEN, dst=rgb)
+        return cv2.subtract(rgb, _GREEN, dst=rgb)  # pyright: ignore[reportCallIssue, reportArgumentType]
     height, width = len(i420) * 2 // 3, i420.shape[1]
     halves = i420[height:].reshape(2, height // 2, width // 2)
     chroma = [cv2.resize(half, (width, height), interpolation=cv2.INTER_NEAREST) for half in halves]

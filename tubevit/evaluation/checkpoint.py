@@ -17,13 +17,22 @@ from tubevit.checkpoint.manifest import manifest_entries
 from tubevit.config import allow_overlap, dataset_config, default_config
 from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
+from tubevit.config.keys import find_key
 from tubevit.data.sources import held_out_split
 from tubevit.data.views import Views
 from tubevit.errors import SplitError, UserError, cannot_write
-from tubevit.evaluation.evaluate import EvalSettings, Evaluation, evaluation_record, predict_source, write_tables
+from tubevit.evaluation.evaluate import (
+    EvalSettings,
+    Evaluation,
+    evaluation_record,
+    failure,
+    predict_source,
+    write_tables,
+)
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
+from tubevit.ranges import COUNT, SHARE
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
 from tubevit.sharding.hosts import is_main, run_on_all
 from tubevit.sharding.mesh import make_mesh
@@ -47,9 +56,10 @@ class EvalOptions:
         views: temporal x spatial views, such as `4x3`.
         probe: `linear` or `knn`: score frozen features in place of a head, see `PROBES`.
         allow_overlap: accept a csv that lists a file in two splits.
+        max_broken: largest share of files that cannot be decoded, see `failure`.
 
     Raises:
-        UserError: options exclude each other.
+        UserError: options exclude each other, or a number is out of range.
     """
 
     config: ConfigDict | None = None
@@ -60,18 +70,27 @@ class EvalOptions:
     views: str | None = None
     probe: str | None = None
     allow_overlap: bool = False
+    max_broken: float | None = None
 
     def __post_init__(self):
         if self.data and self.config is not None:
             raise UserError("pass --data or --config, not both")
         if not self.data and (self.split or self.head):
             raise UserError("--split and --head go with --data")
+        if self.batch_size is not None:
+            COUNT.check("batch_size", self.batch_size)
+        if self.max_broken is not None:
+            SHARE.check("max_broken", self.max_broken)
+        if self.views is not None:
+            Views.from_text(self.views)
 
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint | str | os.PathLike, options: EvalOptions = EvalOptions(), *, progress: bool = False
 ) -> list[Evaluation]:
     """Evaluate a checkpoint, one result for each data set; all processes of a job call it together.
+
+    Where too many files are broken, the record has the reason under `failed`, see `failure`.
 
     Args:
         checkpoint: a checkpoint, or a name that `load_model` takes.
@@ -90,6 +109,7 @@ def evaluate_checkpoint(
     datasets = run_on_all(lambda: _datasets(checkpoint, options)) if config is None else config.data.eval
     views = config.eval.views if config else run.get("eval", {}).get("views", "1x1")
     path = config.input.path if config else run.get("input", {}).get("path", "tubes")
+    max_broken = max_broken_of(config or run) if options.max_broken is None else options.max_broken
     mesh = _mesh(run)
     params = put(parameters(model), mesh)
     threads = run.get("loader", {}).get("threads", THREADS)
@@ -112,9 +132,18 @@ def evaluate_checkpoint(
             predictions, probe = predict_source(forward, params, loads[-1], batch_size, settings), {}
         seconds = time.perf_counter() - start
         record = evaluation_record(predictions, loads[-1], name=name, head=dataset.head, seconds=seconds)
-        origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step}
+        failed = failure(name, len(record["broken"]), len(loads[-1].source), max_broken)
+        if options.probe and failed is None:
+            train = len(loads[0].source)
+            failed = failure(f"{name}, training split", train - probe["train_clips_used"], train, max_broken)
+        origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step, "failed": failed}
         evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
     return evaluations
+
+
+def max_broken_of(config: Mapping | ConfigDict) -> float:
+    """Return `loader.max_broken` of a configuration, or its default where the configuration does not have it."""
+    return config.get("loader", {}).get("max_broken", find_key("loader.max_broken").default)
 
 
 def _entries(options: EvalOptions, datasets: Mapping, opened: Mapping) -> Mapping[str, Sequence[str]]:
@@ -136,7 +165,7 @@ def write_evaluations(evaluations: Sequence[Evaluation], path: str | os.PathLike
         records = [evaluation.record for evaluation in evaluations]
         storage.write_text(path, json.dumps(records, indent=2) + "\n")
         written = [path]
-        for evaluation in evaluations:
+        for evaluation in evaluations if not storage.is_device(path) else ():
             written += write_tables(evaluation, f"{path.removesuffix('.json')}_{evaluation.record['dataset']}")
     except OSError as error:
         raise cannot_write(path, error, "name another file with --out") from error

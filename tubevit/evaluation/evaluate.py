@@ -143,6 +143,13 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
     }  # fmt: skip
 
 
+def failure(name: str, broken: int, files: int, max_broken: float) -> str | None:
+    """Say why the score of a data set does not count: too many of its files cannot be decoded. None if it counts."""
+    if broken <= max_broken * files:
+        return None
+    return f"{name}: {broken} of its {files} files are broken, more than loader.max_broken={max_broken:g} allows"
+
+
 def evaluate_source(
     forward: Callable,
     params: dict,

@@ -1,5 +1,6 @@
 """The compiled forward pass of evaluation."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -30,9 +31,9 @@ def make_forward(model: ModelConfig, head: str | None, mesh: Mesh | None = None)
     def forward(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
         rows = jax.tree.leaves(pixels)[0].shape[:2]
         with using(mesh):
-            pixels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pixels)
+            pixels = jax.tree.map(lambda x: x.reshape(math.prod(rows), *x.shape[2:]), pixels)
             merged = nnx.merge(graph, params)
             outputs = merged.features(pixels) if head is None else merged(pixels, head=head)
-        return (outputs if probabilities is None else probabilities(outputs)).reshape(*rows, -1)
+        return (outputs if probabilities is None else probabilities(outputs)).reshape(*rows, outputs.shape[-1])
 
     return jax.jit(forward, out_shardings=None if mesh is None else batch_sharding(mesh))

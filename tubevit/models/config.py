@@ -1,7 +1,6 @@
 """The configuration of a model: its sizes, tubes, options and heads."""
 
 import dataclasses
-import math
 from typing import Self
 
 import jax
@@ -11,8 +10,10 @@ from jaxtyping import Float
 
 from tubevit.errors import UserError, unknown
 from tubevit.models.position import POSITIONS
+from tubevit.ranges import COUNT, POSITIVE, RATE, SHARE, WHOLE, Range, check_fields
 from tubevit.tubes import Tube, TubeSet, as_tube_set
 
+Colour = tuple[float, float, float]  # red, green, blue
 MODALITIES = ("video", "image", "any")
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 POOLINGS = ("linear", "query", "map", "mean", "cls")
@@ -110,36 +111,36 @@ class ModelConfig:
     """
 
     name: str
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
+    width: int = dataclasses.field(metadata={"range": COUNT})
+    depth: int = dataclasses.field(metadata={"range": COUNT})
+    num_heads: int = dataclasses.field(metadata={"range": COUNT})
+    mlp_dim: int = dataclasses.field(metadata={"range": COUNT})
     tubes: TubeSet
     padding: str | None = None
     interpolated: bool | None = None
     gain_norm: bool = False
     antialias: bool = False
-    tube_width: int | None = None
+    tube_width: int | None = dataclasses.field(default=None, metadata={"range": COUNT})
     tube_linear: bool = False
     position: str = "fixed"
     class_token: bool = False
     pooling: str = "linear"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    frames: int = 32
-    fps: float | None = None
-    size: int = 224
+    mean: Colour = dataclasses.field(default=(0.5, 0.5, 0.5), metadata={"range": SHARE})
+    std: Colour = dataclasses.field(default=(0.5, 0.5, 0.5), metadata={"range": Range(float, above=0, most=1)})
+    frames: int = dataclasses.field(default=32, metadata={"range": COUNT})
+    fps: float | None = dataclasses.field(default=None, metadata={"range": POSITIVE})
+    size: int = dataclasses.field(default=224, metadata={"range": COUNT})
     heads: tuple[tuple[str, Head], ...] = ()
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
+    dropout: float = dataclasses.field(default=0.0, metadata={"range": RATE})
+    stochastic_depth: float = dataclasses.field(default=0.0, metadata={"range": RATE})
     gelu: str = "exact"
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = dataclasses.field(default=1e-6, metadata={"range": POSITIVE})
     qkv_bias: bool = True
-    layer_scale: float | None = None
-    add_attention: int = 0
-    gate_layer: int | None = None
+    layer_scale: float | None = dataclasses.field(default=None, metadata={"range": Range(float)})
+    add_attention: int = dataclasses.field(default=0, metadata={"range": WHOLE})
+    gate_layer: int | None = dataclasses.field(default=None, metadata={"range": WHOLE})
     gate_per_channel: bool = False
-    freeze_below: int = 0
+    freeze_below: int = dataclasses.field(default=0, metadata={"range": WHOLE})
     remat: str = "none"
     scan: bool = True
     attention: str = "auto"
@@ -151,10 +152,11 @@ class ModelConfig:
         object.__setattr__(self, "interpolated", self.tubes.interpolated)
         for name in ("mean", "std"):
             object.__setattr__(self, name, _colours(getattr(self, name), name))
-        for name in ("width", "depth", "num_heads", "mlp_dim", "frames", "size", "tube_width"):
-            self._check_whole(name, 1)
+        check_fields(self)
         for name, most in (("add_attention", self.depth), ("freeze_below", self.depth), ("gate_layer", self.depth - 1)):
-            self._check_whole(name, 0, most)
+            found = getattr(self, name)
+            if found is not None and found > most:
+                raise UserError(f"{name} must be 0 to {most} for {self.depth} blocks; found {found}")
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
         for tube in self.tubes.tubes:
@@ -164,21 +166,8 @@ class ModelConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)
-        for name in ("dropout", "stochastic_depth"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 0 and below 1; found {getattr(self, name)}")
-        if not self.norm_epsilon > 0:
-            raise UserError(f"norm_epsilon must be above 0; found {self.norm_epsilon}")
         if self.pooling == "cls" and not self.class_token:
             raise UserError("pooling 'cls' needs class_token=True; other poolings: " + ", ".join(POOLINGS[:-1]))
-
-    def _check_whole(self, name: str, least: int, most: float = math.inf) -> None:
-        value = getattr(self, name)
-        if name in ("gate_layer", "tube_width") and value is None:
-            return
-        if not isinstance(value, int) or not least <= value <= most:
-            limit = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            raise UserError(f"{name} must be a whole number of {limit}; found {value!r}")
 
     def replace(self, **fields) -> Self:
         """Return a copy with other values; new tubes bring their own padding and kind of kernels."""
@@ -200,12 +189,11 @@ class ModelConfig:
         return (self.frames, self.size, self.size)
 
 
-def _colours(values, name: str) -> tuple[float, float, float]:
-    """Check three numbers for red, green and blue: each from 0 to 1, and above 0 for a std."""
+def _colours(values, name: str) -> Colour:
+    """Return three numbers for red, green and blue as a tuple."""
     try:
-        colours = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        colours = ()
-    if len(colours) != 3 or not all(0 <= x <= 1 and (x > 0 or name == "mean") for x in colours):
-        raise UserError(f"{name} must be 3 numbers (red, green, blue) of pixels as 0..1, std above 0; found {values!r}")
-    return colours
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError) as error:
+        text = f"{name} must be 3 numbers (red, green, blue) of pixels as 0..1; found {values!r}"
+        raise UserError(text) from error
+    return red, green, blue

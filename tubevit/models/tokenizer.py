@@ -144,10 +144,10 @@ class TubeProjection(nnx.Module):
     ) -> Float[Array, "B N D"]:
         """Project standardised windows to tokens."""
         batch, tokens, _, size = windows.shape
-        out = windows.reshape(-1, size) @ kernel.reshape(size, -1).astype(self.dtype)
-        out = (out + self.bias[...].astype(self.dtype)).reshape(batch, tokens, -1)
+        out = windows.reshape(batch * tokens * windows.shape[2], size) @ kernel.reshape(size, -1).astype(self.dtype)
+        out = (out + self.bias[...].astype(self.dtype)).reshape(batch, tokens, self.tube.sub_windows * out.shape[-1])
         if self.linear:
-            return self.widen(out.reshape(batch * tokens, -1)).reshape(batch, tokens, -1)
+            return self.widen(out.reshape(batch * tokens, out.shape[-1])).reshape(batch, tokens, self.width)
         missing = self.width - out.shape[-1]
         return jnp.pad(out, ((0, 0), (0, 0), (0, missing))) if missing > 0 else out[..., : self.width]
 

@@ -45,8 +45,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     if coordinator is None or processes is None or process is None:
         raise UserError(f"--coordinator, --num-processes and --process-id go together; missing {', '.join(missing)}")
     host, colon, port = coordinator.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise UserError(f"--coordinator must be HOST:PORT; found {coordinator!r}")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator must be HOST:PORT, the port 1 to 65535; found {coordinator!r}")
     if processes < 1 or not 0 <= process < processes:
         raise UserError(f"--process-id must be 0 to --num-processes - 1; found {process} of {processes}")
     # On CPUs, two programs that run at once may receive each other's messages.

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict[str, float | None]]:
     """Make a function that evaluates a training state: state -> {eval/<name>/<score>: value}.
 
+    Where files are broken, `eval/<name>/broken` is their share.
+
     Each head is compiled once, at its first evaluation.
     """
     config, loader = experiment.config, experiment.config.loader
@@ -40,6 +42,7 @@ def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict
                     f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out; "
                     "tubevit evaluate lists them"
                 )
+                results[f"eval/{name}/broken"] = len(record["broken"]) / len(load.source)
             results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
         return results
 

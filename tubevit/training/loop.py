@@ -80,9 +80,11 @@ def train(
     Raises:
         UserError: configuration, data, mesh or workdir are not valid, the processes do not agree on them, or another
             run uses the workdir.
-        RunError: a checkpoint could not be saved, or the loss is not finite.
+        RunError: a checkpoint could not be saved, the loss is not finite, or too many files are broken.
         Preempted: SIGTERM came; the state was saved.
     """
+    workdir = storage.as_path(workdir)
+    run_on_main(lambda: storage.check_writable(workdir / "config.json", "name another workdir"))
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     agree(lambda: {"the configuration": mapping_entries(config.to_dict())})
@@ -97,7 +99,6 @@ def train(
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
     optimizer = make_optimizer(config)
     # The workdir is touched once the configuration is known to be good.
-    workdir = storage.as_path(workdir)
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
         logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
@@ -198,6 +199,8 @@ class Run:
                     with progress.time("save"):
                         writer.sync()  # a bucket's log must not be behind its checkpoint
                         checkpoints.save(state, metadata, results if evaluated else None, wait=bool(last or stop))
+                if evaluated:
+                    broken.check_evaluation(results)
                 if stop and not last:
                     raise Preempted(f"saved step {step} in {self.workdir}; the same command resumes the run")
         if start >= config.train.steps:

@@ -84,6 +84,8 @@ def release(
     archive = pathlib.Path(options.archive or f"{name}.tar")
     if options.urls and archive.exists() and not options.replace:
         raise UserError(f"{archive} exists already: move it away, or pass --replace")
+    if options.urls:
+        storage.check_writable(archive, "run the command in another folder")
     place = registry.checkpoints_folder() / name
     with _beside_releases() as temporary, publish.naming(place):
         folder, packed = pathlib.Path(temporary) / name, pathlib.Path(temporary) / "packed.tar"

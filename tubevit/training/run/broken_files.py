@@ -1,4 +1,4 @@
-"""Files that cannot be decoded in training: each is reported once, and too many end the run."""
+"""Files that cannot be decoded in training and its evaluations: they are reported, and too many end the run."""
 
 import logging
 from collections.abc import Mapping
@@ -47,6 +47,18 @@ class BrokenFiles:
                 seen[1] += len(sub_batch["dense"])
             kept[name] = {key: value for key, value in sub_batch.items() if key not in ("broken", "dense")}
         return kept
+
+    def check_evaluation(self, results: Mapping[str, float | None]) -> None:
+        """Check an evaluation, `eval/<name>/broken`; call it once its scores and the state are saved.
+
+        Raises RunError if too many files of a data set are broken.
+        """
+        for key, share in results.items():
+            if key.endswith("/broken") and share is not None and share > self._share:
+                raise RunError(
+                    f"{key} is {share:.3g}: more files are broken than loader.max_broken={self._share:g} allows (raise "
+                    "it, or repair them: tubevit evaluate lists them)"
+                )
 
     def dense_shares(self) -> dict[str, float]:
         """Return the share of dense clips since the last call, as {train/<name>/dense: share}, on the path of tubes."""
