@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import cv2
@@ -23,7 +24,9 @@ def clips(tmp_path_factory):
         folder = tmp_path_factory.mktemp("clips")
         video = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
         write_video(folder / "a.mp4", video, fps)
-        lines = [f"a.mp4,{'xy'[i % 2]},{splits[i % len(splits)]}" for i in range(count)]
+        lines = [f"{i}.mp4,{'xy'[i % 2]},{splits[i % len(splits)]}" for i in range(count)]
+        for i in range(count):  # files of their own to a list, at no cost
+            os.link(folder / "a.mp4", folder / f"{i}.mp4")
         (folder / "list.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
         return str(folder / "list.csv")
 

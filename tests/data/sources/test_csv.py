@@ -123,7 +123,9 @@ def test_a_repeated_row_is_used_once(table):
     path = table("a.mp4,x,train", "b.mp4,y,train", "a.mp4,x,Train", "./a.mp4,x ,train")
     source = open_source(path, "train")
     assert found(path, "train") == [("a", "x"), ("b", "y")] and source.listed == 2
-    assert source.notes == (f"{path}: 2 rows repeat others, e.g. line 4 line 2: each file is used once",)
+    assert source.notes == (
+        f"{path}: 2 rows of files that are listed already, e.g. line 4 repeats line 2: each file is used once",
+    )
     without = table("a.mp4,x", "./a.mp4,x", "b.mp4,y", header="path,label")  # hashes of the two paths may differ
     assert found(without) == [("a", "x"), ("b", "y")]
 

@@ -34,7 +34,7 @@ def open_csv(name: str, split: str, allow_overlap: bool = False) -> Source:
     and the case of columns and splits do not matter; see `canonical_split` for other names of splits.
 
     A row that repeats another is used once, with a note. Rows are of one file if their paths lead to it, also through
-    links.
+    symbolic links.
 
     Args:
         name: path of the csv.
@@ -160,6 +160,6 @@ def _without_repeated(
     notes = []
     if repeated:
         before, row = repeated[0]
-        what = "1 row repeats another" if len(repeated) == 1 else f"{len(repeated)} rows repeat others"
-        notes = [f"{name}: {what}, e.g. line {row.number} line {before.number}: each file is used once"]
+        what = f"{len(repeated)} row{'s' * (len(repeated) > 1)} of files that are listed already"
+        notes = [f"{name}: {what}, e.g. line {row.number} repeats line {before.number}: each file is used once"]
     return list(kept.values()), notes
