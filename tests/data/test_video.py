@@ -367,3 +367,10 @@ def test_a_file_is_opened_once(tmp_path):
     counted = CountedPath(video)
     decode_frames(counted, 16)
     assert counted.count == 1
+
+
+def test_an_image_that_declares_too_many_pixels_asks_for_no_memory():
+    encoded = bytearray(cv2.imencode(".png", np.zeros((40, 56, 3), np.uint8))[1].tobytes())
+    encoded[16:24] = (40_000).to_bytes(4, "big") * 2
+    with pytest.raises(DecodeError, match="more than 268435456 pixels"):
+        decode_image(bytes(encoded))

@@ -17,6 +17,7 @@ from tubevit.windows import TubeBatch, WindowPlan
 
 # Containers round presentation times (Matroska to 1 ms): a frame may be this much later than the time asked for.
 TIME_TOLERANCE = 1e-3
+MAX_PIXELS = 2**28  # of an image; it takes 3 bytes each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +193,22 @@ def decode_image(media: Media, file: BinaryIO | None = None) -> np.ndarray:
     if file is None:
         with open_media(media) as (_, file):
             return decode_image(media, file)
+    encoded = file.read()
+    if _declared_pixels(encoded[:26]) > MAX_PIXELS:  # a damaged header could ask for all memory
+        raise DecodeError(f"cannot read {media_name(media)} as an image: it declares more than {MAX_PIXELS} pixels")
     try:
-        image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:  # the declared size is beyond OpenCV's limit
         raise DecodeError(f"cannot read {media_name(media)} as an image: {reason(error)}") from error
     if image is None:
         raise DecodeError(f"cannot read {media_name(media)} as an image: it is damaged or its format is not known")
     return image
+
+
+def _declared_pixels(head: bytes) -> int:
+    """Return the number of pixels that the header of a PNG or BMP declares, 0 for other formats."""
+    start, order = (16, "big") if head.startswith(b"\x89PNG") else (18, "little")
+    if not head.startswith((b"\x89PNG", b"BM")):
+        return 0
+    width, height = (int.from_bytes(head[i : i + 4], order, signed=True) for i in (start, start + 4))
+    return abs(width * height)
