@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import tubevit
-from tubevit import storage
+from tubevit import writable
 from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
 from tubevit.checkpoint.manifest import write_manifest
 from tubevit.errors import UserError, unknown
@@ -83,7 +83,7 @@ def release(
     if options.urls and archive.exists() and not options.replace:
         raise UserError(f"{archive} exists already: move it away, or pass --replace")
     if options.urls:
-        storage.check_writable(archive, "run the command in another folder")
+        writable.check_file(archive, "run the command in another folder")
     with _beside_releases() as temporary:
         folder, packed = pathlib.Path(temporary) / name, pathlib.Path(temporary) / "packed.tar"
         _write_weights(checkpoint, folder, packed, options)
