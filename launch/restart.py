@@ -41,6 +41,12 @@ def main() -> int:
     parser.add_argument("--exit-file", help="file to which the last exit code is written")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
+    if args.exit_file:  # before the run, not after it
+        try:
+            open(args.exit_file + ".new", "w").close()
+            os.remove(args.exit_file + ".new")
+        except OSError as error:
+            parser.error(f"cannot write --exit-file {args.exit_file}: {error.strerror}")
 
     child: subprocess.Popen | None = None
     stopped = threading.Event()

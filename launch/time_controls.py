@@ -41,8 +41,8 @@ def main(workdir: str) -> None:
         "shuffled_top1": float((shuffled == labels).mean()),
         "reversed_to_opposite": float((backwards == opposite[labels]).mean()),
     }
+    print(json.dumps(result), flush=True)
     (pathlib.Path(workdir) / "time_controls.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.scripts import ROOT, script
 from tubevit.cli import main
 from tubevit.cli import preflight as cli_preflight
+from tubevit.cli.logs import logging_installed
 from tubevit.config import experiments_folder, load_config
 from tubevit.config.resolve import resolve
 from tubevit.errors import RunError, UserError
@@ -284,7 +285,8 @@ def compiler(config, overrides, topology, parts):
 def test_suggest(capsys):
     given = dict(config="k600", topology="v5litepod-4", config_overrides={}, suggest=True, json=False)
     with pytest.raises(RunError) as error:
-        cli_preflight.run(argparse.Namespace(**given), compiler)
+        with logging_installed():
+            cli_preflight.run(argparse.Namespace(**given), compiler)
     out, err = capsys.readouterr()
     assert "DOES NOT FIT: train needs 20.00 GiB" in out and "v5litepod-4 is v5e:2x2" in err
     tried = [line.strip() for line in err.splitlines() if line.startswith("  ")]

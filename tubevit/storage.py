@@ -5,25 +5,21 @@ therefore goes through `call`, which checks that the service itself answers.
 """
 
 import concurrent.futures
-import contextlib
 import contextvars
-import errno
 import functools
 import logging
 import math
 import os
 import pathlib
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Iterator, Mapping
 
 import fsspec
 
-from tubevit.errors import StorageError, UserError, cannot_write
+from tubevit.errors import StorageError, UserError
 from tubevit.publish import replacing, replacing_all
 
 logger = logging.getLogger(__name__)
@@ -219,44 +215,6 @@ def is_device(path: str | os.PathLike) -> bool:
     """Whether a path is a device or a pipe, such as /dev/stdout, which is written to but never replaced."""
     local = not is_remote(path) and os.path.exists(path) and not os.path.isdir(path)
     return local and (not os.path.isfile(path) or os.path.abspath(path).startswith("/dev/"))
-
-
-def check_writable(path: str | os.PathLike, remedy: str = "name another") -> None:
-    """Check that a file can be written to `path`: before the work, so that its result is not lost.
-
-    Nothing is left behind, and what is at `path` stays as it is.
-
-    Args:
-        path: a file, new or not, or a folder that does not exist.
-        remedy: what the user can do otherwise.
-
-    Raises:
-        UserError: there is a folder, or the file cannot be written.
-        RunError: the disk is full or broken; StorageError: the bucket is unreachable or refuses.
-    """
-    path = os.fspath(path)
-    try:
-        if not path or path.endswith("/") or is_folder(path):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder" if path else "its name is empty")
-        if is_remote(path):
-            probe = f"{path}.{uuid.uuid4().hex}.tmp"
-            operate(probe, lambda filesystem, inner: filesystem.pipe_file(inner, b""))
-            with contextlib.suppress(OSError, StorageError):  # who may write need not be allowed to delete
-                operate(probe, lambda filesystem, inner: filesystem.rm_file(inner))
-        elif not is_device(path):
-            _check_local(pathlib.Path(path).absolute())
-    except OSError as error:
-        raise cannot_write(path, error, remedy) from error
-
-
-def _check_local(path: pathlib.Path) -> None:
-    if path.exists():
-        path.open("ab").close()
-    existing = next(parent for parent in path.parents if os.path.lexists(parent))
-    with tempfile.TemporaryDirectory(prefix=".tubevit-", dir=existing) as temporary:
-        inside = pathlib.Path(temporary, path.relative_to(existing))  # folders and names as they would be created
-        inside.parent.mkdir(parents=True, exist_ok=True)
-        inside.touch()
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -11,7 +11,7 @@ from tubevit import storage
 from tubevit.cli import main
 from tubevit.errors import UserError
 from tubevit.models.tubevit import TubeViT
-from tubevit.storage import check_writable
+from tubevit.writable import check_file, check_folder
 from tubevit.zoo import registry
 
 
@@ -46,7 +46,10 @@ def test_what_cannot_be_written_is_refused(targets, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for path in targets.values():
         with pytest.raises(UserError, match="cannot write .*; name another"):
-            check_writable(path)
+            check_file(path)
+    for kind in ("below a file", "no name", "long", "kernel"):
+        with pytest.raises(UserError, match="cannot write .*; name another folder"):
+            check_folder(targets[kind])
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -54,8 +57,9 @@ def test_nothing_is_left_and_nothing_is_changed(tmp_path):
     (tmp_path / "old.json").write_text("kept")
     before = (tmp_path / "old.json").stat().st_mtime_ns
     for path in ("old.json", "new.json", "a/b/c/new.json"):
-        check_writable(tmp_path / path)
-    check_writable("/dev/null")
+        check_file(tmp_path / path)
+        check_folder((tmp_path / path).parent)
+    check_file("/dev/null")
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert (tmp_path / "old.json").read_text() == "kept" and (tmp_path / "old.json").stat().st_mtime_ns == before
 
@@ -63,14 +67,15 @@ def test_nothing_is_left_and_nothing_is_changed(tmp_path):
 def test_in_a_bucket():
     with gcs.emulator("bucket"):
         storage.write_text("gs://bucket/folder/a.json", "kept")
-        check_writable("gs://bucket/folder/b.json")
+        check_file("gs://bucket/folder/b.json")
+        check_folder("gs://bucket/new/folder")
         assert storage.list_files("gs://bucket/folder") == ["a.json"]
         for path, reason in (
             ("gs://bucket/folder", "it is a folder"),
             ("gs://other/a.json", "there is no such bucket"),
         ):
             with pytest.raises(UserError, match=f"cannot write {path}: {reason}"):
-                check_writable(path)
+                check_file(path)
 
 
 @pytest.fixture
@@ -96,15 +101,13 @@ def test_before_anything_is_computed(tiny_run, data, targets, refused, no_comput
         refused(["predict", "--checkpoint", tiny_run, clip, "--csv", path], f"cannot write {path}: ")
         refused(["predict", "--checkpoint", tiny_run, clip, "--features", path], f"cannot write {path}: ")
     for path in (targets["below a file"], targets["long"], targets["kernel"]):
-        refused(["report", tiny_run, "--out", path], f"cannot write {path}/index.html: ", "--out")
+        refused(["report", tiny_run, "--out", path], f"cannot write {path}: ", "--out")
         for flags in (["safetensors"], ["jax", "--head", "motion"]):
             refused(["export", tiny_run, path, "--format", *flags], "cannot write ", str(path))
         refused(["convert", saved, path, "--format", "timm"], f"cannot write {path}: ")
-        refused(["shard-videos", data / "good.csv", path], f"cannot write {path}/")
+        refused(["shard-videos", data / "good.csv", path], f"cannot write {path}: ")
         refused(["make-moving-digits", path], f"cannot write {path}")
-        refused(
-            ["train", "--config", "finetune:data=nowhere.csv", "--workdir", path], f"cannot write {path}/config.json"
-        )
+        refused(["train", "--config", "finetune:data=nowhere.csv", "--workdir", path], f"cannot write {path}: ")
     refused(["predict", "--checkpoint", tiny_run, clip, "--csv", "gs://b/x.csv"], "local file; found gs://b/x.csv")
     assert sorted(tmp_path.rglob("*")) == before
 

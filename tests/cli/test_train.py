@@ -76,7 +76,7 @@ def test_a_clip_that_cannot_be_decoded(train_command, tmp_path, monkeypatch, cap
 
 def test_bad_workdirs(refused, train_command, tiny_run, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(train_command(tmp_path / "file" / "run"), f"cannot write workdir {tmp_path}/file/run")
+    refused(train_command(tmp_path / "file" / "run"), f"cannot write {tmp_path}/file/run: ", "name another workdir")
     before = (tiny_run / "metrics.jsonl").read_bytes(), (tiny_run / "config.json").read_bytes()
     for key, there, now in (("optimizer.b1", 0.9, 0.5), ("seed", 0, 3)):
         message = f"{key}: {there} there, {now} now", f"--allow-change {key}"

@@ -214,7 +214,10 @@ def test_files_that_cannot_be_read(saved, folder, tmp_path, capsys):
         [str(tmp_path / "absent"), str(tmp_path / "ours")], "absent does not exist; expected a file", tmp_path, capsys
     )
     refused(
-        [str(folder), str(tmp_path / "text.npz/ours")], "cannot convert to .*File exists: .*text.npz", tmp_path, capsys
+        [str(folder), str(tmp_path / "text.npz/ours")],
+        "cannot write .*text.npz/ours: Not a directory",
+        tmp_path,
+        capsys,
     )
     refused([str(folder), str(saved)], "exists already; name a new one", tmp_path, capsys)
     refused([str(folder), str(tmp_path / "ours"), "--heads", "3"], "pass no --heads", tmp_path, capsys)

@@ -185,6 +185,7 @@ def test_what_is_refused(model, folder, tmp_path):
         (pixels((1, 8, 32, 32)).astype(np.float32), r"float32 \(1, 8, 32, 32, 3\)"),
         (pixels((8, 32, 32)), r"uint8 \(8, 32, 32, 3\)"),
         (pixels((1, 16, 32, 32)), r"uint8 \(1, 16, 32, 32, 3\)"),
+        (pixels((0, 8, 32, 32)), r"uint8 \(0, 8, 32, 32, 3\)"),
     ]:
         with pytest.raises(UserError, match=rf"expected uint8 \(b, 8, 32, 32, 3\) with b of at least 1; found {found}"):
             exported(x)

@@ -52,7 +52,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import storage
+    from tubevit import writable
     from tubevit.config import load_config
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
@@ -67,7 +67,7 @@ def run(args) -> None:
     )  # fmt: skip
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = _default_out(args, checkpoint) if args.out is None else args.out
-    run_on_main(lambda: storage.check_writable(out, "name another file with --out"))
+    run_on_main(lambda: writable.check_file(out, "name another file with --out"))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
     records = [evaluation.record for evaluation in evaluations]
     if is_main():

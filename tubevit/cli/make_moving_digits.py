@@ -33,7 +33,7 @@ def run(args) -> None:
     """Run the verb."""
     from tqdm import tqdm
 
-    from tubevit import storage
+    from tubevit import writable
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
 
@@ -41,7 +41,7 @@ def run(args) -> None:
     if args.folder is None and folder.exists():
         print(f"{folder} exists already")
         return
-    storage.check_writable(storage.join(folder, "motion.csv"), "name another folder")
+    writable.check_folder(folder)
     with tqdm(unit=" clips", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

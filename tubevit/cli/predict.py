@@ -43,7 +43,7 @@ def run(args) -> None:
     """Run the verb."""
     from tqdm import tqdm
 
-    from tubevit import storage
+    from tubevit import storage, writable
     from tubevit.cli.predict_output import print_labels, write_features, write_labels
     from tubevit.evaluation import find_files, predict
     from tubevit.zoo.names import load_model
@@ -53,7 +53,7 @@ def run(args) -> None:
     for path in (each for each in (args.csv, args.features) if each is not None):
         if storage.is_remote(path):
             raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
-        storage.check_writable(path, "name another file")
+        writable.check_file(path, "name another file")
     model = load_model(args.checkpoint)
     files, left_out = find_files(args.files), []
     silent = args.csv is not None or args.features is not None

@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import storage
+    from tubevit import storage, writable
     from tubevit.errors import RunError, cannot_write
     from tubevit.evaluation import find_files
     from tubevit.evaluation.checkpoint import max_broken_of
@@ -41,7 +41,7 @@ def run(args) -> None:
     out = args.out
     if out is None:
         out = storage.join(workdir, "report") if workdir else f"{checkpoint.folder.name}_report"
-    storage.check_writable(storage.join(out, "index.html"), "name another folder with --out")
+    writable.check_folder(out, "name another folder with --out")
     model, failed = checkpoint.load_model(), []
 
     def evaluate(model, name, values):

@@ -35,11 +35,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import storage
+    from tubevit import writable
     from tubevit.data.shard_writer import write_shards
-    from tubevit.data.shards import INDEX
 
-    storage.check_writable(storage.join(args.out, INDEX), "name another folder")
+    writable.check_folder(args.out)
     sources = _open(args.source, args.split, args.allow_overlap)
     summary = {}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):

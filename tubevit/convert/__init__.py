@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from tubevit import publish, storage
+from tubevit import publish, storage, writable
 from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, siglip, timm
@@ -74,7 +74,7 @@ def convert(
     """
     if storage.exists(dst):
         raise UserError(f"{dst} exists already; name a new one")
-    storage.check_writable(os.fspath(dst).rstrip("/"))
+    writable.check_file(os.fspath(dst).rstrip("/"))
     path = pathlib.Path(src)
     if not storage.is_remote(src) and path.is_file():
         kind, foreign = _read_file(path, options)

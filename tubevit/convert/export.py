@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from tubevit import __version__, publish, storage
+from tubevit import __version__, publish, storage, writable
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.errors import UserError, cannot_write, optional_import
@@ -237,7 +237,7 @@ def check_new_folder(path: str | os.PathLike) -> None:
             raise UserError(f"{path} exists already; name a new folder or an empty one")
     except OSError as error:
         raise cannot_write(path, error) from error
-    storage.check_writable(path / _CONFIG)
+    writable.check_folder(path)
 
 
 @contextlib.contextmanager

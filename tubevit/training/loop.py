@@ -13,7 +13,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tubevit import storage
+from tubevit import storage, writable
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.config.experiment import Experiment, open_experiment
@@ -84,7 +84,7 @@ def train(
         Preempted: SIGTERM came; the state was saved.
     """
     workdir = storage.as_path(workdir)
-    run_on_main(lambda: storage.check_writable(workdir / "config.json", "name another workdir"))
+    run_on_main(lambda: writable.check_folder(workdir, "name another workdir"))
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     agree(lambda: {"the configuration": mapping_entries(config.to_dict())})

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import tubevit
-from tubevit import publish, storage
+from tubevit import publish, storage, writable
 from tubevit.checkpoint.checkpoint import MARK, Checkpoint, save_model
 from tubevit.checkpoint.manifest import write_manifest
 from tubevit.errors import UserError, cannot_write, unknown
@@ -85,7 +85,7 @@ def release(
     if options.urls and archive.exists() and not options.replace:
         raise UserError(f"{archive} exists already: move it away, or pass --replace")
     if options.urls:
-        storage.check_writable(archive, "run the command in another folder")
+        writable.check_file(archive, "run the command in another folder")
     place = registry.checkpoints_folder() / name
     with _beside_releases() as temporary, publish.naming(place):
         folder, packed = pathlib.Path(temporary) / name, pathlib.Path(temporary) / "packed.tar"
