@@ -18,6 +18,9 @@ _PATIENCE = 5.0  # seconds for which the removal of a temporary folder is tried 
 class _DiskError(OSError):
     """An error that names what was to be written."""
 
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
+
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
