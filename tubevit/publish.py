@@ -18,6 +18,9 @@ _PATIENCE = 5.0  # seconds for which the removal of a temporary folder is tried 
 class _DiskError(OSError):
     """An error that names what was to be written."""
 
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
+
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
@@ -136,8 +139,10 @@ def locked(path: str | os.PathLike, *, keep: bool = False) -> Iterator[io.Buffer
         with path.open("ab+") as file:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock before may have renamed or removed the file that this one waited for.
-            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            try:  # whoever held the lock before may have renamed or removed the file that this one waited for
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
                 continue
             try:
                 yield file

@@ -1,3 +1,4 @@
+import concurrent.futures
 import csv
 import dataclasses
 import io
@@ -190,6 +191,19 @@ def test_killed_and_begun_again(clips, made, tmp_path):
     assert result["kept"] > 0
     write_shards(open_source(str(clips / "clips.csv"), "val"), "val", str(out), 2)
     assert content(out) == content(made)
+
+
+def test_two_commands_for_one_folder(clips, made, tmp_path):
+    """The second waits, and keeps what the first has written."""
+    source = open_source(str(clips / "clips.csv"), "train")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: write_shards(source, "train", str(tmp_path / "out"), 3), range(2)))
+    written = results[0]["written"]
+    assert [result["written"] for result in results] == [written] * 2
+    assert sorted(result["kept"] for result in results) == [0, written]
+    files = [path for path in content(made) if path.name.startswith("train-")]
+    assert len(files) == 6  # three shards and their records
+    assert all(content(tmp_path / "out")[path] == content(made)[path] for path in files)
 
 
 def test_refuses_other_settings(clips, made, tmp_path):

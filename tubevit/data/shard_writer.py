@@ -26,7 +26,7 @@ from tubevit.data.labels import distinct_names
 from tubevit.data.recode import validated_bytes
 from tubevit.data.sources import Source
 from tubevit.data.warp import use_one_opencv_thread
-from tubevit.data.workers import end_with_parent
+from tubevit.data.workers import end_with_parent, start_quiet_tracker
 from tubevit.errors import DecodeError, UserError
 
 SHARD_BYTES = 2**30
@@ -228,6 +228,7 @@ def _write_serially(job: Job, todo: list[int], processes: int, advance: Callable
 
 
 def _write_in_processes(job: Job, todo: list[int], processes: int, advance: Callable[[int], object]):
+    start_quiet_tracker()
     context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", 0), context.Event()
     shown = 0
