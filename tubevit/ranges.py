@@ -76,6 +76,8 @@ class Range:
         return value
 
 
+# Of threads and processes: many more than any machine runs, and few enough that a slip does not exhaust it.
+THREADS, PROCESSES = Range(int, least=1, most=4096), Range(int, least=0, most=4096)
 COUNT, WHOLE = Range(int, least=1), Range(int, least=0)
 POSITIVE, NOT_NEGATIVE = Range(float, above=0), Range(float, least=0)
 SHARE = Range(float, least=0, most=1)

@@ -42,7 +42,9 @@ def test_json_and_encoding_again(done, clips):
 
 def test_refused(done, refused, clips, tmp_path):
     source, out = clips / "clips.csv", tmp_path / "out"
-    refused(["shard-videos", source, out, "--processes", 0], "--processes: must be at least 1; found '0'")
+    refused(
+        ["shard-videos", source, out, "--processes", 0], "--processes: must be at least 1 and at most 4096; found '0'"
+    )
     refused(["shard-videos", source, out, "--short-side", 4], "--short-side: must be at least 16; found '4'")
     refused(["shard-videos", source, out, "--split", "train,tset"], "unknown split", "did you mean 'test'?")
     assert not out.exists()  # splits are opened before any is written

@@ -177,7 +177,7 @@ def test_positions_cover_the_video():
         ({"area": 0.5}, "augment.area below 1 needs augment.random_crop"),
         ({"area": 0.5, "scale": 1.2, "random_crop": True}, "set one of them"),
         ({"ratio": 0.5}, "augment.ratio must be at least 1; found 0.5"),
-        ({"rand_layers": -1}, "augment.rand_layers must be at least 0; found -1"),
+        ({"rand_layers": -1}, "augment.rand_layers must be at least 0 and at most 100; found -1"),
         ({"rand_magnitude": 10.5}, "augment.rand_magnitude must be at least 0 and at most 10; found 10.5"),
         (
             {"rand_magnitude": float("nan")},

@@ -52,7 +52,6 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import writable
     from tubevit.config import load_config
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
@@ -66,8 +65,7 @@ def run(args) -> None:
         probe=args.probe, allow_overlap=args.allow_overlap, max_broken=args.max_broken,
     )  # fmt: skip
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
-    out = _default_out(args, checkpoint) if args.out is None else args.out
-    run_on_main(lambda: writable.check_file(out, "name another file with --out"))
+    out = run_on_main(lambda: _checked_out(args, checkpoint))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
     records = [evaluation.record for evaluation in evaluations]
     if is_main():
@@ -79,6 +77,15 @@ def run(args) -> None:
             print(f"written to {', '.join(written)}")
     if failed := [record["failed"] for record in records if record["failed"]]:
         raise RunError(f"{'; '.join(failed)}: the score does not count (--max-broken raises the limit)")
+
+
+def _checked_out(args, checkpoint) -> str:
+    """Return the file for the records; raises UserError if it cannot be written."""
+    from tubevit import writable
+
+    out = _default_out(args, checkpoint) if args.out is None else args.out
+    writable.check_file(out, "name another file with --out")
+    return out
 
 
 def _default_out(args, checkpoint) -> str:

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 
-from tubevit.ranges import COUNT, Range
+from tubevit.ranges import COUNT, THREADS, Range
 
 logger = logging.getLogger(__name__)
 HELP = "write a source as ArrayRecord shards of encoded videos or images, to disk or to a bucket"
@@ -22,7 +22,7 @@ def add_arguments(parser) -> None:
     add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
     add("--split", help="splits, separated by commas (default: those of train, val and test that exist)")
     add("--shards", type=COUNT, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
-    add("--processes", type=COUNT, default=1, help="number of worker processes (default 1)")
+    add("--processes", type=THREADS, default=1, help="number of worker processes (default 1)")
     add(
         "--short-side", type=Range(int, least=16), metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",

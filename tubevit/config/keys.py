@@ -7,7 +7,7 @@ import typing
 
 from tubevit.data.augment import Augment
 from tubevit.errors import UserError, unknown
-from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE, WHOLE, Range
+from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, RATE, SHARE, THREADS, WHOLE, Range
 
 # Beginnings of the keys that do not change the result of a training run.
 CHANGE_NOTHING = (
@@ -142,8 +142,8 @@ class _Checkpoint:
 
 @_group
 class _Loader:
-    threads: int = _key(4, "decoding threads of each process", COUNT)
-    workers: int = _key(0, "loading processes; 0 loads in threads of the training process", WHOLE)
+    threads: int = _key(4, "decoding threads of each process", THREADS)
+    workers: int = _key(0, "loading processes; 0 loads in threads of the training process", PROCESSES)
     max_broken: float = _key(0.01, "largest share of broken files in a data set; more end the run", SHARE)
 
 

@@ -81,7 +81,7 @@ class Augment:
     area: float = _ranged(1.0, above=0, most=1)
     ratio: float = _ranged(4 / 3, least=1)
     flip: bool = False
-    rand_layers: int = _ranged(0, least=0)
+    rand_layers: int = _ranged(0, least=0, most=100)
     rand_magnitude: float = _ranged(10.0, least=0, most=randaugment.STRONGEST)
     colour_jitter: float = _ranged(0.0, least=0, most=1)
     erasing: float = _ranged(0.0, least=0, most=1)

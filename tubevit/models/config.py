@@ -112,7 +112,7 @@ class ModelConfig:
 
     name: str
     width: int = dataclasses.field(metadata={"range": COUNT})
-    depth: int = dataclasses.field(metadata={"range": COUNT})
+    depth: int = dataclasses.field(metadata={"range": Range(int, least=1, most=1000)})
     num_heads: int = dataclasses.field(metadata={"range": COUNT})
     mlp_dim: int = dataclasses.field(metadata={"range": COUNT})
     tubes: TubeSet
