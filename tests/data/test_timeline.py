@@ -64,15 +64,20 @@ def is_frame_by_frame(media, expected):
     assert decode_media(media, 2).seconds == pytest.approx(len(expected) / 25, abs=0.003)
 
 
-@pytest.mark.parametrize("name", SOUNDING)
-@pytest.mark.parametrize(
-    "sound",
-    [{"sound_seconds": 7.0}, {"first": 1.0, "sound_seconds": 4.0}, {"sound_first": 1.0}, {"sound_seconds": 0.4}],
-    ids=["longer", "earlier", "later", "shorter"],
-)
+SOUNDS = {
+    "longer": {"sound_seconds": 7.0},
+    "earlier": {"first": 1.0, "sound_seconds": 4.0},
+    "later": {"sound_first": 1.0},
+    "shorter": {"sound_seconds": 0.4},
+}
+# Two of the four for each container; test_fuzz_media.py draws more.
+TRIED = [(name, sound) for i, name in enumerate(SOUNDING) for j, sound in enumerate(SOUNDS) if (i + j) % 2 == 0]
+
+
+@pytest.mark.parametrize("name, sound", TRIED)
 def test_sound_changes_nothing(tmp_path, name, sound):
-    path = write_clip_with_sound(tmp_path / name, *SOUNDING[name], **sound)
-    if name.endswith(".avi") and "first" in sound:  # FFmpeg puts the gap behind the first frame
+    path = write_clip_with_sound(tmp_path / name, *SOUNDING[name], **SOUNDS[sound])
+    if name.endswith(".avi") and sound == "earlier":  # FFmpeg puts the gap behind the first frame
         assert indices(decode_clip(path)) == list(range(50))
     else:
         is_frame_by_frame(path, list(range(50)))
