@@ -95,6 +95,7 @@ def test_before_anything_is_computed(tiny_run, data, targets, refused, no_comput
     saved = tmp_path / "saved"
     shutil.copytree(tiny_run / "checkpoints/9", saved)
     before = sorted(tmp_path.rglob("*"))
+    refused([*evaluate, "--out", targets.pop("no name")], "--out is empty")
     for path in targets.values():
         refused([*evaluate, "--out", path], f"cannot write {path}: ", "--out")
         refused([*evaluate, "--probe", "knn", "--out", path], f"cannot write {path}: ")
