@@ -38,10 +38,10 @@ def test_all_pages_are_there(site):
 
 
 def test_names_that_are_described_together_are_apart(site):
-    page = (site / "api/config.html").read_text()
-    for name in ("least", "most", "below"):
-        entry = page[page.index(f'<span title="tubevit.config.keys.Key.{name}">') :].split("</li>")[0]
-        assert ">float<" in entry and "the range of a number" in entry
+    page = (site / "api/ranges.html").read_text()
+    for name in ("least", "most"):
+        entry = page[page.index(f'<span title="tubevit.ranges.Range.{name}">') :].split("</li>")[0]
+        assert ">float<" in entry and "the range includes them" in entry
 
 
 def test_nothing_is_fetched(site):
