@@ -1,6 +1,7 @@
 """Eight fake devices on the CPU for all tests; random modules and strict dtypes for those of the model; a tiny run."""
 
 import atexit
+import json
 import os
 import pathlib
 import shutil
@@ -37,7 +38,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Put the files that take longest first, so that the workers of pytest-xdist end together."""
-    items.sort(key=lambda item: item.path.name not in ("test_hosts_training.py", "test_readme.py", "test_loop.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_loop.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,17 @@ def train_tiny(tiny_config):
             return train(config, workdir, allow_change, profile, parts)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def read_metrics():
+    """`read_metrics(workdir)`: the lines of metrics.jsonl without what depends on the clock."""
+
+    def read(workdir):
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+    return read
 
 
 @pytest.fixture(scope="session")

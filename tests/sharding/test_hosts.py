@@ -1,4 +1,4 @@
-"""Start-up of processes, and what one does for all, without a second one: see training/test_hosts_training.py."""
+"""Start-up of processes, and what one does for all, without a second one: see extras/test_hosts_training.py."""
 
 import types
 

@@ -1,19 +1,6 @@
-import json
-
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-
-
-@pytest.fixture(scope="session")
-def read_metrics():
-    """`read_metrics(workdir)`: the lines of metrics.jsonl without what depends on the clock."""
-
-    def read(workdir):
-        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
-
-    return read
 
 
 @pytest.fixture(scope="session")
