@@ -25,8 +25,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/extras
 
-# Tests that need more than the core: peers in torch, compilers for TPUs and GPUs, the site, and a wheel in its own
-# environment. Everything they need is installed on the first call.
+# Tests that need more than the core, or take long: peers in torch, compilers for TPUs and GPUs, the site, a wheel in its
+# own environment, and jobs of several processes. Everything they need is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs,notebook]'
 	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras

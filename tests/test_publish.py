@@ -46,7 +46,7 @@ def test_what_appeared_meanwhile_is_kept(tmp_path, monkeypatch, is_folder, links
 
         monkeypatch.setattr(os, "link", refuse)
     place = tmp_path / "new/place"
-    with pytest.raises(MadeMeanwhile, match=f"{place} was made by another process meanwhile"):
+    with pytest.raises(MadeMeanwhile, match=f"another process created {place} in the meantime"):
         with publish.creating(place) as second:
             with publish.creating(place) as first:
                 assert first != second and not place.exists()

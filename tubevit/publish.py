@@ -1,4 +1,4 @@
-"""Local files and folders that are complete or absent, whichever processes write them and wherever they end."""
+"""Write local files and folders that are complete or absent, even with several writers or after a crash."""
 
 import contextlib
 import errno
@@ -98,7 +98,7 @@ def creating(
         yield temporary
         while not _renamed_to_new(temporary, path):
             if not replace(path):
-                raise MadeMeanwhile(f"{path} was made by another process meanwhile; it is kept")
+                raise MadeMeanwhile(f"another process created {path} in the meantime; it is kept")
             with contextlib.suppress(FileNotFoundError):
                 os.rename(path, os.path.join(tempfile.mkdtemp(dir=temporary.parent), path.name))
 

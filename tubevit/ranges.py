@@ -16,7 +16,7 @@ _NAMES = {int: "a whole number", float: "a finite number"}
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The finite numbers that are allowed somewhere. As the `type=` of a flag, it reads them from text.
+    """A range of finite numbers. It is callable, so that it serves as the `type=` of a flag as well.
 
     Attributes:
         kind: `int` or `float`; a number must also fit into 32 bits of that kind.

@@ -1,4 +1,4 @@
-"""Whether results can be written: asked before the work, so that they are not lost after it."""
+"""Check that results can be written before the work begins, so that they are not lost at its end."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from tubevit.errors import StorageError, cannot_write
 
 
 def check_file(path: str | os.PathLike, remedy: str = "name another") -> None:
-    """Check that a file can be written to `path`: before the work, so that its result is not lost.
+    """Check that a file can be written to `path`.
 
     Nothing is left behind, and what is at `path` stays as it is.
 

@@ -104,5 +104,5 @@ def test_damage_and_what_is_no_video(tmp_path):
     with pytest.raises(DecodeError, match="has no video stream"):
         list(stream_clips(write_audio(tmp_path / "a.wav"), 8, 8, 1.0))
     for every in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="more than 0; found"):
+        with pytest.raises(UserError, match="every must be .*above 0; found"):
             list(stream_clips(whole, 8, 8, every))

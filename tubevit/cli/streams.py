@@ -1,4 +1,4 @@
-"""The standard streams of a command: closed ones, readers that leave, names that an encoding does not have."""
+"""Standard streams that are closed, that nobody reads any more, or whose encoding lacks a character."""
 
 import os
 import select
@@ -6,7 +6,10 @@ import sys
 
 
 def prepare_streams() -> None:
-    """Let the streams take any text: what is printed to a closed one is discarded, other letters are escaped."""
+    """Make the standard streams accept any text.
+
+    What is printed to a closed stream is discarded. Characters that the encoding of stdout lacks are escaped.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

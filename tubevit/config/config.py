@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from tubevit.checkpoint.renamed import RENAMED
-from tubevit.config.keys import CHANGE_NOTHING, Key, find_key, keys_of
+from tubevit.config.keys import Key, changes_results, find_key, keys_of
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 from tubevit.ranges import Range
@@ -283,7 +283,5 @@ def flatten(config: Mapping | ConfigDict, prefix: str = "") -> dict:
 def changed_keys(old: Mapping, new: Mapping) -> dict[str, tuple]:
     """Return {key: (old value, new value)} where two configurations differ in what a training run computes."""
     old, new = (flatten(json.loads(json.dumps(config))) for config in (old, new))
-    keys = [key for key in sorted({*old, *new}) if not key.startswith(CHANGE_NOTHING)]
-    # What may be listed in two splits changes no file that is read.
-    values = {key: (old.get(key), new.get(key)) for key in keys if not key.endswith(".allow_overlap")}
+    values = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if changes_results(key)}
     return {key: (before, after) for key, (before, after) in values.items() if before != after}

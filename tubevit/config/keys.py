@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import fnmatch
 import functools
 import typing
 
@@ -9,10 +10,10 @@ from tubevit.data.augment import Augment
 from tubevit.errors import UserError, unknown
 from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, RATE, SHARE, THREADS, WHOLE, Range
 
-# Beginnings of the keys that do not change the result of a training run.
-CHANGE_NOTHING = (
-    "mesh.", "loader.", "log.", "checkpoint.", "eval.", "data.eval.", "input.path", "train.skip_nonfinite",
-    "compilation_cache",
+# Patterns of the keys that do not change the result of a training run.
+_CHANGE_NOTHING = (
+    "mesh.*", "loader.*", "log.*", "checkpoint.*", "eval.*", "data.eval.*", "data.train.*.allow_overlap", "input.path",
+    "train.skip_nonfinite", "compilation_cache",
 )  # fmt: skip
 
 
@@ -261,3 +262,8 @@ def find_key(path: str) -> Key:
     if name not in keys:
         raise unknown("key", path, keys_of())
     return keys[name]
+
+
+def changes_results(path: str) -> bool:
+    """Return whether a key, by its full name, changes the result of a training run."""
+    return not any(fnmatch.fnmatchcase(path, pattern) for pattern in _CHANGE_NOTHING)

@@ -12,6 +12,7 @@ from tubevit.data.container import Video, open_media, open_video
 from tubevit.data.decode import TIME_TOLERANCE, Decoded, decode_image, upright_frames
 from tubevit.data.timeline import MIN_COVERAGE
 from tubevit.errors import UserError
+from tubevit.ranges import POSITIVE
 
 
 def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | None, every: float) -> Iterator[Decoded]:
@@ -34,8 +35,7 @@ def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | Non
         UserError: `every` is not positive, or shorter than a frame of this video.
         DecodeError: the file holds no video or no frame, is damaged, or ends before half of its declared duration.
     """
-    if not 0 < every < float("inf"):
-        raise UserError(f"expected a clip every so many seconds, more than 0; found {every:g}")
+    POSITIVE.check("every", every)
     with open_media(media) as (kind, file):
         if kind == "image":
             yield Decoded(kind, [decode_image(media, file)])
@@ -43,8 +43,8 @@ def stream_clips(media: str | os.PathLike | bytes, frames: int, fps: float | Non
         with open_video(media, file) as video:
             shortest = video.shortest_frame
             if every < 0.99 * shortest:  # containers round times
-                expected = f"at least the {shortest:.4g} s that a frame of {video.name} lasts"
-                raise UserError(f"expected a clip every so many seconds, {expected}; found {every:g} s")
+                expected = f"at least {shortest:.4g} s, the duration of a frame of {video.name}"
+                raise UserError(f"the interval between clips must be {expected}; found {every:g} s")
             yield from _clips(video, frames, fps, every)
 
 

@@ -11,10 +11,11 @@ from tubevit.errors import DecodeError
 
 PLANAR = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, whose planes are sampled before conversion
 UNSPECIFIED = 2  # the code of ITU-T H.273 for a matrix that is not known; it is taken as BT.601
-# FFmpeg's scaler truncates: its values are up to 2.9 levels below those of exact arithmetic. Conversions by `_LUMA`
-# aim this much below, which keeps them within 2 levels of the scaler and 1.1 of exact arithmetic. OpenCV rounds: its
-# values are up to 3 levels above those of the scaler in green, and one level less of green keeps them within 2.
+# FFmpeg's scaler truncates: its values are up to 2.9 levels below the exact ones. Subtracting this from the values that
+# our matrices give keeps them within 2 levels of the scaler and within 1.1 of the exact values.
 BIAS = 0.4
+# OpenCV, which converts BT.601 in limited range, rounds: its greens are up to 3 levels above those of the scaler.
+# Subtracting one level keeps them within 2.
 _GREEN = (0, 1, 0, 0)
 # The shares of red and blue in luma, by the code of the matrix.
 _LUMA = {

@@ -1,4 +1,4 @@
-"""Letters of pictures: names are drawn in fonts that have their letters, or as numbers that a page explains."""
+"""Fonts for the names in pictures: a name is drawn in fonts that have its letters, or as a number with a legend."""
 
 import contextlib
 import contextvars
@@ -32,7 +32,7 @@ class Lettering:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Use it for the pictures that are drawn inside."""
+        """Use these fonts and numbers for the pictures that are drawn inside the context."""
         token = _current.set(self)
         try:
             yield

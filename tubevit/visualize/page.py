@@ -166,8 +166,8 @@ def write_page(
     if numbered:
         more = f" and {len(numbered) - 1} more" if len(numbered) > 1 else ""
         logger.info(
-            f"no font of this machine has all letters of {next(iter(numbered))!r}{more}: the pictures show numbers, "
-            "the page the names below them"
+            f"no font of this machine has all letters of {next(iter(numbered))!r}{more}: pictures show "
+            "numbers instead, and the page lists the names below them"
         )
     files["index.html"] = storage.printable(_html(title, facts, sections, embedded)).encode()
     storage.write_files(out, files)
