@@ -25,7 +25,7 @@ import pytest
 from tests.logs import logged
 
 # Shapes and types in signatures are checked in tests only. An int is a float, as for type checkers.
-MODELS = ("block", "encoder", "pooling", "position", "tokenizer", "tubevit")
+MODELS = ("block", "encoder", "patterns", "pooling", "position", "tokenizer", "tubevit")
 jaxtyping.install_import_hook(
     ["tubevit.windows", "tubevit.training.losses", *(f"tubevit.models.{name}" for name in MODELS)],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",

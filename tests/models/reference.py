@@ -1,5 +1,6 @@
 """The model in float64 NumPy by explicit loops, written from the paper's definitions; shares no code with tubevit."""
 
+import dataclasses
 import math
 from itertools import product
 
@@ -111,11 +112,21 @@ def position_embedding(centre, width, literal=False):
     return embedding
 
 
-def position_of(params, config, number, tube, index, centre):
-    """What is added to the token at `index` of its tube's grid."""
+def index_embedding(n, width):
+    return np.array([(math.cos if j % 2 else math.sin)(n / 10_000 ** (2 * (j // 2) / width)) for j in range(width)])
+
+
+def position_of(params, config, number, tube, index, centre, grid_numbers):
+    """What is added to the token at `index` of its tube's grid; `grid_numbers` counts the indices in order."""
     kind = config.position
-    if kind == "none":
+    if kind in ("none", "rope"):
         return np.zeros(config.width)
+    if kind == "index":
+        return index_embedding(grid_numbers[index], config.width)
+    if kind == "learned_space":
+        return params[f"position/{number}"][0, *index[1:]]
+    if kind == "learned_space_time":
+        return params[f"position/{number}"][0, *index[1:]] + params[f"position/{number}_time"][index[0]]
     if kind == "learned" or (kind == "learned_2d" and tube.kernel[0] == 1):
         return params[f"position/{number}"][index]
     return position_embedding(index if kind == "fixed_no_stride" else centre, config.width, kind == "fixed_literal")
@@ -137,6 +148,7 @@ def tokenize(params, config, video):
             continue
         kernel, bias = kernel_of(params, config, number, tube), params[f"tokenizer/tubes/{number}/bias"]
         padding = config.tubes.padding
+        grid_numbers = {index: n for n, index in enumerate(indices(tube, shape, padding))}
         for index, token in zip(indices(tube, shape, padding), windows(tube, shape, padding), strict=True):
             parts = []
             for window in token:
@@ -147,14 +159,15 @@ def tokenize(params, config, video):
                 parts.append(patch.reshape(len(video), -1) @ kernel.reshape(-1, kernel.shape[-1]) + bias)
             centres.append(np.mean(positions(token), axis=0))
             made = at_width(params, config, number, tube, np.concatenate(parts, axis=-1))
-            tokens.append(made + position_of(params, config, number, tube, index, centres[-1]))
+            tokens.append(made + position_of(params, config, number, tube, index, centres[-1], grid_numbers))
     return np.stack(tokens, axis=1), np.stack(centres)
 
 
-def layer_norm(x, layer, name, config):
+def layer_norm(x, layer, name, config, epsilon=None):
     mean = x.mean(axis=-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + config.norm_epsilon) * layer[f"{name}/scale"] + layer[f"{name}/bias"]
+    normed = (x - mean) / np.sqrt(variance + (config.norm_epsilon if epsilon is None else epsilon))
+    return normed * layer[f"{name}/scale"] + layer[f"{name}/bias"]
 
 
 def softmax(scores):
@@ -162,15 +175,41 @@ def softmax(scores):
     return weights / weights.sum()
 
 
-def attend(x, layer, config):
-    """One clip (N, D): for each head and query a softmax over all tokens."""
-    kernel, out = layer["attention/qkv/kernel"], layer["attention/out/kernel"]
-    bias = layer["attention/qkv/bias"] if config.qkv_bias else np.zeros(kernel.shape[1:])
-    result = np.zeros_like(x) + layer["attention/out/bias"]
+def rotated(x, index):
+    """A query or key (d,) of V-JEPA 2 at an index (t, y, x) of the grid."""
+    each = 2 * (len(x) // 3 // 2)
+    result = x.copy()
+    for axis in range(3):
+        for channel in range(each):
+            at = axis * each + channel
+            angle = index[axis] / 10_000 ** ((channel % (each // 2)) / (each // 2))
+            other = -x[at + 1] if channel % 2 == 0 else x[at - 1]
+            result[at] = x[at] * math.cos(angle) + other * math.sin(angle)
+    return result
+
+
+def attend(x, layer, config, name="attention", sees=None, indices=None):
+    """One clip (N, D): for each head and query a softmax over the tokens of `sees(n, head)`, by default all.
+
+    It gives several lists of tokens for a token that gets the mean over them, and none for one that gets nothing.
+    Rotary positions take the index of each token.
+    """
+    kernel, out = layer[f"{name}/qkv/kernel"], layer[f"{name}/out/kernel"]
+    bias = layer[f"{name}/qkv/bias"] if config.qkv_bias else np.zeros(kernel.shape[1:])
+    sees = sees or (lambda n, head: [list(range(len(x)))])
+    result = np.zeros_like(x)
     for head in range(kernel.shape[2]):
         query, key, value = (x @ kernel[:, i, head] + bias[i, head] for i in range(3))
+        if config.position == "rope" and indices is not None:
+            query, key = (np.stack([rotated(*pair) for pair in zip(each, indices)]) for each in (query, key))
         for n in range(len(x)):
-            result[n] += softmax(key @ query[n] / math.sqrt(key.shape[1])) @ value @ out[head]
+            for tokens in sees(n, head):
+                scores = key[tokens] @ query[n] / math.sqrt(key.shape[1])
+                if config.softcap is not None:
+                    scores = config.softcap * np.tanh(scores / config.softcap)
+                result[n] += softmax(scores) @ value[tokens] @ out[head] / len(sees(n, head))
+    for n in range(len(x)):
+        result[n] += layer[f"{name}/out/bias"] if sees(n, 0) else 0
     return result
 
 
@@ -185,24 +224,78 @@ def mlp(x, layer, config):
     return hidden @ layer["mlp/down/kernel"] + layer["mlp/down/bias"]
 
 
-def encode(params, config, tokens):
-    """(B, N, D) -> (B, N, D)."""
-    blocks, added, result = below(params, "encoder/blocks/"), below(params, "encoder/added/"), []
-    first_added = config.depth - config.add_attention
-    for start in tokens:
-        x = start
-        for index in range(config.depth):
-            if index >= first_added:
-                layer = {name: value[index - first_added] for name, value in added.items()}
-                x = x + attend(layer_norm(x, layer, "norm", config), layer, config)
-            layer = {name: value[index] for name, value in blocks.items()}
-            scale1, scale2 = (layer["scale1"], layer["scale2"]) if config.layer_scale is not None else (1, 1)
-            x = x + scale1 * attend(layer_norm(x, layer, "norm1", config), layer, config)
-            x = x + scale2 * mlp(layer_norm(x, layer, "norm2", config), layer, config)
-            if index == config.gate_layer:  # equation 8
-                x = x + np.tanh(params["encoder/gate"]) * start
-        result.append(layer_norm(x, below(params, "encoder/"), "norm", config))
-    return np.stack(result)
+def encode(params, config, tokens, grid=None):
+    """(B, N, D) -> (B, M, D); patterns of attention need the `grid` (n_t, n_y, n_x) of the only tube."""
+    if config.pattern == "factorised_encoder":
+        return np.stack([encode_factorised(params, config, each, grid) for each in tokens])
+    return np.stack([encode_clip(below(params, "encoder/"), config, each, grid) for each in tokens])
+
+
+def encode_clip(encoder, config, start, grid=None, pattern=None):
+    """One clip (N, D) through the blocks and the normalisation of an encoder."""
+    blocks, added, first = below(encoder, "blocks/"), below(encoder, "added/"), int(config.class_token)
+    first_added, pattern = config.depth - config.add_attention, pattern or config.pattern
+    cells = list(product(*map(range, grid))) if grid else None
+    frames = (
+        [[0] * first + [first + i for i, cell in enumerate(cells) if cell[0] == t] for t in range(grid[0])]
+        if grid
+        else []
+    )
+    places = {cell[1:]: [first + i for i, other in enumerate(cells) if other[1:] == cell[1:]] for cell in cells or ()}
+
+    def in_frame(n, head=0):
+        return frames if n < first else [frames[cells[n - first][0]]]
+
+    def over_time(n, head=0):
+        return [] if n < first else [places[cells[n - first][1:]]]
+
+    def halves(n, head):
+        return over_time(n) if head < config.num_heads // 2 else in_frame(n)
+
+    sees = {"joint": None, "divided": in_frame, "factorised_dot": halves}[pattern]
+    rotary = [(0, 0, 0)] * first + cells if grid else None
+    # The positions within a frame are turned by place only, those over time by time only.
+    still, moving = ([(0, *i[1:]) for i in rotary], [(i[0], 0, 0) for i in rotary]) if grid else (None, None)
+    x = start
+    for index in range(len(blocks["norm1/scale"])):
+        if index >= first_added and added:
+            layer = {name: value[index - first_added] for name, value in added.items()}
+            x = x + attend(
+                layer_norm(x, layer, "norm", config),
+                layer,
+                config,
+                sees=sees if pattern == "factorised_dot" else None,
+                indices=rotary,
+            )
+        layer = {name: value[index] for name, value in blocks.items()}
+        scale1, scale2 = (layer["scale1"], layer["scale2"]) if config.layer_scale is not None else (1, 1)
+        if pattern == "divided":
+            normed = layer_norm(x, layer, "time_norm", config)
+            x = x + attend(normed, layer, config, "time_attention", over_time, moving)
+        own = still if pattern == "divided" else rotary
+        x = x + scale1 * attend(layer_norm(x, layer, "norm1", config), layer, config, sees=sees, indices=own)
+        x = x + scale2 * mlp(layer_norm(x, layer, "norm2", config), layer, config)
+        if index == config.gate_layer:  # equation 8
+            x = x + np.tanh(encoder["gate"]) * start
+    return layer_norm(x, encoder, "norm", config) if "norm/scale" in encoder else x
+
+
+def encode_factorised(params, config, tokens, grid):
+    """One clip (N, D): each frame alone, then the second encoder over what is taken of each."""
+    first, places = int(config.class_token), grid[1] * grid[2]
+    second, frames = below(params, "encoder/temporal/"), []
+    for t in range(grid[0]):
+        own = tokens[[*range(first), *range(first + t * places, first + (t + 1) * places)]]
+        frames.append(encode_clip(below(params, "encoder/"), config, own, (1, *grid[1:]), "joint"))
+    frames = np.stack(frames)
+    plain = dataclasses.replace(config, add_attention=0, gate_layer=None, position="none")
+    position = second["position"]
+    if config.frame_pooling == "none":
+        columns = [encode_clip(second, plain, frames[:, s] + position, pattern="joint") for s in range(places)]
+        return np.stack(columns, axis=1).reshape(-1, config.width)
+    taken = frames[:, 0] if config.frame_pooling == "cls" else frames[:, first:].mean(axis=1)
+    start = np.concatenate(([second["class_token"][None]] if first else []) + [taken + position])
+    return encode_clip(second, plain, start, pattern="joint")
 
 
 def pooling_weights(params, config, x):
@@ -215,6 +308,10 @@ def pooling_weights(params, config, x):
     if config.pooling == "cls":
         return [np.array([1.0] + [0.0] * (len(x) - 1))], [x]
     part, weights, values = below(params, "pooling/"), [], []
+    if config.pooling == "attentive":
+        blocks = {f"blocks/{name}": leaf for name, leaf in below(part, "blocks/").items()}
+        plain = dataclasses.replace(config, position="none", layer_scale=None, add_attention=0, gate_layer=None)
+        x = layer_norm(encode_clip(blocks, plain, x, pattern="joint"), part, "token_norm", config)
     for head in range(config.num_heads):
         query = part["probe"] @ part["query/kernel"][:, head] + part["query/bias"][head]
         key, value = (x @ part["key_value/kernel"][:, i, head] + part["key_value/bias"][i, head] for i in range(2))
@@ -229,11 +326,13 @@ def pool(params, config, tokens):
     for x in tokens:
         weights, values = pooling_weights(params, config, x)
         heads = [weight @ value for weight, value in zip(weights, values, strict=True)]
-        if config.pooling in ("query", "map"):
+        if config.pooling in ("query", "map", "attentive"):
             part = below(params, "pooling/")
             heads = [sum(head @ out for head, out in zip(heads, part["out/kernel"])) + part["out/bias"]]
-        if config.pooling == "map":
+        if config.pooling in ("map", "attentive"):
             heads = [heads[0] + mlp(layer_norm(heads[0], part, "norm", config), part, config)]
+        if config.final_norm == "pooled":
+            heads = [layer_norm(heads[0], params, "pooled_norm", config, config.pooled_norm_epsilon)]
         pooled.append(heads[0])
         all_weights.append(np.mean(weights, axis=0))
     return np.stack(pooled), np.stack(all_weights)
@@ -246,7 +345,9 @@ def classify(params, pooled, head):
 def stages(params, config, video):
     """Tokens, their centres, encoded tokens, pooling weights, features and logits of the head `default`."""
     tokens, centres = tokenize(params, config, video)
-    encoded = encode(params, config, tokens)
+    tube, shape = config.tubes.tubes[0], (1, *video.shape[1:])[-4:-1]
+    grid = tuple(map(len, starts_along_axes(tube, shape, config.tubes.padding)))
+    encoded = encode(params, config, tokens, grid if len(config.tubes.tubes) == 1 else None)
     pooled, weights = pool(params, config, encoded)
     return tokens, centres, encoded, weights, pooled, classify(params, pooled, "default")
 

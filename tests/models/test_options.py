@@ -48,11 +48,46 @@ def run(model, video):
     def stages(state, video):
         model = nnx.merge(graph, state)
         tokens, centres = model.tokenize(video)
-        encoded = model.encoder(tokens)
-        pooled = model.pooling(encoded)
+        encoded = model.encoder(tokens, None, model.layout(video))
+        pooled = getattr(model, "pooled_norm", lambda x: x)(model.pooling(encoded))
         return tokens, centres, encoded, model.pooling.weights(encoded), pooled, model.heads["default"](pooled)
 
     return stages.lower(state, video).compile({"xla_backend_optimization_level": 0})(state, video)
+
+
+GRID = dict(tubes="3x7x9/3x7x9")  # 3 x 4 x 4 tokens of the shape
+DENSE = GRID | dict(frames=11, size=29)
+FACTORISED = dict(pattern="factorised_encoder", temporal_depth=2, **DENSE)
+PATTERNS = {
+    "divided": (dict(pattern="divided", depth=3, num_heads=4, **GRID), None, SHAPE),
+    "divided, everything": (
+        dict(
+            pattern="divided", class_token=True, pooling="cls", layer_scale=0.1, add_attention=1, gate_layer=0,
+            position="learned_space_time", gelu="tanh", **DENSE,
+        ), dict(position="learned_space", pooling="mean"), (11, 29, 31),
+    ),
+    "divided, rope": (dict(pattern="divided", position="rope", class_token=True, **GRID), dict(position="none"), SHAPE),
+    "factorised_dot": (dict(pattern="factorised_dot", add_attention=1, **GRID), dict(pattern="joint"), SHAPE),
+    "factorised_dot, rope": (dict(pattern="factorised_dot", position="rope", **GRID), dict(pattern="joint"), SHAPE),
+    "factorised_encoder": (
+        dict(class_token=True, pooling="cls", position="learned_space", softcap=2.0, **FACTORISED),
+        dict(frame_pooling="mean", softcap=None), (11, 29, 31),
+    ),
+    "factorised_encoder, mean": (
+        dict(frame_pooling="mean", final_norm="pooled", gate_layer=1, **FACTORISED), None, SHAPE,
+    ),
+    "factorised_encoder, none": (
+        dict(frame_pooling="none", add_attention=1, **FACTORISED), dict(frame_pooling="mean"), SHAPE,
+    ),
+    "rope": (dict(position="rope", class_token=True, width=32, **GRID), dict(position="none"), SHAPE),
+    "index": (dict(position="index", **GRID), dict(position="none"), SHAPE),
+    "learned_space": (dict(position="learned_space", **DENSE), dict(position="none"), (11, 29, 31)),
+    "softcap": (dict(softcap=0.5), dict(softcap=None), SHAPE),
+    "attentive": (dict(pooling="attentive", mlp_dim=96), dict(pooling="map"), SHAPE),
+    "pooled": (
+        dict(final_norm="pooled", pooled_norm_epsilon=0.1, pooling="mean"), dict(pooled_norm_epsilon=None), SHAPE,
+    ),
+}  # fmt: skip
 
 
 # Fields of a model; fields of which each must give something else with the same parameters, or None where the option
@@ -96,6 +131,7 @@ OPTIONS = {
     "qkv_bias, added": (dict(qkv_bias=False, add_attention=1), None, SHAPE),
     "tube_linear, narrow": (dict(tube_width=16, tube_linear=True, **SMALL_TUBES), dict(tube_linear=False), SHAPE),
     "tube_linear, wide": (dict(tube_width=36, tube_linear=True), dict(tube_linear=False), SHAPE),
+    **PATTERNS,
     "all": (ALL, EACH_OF_ALL, LEARNED_SHAPE),
     "all, image": (ALL, EACH_OF_ALL, LEARNED_SHAPE[1:]),
 }  # fmt: skip

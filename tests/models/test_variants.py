@@ -39,7 +39,7 @@ def test_parameter_counts(name, sizes, default, plain):
         assert round(count / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [*list_models("tubevit*"), *list_models("vit*")])
 def test_builds_with_every_preset_that_fits(name):
     config = model_config(name)
     shape = (config.frames, config.size, config.size)
@@ -59,6 +59,37 @@ def test_builds_with_every_preset_that_fits(name):
     assert jax.eval_shape(lambda clip: create_model(name, num_classes=3)(clip), clip).shape == (2, 3)
     image = jax.ShapeDtypeStruct((2, *shape[1:], 3), np.uint8)
     assert jax.eval_shape(lambda image: create_model(name)(image), image).shape == (2, config.width)
+
+
+PEERS = [name for family in ("vivit", "timesformer", "videomae", "vjepa2") for name in list_models(f"{family}_*")]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_read_every_pixel_once(name):
+    config = model_config(name)
+    (tube,) = config.tubes.tubes
+    assert tube.kernel == tube.stride and config.tubes.pixels_read(config.shape) == 1
+    clip = jax.ShapeDtypeStruct((2, *config.shape, 3), np.uint8)
+    assert jax.eval_shape(lambda clip: create_model(name, num_classes=3)(clip), clip).shape == (2, 3)
+
+
+def test_peers_have_the_published_sizes():
+    """Tokens without the class token, millions of parameters with 400 classes; sources in docs/zoo.md."""
+    published = {
+        "vivit_b16x2": (3136, 89.0), "vivit_fe_b16x2": (3136, 115.1), "timesformer_b16": (1568, 114.5),
+        "videomae_b16": (1568, 86.5), "videomae_s16": (1568, 22.0), "videomae_l16": (1568, 304.3),
+        "timesformer_hr_b16": (12544, 114.9), "timesformer_l_b16": (18816, 114.5), "videomae_h16": (1568, 632.2),
+    }  # fmt: skip
+    for name, (tokens, millions) in published.items():
+        config = model_config(name, num_classes=400)
+        assert config.tubes.num_tokens(config.shape) == tokens
+        assert round(count_parameters(config) / 1e6, 1) == millions, name
+
+
+def test_families_stand_together():
+    families = [name.split("_")[0] for name in list_models()]
+    assert families[0] == "tubevit" and len(set(families)) == sum(a != b for a, b in zip(families, [None, *families]))
+    assert list_models("videomae_*16") == [f"videomae_{size}16" for size in ("s", "b", "l", "h")]
 
 
 def test_names():

@@ -57,7 +57,7 @@ def test_weights_are_softmax_of_queries_and_keys(tiny, fields):
     assert len(found) == len(expected) == 2 + fields.get("add_attention", 0)
     for layer, wanted in zip(found, expected):
         assert wanted.max() > 4 / wanted.shape[-1]  # not even
-        np.testing.assert_allclose(layer, wanted, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(layer, wanted.mean(axis=1), rtol=0, atol=2e-5)
     np.testing.assert_allclose(tokens, model.encode(video), rtol=0, atol=2e-5)  # the layers had the right inputs
 
 

@@ -20,7 +20,7 @@ from tubevit.checkpoint.tracebacks import tracebacks_hidden
 from tubevit.errors import UserError, unknown
 from tubevit.models.abstract import abstract_parameters, initial_parameters, model_of, parameters
 from tubevit.models.config import PRECISIONS, ModelConfig
-from tubevit.models.position import resize_positions
+from tubevit.models.position import resize_positions, table_grid
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import as_heads
 
@@ -176,8 +176,10 @@ class Checkpoint:
         wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
         params = self.read("params", abstract_parameters(wanted))
         for i, table in params.get("position", {}).items():
-            grid = config.tubes.tubes[int(i)].grid(config.shape, config.tubes.padding)
-            params["position"][i] = jnp.asarray(resize_positions(table, grid))
+            if i.isdecimal():  # the others are over time, which do not change
+                grid = config.tubes.tubes[int(i)].grid(config.shape, config.tubes.padding)
+                table = jnp.asarray(resize_positions(table, table_grid(config.position, grid)))
+            params["position"][i] = table
         if config.heads != stored.heads:
             # Compiled, so that only the heads are computed.
             params["heads"] = jax.jit(lambda: initial_parameters(config, 0).get("heads", {}))()

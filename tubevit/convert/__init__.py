@@ -11,7 +11,7 @@ import numpy as np
 from tubevit import publish, storage, writable
 from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, siglip, timm
+from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, hugging_face_video, original_video, siglip, timm
 from tubevit.convert.architecture import check_plain, fold_layer_scale
 from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256
 from tubevit.convert.foreign import Foreign, Options
@@ -27,6 +27,7 @@ _FOLDERS = {  # by the model_type in config.json
     "dinov2": ("dinov2", dinov2.read),
     "siglip": ("siglip", siglip.read),
     "siglip_vision_model": ("siglip", siglip.read),
+    **{name: ("hugging-face", hugging_face_video.read) for name in hugging_face_video.FAMILIES},
 }
 
 
@@ -84,9 +85,11 @@ def convert(
         return _write(_open_own(src, open_checkpoint), dst, format, options)
     if format is not None:
         raise UserError(f"{src} is of another library and becomes a tubevit checkpoint; call without --format {format}")
-    for name, format_using_it in (("prefix", "big-vision"), ("heads", "timm")):
-        if getattr(options, name) is not None and kind != format_using_it:
-            raise UserError(f"--{name} is for files of format {format_using_it}; {src} is {kind}: pass no --{name}")
+    for name, formats_using_it in (("prefix", ("big-vision",)), ("heads", ("timm", "timesformer", "videomae"))):
+        if getattr(options, name) is not None and kind not in formats_using_it:
+            raise UserError(
+                f"--{name} is for files of format {' or '.join(formats_using_it)}; {src} is {kind}: pass no --{name}"
+            )
     error = f"{src} does not fit {foreign.config.name} in format {kind}"
     config, params = fold_layer_scale(foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error))
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
@@ -110,6 +113,8 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
         if any(flax_vit.AUGREG_MLP in name for name in weights) and options.prefix is None:
             return "augreg", flax_vit.read(path, weights, flax_vit.AUGREG, options)
         return "big-vision", big_vision.read(path, weights, options)
+    if family := original_video.family_of(weights):
+        return family.name, original_video.read(path, weights, options)
     if timm.MARK not in weights and any("embeddings." in name for name in weights):
         raise UserError(f"{path} is a file of Hugging Face: pass its folder, which holds config.json as well")
     return "timm", timm.read(path, weights, options)
@@ -165,7 +170,11 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
             f"{src} is a tubevit checkpoint, which has these settings itself: pass no --{', --'.join(unused)}"
         )
     model = checkpoint.load_model(num_classes=0 if options.headless else None)
-    check_plain(model.config, format)
+    family = None
+    if format == "hugging-face" and model.config.frames > 1:
+        family = hugging_face_video.check(model.config, format)
+    else:
+        check_plain(model.config, format)
     config, params = fold_layer_scale(model.config, flatten(parameters(model)))
     if config.heads:  # the table calls the only head `default`
         ((name, head),) = config.heads
@@ -179,6 +188,8 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
     with publish.creating(path) as temporary:
         if format == "timm":
             timm.write(temporary, config, params)
+        elif family is not None:
+            hugging_face_video.write(temporary, family, config, params, interpolation)
         else:
             hugging_face.write(temporary, config, params, interpolation)
     return Conversion(str(dst), format, config, tuple(notes))

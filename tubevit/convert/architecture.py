@@ -27,6 +27,18 @@ def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
     return ModelConfig(name=name, tubes=TubeSet.from_text(tubes), position="learned", frames=1, heads=heads, **fields)
 
 
+def video_vit(*, tubelet: int, patch: int, head: Head | None, **fields) -> ModelConfig:
+    """Make a ViT over all tubelets (tubelet, patch, patch) of a clip from the other fields of `ModelConfig`."""
+    if fields["depth"] > _MOST_BLOCKS:
+        raise UserError(f"expected at most {_MOST_BLOCKS} blocks, found {fields['depth']}")
+    text = f"{tubelet}x{patch}x{patch}"
+    sizes = {"tubes": f"{text}/{text}", **{key: fields[key] for key in (*_SIZES, "num_heads", "frames", "position")}}
+    sizes |= {key: fields[key] for key in ("pattern",) if key in fields}
+    name = next((name for name, known in ARCHITECTURES.items() if sizes.items() <= known.items()), OTHER_VIT)
+    heads = () if head is None else (("default", dataclasses.replace(head, modality="video")),)
+    return ModelConfig(name=name, tubes=TubeSet.from_text(f"{text}/{text}"), heads=heads, **fields)
+
+
 def heads_of(sizes: dict[str, int], given: int | None, source: str) -> int:
     """Return the number of attention heads for a file that does not say it, from the architecture of the same sizes.
 

@@ -1,20 +1,29 @@
 """Folders that Hugging Face's libraries write: weights, config.json and preprocessor_config.json."""
 
 import dataclasses
+import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from tubevit.convert.architecture import plain_vit
-from tubevit.convert.files import read_folder, read_json
+from tubevit.convert.files import read_folder, read_json, write_safetensors
 from tubevit.convert.foreign import Foreign, Options, leave_out, statistics
 from tubevit.convert.layout import Layout
+from tubevit.data.labels import distinct_names
 from tubevit.errors import UserError, unknown
+from tubevit.models.config import Head, ModelConfig
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-GELUS = {"gelu": "exact", "gelu_python": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR = "config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+Statistics = tuple[float, ...]
+GELUS = {
+    "gelu": "exact", "gelu_python": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh",
+}  # fmt: skip
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+MULTI_LABEL = "multi_label_classification"
 DEFAULTS = {  # of the base models, for keys that config.json omits
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
     "num_channels": 3, "qkv_bias": True,
@@ -31,6 +40,9 @@ class FolderFormat:
         prefix: removed from the names of arrays where they have it.
         left_out: prefixes of the names of arrays that are not converted.
         left_out_as: what these arrays are, for the note; None lists their names.
+        build: makes the configuration of our model.
+        prepare: brings the arrays to those of the table.
+        trained: the means and standard deviations of pixels in training, if they are known.
     """
 
     layout: Layout
@@ -38,6 +50,9 @@ class FolderFormat:
     prefix: str
     left_out: tuple[str, ...] = ()
     left_out_as: str | None = None
+    build: Callable[..., ModelConfig] = plain_vit
+    prepare: Callable[[dict], dict] = dict
+    trained: tuple[Statistics, Statistics] | None = None
 
     def read(self, folder: pathlib.Path, values: Mapping, options: Options, **fields) -> Foreign:
         """Read a model.
@@ -46,18 +61,19 @@ class FolderFormat:
             folder: the folder with the weights.
             values: the content of its config.json, or the part about images.
             options: see `Options`.
-            **fields: arguments of `plain_vit` that do not follow from `values`.
+            **fields: arguments of `build` that do not follow from `values`.
         """
         fields |= encoder_fields(values, self.defaults, str(folder / CONFIG))
-        pixels, interpolation, notes = preprocessing(folder, options)
+        pixels, interpolation, notes = preprocessing(folder, options, self.trained)
         weights, files = read_folder(folder)
         weights = {name.removeprefix(self.prefix): array for name, array in weights.items()}
         weights.pop("embeddings.position_ids", None)  # older versions stored the indices of the positions
         classifier = ("classifier.",) if options.headless else ()
         weights, dropped = leave_out(weights, (*self.left_out, *classifier), self.left_out_as)
         return Foreign(
-            plain_vit(**fields, **pixels), weights, self.layout, tuple(files), interpolation, notes + dropped
-        )
+            self.build(**fields, **pixels), self.prepare(weights), self.layout, tuple(files), interpolation,
+            notes + dropped,
+        )  # fmt: skip
 
 
 def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
@@ -121,18 +137,80 @@ def labels(values: Mapping, source: str) -> tuple[int, tuple[str, ...]]:
     return len(ordered), () if placeholders else ordered
 
 
-def preprocessing(folder: pathlib.Path, options: Options) -> tuple[dict, str | None, tuple[str, ...]]:
-    """Return the fields `mean` and `std`, the interpolation or None, and notes."""
-    path = folder / PREPROCESSOR
-    values = read_json(path) if path.exists() else {}
+def preprocessing(
+    folder: pathlib.Path, options: Options, trained: tuple[Statistics, Statistics] | None = None
+) -> tuple[dict, str | None, tuple[str, ...]]:
+    """Return the fields `mean` and `std`, the interpolation or None, and notes.
+
+    Video models were `trained` with known statistics. These are used where the files say nothing, and where they say
+    that pixels become -1..1 before 0.5 is subtracted: ViViT's processor does this twice since 2023.
+    """
+    path = next((folder / name for name in (VIDEO_PREPROCESSOR, PREPROCESSOR) if (folder / name).exists()), None)
+    values, path = read_json(path) if path else {}, path or folder / PREPROCESSOR
     rescale, factor = values.get("do_rescale", True), values.get("rescale_factor", 1 / 255)
-    if not rescale or not isinstance(factor, int | float) or abs(factor * 255 - 1) >= 1e-6:
+    offset = trained is not None and bool(values.get("offset", "Vivit" in str(values.get("image_processor_type"))))
+    scale = round(factor * 255, 6) if isinstance(factor, int | float) else None
+    if not rescale or (scale, offset) not in ((1, False), (2, True)):
         raise UserError(
-            f"{path}: pixels must be rescaled by 1/255; found do_rescale={rescale}, rescale_factor={factor!r}"
+            f"{path}: pixels must be rescaled by 1/255, or by 1/127.5 with an offset; found do_rescale={rescale}, "
+            f"rescale_factor={factor!r}, offset={offset}"
         )
     mean, std = values.get("image_mean"), values.get("image_std")
+    notes: tuple[str, ...] = ()
     if not values.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    fields, notes = statistics(options, mean, std, str(path))
+        mean, std = ((0.5,) * 3, (0.5,) * 3) if offset else ((0.0,) * 3, (1.0,) * 3)
+    elif trained is not None and (options.mean is None or options.std is None):
+        if offset:
+            notes += (
+                f"{path} maps pixels to -1..1 and then subtracts {mean}; such models were trained on -1..1, which is "
+                "used here: --mean .75 .75 .75 --std .25 .25 .25 gives what the processor of Hugging Face does",
+            )
+            mean, std = trained
+        elif mean is None or std is None:
+            notes += (f"{folder} does not say mean and std: assumed {trained[0]} and {trained[1]}, as in training",)
+            mean, std = trained
+        elif not np.allclose([mean, std], trained, atol=1e-3):
+            notes += (f"{path} has mean {mean} and std {std}; the released models were trained with {trained}",)
+    fields, more = statistics(options, mean, std, str(path))
     resample = values.get("resample")
-    return fields, INTERPOLATIONS.get(resample) if isinstance(resample, int) else None, notes
+    return fields, INTERPOLATIONS.get(resample) if isinstance(resample, int) else None, notes + more
+
+
+def config_values(config: ModelConfig, head: Head | None, architecture: str) -> dict:
+    """Return what the config.json of every kind of model holds."""
+    values = {
+        "architectures": [architecture], "dtype": "float32",
+        "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim, "num_channels": 3,
+        "hidden_act": next(theirs for theirs, ours in GELUS.items() if ours == config.gelu),
+        "layer_norm_eps": config.norm_epsilon, "qkv_bias": config.qkv_bias,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    if head:
+        names = head.labels or [f"LABEL_{i}" for i in range(head.classes)]
+        values["id2label"] = {str(i): name for i, name in enumerate(names)}
+        values["label2id"] = {name: i for i, name in enumerate(distinct_names(names))}
+        if head.multi_label:
+            values["problem_type"] = MULTI_LABEL
+    return values
+
+
+def preprocessor_values(config: ModelConfig, kind: str, interpolation: str | None) -> dict:
+    """Return the content of preprocessor_config.json; an interpolation that is unknown to them becomes bilinear."""
+    numbers = {name: number for number, name in INTERPOLATIONS.items()}
+    return {
+        "image_processor_type": kind, "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "size": {"height": config.size, "width": config.size},
+        "resample": numbers.get(interpolation or "", numbers["bilinear"]), "rescale_factor": 1 / 255,
+        "image_mean": list(config.mean), "image_std": list(config.std),
+    }  # fmt: skip
+
+
+def write(folder: pathlib.Path, values: dict, preprocessor: dict, weights: dict[str, np.ndarray], prefix: str) -> None:
+    """Write a new folder; the `prefix` stands before the names of all arrays but those that follow the encoder."""
+    folder.mkdir()
+    kept = ("classifier.", "fc_norm.")
+    weights = {name if name.startswith(kept) else prefix + name: array for name, array in weights.items()}
+    write_safetensors(folder / "model.safetensors", weights)
+    for name, content in ((CONFIG, values), (PREPROCESSOR, preprocessor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tubevit.checkpoint.paths import BLOCKS, differences, flatten, grouped
+from tubevit.checkpoint.paths import differences, flatten, grouped
 from tubevit.errors import UserError
 from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
@@ -21,8 +21,8 @@ class Array:
         ours: our path, blocks stacked.
         theirs: their names, with `*` for the number of the block. Several arrays are stacked, kernels along axis 1 and
             others along axis 0.
-        shape: the shape of each of their arrays: `D` width, `M` MLP, `C` classes, `P` patch, `N` patches, `h` heads,
-            `d` = D / h, `3D`, or a number.
+        shape: the shape of each of their arrays: `D` width, `M` MLP, `C` classes, `K` frames of a tubelet, `P` patch,
+            `N` patches of T frames of S, `h` heads, `d` = D / h, `3D`, `4D`, or a number.
         order: the permutation of their axes that gives ours after a reshape.
         thirds: the thirds of their first axis that belong to this parameter.
     """
@@ -36,7 +36,7 @@ class Array:
     @property
     def in_block(self) -> bool:
         """Whether each block has its own."""
-        return self.ours.startswith(f"{BLOCKS}/")
+        return "blocks" in self.ours.split("/")
 
     def names(self, depth: int) -> list[list[str]]:
         """List their names for each block, or once."""
@@ -83,7 +83,8 @@ class Layout:
         ours, weights, params = _shapes(config), self._split_class(dict(weights), config), {}
         for array in self._rows(config):
             shape = ours[array.ours][int(array.in_block) :]
-            layers = [array.to_ours([weights[n] for n in names], shape) for names in array.names(config.depth)]
+            depth = ours[array.ours][0]
+            layers = [array.to_ours([weights[n] for n in names], shape) for names in array.names(depth)]
             params[array.ours] = np.stack(layers) if array.in_block else layers[0]
         return params
 
@@ -92,7 +93,7 @@ class Layout:
         weights, sizes = {}, _sizes(config)
         for array in self._rows(config):
             leaf, shape = np.asarray(params[array.ours]), [_size(symbol, sizes) for symbol in array.shape.split()]
-            for names, layer in zip(array.names(config.depth), leaf if array.in_block else [leaf]):
+            for names, layer in zip(array.names(len(leaf)), leaf if array.in_block else [leaf]):
                 weights |= dict(zip(names, array.to_theirs(layer, shape)))
         if config.class_token and self.class_position:
             table = weights[self._name("position/0")]
@@ -115,13 +116,13 @@ class Layout:
         return weights
 
     def _check(self, weights: Mapping, config: ModelConfig, error: str) -> None:
-        sizes, expected = _sizes(config), {}
+        sizes, expected, ours = _sizes(config), {}, _shapes(config)
         for array in self._rows(config):
             shape = [_size(symbol, sizes) for symbol in array.shape.split()]
             if array.ours == "position/0":
                 shape[-2] += int(config.class_token and self.class_position)
             abstract = jax.ShapeDtypeStruct(shape, jnp.float32)
-            expected |= {name: abstract for names in array.names(config.depth) for name in names}
+            expected |= {name: abstract for names in array.names(ours[array.ours][0]) for name in names}
         dtypes = {
             name: f": expected floating point, found {weights[name].dtype}"
             for name in expected
@@ -137,9 +138,12 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
-    patch, width, heads = config.tubes.tubes[0].kernel[1], config.width, dict(config.heads)
+    tube, width, heads = config.tubes.tubes[0], config.width, dict(config.heads)
+    times, rows, columns = tube.grid(config.shape, config.tubes.padding)
+    frames = 1 if config.position.startswith("learned_space") else times
     return {
-        "D": width, "3D": 3 * width, "M": config.mlp_dim, "P": patch, "N": (config.size // patch) ** 2,
+        "D": width, "3D": 3 * width, "4D": 4 * width, "M": config.mlp_dim, "K": tube.kernel[0], "P": tube.kernel[1],
+        "T": times, "N": frames * rows * columns,
         "C": next(iter(heads.values())).classes if heads else 0, "h": config.num_heads, "d": width // config.num_heads,
     }  # fmt: skip
 
@@ -161,9 +165,10 @@ def norm(ours: str, theirs: str) -> tuple[Array, Array]:
     return Array(f"{ours}/scale", (f"{theirs}.weight",), "D"), Array(f"{ours}/bias", (f"{theirs}.bias",), "D")
 
 
-def patches(theirs: str) -> tuple[Array, Array]:
-    """Describe the patch convolution of torch: `weight` (D, 3, P, P) and `bias` (D)."""
+def patches(theirs: str, tubelets: bool = False) -> tuple[Array, Array]:
+    """Describe the patch convolution of torch: `weight` (D, 3, P, P), of tubelets (D, 3, K, P, P), and `bias` (D)."""
+    shape, order = ("D 3 K P P", (2, 3, 4, 1, 0)) if tubelets else ("D 3 P P", (2, 3, 1, 0))
     return (
-        Array("tokenizer/tubes/0/kernel", (f"{theirs}.weight",), "D 3 P P", (2, 3, 1, 0)),
+        Array("tokenizer/tubes/0/kernel", (f"{theirs}.weight",), shape, order),
         Array("tokenizer/tubes/0/bias", (f"{theirs}.bias",), "D"),
     )

@@ -15,7 +15,7 @@ _STORAGES = {
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
-_STATE_DICTS = ("state_dict", "model")  # keys under which training programs store it
+_STATE_DICTS = ("state_dict", "model_state", "model", "module")  # keys under which training programs store it
 
 
 def damaged(path: pathlib.Path, error: Exception | str) -> UserError:

@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from tubevit.errors import UserError, unknown
+from tubevit.models.patterns import PATTERNS
 from tubevit.models.position import POSITIONS
 from tubevit.ranges import COUNT, POSITIVE, RATE, SHARE, WHOLE, Range, check_fields
 from tubevit.tubes import Tube, TubeSet, as_tube_set
@@ -16,7 +17,9 @@ from tubevit.tubes import Tube, TubeSet, as_tube_set
 Colour = tuple[float, float, float]  # red, green, blue
 MODALITIES = ("video", "image", "any")
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-POOLINGS = ("linear", "query", "map", "mean", "cls")
+POOLINGS = ("linear", "query", "map", "attentive", "mean", "cls")
+FRAME_POOLINGS = ("cls", "mean", "none")
+FINAL_NORMS = ("tokens", "pooled")
 ATTENTION = ("auto", "einsum", "xla", "cudnn")
 # Activations that are kept for the backward pass, from least memory to most.
 REMAT = {
@@ -28,7 +31,7 @@ REMAT = {
 GELUS = ("exact", "tanh")
 _CHOICES = {
     "position": POSITIONS, "pooling": POOLINGS, "attention": ATTENTION, "remat": REMAT, "gelu": GELUS,
-    "precision": PRECISIONS,
+    "precision": PRECISIONS, "pattern": PATTERNS, "frame_pooling": FRAME_POOLINGS, "final_norm": FINAL_NORMS,
 }  # fmt: skip
 
 
@@ -83,7 +86,15 @@ class ModelConfig:
         tube_linear: map tube outputs to `width` by a linear layer instead of cutting or padding them.
         position: kind of position embedding, see `models.position`.
         class_token: whether a learned token precedes the tube tokens.
-        pooling: `linear`, `query`, `map`, `mean` or `cls`, see `models.pooling`.
+        pooling: `linear`, `query`, `map`, `attentive`, `mean` or `cls`, see `models.pooling`.
+        pattern: which tokens attend to each other: `joint` (all), `divided` (over time, then in each frame),
+            `factorised_encoder` (in each frame, then a second encoder over time) or `factorised_dot` (half of the heads
+            over time, the others in each frame), see `models.patterns`. All but `joint` need a single tube.
+        temporal_depth: number of blocks of the second encoder; only with `factorised_encoder`.
+        frame_pooling: what the second encoder takes of each frame: `cls`, `mean`, or `none` for each place by itself.
+        final_norm: what the last layer normalisation takes, the `tokens` or the `pooled` features.
+        pooled_norm_epsilon: epsilon of that normalisation of pooled features; None uses `norm_epsilon`.
+        softcap: attention scores s become softcap * tanh(s / softcap); None disables it.
         mean: means of red, green and blue for pixels as 0..1; the kernels see (p - mean) / std.
         std: standard deviations of red, green and blue for pixels as 0..1.
         frames: frames of the default clip. Other clips are accepted as well, unless positions are learned.
@@ -125,6 +136,12 @@ class ModelConfig:
     position: str = "fixed"
     class_token: bool = False
     pooling: str = "linear"
+    pattern: str = "joint"
+    temporal_depth: int = dataclasses.field(default=0, metadata={"range": WHOLE})
+    frame_pooling: str = "cls"
+    final_norm: str = "tokens"
+    pooled_norm_epsilon: float | None = dataclasses.field(default=None, metadata={"range": POSITIVE})
+    softcap: float | None = dataclasses.field(default=None, metadata={"range": POSITIVE})
     mean: Colour = dataclasses.field(default=(0.5, 0.5, 0.5), metadata={"range": SHARE})
     std: Colour = dataclasses.field(default=(0.5, 0.5, 0.5), metadata={"range": Range(float, above=0, most=1)})
     frames: int = dataclasses.field(default=32, metadata={"range": COUNT})
@@ -168,6 +185,25 @@ class ModelConfig:
                 raise unknown(name, str(getattr(self, name)), choices)
         if self.pooling == "cls" and not self.class_token:
             raise UserError("pooling 'cls' needs class_token=True; other poolings: " + ", ".join(POOLINGS[:-1]))
+        self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        factorised, pattern = self.pattern == "factorised_encoder", f"pattern {self.pattern!r}"
+        for what in (pattern if self.pattern != "joint" else "", "position 'rope'" if self.position == "rope" else ""):
+            if what and len(self.tubes.tubes) > 1:
+                raise UserError(f"{what} needs a single tube, whose tokens form one grid; found {self.tubes}")
+        if bool(self.temporal_depth) != factorised:
+            found = f"found {self.temporal_depth} with {pattern}"
+            raise UserError(f"temporal_depth is at least 1 for 'factorised_encoder' and 0 for other patterns; {found}")
+        if factorised and self.frame_pooling == "cls" and not self.class_token:
+            raise UserError("frame_pooling 'cls' needs class_token=True; other values: mean, none")
+        if factorised and self.frame_pooling == "none" and self.class_token:
+            raise UserError("frame_pooling 'none' needs class_token=False; other values: cls, mean")
+        if self.pattern == "factorised_dot" and (self.class_token or self.num_heads % 2):
+            raise UserError(
+                f"{pattern} needs class_token=False and an even number of heads; found class_token={self.class_token} "
+                f"and num_heads={self.num_heads}"
+            )
 
     def replace(self, **fields) -> Self:
         """Return a copy with other values; new tubes bring their own padding and kind of kernels."""

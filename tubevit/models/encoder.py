@@ -4,16 +4,18 @@ Blocks are stacked: every parameter has a leading axis of L layers, and scans ru
 """
 
 import itertools
-from collections.abc import Callable
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from tubevit.models.block import AddedAttention, Block, dropout, layer_norm
+from tubevit.errors import UserError
+from tubevit.models.block import AddedAttention, Block, dropout, layer_norm, stacked
 from tubevit.models.config import REMAT, ModelConfig
+from tubevit.models.patterns import UNKNOWN, Layout
 from tubevit.models.placement import place
 
 
@@ -21,7 +23,8 @@ class Encoder(nnx.Module):
     """L stacked blocks and a final layer normalisation.
 
     Parameters: `blocks` (stacked, see `Block`) and `norm`; the models of Table 8 have `added` (stacked, see
-    `AddedAttention`); a gate has `gate`, the alpha of equation 8, () or (D,).
+    `AddedAttention`); a gate has `gate`, the alpha of equation 8, () or (D,); a factorised encoder has `temporal`, see
+    `TemporalEncoder`.
 
     Args:
         config: `dropout` is the rate on the tokens, after attention and twice in the MLP. `stochastic_depth` is the
@@ -32,27 +35,42 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
         self.config = config
-        self.blocks = _stacked(Block, config.depth, config, dtype, rngs)
+        self.blocks = stacked(Block, config.depth, config, dtype, rngs)
         if config.add_attention:
-            self.added = _stacked(AddedAttention, config.add_attention, config, dtype, rngs)
+            self.added = stacked(AddedAttention, config.add_attention, config, dtype, rngs)
         if config.gate_layer is not None:
             self.gate = nnx.Param(jnp.zeros((config.width,) if config.gate_per_channel else (), jnp.float32))
-        self.norm = layer_norm(config, dtype, rngs=rngs)
+        if config.final_norm == "tokens":
+            self.norm = layer_norm(config, dtype, rngs=rngs)
+        if config.pattern == "factorised_encoder":
+            self.temporal = TemporalEncoder(config, dtype, rngs=rngs)
 
-    def __call__(self, tokens: Float[Array, "B N D"], key: PRNGKeyArray | None = None) -> Float[Array, "B N D"]:
-        """Encode tokens; a key enables dropout and stochastic depth."""
-        return self._encode(tokens, key)[0]
+    def __call__(
+        self, tokens: Float[Array, "B N D"], key: PRNGKeyArray | None = None, layout: Layout = UNKNOWN
+    ) -> Float[Array, "B M D"]:
+        """Encode tokens; a key enables dropout and stochastic depth. Patterns other than `joint` need their layout."""
+        return self._encode(tokens, key, layout)[0]
 
     def attention_weights(
-        self, tokens: Float[Array, "B N D"]
-    ) -> tuple[Float[Array, "B N D"], list[Float[Array, "B H N N"]]]:
+        self, tokens: Float[Array, "B N D"], layout: Layout = UNKNOWN
+    ) -> tuple[Float[Array, "B M D"], list[Float[Array, "B n m"]]]:
         """Encode tokens, and return the attention weights of each layer as well.
 
-        The layers come in the order of the computation, added ones included; see `Attention.weights`.
+        The layers come in the order of the computation, added ones included; see `Block.weights`. Those of a factorised
+        encoder are the weights in each frame, (B T, M, M), and then those of its second encoder.
         """
-        return self._encode(tokens, capture=True)
+        return self._encode(tokens, None, layout, capture=True)
 
-    def _encode(self, tokens: Array, key: PRNGKeyArray | None = None, capture: bool = False) -> tuple[Array, list]:
+    def _encode(
+        self, tokens: Array, key: PRNGKeyArray | None, layout: Layout, capture: bool = False
+    ) -> tuple[Array, list]:
+        if self.config.pattern != "factorised_encoder":
+            return self._run_blocks(tokens, key, layout, capture)
+        frames, weights = self._run_blocks(layout.by_frame(tokens), key, layout.frame, capture)
+        encoded, over_time = self.temporal.encode_frames(frames, key, layout, capture)
+        return encoded, weights + over_time
+
+    def _run_blocks(self, tokens: Array, key: PRNGKeyArray | None, layout: Layout, capture: bool) -> tuple[Array, list]:
         config, start, weights = self.config, tokens, []
         graph, params = nnx.split(self.blocks)
         # Split once, here: a slice of the whole stack for each scan would have a gradient as deep as the stack.
@@ -64,13 +82,13 @@ class Encoder(nnx.Module):
         for low, high in itertools.pairwise(sorted(bounds)):
             first, part = (0, frozen) if high <= config.freeze_below else (config.freeze_below, trained)
             part = _layers(part, low - first, high - first)
-            tokens, captured = self._run(graph, part, low, high, tokens, key, capture)
+            tokens, captured = self._run(graph, part, low, high, tokens, key, layout, capture)
             weights += [stack[i] for i in range(high - low) for stack in captured]
             if high == gated:  # equation 8
                 tokens = tokens + jnp.tanh(self.gate[...]).astype(tokens.dtype) * start
-        return self.norm(tokens), weights
+        return self.norm(tokens) if config.final_norm == "tokens" else tokens, weights
 
-    def _run(self, graph, params, low: int, high: int, tokens: Array, key: PRNGKeyArray | None, capture: bool):
+    def _run(self, graph, params, low: int, high: int, tokens: Array, key, layout: Layout, capture: bool):
         """Run blocks low to high - 1, of which all or none are frozen, and all or none have an added layer.
 
         Frozen blocks have a scan of their own, which has no backward pass. With `capture` the attention weights of the
@@ -88,12 +106,12 @@ class Encoder(nnx.Module):
             if added_graph is not None:
                 before = nnx.merge(added_graph, added_params)
                 if capture:
-                    weights.append(before.attention.weights(before.norm(x)))
-                x = before(x)
+                    weights += before.attention.weights(before.norm(x), layout)
+                x = before(x, layout)
             module = nnx.merge(graph, params)
             if capture:
-                weights.append(module.attention.weights(module.norm1(x)))
-            return place(module(x, rates[index] if config.stochastic_depth else 0.0, layer_key)), weights
+                weights += module.weights(x, layout)
+            return place(module(x, rates[index] if config.stochastic_depth else 0.0, layer_key, layout)), weights
 
         if config.remat != "none":
             # Under scan the loop already keeps XLA from merging the recomputation away.
@@ -102,13 +120,49 @@ class Encoder(nnx.Module):
         return jax.lax.scan(block, tokens, layers, unroll=1 if config.scan else high - low)
 
 
-def _stacked(kind: Callable, count: int, config: ModelConfig, dtype, rngs: nnx.Rngs):
-    @nnx.split_rngs(splits=count)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def make(rngs):
-        return kind(config, dtype, rngs=rngs)
+class TemporalEncoder(Encoder):
+    """The second encoder of a factorised encoder, over time (ViViT, section 3.3, model 2).
 
-    return make(rngs)
+    Parameters: those of `Encoder`, `position` (n_t, D), and `class_token` (D,) if the model has one.
+    """
+
+    def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
+        own = dict(
+            pattern="joint", depth=config.temporal_depth, temporal_depth=0, position="fixed", final_norm="tokens"
+        )
+        frozen = dict(add_attention=0, gate_layer=None, freeze_below=0)
+        super().__init__(config.replace(**own, **frozen), dtype, rngs=rngs)
+        self.frame_pooling, frames = config.frame_pooling, config.tubes.grid(config.shape)[0][0]
+        initial = nnx.initializers.truncated_normal(0.02)
+        self.position = nnx.Param(initial(rngs.params(), (frames, config.width), jnp.float32))
+        if config.class_token:
+            self.class_token = nnx.Param(jnp.zeros(config.width, jnp.float32))
+
+    def encode_frames(
+        self, frames: Float[Array, "BT M D"], key: PRNGKeyArray | None, layout: Layout, capture: bool
+    ) -> tuple[Float[Array, "B m D"], list]:
+        """Encode what is taken of each frame, see `ModelConfig.frame_pooling`.
+
+        Returns:
+            The class token, if there is one, and a token for each frame; with `none`, the tokens of all frames. And the
+            attention weights, see `Encoder.attention_weights`.
+
+        Raises:
+            UserError: the clip has another number of frames than the positions.
+        """
+        if layout.grid[0] != len(self.position[...]):
+            expected = f"{len(self.position[...])} times at which the default clip has tokens"
+            raise UserError(f"the learned positions over time fit the {expected}; found {layout.grid[0]}")
+        taken = {"cls": frames[:, :1], "none": frames}.get(self.frame_pooling)
+        if taken is None:
+            taken = frames[:, layout.first :].mean(axis=1, keepdims=True)
+        places = taken.shape[1]
+        x = einops.rearrange(taken, "(b t) s d -> (b s) t d", t=layout.grid[0]) + self.position[...].astype(taken.dtype)
+        if layout.first:
+            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], axis=1)
+        x, weights = self._run_blocks(x, None if key is None else jax.random.fold_in(key, -1), UNKNOWN, capture)
+        return einops.rearrange(x, "(b s) t d -> b (t s) d", s=places), weights
 
 
 def _layers(params, low: int, high: int):

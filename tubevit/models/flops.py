@@ -35,8 +35,8 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
     """Count the FLOPs of the forward pass on one clip or image.
 
     The encoder takes 2 L (4 D^2 N + 2 D M N + 2 N^2 D) for N tokens, width D, MLP width M and L blocks, and
-    2 (4 D^2 N + 2 N^2 D) for each added attention layer. Softmax, normalisations and activations, under 2 % at these
-    sizes, are not counted.
+    2 (4 D^2 N + 2 N^2 D) for each added attention layer; other patterns of attention have shorter sequences, see
+    `models.patterns`. Softmax, normalisations and activations, under 2 % at these sizes, are not counted.
 
     Args:
         config: configuration of the model.
@@ -50,15 +50,44 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
         per_token = 3 * tube.volume * config.channels(tube)
         per_token += config.channels(tube) * width if config.tube_linear and not tube.is_2d else 0
         tokenizer += 2 * math.prod(grid) * per_token
-    tokens = num_tokens(config, shape)
-    attention = 4 * width**2 * tokens + 2 * tokens**2 * width
-    mlp = 2 * width * config.mlp_dim
-    encoder = config.depth * (attention + mlp * tokens) + config.add_attention * attention
+    encoder, tokens = _encoder(config, shape)
     pooling = {"linear": 2 * tokens * width, "mean": 0, "cls": 0}
     pooling["query"] = 2 * width**2 * (tokens + 1) + 2 * tokens * width
-    pooling["map"] = pooling["query"] + mlp
+    pooling["map"] = pooling["query"] + 2 * width * config.mlp_dim
+    blocks = 3 * (_attention(width, 1, tokens) + 8 * width**2 * tokens)
+    pooling["attentive"] = pooling["query"] + 8 * width**2 + blocks
     classes = dict(config.heads)[head].classes if head else 0
     return Flops(tokenizer, 2 * encoder, 2 * pooling[config.pooling], 2 * width * classes)
+
+
+def _attention(width: int, batch: int, tokens: int) -> int:
+    """Count the multiply-adds of an attention layer on a batch of sequences."""
+    return batch * (4 * width**2 * tokens + 2 * tokens**2 * width)
+
+
+def _encoder(config: ModelConfig, shape: Triple) -> tuple[int, int]:
+    """Return the multiply-adds of the encoder, and the number of its output tokens."""
+    width, tokens, first = config.width, num_tokens(config, shape), int(config.class_token)
+    mlp = 2 * width * config.mlp_dim
+    if config.pattern == "joint":
+        attention = _attention(width, 1, tokens)
+        return config.depth * (attention + mlp * tokens) + config.add_attention * attention, tokens
+    ((frames, *sides),) = config.tubes.grid(shape)
+    places = math.prod(sides)
+    over_space, over_time = _attention(width, frames, first + places), _attention(width, places, frames)
+    added = config.add_attention * _attention(width, 1, tokens)
+    if config.pattern == "divided":
+        return config.depth * (over_space + over_time + mlp * tokens) + added, tokens
+    if config.pattern == "factorised_dot":  # half of the heads each; the projections are counted once
+        projections = 4 * width**2 * tokens
+        scores = (over_space + over_time - 2 * projections) // 2
+        return config.depth * (projections + scores + mlp * tokens) + config.add_attention * (
+            projections + scores
+        ), tokens
+    spatial = config.depth * (over_space + mlp * frames * (first + places)) + config.add_attention * over_space
+    batch, length = (places, frames) if config.frame_pooling == "none" else (1, first + frames)
+    temporal = config.temporal_depth * (_attention(width, batch, length) + mlp * batch * length)
+    return spatial + temporal, batch * length
 
 
 def num_tokens(config: ModelConfig, shape: Triple) -> int:

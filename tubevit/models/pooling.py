@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from tubevit.models.block import Mlp, layer_norm
+from tubevit.models.block import Block, Mlp, layer_norm, stacked
 from tubevit.models.config import ModelConfig
 
 
@@ -71,11 +71,30 @@ class MapPooling(QueryPooling):
         return x + self.mlp(self.norm(x))
 
 
+class AttentivePooling(MapPooling):
+    """Three blocks over the tokens, a layer normalisation, and `MapPooling` (the attentive probe of V-JEPA 2).
+
+    Parameters: `blocks` (stacked), `token_norm` and the parameters of `MapPooling`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        plain = config.replace(pattern="joint", temporal_depth=0, position="none", mlp_dim=4 * config.width)
+        super().__init__(plain, rngs=rngs)
+        self.blocks = stacked(Block, 3, plain, jnp.float32, rngs)
+        self.token_norm = layer_norm(config, jnp.float32, rngs=rngs)
+
+    def _attend(self, tokens: Float[Array, "B N D"]) -> tuple[Float[Array, "B H N"], Float[Array, "B N H d"]]:
+        graph, params = nnx.split(self.blocks)
+        block = lambda x, layer: (nnx.merge(graph, layer)(x, 0.0), None)  # noqa: E731
+        return super()._attend(self.token_norm(jax.lax.scan(block, tokens.astype(jnp.float32), params)[0]))
+
+
 class MeanPooling(nnx.Module):
     """The mean of the tube tokens, without the class token. No parameters."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.first = int(config.class_token)
+        alone = config.pattern == "factorised_encoder" and config.frame_pooling == "none"
+        self.first = 0 if alone else int(config.class_token)
 
     def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
         """Return the same weight for each tube token."""
@@ -102,5 +121,6 @@ class ClassPooling(nnx.Module):
 
 
 POOLING = {
-    "linear": LinearPooling, "query": QueryPooling, "map": MapPooling, "mean": MeanPooling, "cls": ClassPooling,
+    "linear": LinearPooling, "query": QueryPooling, "map": MapPooling, "attentive": AttentivePooling,
+    "mean": MeanPooling, "cls": ClassPooling,
 }  # fmt: skip

@@ -15,7 +15,12 @@ from tubevit.tubes import Triple, Tube, TubeSet
 MAX_PERIOD = 10_000.0  # tau of equation 3
 # fixed: from tube centres. fixed_no_stride: from token indices in the grid of each tube. fixed_literal: with the
 # exponent of equation 3 as printed. learned: a table per tube. learned_2d: a table per 2D tube, and fixed for 3D tubes.
-POSITIONS = ("fixed", "fixed_no_stride", "fixed_literal", "learned", "learned_2d", "none")
+# learned_space: a table of one frame, for all times. learned_space_time: with another table over time. index: from the
+# number of the token (VideoMAE). rope: rotations of queries and keys instead of an embedding (V-JEPA 2).
+POSITIONS = (
+    "fixed", "fixed_no_stride", "fixed_literal", "learned", "learned_2d", "learned_space", "learned_space_time",
+    "index", "rope", "none",
+)  # fmt: skip
 
 
 def position_embedding(
@@ -40,10 +45,31 @@ def position_embedding(
     return embedding
 
 
+def index_embedding(count: int, width: int) -> Float[np.ndarray, "N {width}"]:
+    """Compute the embedding of token numbers, float32: sine and cosine interleaved (VideoMAE, Vaswani et al. 2017)."""
+    channels = np.arange(width)
+    angles = np.arange(count)[:, None] / MAX_PERIOD ** (2 * (channels // 2) / width)
+    return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+
+
+def rotary_angles(indices: Num[np.ndarray, "N 3"], channels: int) -> Float[np.ndarray, "N {channels}"]:
+    """Compute the angles that rotate queries and keys of one head, as V-JEPA 2 does.
+
+    A third of the channels, rounded down to an even number, belongs to each of t, y and x; the rest is not rotated. The
+    frequencies are tiled over these channels, although neighbouring channels are rotated together: the released weights
+    depend on it.
+    """
+    each = channels // 3 // 2 * 2
+    frequencies = MAX_PERIOD ** (-np.arange(each // 2) / max(each / 2, 1))
+    angles = np.tile(np.asarray(indices, np.float64)[:, :, None] * frequencies, 2).reshape(len(indices), -1)
+    return np.pad(angles, ((0, 0), (0, channels - 3 * each)))
+
+
 class Position(nnx.Module):
     """The position embedding of all tubes of a model.
 
-    Parameters: `<i>` (n_t, n_y, n_x, D), the table of tube i for the default clip, if its positions are learned.
+    Parameters: `<i>` (n_t, n_y, n_x, D), the table of tube i for the default clip, if its positions are learned. For
+    `learned_space` and `learned_space_time` it has one frame; the latter adds `<i>_time` (n_t, D).
 
     Args:
         kind: one of `POSITIONS`.
@@ -57,8 +83,10 @@ class Position(nnx.Module):
         initial = nnx.initializers.truncated_normal(0.02)
         for i, tube in enumerate(tubes.tubes):
             if is_learned(kind, tube):
-                table = initial(rngs.params(), (*tube.grid(shape, tubes.padding), width), jnp.float32)
-                setattr(self, str(i), nnx.Param(table))
+                grid = tube.grid(shape, tubes.padding)
+                setattr(self, str(i), nnx.Param(initial(rngs.params(), (*table_grid(kind, grid), width), jnp.float32)))
+                if kind == "learned_space_time":
+                    setattr(self, f"{i}_time", nnx.Param(jnp.zeros((grid[0], width), jnp.float32)))
 
     def __call__(self, tubes: TubeSet, shape: Triple) -> Float[Array, "N D"]:
         """Embed the tokens of all tubes, or of the tubes for images, in a clip of `shape`, in float32.
@@ -73,6 +101,10 @@ class Position(nnx.Module):
         grid = tube.grid(shape, padding)
         if is_learned(self.kind, tube):
             table = getattr(self, str(i))[...]
+            if self.kind == "learned_space":
+                table = jnp.broadcast_to(table, (grid[0], *table.shape[1:]))
+            elif self.kind == "learned_space_time":
+                table = table + getattr(self, f"{i}_time")[...][:, None, None]
             if shape[0] == 1 and tube.is_2d:
                 table = table[:1]
             if table.shape[:3] != grid:
@@ -82,8 +114,10 @@ class Position(nnx.Module):
                     f"rows and columns; found {found}. position='fixed' accepts any shape"
                 )
             return table.reshape(-1, self.width)
-        if self.kind == "none":
+        if self.kind in ("none", "rope"):
             return jnp.zeros((math.prod(grid), self.width), jnp.float32)
+        if self.kind == "index":
+            return jnp.asarray(index_embedding(math.prod(grid), self.width))
         no_stride = self.kind == "fixed_no_stride"
         centres = np.indices(grid).reshape(3, -1).T if no_stride else tube.centres(shape, padding)
         return jnp.asarray(position_embedding(centres, self.width, self.kind == "fixed_literal"))
@@ -91,7 +125,12 @@ class Position(nnx.Module):
 
 def is_learned(kind: str, tube: Tube) -> bool:
     """Return whether a tube has a learned table with this kind of position."""
-    return kind == "learned" or (kind == "learned_2d" and tube.is_2d)
+    return kind in ("learned", "learned_space", "learned_space_time") or (kind == "learned_2d" and tube.is_2d)
+
+
+def table_grid(kind: str, grid: Triple) -> Triple:
+    """Return the grid of the table of a tube with this kind of position."""
+    return (1, *grid[1:]) if kind.startswith("learned_space") else grid
 
 
 def resize_positions(

@@ -7,8 +7,10 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from tubevit.errors import UserError, unknown
+from tubevit.models.block import layer_norm
 from tubevit.models.config import PRECISIONS, ModelConfig
 from tubevit.models.encoder import Encoder
+from tubevit.models.patterns import UNKNOWN, Layout
 from tubevit.models.pooling import POOLING
 from tubevit.models.position import Position
 from tubevit.models.tokenizer import Tokenizer, as_windows
@@ -21,8 +23,8 @@ class TubeViT(nnx.Module):
     """A backbone for videos and images, with its heads. `tubevit.create_model` builds one.
 
     Parameters (names on disk): `tokenizer`, `position` (where learned), `class_token`, `encoder/blocks` (stacked),
-    `encoder/norm`, `pooling`, `heads/<name>`; see the modules. A model holds no random state: the key of dropout is an
-    argument.
+    `encoder/norm`, `pooling`, `pooled_norm`, `heads/<name>`; see the modules. A model holds no random state: the key
+    of dropout is an argument.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -34,6 +36,9 @@ class TubeViT(nnx.Module):
             self.class_token = nnx.Param(jnp.zeros(config.width, jnp.float32))
         self.encoder = Encoder(config, dtype, rngs=rngs)
         self.pooling = POOLING[config.pooling](config, rngs=rngs)
+        if config.final_norm == "pooled":
+            epsilon = config.pooled_norm_epsilon or config.norm_epsilon
+            self.pooled_norm = layer_norm(config.replace(norm_epsilon=epsilon), jnp.float32, rngs=rngs)
         initial = nnx.initializers.truncated_normal(0.02)
         settings: dict = dict(kernel_init=initial, dtype=jnp.float32, rngs=rngs)
         self.heads = nnx.Dict({name: nnx.Linear(config.width, head.classes, **settings) for name, head in config.heads})
@@ -95,11 +100,18 @@ class TubeViT(nnx.Module):
 
     def encode(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B N D"]:
         """Compute the output tokens of the encoder. A key enables dropout; see `tokenize` for the input."""
-        return self.encoder(self.tokenize(video)[0], key)
+        return self.encoder(self.tokenize(video)[0], key, self.layout(video))
+
+    def layout(self, video: Video) -> Layout:
+        """Return where the tokens of an input lie if the model has a single tube. Arguments as `tokenize`."""
+        batch = self._windows(video)
+        grids = batch.tubes.grid(batch.clip_shape)
+        return Layout(grids[0], int(self.config.class_token)) if len(self.config.tubes.tubes) == 1 else UNKNOWN
 
     def features(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B D"]:
         """Compute pooled features in float32, see `encode`."""
-        return self.pooling(self.encode(video, key))
+        pooled = self.pooling(self.encode(video, key))
+        return self.pooled_norm(pooled) if self.config.final_norm == "pooled" else pooled
 
     def __call__(
         self, video: Video, head: str | None = None, key: PRNGKeyArray | None = None

@@ -16,6 +16,7 @@ _SIZES = {
     "b": dict(width=768, depth=12, num_heads=12, mlp_dim=3072),
     "l": dict(width=1024, depth=24, num_heads=16, mlp_dim=4096),
     "h": dict(width=1280, depth=32, num_heads=16, mlp_dim=5120),
+    "g": dict(width=1408, depth=40, num_heads=16, mlp_dim=6144),
     "nano": dict(width=96, depth=3, num_heads=3, mlp_dim=384),
 }
 _PAPER = dict(tubes="paper", frames=32, size=224)
@@ -43,6 +44,40 @@ def _plain_vit(size: str, patch: int) -> dict:
     return _SIZES[size] | learned | dict(tubes=tubes, frames=1, size=224)
 
 
+def _video_vit(scale: str, tubelet: str, frames: int, fps: float | None = None, **fields) -> dict:
+    """Return the fields of a model over all tubelets of a clip, one dense tube."""
+    values = _SIZES[scale] | dict(tubes=f"{tubelet}/{tubelet}", frames=frames, fps=fps, size=224)
+    return values | fields
+
+
+_CLASS_TOKEN: dict = dict(class_token=True, pooling="cls")
+_VIVIT: dict = _CLASS_TOKEN | dict(position="learned", gelu="tanh")
+_FACTORISED: dict = _VIVIT | dict(position="learned_space", pattern="factorised_encoder")
+_TIMESFORMER: dict = _CLASS_TOKEN | dict(
+    position="learned_space_time", pattern="divided", mean=(0.45,) * 3, std=(0.225,) * 3
+)
+_IMAGENET: dict = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_VIDEOMAE: dict = _IMAGENET | dict(position="index", pooling="mean", final_norm="pooled")
+_VJEPA2: dict = _IMAGENET | dict(position="rope", pooling="attentive", size=256)
+_PEERS: dict[str, dict] = {  # sources: video_peers.md
+    **{f"vivit_{size}16x2": _video_vit(size, "2x16x16", 32, 12.5, **_VIVIT) for size in ("b", "l")},
+    "vivit_fe_b16x2": _video_vit("b", "2x16x16", 32, 12.5, temporal_depth=4, **_FACTORISED),
+    "vivit_fe_l16x2": _video_vit("l", "2x16x16", 32, 12.5, temporal_depth=24, **_FACTORISED),
+    "timesformer_b16": _video_vit("b", "1x16x16", 8, 0.9375, **_TIMESFORMER),
+    "timesformer_hr_b16": _video_vit("b", "1x16x16", 16, 1.875, **_TIMESFORMER | dict(size=448)),
+    "timesformer_l_b16": _video_vit("b", "1x16x16", 96, 7.5, **_TIMESFORMER),
+    **{f"videomae_{size}16": _video_vit(size, "2x16x16", 16, 7.5, **_VIDEOMAE) for size in ("s", "b", "l", "h")},
+    "videomae_g14": _video_vit("g", "2x14x14", 16, 7.5, **_VIDEOMAE),
+    **{f"vjepa2_{size}16": _video_vit(size, "2x16x16", 64, **_VJEPA2) for size in ("l", "h")},
+    "vjepa2_g16": _video_vit("g", "2x16x16", 64, **_VJEPA2 | dict(num_heads=22)),
+    **{  # for the embedded data
+        f"{name}_nano8": _video_vit("nano", "4x8x8", 16, **fields | dict(size=64))
+        for name, fields in {
+            "vivit": _VIVIT, "vivit_fe": _FACTORISED | dict(temporal_depth=1), "timesformer": _TIMESFORMER,
+            "videomae": _VIDEOMAE, "vjepa2": _VJEPA2,
+        }.items()
+    },
+}  # fmt: skip
 ARCHITECTURES: dict[str, dict] = {
     **{f"tubevit_{size}16": _SIZES[size] | _PAPER for size in ("ti", "s", "b", "l", "h")},
     "tubevit_h14": _SIZES["h"] | _PAPER | dict(tubes=str(patch_tubes(14))),
@@ -50,6 +85,7 @@ ARCHITECTURES: dict[str, dict] = {
     "tubevit_ti8": _SIZES["ti"] | _EMBEDDED,
     **{f"vit_{size}{patch}": _plain_vit(size, patch) for size in ("ti", "s", "b", "l", "h") for patch in _PATCHES},
     **{f"vit_{size}8": _plain_vit(size, 8) | dict(size=64) for size in ("nano", "ti")},
+    **_PEERS,
 }
 
 

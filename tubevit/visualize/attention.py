@@ -9,22 +9,8 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet
 from tubevit.visualize import lettering, style
 from tubevit.visualize.layout import enlarged
+from tubevit.visualize.rollout import rollout
 from tubevit.windows import WindowPlan
-
-
-def rollout(weights: list[jax.Array]) -> jax.Array:
-    """Compute attention rollout: the share of each input token in each output token (Abnar and Zuidema, 2020).
-
-    It is the product of (mean over heads + identity) / 2 over the weights (B, heads, N, N) of all layers in order, so
-    that attention and residual count half each. The gate of section 3.6 and the MLPs are ignored.
-
-    Returns:
-        (B, N, N) float32, whose rows sum to 1.
-    """
-    total = jnp.eye(weights[0].shape[-1], dtype=jnp.float32)[None]
-    for layer in weights:
-        total = (layer.mean(axis=1) + jnp.eye(layer.shape[-1], dtype=layer.dtype)) / 2 @ total
-    return total
 
 
 @nnx.jit
@@ -36,12 +22,18 @@ def token_weights(model: TubeViT, video) -> tuple[jax.Array, jax.Array]:
         video: input of the model.
 
     Returns:
-        The weights (B, N) of the pooling, for the output tokens of the encoder, and their product with `rollout`, for
-        its input tokens. Both sum to 1; a class token comes first.
+        The weights (B, N) of the pooling, and those after `rollout`, for the input tokens of the encoder. Both sum to
+        1; a class token comes first. A token for a whole frame counts for all tokens of the frame alike.
     """
-    tokens, weights = model.encoder.attention_weights(model.tokenize(video)[0])
+    layout = model.layout(video)
+    tokens, weights = model.encoder.attention_weights(model.tokenize(video)[0], layout)
     pooling = model.pooling.weights(tokens)
-    return pooling, jnp.einsum("bn,bnm->bm", pooling, rollout(weights))
+    rolled = rollout(pooling, weights, model.config, layout)
+    if pooling.shape != rolled.shape:  # one token per frame
+        first, each = int(model.config.class_token), layout.grid[1] * layout.grid[2]
+        spread = jnp.repeat(pooling[:, first:] / each, each, axis=1)
+        pooling = jnp.concatenate([pooling[:, :first], spread], axis=1)
+    return pooling, rolled
 
 
 def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, ...]) -> np.ndarray:

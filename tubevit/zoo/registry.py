@@ -125,7 +125,7 @@ def write_index(releases: Mapping[str, Release]) -> None:
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """List the names that match a shell pattern, e.g. `tubevit_b16*`.
+    """List the names that match a shell pattern, e.g. `tubevit_b16*`; architectures are grouped by family.
 
     Args:
         pattern: must match the whole name.
@@ -136,7 +136,10 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """
     from tubevit.models.variants import ARCHITECTURES  # loads jax, which the index does not need
 
-    return sorted(fnmatch.filter(read_index() if pretrained else ARCHITECTURES, pattern))
+    if pretrained:
+        return sorted(fnmatch.filter(read_index(), pattern))
+    families = list(dict.fromkeys(name.split("_")[0] for name in ARCHITECTURES))
+    return sorted(fnmatch.filter(ARCHITECTURES, pattern), key=lambda name: families.index(name.split("_")[0]))
 
 
 def find_release(name: str) -> pathlib.Path:
