@@ -67,7 +67,8 @@ class Encoder(nnx.Module):
         if self.config.pattern != "factorised_encoder":
             return self._run_blocks(tokens, key, layout, capture)
         frames, weights = self._run_blocks(layout.by_frame(tokens), key, layout.frame, capture)
-        encoded, over_time = self.temporal.encode_frames(frames, key, layout, capture)
+        temporal_key = None if key is None else jax.random.fold_in(key, self.config.depth + 1)
+        encoded, over_time = self.temporal.encode_frames(frames, temporal_key, layout, capture)
         return encoded, weights + over_time
 
     def _run_blocks(self, tokens: Array, key: PRNGKeyArray | None, layout: Layout, capture: bool) -> tuple[Array, list]:
@@ -161,7 +162,7 @@ class TemporalEncoder(Encoder):
         if layout.first:
             first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
-        x, weights = self._run_blocks(x, None if key is None else jax.random.fold_in(key, -1), UNKNOWN, capture)
+        x, weights = self._run_blocks(x, key, UNKNOWN, capture)
         return einops.rearrange(x, "(b s) t d -> b (t s) d", s=places), weights
 
 
