@@ -6,7 +6,7 @@ import numpy as np
 
 from tubevit.errors import UserError
 from tubevit.models.config import ModelConfig
-from tubevit.models.position import is_learned, resize_positions
+from tubevit.models.position import is_learned, resize_positions, table_grid
 from tubevit.models.tokenizer import SHARED_KERNEL, is_interpolated, resize_trilinear
 from tubevit.transfer.inflate import inflate_kernel, resize_patch, restandardise
 from tubevit.tubes import Triple, Tube
@@ -109,6 +109,7 @@ class Adapted:
         tubes = model.tubes.tubes
         from_small = [i for i, tube in enumerate(tubes) if small is not None and not tube.is_2d]
         self._origins: dict = source.match(model, [i for i in range(len(tubes)) if i not in from_small])
+        self._inflated_places: dict[int, int] = {}  # inflated tubes that lie where the patches of the checkpoint do
         self._carried_over = small.match(model, from_small) if small else {}
         if model.interpolated:
             self._add_shared_kernel()
@@ -148,6 +149,9 @@ class Adapted:
             kernel, bias = self._resized_patch(i, tube)
         elif self.missing_tubes == "inflate":
             kernel, bias = self._inflated(tube)
+            patch = self.source.patch_tube(model)
+            if patch is not None and _same_rows(tube, self.source.config.tubes.tubes[patch]):
+                self._inflated_places[i] = patch
             self.notes.append(f"tube {tube} starts from the 2D kernel")
         elif self.missing_tubes == "zero":
             features = _features(tube, model)
@@ -192,14 +196,15 @@ class Adapted:
     def _add_positions(self) -> None:
         """Add the tables of learned positions, resized to the grids of the model's tubes."""
         model = self.model
-        for i, j in self._origins.items():
+        for i, j in (self._origins | self._inflated_places).items():
             table, tube = self.source.params.get(f"position/{j}"), model.tubes.tubes[i]
             if table is not None and is_learned(model.position, tube):
-                self.params[f"position/{i}"] = resize_positions(table, tube.grid(model.shape, model.tubes.padding))
+                grid = table_grid(model.position, tube.grid(model.shape, model.tubes.padding))
+                self.params[f"position/{i}"] = resize_positions(table, grid)
 
     def _report_unused(self) -> None:
         """Note the tubes and positions that the model did not take over."""
-        unused, taken = {}, {str(j): str(i) for i, j in self._origins.items()}
+        unused, taken = {}, {str(j): str(i) for i, j in (self._origins | self._inflated_places).items()}
         for path, leaf in self.source.params.items():
             group, _, rest = path.partition("/")
             number = rest.removeprefix("tubes/").split("/")[0]
@@ -216,6 +221,11 @@ class Adapted:
             for j, tube in enumerate(self.small.config.tubes.tubes):
                 if not tube.is_2d and j not in self._carried_over.values():
                     self.notes.append(f"left out of {self.small.name}: tube {tube}")
+
+
+def _same_rows(tube: Tube, patch: Tube) -> bool:
+    """Return whether the tokens of two tubes lie in the same rows and columns."""
+    return all(getattr(tube, key)[1:] == getattr(patch, key)[1:] for key in ("kernel", "stride", "offset"))
 
 
 def _text(sizes) -> str:
