@@ -38,9 +38,9 @@ def get_config(
     variant: str = "tubevit",
     init: str = "",
     seed: int = 0,
-    steps: int = 300,
-    clips: int = 16,
-    images: int = 16,
+    steps: int = 400,
+    clips: int = 12,
+    images: int = 12,
     video_data: str = "moving_digits",
     image_data: str = "still_digits",
     splits: str = "test",
@@ -64,7 +64,7 @@ def get_config(
     for split in splits.split("+"):
         config.data.eval[split] = dataset_config(source=source, split=split, head=head, batch_size=50)
     config.optimizer.update(
-        name="adam", learning_rate=1.2e-3, warmup_steps=steps // 10, weight_decay=0.0, grad_clip_norm=1.0
+        name="adam", learning_rate=3e-3, warmup_steps=steps // 10, weight_decay=0.0, grad_clip_norm=1.0
     )
     config.optimizer.b2 = 0.98
     config.train.steps = steps
