@@ -93,43 +93,60 @@ def our_call(name: str, what: str, tiny: bool):
 
 
 def their_call(name: str, what: str, tiny: bool):
-    """Return a call of a model of transformers, and what is known about it: torch counts its FLOPs in a first call."""
+    """Return a call of a model of transformers, and what is known about it."""
     import numpy as np
     import torch
-    import transformers
-    from torch.utils.flop_counter import FlopCounterMode
 
-    family = MODELS[name][1]
-    sizes = {}
-    if tiny:
-        theirs = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
-        sizes = dict(zip(theirs, TINY.values()))
-    implementation = "eager" if family == "Timesformer" else "sdpa"
-    config = getattr(transformers, f"{family}Config")(num_labels=CLASSES, attn_implementation=implementation, **sizes)
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForVideoClassification")(config)
+    model = their_model(name, tiny, "eager" if MODELS[name][1] == "Timesformer" else "sdpa")
+    config = model.config
     shape = (1, config.num_frames, 3, config.image_size, config.image_size)
     clip = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
     known = {"parameters": sum(p.numel() for p in model.parameters()), "frames": config.num_frames}
+    known |= {"gflop": their_flop(name, what, tiny, shape) / 1e9}
     if what == "forward":
         model.eval()
 
-        def call():
+        def forward():
             with torch.inference_mode():
                 model(clip)
-    else:
-        model.train()
-        optimizer, label = torch.optim.Adam(model.parameters(), lr=5e-5), torch.zeros(1, dtype=torch.long)
 
-        def call():
-            optimizer.zero_grad()
-            model(clip, labels=label).loss.backward()
-            optimizer.step()
+        return forward, known
+    optimizer, label = torch.optim.Adam(model.train().parameters(), lr=5e-5), torch.zeros(1, dtype=torch.long)
 
-    with FlopCounterMode(display=False) as counter:
-        call()
-    known["gflop"] = counter.get_total_flops() / 1e9
-    return call, known
+    def step():
+        optimizer.zero_grad()
+        model(clip, labels=label).loss.backward()
+        optimizer.step()
+
+    return step, known
+
+
+def their_model(name: str, tiny: bool, attention: str):
+    """Make a model of transformers with random parameters."""
+    import torch
+    import transformers
+
+    theirs = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
+    sizes = dict(zip(theirs, TINY.values())) if tiny else {}
+    config = getattr(transformers, f"{MODELS[name][1]}Config")(
+        num_labels=CLASSES, attn_implementation=attention, **sizes
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{MODELS[name][1]}ForVideoClassification")(config)
+
+
+def their_flop(name: str, what: str, tiny: bool, shape: tuple[int, ...]) -> int:
+    """Count the FLOP of the model in matrix products, which torch counts; nothing is computed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model, clip, label = their_model(name, tiny, "eager"), torch.zeros(shape), torch.zeros(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            loss = model(clip, labels=label).loss
+            if what == "step":
+                loss.backward()
+    return counter.get_total_flops()
 
 
 def rate_flop(rate: str, tiny: bool) -> int:

@@ -185,7 +185,8 @@ def _listed(texts: list[str]) -> str:
 
 def page(text: str, rows: list[dict]) -> str:
     """Replace the results in the documentation."""
-    lines = []
+    steps = _listed(list(dict.fromkeys(row["step"] for row in rows if row["variant"] != "vit")) or ["0"])
+    lines = [f"Top-1 on the test clips after {steps} steps: the mean of the seeds, and their range.", ""]
     for equal, label in EQUAL.items():
         lines += [f"### With {label}", "", *table(rows, equal), "", *verdict(rows, equal), ""]
     for_vit = [100 * float(row["test_top1"]) for row in rows if row["variant"] == "vit"]
