@@ -231,6 +231,7 @@ class Worker:
 
     def call(self, name: str, counted: bool) -> None:
         """Make one call of the model or of a rate; keep its times unless it only warms up."""
+        time.sleep(0.3)  # the threads of the last process stop spinning
         assert self.process.stdin is not None
         self.process.stdin.write(f"{name}\n")
         self.process.stdin.flush()

@@ -1,4 +1,4 @@
-"""Sparse against dense models, trained: equal FLOPs, held-out digits, and pages that say what the csv files do."""
+"""Sparse and dense models, trained and timed: equal FLOPs, held-out digits, and pages that say what the csv does."""
 
 import csv
 
@@ -9,7 +9,7 @@ from tubevit.config import load_config
 from tubevit.models.flops import training_flops
 from tubevit.models.variants import model_config
 
-claim = script("benchmarks/seed_claim.py")
+claim, peers = script("benchmarks/seed_claim.py"), script("benchmarks/peers.py")
 
 
 def row(variant, init, equal, seed, top1):
@@ -64,6 +64,32 @@ def test_verdict_compares_the_ranges():
     assert lines[2].count("+5.0 points") == 4 and claim.verdict(rows, "clips") == []
     (line,) = [line for line in claim.table(rows, "flops") if line.startswith("| divided")]
     assert line.split(" | ")[-2:] == ["40.0 % (10.0 to 90.0)", "45.0 % (15.0 to 95.0) |"]
+
+
+def test_peers_are_compared_within_a_library():
+    def timed(model, library, seconds, gflop, parameters, **values):
+        row = dict.fromkeys(peers.FIELDS, "1") | {"what": "step", "model": model, "library": library, "remat": "none"}
+        ends = {"wall_s_least": str(seconds / 2), "wall_s": str(seconds), "wall_s_most": str(2 * seconds)}
+        return row | ends | {"gflop": str(gflop), "parameters": str(parameters)} | values
+
+    rows = [
+        timed("tubevit_b16", "tubevit", 0.5, 100, 88_000_000, tokens="539"),
+        timed("vivit_b16x2", "tubevit", 4.0, 900, 89_000_000, tokens="3137", remat="full"),
+        timed("vivit_b16x2", "torch", 6.0, 900, 89_000_000, tokens="", remat=""),
+        timed("timesformer_b16", "torch", 2.0, 392, 121_600_000, tokens="", remat=""),
+        timed("timesformer_b16", "tubevit", 1.0, 370, 115_500_000, tokens="1569"),
+    ]
+    _, _, *lines = [line.strip("| ").split(" | ") for line in peers.table(rows, "step")]
+    assert lines == [
+        ["TubeViT-B, paper's tubes", "1", "539", "88.0", "100.0", "0.50 (0.25 to 1.00)", "1.00", "1", "-", "-", "-"],
+        ["TimeSformer-B", "1", "1,569", "115.5 / 121.6", "370.0 / 392.0",
+         "1.00 (0.50 to 2.00)", "1.00", "1", "2.00 (1.00 to 4.00)", "1.00", "1"],
+        ["ViViT-B, joint", "1", "3,137", "89.0", "900.0",
+         "4.00 (2.00 to 8.00), remat", "1.00", "1", "6.00 (3.00 to 12.00)", "1.00", "1"],
+    ]  # fmt: skip
+    text = peers.findings(rows, "step")[0]
+    assert "8.0 times for ViViT-B, joint (9.0)" in text and "2.0 times for TimeSformer-B (3.7)" in text
+    assert peers.table(rows, "forward") == ["Not measured yet."] and peers.findings(rows, "forward") == []
 
 
 @pytest.mark.parametrize("name", ["seed_claim", "peers"])
