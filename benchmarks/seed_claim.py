@@ -131,7 +131,10 @@ def scores(rows: list[dict], variant: str, init: str, equal: str, split: str = "
 
 
 def _mean_and_range(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} % ({min(values):.1f} to {max(values):.1f})" if values else "-"
+    if not values:
+        return "-"
+    spread = f"{min(values):.1f} to {max(values):.1f}" if len(values) > 1 else "1 seed"
+    return f"{statistics.mean(values):.1f} % ({spread})"
 
 
 def table(rows: list[dict], equal: str) -> list[str]:
