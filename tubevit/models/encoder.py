@@ -53,7 +53,7 @@ class Encoder(nnx.Module):
 
     def attention_weights(
         self, tokens: Float[Array, "B N D"], layout: Layout = UNKNOWN
-    ) -> tuple[Float[Array, "B M D"], list[Float[Array, "B n m"]]]:
+    ) -> tuple[Float[Array, "B M D"], list[Float[Array, "_ _ _"]]]:
         """Encode tokens, and return the attention weights of each layer as well.
 
         The layers come in the order of the computation, added ones included; see `Block.weights`. Those of a factorised
@@ -66,7 +66,8 @@ class Encoder(nnx.Module):
     ) -> tuple[Array, list]:
         if self.config.pattern != "factorised_encoder":
             return self._run_blocks(tokens, key, layout, capture)
-        frames, weights = self._run_blocks(layout.by_frame(tokens), key, layout.frame, capture)
+        frames, weights = self._run_blocks(layout.by_frame(tokens), key, UNKNOWN, capture)
+        key = None if key is None else jax.random.fold_in(key, self.config.depth + 1)
         encoded, over_time = self.temporal.encode_frames(frames, key, layout, capture)
         return encoded, weights + over_time
 
@@ -127,11 +128,8 @@ class TemporalEncoder(Encoder):
     """
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
-        own = dict(
-            pattern="joint", depth=config.temporal_depth, temporal_depth=0, position="fixed", final_norm="tokens"
-        )
-        frozen = dict(add_attention=0, gate_layer=None, freeze_below=0)
-        super().__init__(config.replace(**own, **frozen), dtype, rngs=rngs)
+        own = dict(pattern="joint", depth=config.temporal_depth, temporal_depth=0, final_norm="tokens", freeze_below=0)
+        super().__init__(config.replace(**own), dtype, rngs=rngs)
         self.frame_pooling, frames = config.frame_pooling, config.tubes.grid(config.shape)[0][0]
         initial = nnx.initializers.truncated_normal(0.02)
         self.position = nnx.Param(initial(rngs.params(), (frames, config.width), jnp.float32))
@@ -161,7 +159,7 @@ class TemporalEncoder(Encoder):
         if layout.first:
             first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
-        x, weights = self._run_blocks(x, None if key is None else jax.random.fold_in(key, -1), UNKNOWN, capture)
+        x, weights = self._run_blocks(x, key, UNKNOWN, capture)
         return einops.rearrange(x, "(b s) t d -> b (t s) d", s=places), weights
 
 
