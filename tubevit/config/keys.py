@@ -74,9 +74,9 @@ _group = dataclasses.dataclass(frozen=True)
 
 @_group
 class _Input:
-    path: str = _key(
-        "tubes", "what is sent to the model: `tubes`, only the pixels that its tubes read, or `dense`, whole clips",
-        choices=tuple(map(str, InputPath)),
+    path: str | None = _key(
+        None, "what is sent to the model: `tubes`, only the pixels that its tubes read, or `dense`, whole clips; none "
+        "chooses `tubes` where they are fewer numbers than the clip", choices=tuple(map(str, InputPath)),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from tubevit.config import allow_overlap, dataset_config, default_config
 from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
 from tubevit.config.keys import find_key
+from tubevit.config.resolve import input_path
 from tubevit.data.sources import held_out_split
 from tubevit.data.views import Views
 from tubevit.errors import SplitError, UserError, cannot_write
@@ -108,7 +109,8 @@ def evaluate_checkpoint(
     config = None if options.config is None else run_on_all(lambda: _experiment(options))
     datasets = run_on_all(lambda: _datasets(checkpoint, options)) if config is None else config.data.eval
     views = config.eval.views if config else run.get("eval", {}).get("views", "1x1")
-    path = config.input.path if config else run.get("input", {}).get("path", "tubes")
+    path = config.input.path if config else run.get("input", {}).get("path")
+    path = path or input_path(checkpoint.model, None)
     max_broken = max_broken_of(config or run) if options.max_broken is None else options.max_broken
     mesh = _mesh(run)
     params = put(parameters(model), mesh)

@@ -148,16 +148,18 @@ class TemporalEncoder(Encoder):
         Raises:
             UserError: the clip has another number of frames than the positions.
         """
-        if layout.grid[0] != len(self.position[...]):
-            expected = f"{len(self.position[...])} times at which the default clip has tokens"
+        position, is_2d = self.position[...], self.config.tubes.is_2d
+        position = position[:1] if layout.grid[0] == 1 and is_2d else position  # an image is the first frame
+        if layout.grid[0] != len(position):
+            expected = f"{len(position)} times at which the default clip has tokens"
             raise UserError(f"the learned positions over time fit the {expected}; found {layout.grid[0]}")
         taken = {"cls": frames[:, :1], "none": frames}.get(self.frame_pooling)
         if taken is None:
             taken = frames[:, layout.first :].mean(axis=1, keepdims=True)
         places = taken.shape[1]
-        x = einops.rearrange(taken, "(b t) s d -> (b s) t d", t=layout.grid[0]) + self.position[...].astype(taken.dtype)
+        x = einops.rearrange(taken, "(b t) s d -> (b s) t d", t=layout.grid[0]) + position.astype(taken.dtype)
         if layout.first:
-            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
         x, weights = self._run_blocks(x, key, UNKNOWN, capture)
         return einops.rearrange(x, "(b s) t d -> b (t s) d", s=places), weights
