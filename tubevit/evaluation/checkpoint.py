@@ -44,7 +44,10 @@ from tubevit.zoo.names import open_checkpoint
 logger = logging.getLogger(__name__)
 BATCH_SIZE, THREADS = 16, 2  # where no configuration gives them
 # Fields in which a checkpoint must agree with the model of an experiment that only evaluates.
-_OF_PROTOCOL = ("width", "depth", "num_heads", "mlp_dim", "tubes", "position", "pattern", "pooling", "frames", "size")
+_OF_PROTOCOL = (
+    "width", "depth", "num_heads", "mlp_dim", "tubes", "position", "pattern", "temporal_depth", "pooling", "frames",
+    "size",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +55,9 @@ class EvalOptions:
     """What to evaluate a checkpoint on; None takes the value of its run.
 
     Attributes:
-        config: an experiment; its `data.eval`, `eval` and `input.path` are used. One without training data gives the
-            protocol of an evaluation: the checkpoint must be of its architecture and input, and clips have its
-            `input.fps`.
+        config: an experiment; its `data.eval`, `eval`, `loader` and `input.path` are used. One without training data
+            gives the protocol of an evaluation: the checkpoint must be of its architecture and input, and clips have
+            its `input.fps`.
         data: a source to evaluate instead of `data.eval`.
         split: split of `data`; by default val, else test, else all files.
         head: head for `data`; may be omitted if the model has one head.
@@ -127,7 +130,7 @@ def evaluate_checkpoint(
     max_broken = max_broken_of(config or run) if options.max_broken is None else options.max_broken
     mesh = _mesh(run)
     params = put(parameters(loaded), mesh)
-    threads = run.get("loader", {}).get("threads", THREADS)
+    threads = (config or run).get("loader", {}).get("threads", THREADS)
     settings = EvalSettings(views, threads, mesh=mesh)
     open_loads = open_probe if options.probe else lambda *opened: (open_eval(*opened),)
     opened = run_on_all(lambda: {name: open_loads(model, name, d, path) for name, d in datasets.items()})
