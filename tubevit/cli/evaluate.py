@@ -29,6 +29,10 @@ def add_arguments(parser) -> None:
     add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
     add(
+        "--average", choices=("probabilities", "logits"),
+        help="what is averaged over the views (default: eval.average of the configuration)",
+    )  # fmt: skip
+    add(
         "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
     )
     add(
@@ -62,7 +66,7 @@ def run(args) -> None:
     options = EvalOptions(
         config=run_on_all(lambda: args.config and load_config(args.config, args.config_overrides)),
         data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
-        probe=args.probe, allow_overlap=args.allow_overlap, max_broken=args.max_broken,
+        average=args.average, probe=args.probe, allow_overlap=args.allow_overlap, max_broken=args.max_broken,
     )  # fmt: skip
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = run_on_main(lambda: _checked_out(args, checkpoint))
@@ -72,7 +76,7 @@ def run(args) -> None:
         try:
             written = write_evaluations(evaluations, out)
         finally:  # the scores are shown even if they cannot be written
-            print(json.dumps(records, indent=2) if args.json else "\n".join(map(_line, records)), flush=True)
+            print(json.dumps(records, indent=2) if args.json else "\n".join(map(describe_record, records)), flush=True)
         if not args.json:
             print(f"written to {', '.join(written)}")
     if failed := [record["failed"] for record in records if record["failed"]]:
@@ -98,16 +102,20 @@ def _default_out(args, checkpoint) -> str:
     return storage.join(args.workdir or checkpoint.home, file)
 
 
-def _line(record: dict) -> str:
+def describe_record(record: dict) -> str:
+    """Describe a record of eval.json in a line."""
     scores = [f"{key} {100 * record[key]:.2f} %" for key in ("top1", "top5", "map") if record[key] is not None]
+    if record["published_top1"] is not None:
+        scores.insert(1, f"published top1 {100 * record['published_top1']:.1f} %")
     broken = f", {len(record['broken'])} broken" if record["broken"] else ""
     what, settings = record["head"], ""
     if "probe" in record:
         what = f"{record['probe']} probe"
         settings = f"; learned from {record['train_clips_used']} clips: {record['probe_settings']}"
+    averaged = " (mean of logits)" if record["average"] == "logits" else ""
     failed = f"; FAILED: {record['failed']}" if record["failed"] else ""
     return (
         f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
-        f"views {record['views']}, split {record['split']}{settings}{failed}"
+        f"views {record['views']}{averaged}, split {record['split']}{settings}{failed}"
     )

@@ -83,19 +83,19 @@ class Encoder(nnx.Module):
         for low, high in itertools.pairwise(sorted(bounds)):
             first, part = (0, frozen) if high <= config.freeze_below else (config.freeze_below, trained)
             part = _layers(part, low - first, high - first)
-            tokens, captured = self._run(graph, part, low, high, tokens, key, layout, capture)
+            tokens, captured = self._run((graph, part), low, high, tokens, key, layout, capture)
             weights += [stack[i] for i in range(high - low) for stack in captured]
             if high == gated:  # equation 8
                 tokens = tokens + jnp.tanh(self.gate[...]).astype(tokens.dtype) * start
         return self.norm(tokens) if config.final_norm == "tokens" else tokens, weights
 
-    def _run(self, graph, params, low: int, high: int, tokens: Array, key, layout: Layout, capture: bool):
+    def _run(self, blocks, low: int, high: int, tokens: Array, key, layout: Layout, capture: bool):
         """Run blocks low to high - 1, of which all or none are frozen, and all or none have an added layer.
 
         Frozen blocks have a scan of their own, which has no backward pass. With `capture` the attention weights of the
         added layers and of the blocks are returned as well, both stacked.
         """
-        config = self.config
+        (graph, params), config = blocks, self.config
         added = low >= config.depth - config.add_attention
         added_graph, added_params = nnx.split(self.added) if added else (None, {})
         first = config.depth - config.add_attention
