@@ -33,9 +33,11 @@ def video_vit(*, tubelet: int, patch: int, head: Head | None, **fields) -> Model
     if blocks > _MOST_BLOCKS:
         raise UserError(f"expected at most {_MOST_BLOCKS} blocks, found {blocks}")
     text = f"{tubelet}x{patch}x{patch}"
+    defaults = {"pattern": "joint", "temporal_depth": 0}
     sizes = {"tubes": f"{text}/{text}", **{key: fields[key] for key in (*_SIZES, "num_heads", "frames", "position")}}
-    sizes |= {key: fields[key] for key in ("pattern", "temporal_depth") if key in fields}
-    name = next((name for name, known in ARCHITECTURES.items() if sizes.items() <= known.items()), OTHER_VIT)
+    sizes |= {key: fields.get(key, value) for key, value in defaults.items()}
+    known = {name: defaults | architecture for name, architecture in ARCHITECTURES.items()}
+    name = next((name for name, architecture in known.items() if sizes.items() <= architecture.items()), OTHER_VIT)
     heads = () if head is None else (("default", head),)
     return ModelConfig(name=name, tubes=TubeSet.from_text(f"{text}/{text}"), heads=heads, **fields)
 

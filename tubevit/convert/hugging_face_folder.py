@@ -152,8 +152,8 @@ def licence(folder: pathlib.Path) -> str | None:
     except OSError:
         return None
     matter = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
-    found = matter and re.search(r"^license:[ \t]*([\w .+-]+)", matter[1], re.MULTILINE)
-    return found[1].strip() or None if found else None
+    found = matter and re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", matter[1], re.MULTILINE)
+    return found[1] if found else None
 
 
 def preprocessing(
@@ -177,7 +177,7 @@ def preprocessing(
         )
     mean, std, notes = values.get("image_mean"), values.get("image_std"), ()
     if not values.get("do_normalize", True):
-        mean, std = ((0.5,) * 3, (0.5,) * 3) if offset else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = ([0.5] * 3, [0.5] * 3) if offset else ([0.0] * 3, [1.0] * 3)
         offset = False
     if trained is not None and (options.mean is None or options.std is None):
         mean, std, notes = _as_trained(mean, std, trained, offset, path)
