@@ -168,6 +168,7 @@ REFUSED = {  # the folder, what changes, and what is said
         r"hidden_size must be .*; num_frames must be .* found \[4\]; tubelet_size must be .* found 'x'",
     ),
     "tubelet": ("vivit", dict(tubelet_size=[2, 8]), r"tubelet_size must be a whole number above 0, found \[2, 8\]"),
+    "lists": ("timesformer", dict(attention_type=["x"], num_frames=[4, 4]), "unknown attention_type"),
     "oblong": ("vivit", dict(image_size=[16, 24]), r"image_size must be a whole number above 0, found \[16, 24\]"),
     "size": (
         "vivit", dict(image_size=24),

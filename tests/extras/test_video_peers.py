@@ -232,25 +232,26 @@ VJEPA2_BASE = VJEPA2 | dict(
 
 @pytest.mark.parametrize("fields, tolerance", [(VJEPA2, 1e-5), (VJEPA2_BASE, 1e-4)])
 def test_vjepa2(fields, tolerance, tmp_path):
-    """The encoder alone, and with the attention pooling and the classifier; other clips as well."""
+    """With the attention pooling and the classifier."""
     peer = randomised(transformers.VJEPA2ForVideoClassification(transformers.VJEPA2Config(**fields)))
     peer.save_pretrained(tmp_path / "theirs")
-    peer.vjepa2.save_pretrained(tmp_path / "encoder")
-    for name in ("theirs", "encoder"):
-        assert converted(tmp_path / name, tmp_path / f"our_{name}", IMAGENET).notes == ("left out: the predictor",)
-    size = fields["crop_size"]
-    videos = clips(fields["frames_per_clip"], size, size)
-    inputs = standardised(videos, IMAGENET)
+    assert converted(tmp_path / "theirs", tmp_path / "ours", IMAGENET).notes == ("left out: the predictor",)
+    videos = clips(fields["frames_per_clip"], fields["crop_size"], fields["crop_size"])
     with torch.no_grad():
-        tokens = peer.vjepa2(inputs, skip_predictor=True).last_hidden_state
-        assert_same(ours(tmp_path / "our_theirs", videos), peer(inputs).logits, tolerance)
-    assert_same(ours(tmp_path / "our_encoder", videos, "encode"), tokens, tolerance)
-    assert_same(ours(tmp_path / "our_encoder", videos), tokens.mean(dim=1), tolerance)
-    other = clips(10, size, size, batch=1)
-    with torch.no_grad():
-        tokens = peer.vjepa2(standardised(other, IMAGENET), skip_predictor=True).last_hidden_state
-    found = ours(tmp_path / "our_encoder", other, "encode")
-    np.testing.assert_allclose(found, tokens, rtol=0, atol=tolerance)
+        assert_same(ours(tmp_path / "ours", videos), peer(standardised(videos, IMAGENET)).logits, tolerance)
+
+
+def test_the_encoder_of_vjepa2(tmp_path):
+    """Without classifier; the pooled features are the mean of the tokens. Other numbers of frames need no conversion."""
+    peer = randomised(transformers.VJEPA2Model(transformers.VJEPA2Config(**VJEPA2)))
+    peer.save_pretrained(tmp_path / "theirs")
+    converted(tmp_path / "theirs", tmp_path / "ours", IMAGENET)
+    for frames in (6, 10):
+        videos = clips(frames, 32, 32)
+        with torch.no_grad():
+            expected = peer(standardised(videos, IMAGENET), skip_predictor=True).last_hidden_state
+        assert_same(ours(tmp_path / "ours", videos, "encode"), expected, 1e-5)
+        assert_same(ours(tmp_path / "ours", videos), expected.mean(dim=1), 1e-5)
 
 
 def prism(**fields):
@@ -281,6 +282,19 @@ def test_videoprism(fields, tolerance, tmp_path):
     with torch.no_grad():
         expected = peer(standardised(videos, ((0.0,) * 3, (1.0,) * 3))).last_hidden_state
     assert_same(ours(tmp_path / "ours", videos, "encode"), expected, tolerance)
+
+
+def test_videoprism_below_its_pooling_head(tmp_path):
+    """The encoder of a larger model; what follows it is left out."""
+    peer = prism(**PRISM)
+    peer.save_pretrained(tmp_path / "theirs")
+    larger = transformers.VideoPrismVideoModel(peer.config)
+    larger.vision_model.load_state_dict(peer.state_dict())
+    larger.save_pretrained(tmp_path / "larger")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    done = convert(tmp_path / "larger", tmp_path / "again")
+    assert done.notes[-1] == "left out: the auxiliary layers and the pooling head"
+    same_parameters(tmp_path / "ours", tmp_path / "again")
 
 
 @pytest.mark.parametrize("stacked", [True, False])

@@ -113,6 +113,8 @@ def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
             problems.append(
                 f"num_frames {fields['frames']} must be a multiple of the {fields['tubelet']} frames of a tubelet"
             )
+    if "num_temporal_layers" in defaults:
+        fields["temporal_depth"] = whole("num_temporal_layers")
     if whole("num_channels") != 3:
         problems.append(f"num_channels must be 3, found {values['num_channels']}")
     activation, epsilon = str(values["hidden_act"]), values["layer_norm_eps"]

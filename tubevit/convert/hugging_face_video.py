@@ -27,19 +27,20 @@ def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
         head = Head(classes, "video", names, values.get("problem_type") == their.MULTI_LABEL) if classes else None
     fields: dict = dict(family.fields)
     if family is TIMESFORMER:
-        if values["attention_type"] not in _PATTERNS:
-            raise unknown(f"attention_type in {source}", str(values["attention_type"]), _PATTERNS)
-        fields["pattern"] = _PATTERNS[values["attention_type"]]
+        attention = str(values["attention_type"])
+        if attention not in _PATTERNS:
+            raise unknown(f"attention_type in {source}", attention, _PATTERNS)
+        fields["pattern"] = _PATTERNS[attention]
     if family is VIDEOMAE:
         fields |= _final_norm(values, architecture, head, source)
     if family is VJEPA2 and architecture != family.classifier:
         fields["pooling"] = "mean"
     if family is VIDEOPRISM:
-        fields |= dict(temporal_depth=values["num_temporal_layers"], softcap=values["attn_logit_softcapping"])
+        fields["softcap"] = values["attn_logit_softcapping"]
     fields["fps"] = next((fps for frames, fps in family.fps.items() if frames == values["num_frames"]), None)
     folder_format = their.FolderFormat(
-        family.layout, family.defaults, "vision_model." if family is VIDEOPRISM else f"{family.name}.", family.left_out,
-        family.left_out_as, video_vit, family.prepare, family.trained,
+        family.layout, family.defaults, family.prefix, family.left_out, family.left_out_as, video_vit, family.prepare,
+        family.trained,
     )  # fmt: skip
     return folder_format.read(folder, values, options, head=head, **fields)
 
@@ -90,7 +91,9 @@ def _differences(family: Family, config: ModelConfig) -> list[str]:
     elif tube.kernel[0] > 1 and family is TIMESFORMER:
         problems.append(f"tube {tube} instead of one that reads single frames")
     expected = dict(class_token=False, pattern="joint", final_norm="tokens", softcap=None)
-    expected |= dict(add_attention=0, gate_layer=None, interpolated=False, tube_linear=False) | dict(family.fields)
+    expected |= dict(add_attention=0, gate_layer=None, interpolated=False, tube_linear=False, tube_width=None) | dict(
+        family.fields
+    )
     if family is TIMESFORMER and config.pattern == "divided":
         expected["pattern"] = "divided"
     if family is VIDEOMAE and (config.heads or config.final_norm == "pooled"):
@@ -145,4 +148,4 @@ def write(
     if family is VIVIT:
         preprocessor["offset"] = False  # otherwise it would map pixels to -1..1 before it subtracts the mean
     weights = family.layout.to_theirs(params, config)
-    their.write(folder, values, preprocessor, weights, f"{family.name}." if head or pooled else "")
+    their.write(folder, values, preprocessor, weights, family.prefix if head or pooled else "")

@@ -16,8 +16,9 @@ class Family:
     """A kind of video model.
 
     Attributes:
-        name: model_type in config.json, and the prefix of the names of arrays.
-        classifier, others: names of its classes, with and without a head.
+        name: model_type in config.json.
+        prefix: prefix of the names of arrays in models with a head.
+        classifier, others: names of its classes, with a head (empty if none is converted) and without.
         layout: the table of its arrays.
         defaults: values of the keys that its config.json may omit.
         fields: fields of `ModelConfig` that all its models have.
@@ -30,6 +31,7 @@ class Family:
     """
 
     name: str
+    prefix: str
     classifier: str
     others: tuple[str, ...]
     layout: Layout
@@ -52,7 +54,7 @@ _DEFAULTS = {"intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 
 _CLASS_TOKEN = dict(class_token=True, pooling="cls")
 
 VIVIT = Family(
-    name="vivit", classifier="VivitForVideoClassification", others=("VivitModel",),
+    name="vivit", prefix="vivit.", classifier="VivitForVideoClassification", others=("VivitModel",),
     layout=hugging_face.LAYOUT.with_rows(*patches("embeddings.patch_embeddings.projection", tubelets=True)),
     defaults=_DEFAULTS | {"hidden_act": "gelu_fast", "num_frames": 32, "tubelet_size": [2, 16, 16]},
     fields=_CLASS_TOKEN | dict(position="learned"), trained=(_HALF, _HALF), fps={32: 12.5},
@@ -60,7 +62,8 @@ VIVIT = Family(
 )  # fmt: skip
 
 TIMESFORMER = Family(
-    name="timesformer", classifier="TimesformerForVideoClassification", others=("TimesformerModel",),
+    name="timesformer", prefix="timesformer.",
+    classifier="TimesformerForVideoClassification", others=("TimesformerModel",),
     layout=hugging_face.LAYOUT.with_rows(
         *dense("encoder/blocks/attention/qkv", f"{_SELF}.qkv", shape="3D D"),
         Array("position/0_time", ("embeddings.time_embeddings",), "1 T D"),
@@ -90,7 +93,8 @@ def with_named_biases(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 VIDEOMAE = Family(
-    name="videomae", classifier="VideoMAEForVideoClassification", others=("VideoMAEModel", "VideoMAEForPreTraining"),
+    name="videomae", prefix="videomae.", classifier="VideoMAEForVideoClassification",
+    others=("VideoMAEModel", "VideoMAEForPreTraining"),
     layout=hugging_face.LAYOUT.with_rows(
         *patches("embeddings.patch_embeddings.projection", tubelets=True),
         Array("encoder/blocks/attention/qkv/bias", (f"{_SELF}.q_bias", ZEROS, f"{_SELF}.v_bias"), "D"),
@@ -111,7 +115,7 @@ def _with_output(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 _V_SELF, _POOL, _CROSS = f"{_BLOCK}.attention", "pooler.self_attention_layers.*", "pooler.cross_attention_layer"
 VJEPA2 = Family(
-    name="vjepa2", classifier="VJEPA2ForVideoClassification", others=("VJEPA2Model",),
+    name="vjepa2", prefix="vjepa2.", classifier="VJEPA2ForVideoClassification", others=("VJEPA2Model",),
     layout=Layout((
         *patches("encoder.embeddings.patch_embeddings.proj", tubelets=True),
         *norm("encoder/blocks/norm1", f"{_BLOCK}.norm1"),
@@ -164,7 +168,8 @@ PRISM_FIELDS = dict(
     position="learned_space", pattern="factorised_encoder", frame_pooling="none", pooling="mean", softcap=50.0
 )
 VIDEOPRISM = Family(
-    name="videoprism_vision_model", classifier="", others=("VideoPrismVisionModel", "VideoPrismVideoModel"),
+    name="videoprism_vision_model", prefix="vision_model.", classifier="",
+    others=("VideoPrismVisionModel", "VideoPrismVideoModel"),
     layout=Layout((
         *patches("spatial_embeddings.patch_embeddings.projection", tubelets=True),
         Array("position/0", ("spatial_embeddings.position_embeddings",), "1 N D"),
