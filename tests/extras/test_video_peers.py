@@ -242,7 +242,7 @@ def test_vjepa2(fields, tolerance, tmp_path):
 
 
 def test_the_encoder_of_vjepa2(tmp_path):
-    """Without classifier; the pooled features are the mean of the tokens. Other numbers of frames need no conversion."""
+    """Without classifier; the pooled features are the mean of the tokens. Any number of frames will do."""
     peer = randomised(transformers.VJEPA2Model(transformers.VJEPA2Config(**VJEPA2)))
     peer.save_pretrained(tmp_path / "theirs")
     converted(tmp_path / "theirs", tmp_path / "ours", IMAGENET)
