@@ -258,10 +258,15 @@ def test_a_videoprism_without_temporal_blocks(tmp_path, capsys):
 
 
 def test_what_a_folder_of_videomae_does_not_hold(tiny, tmp_path):
-    model = tiny(3, **MODELS["videomae"] | {"pooled_norm_epsilon": None, "norm_epsilon": 1e-6}, **CLIP)
+    model = tiny(3, **MODELS["videomae"] | {"pooled_norm_epsilon": None, "norm_epsilon": 1e-6}, **CLIP, fps=5.0)
     tubevit.save_model(model, tmp_path / "ours")
     notes = convert(tmp_path / "ours", tmp_path / "theirs", format="hugging-face").notes
-    assert len(notes) == 2 and "biases of the keys" in notes[0] and "epsilon 1e-05" in notes[1]
+    assert (
+        len(notes) == 3
+        and "frames per second, 5.0" in notes[2]
+        and "biases of the keys" in notes[0]
+        and "epsilon 1e-05" in notes[1]
+    )
 
 
 RELEASED = ("vivit_b16x2", "vivit_fe_b16x2", "vivit_fe_l16x2", "timesformer_l_b16", "videomae_h16", "vjepa2_g16")

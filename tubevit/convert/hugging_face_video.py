@@ -117,6 +117,8 @@ def lost(family: Family, config: ModelConfig, params: Mapping[str, np.ndarray]) 
         notes.append(
             f"the last normalisation gets the epsilon {_FC_NORM_EPSILON} of {family.classifier}, not {epsilon}"
         )
+    if config.fps != family.fps.get(config.frames):
+        notes.append(f"the folder does not hold the frames per second, {config.fps}")
     return notes
 
 
