@@ -124,7 +124,8 @@ class _Init:
     rename: str = _key("", "old=new,...: path prefixes in the checkpoint and their names in the model")
     tubes: str = _key(
         "same", "what to do about 3D tubes that the checkpoint lacks: `same` (it must have them all, but those of a "
-        "plain ViT are inflated), `inflate`, `zero`, `random`, or a checkpoint that has them",
+        "plain ViT are inflated), `inflate`, `dense` (all tubes and positions come from its only tube), `zero`, "
+        "`random`, or a checkpoint that has them",
     )  # fmt: skip
 
 

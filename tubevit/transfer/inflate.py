@@ -1,4 +1,4 @@
-"""Kernels of other sizes and pixel statistics: how 3D tubes start from the patch kernel of an image ViT."""
+"""Kernels of other sizes and pixel statistics: how tubes start from the kernel of an image ViT or of a dense tube."""
 
 import jax
 import jax.numpy as jnp
@@ -25,24 +25,29 @@ def resize_patch(kernel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def inflate_kernel(kernel: np.ndarray, size: Triple, sub_windows: int = 1) -> np.ndarray:
-    """Make the kernel of a 3D tube that averages its window over time, resizes it to the patch and applies a 2D kernel.
+    """Make the kernel of a 3D tube that resizes its window to that of another tube and applies the other's kernel.
 
-    It is the adjoint of that resizing (bilinear, antialiased), so its sums equal those of the 2D kernel: a constant,
-    static clip has the same token. With space-to-depth all f sub-windows share one kernel of D / f channels; the mean
-    over the f parts of the 2D kernel's channels is the closest one.
+    It is the kernel contracted with the matrices of that resizing: rows and columns are resized linearly (antialiased),
+    and frames are averaged, or repeated if there are too few. The sums of the kernel stay the same, so a constant,
+    static clip has the same token. From a 2D kernel this averages the window over time.
+
+    With space-to-depth all f sub-windows share one kernel of D / f channels; the mean over the f parts of the kernel's
+    channels is the closest one.
 
     Args:
-        kernel: (1, k_y, k_x, 3, D) of a 2D tube.
-        size: (t, y, x) of the tube's window.
-        sub_windows: the number f of sub-windows per token.
+        kernel: (k_t, k_y, k_x, 3, D) of a tube without space-to-depth.
+        size: (t, y, x) of the new tube's window.
+        sub_windows: the number f of sub-windows per token of the new tube.
 
     Returns:
         (*size, 3, D / f) float32.
     """
-    rows, columns = (_resize(new, old).T for old, new in zip(kernel.shape[1:3], size[1:]))
-    flat = np.einsum("ay,bx,yxcd->abcd", rows, columns, np.asarray(kernel[0], np.float64), optimize=True)
-    flat = flat.reshape(*flat.shape[:-1], sub_windows, -1).mean(axis=-2)
-    return np.repeat(flat[None] / size[0], size[0], axis=0).astype(np.float32)
+    frames = _average(size[0], kernel.shape[0])
+    rows, columns = (_resize(new, old) for old, new in zip(kernel.shape[1:3], size[1:]))
+    resized = np.einsum(
+        "ta,yb,xc,tyxid->abcid", frames, rows, columns, np.asarray(kernel, np.float64), optimize=True
+    )  # fmt: skip
+    return resized.reshape(*resized.shape[:-1], sub_windows, -1).mean(axis=-2).astype(np.float32)
 
 
 def restandardise(kernel: np.ndarray, bias: np.ndarray, old, new) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +73,11 @@ def _resize(old: int, new: int) -> np.ndarray:
     """Return the (new, old) matrix of antialiased linear resizing of one axis, half-pixel centres; rows sum to 1."""
     matrix = np.asarray(jax.image.resize(jnp.eye(old), (new, old), "linear", antialias=True), np.float64)
     return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _average(old: int, new: int) -> np.ndarray:
+    """Return the (new, old) matrix that averages each of `new` equal parts of `old` frames; rows sum to 1."""
+    edges = np.arange(new + 1) * old / new
+    starts, ends = edges[:-1, None], edges[1:, None]
+    overlap = np.minimum(ends, np.arange(old) + 1) - np.maximum(starts, np.arange(old))
+    return np.maximum(overlap, 0) * new / old
