@@ -31,6 +31,7 @@ SPECS = [
     *(f"table6:row={row}" for row in ("full", "last_fc", "last_4", "last_8", "last_8_gate")),
     *(f"table9:row={row}" for row in ("last_fc", "last_1", "last_4", "full")),
     *(f"digits_bootstrap:stage={stage}" for stage in ("vit", "gate", "last", "last_fc", "full", "scratch")),
+    "sparse_from_dense", "sparse_from_dense:init=dense,tubes=core",
 ]  # fmt: skip
 
 

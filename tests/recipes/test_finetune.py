@@ -92,6 +92,21 @@ def test_from_a_checkpoint(clips, tiny_run):
         finetune_config(clips(8), str(tiny_run), "tubevit_b16")
 
 
+def test_other_tubes_from_a_dense_model(clips, tiny, tiny_run, tmp_path):
+    fields = dict(depth=1, tubes="2x8x8/2x8x8", frames=8, size=32, position="index", pooling="mean")
+    dense = tiny({}, **fields, final_norm="pooled", pooled_norm_epsilon=1e-5, gelu="tanh", mean=(0.4, 0.5, 0.6))
+    tubevit.save_model(dense, tmp_path / "dense")
+    config, _ = resolved(clips(8), str(tmp_path / "dense"), tubes="4x4x4/8x16x16%2x1x1_1x8x8/4x8x8")
+    assert config.init.tubes == "dense" and config.model.tubes == "4x4x4/8x16x16_1x8x8/4x8x8"
+    kept = ("pooling", "final_norm", "pooled_norm_epsilon", "gelu", "mean", "width")
+    assert {key: config.model[key] for key in kept} == {key: getattr(dense.config, key) for key in kept}
+    assert config.model.position == "learned" and config.input.frames == 8
+    with pytest.raises(UserError, match="needs one tube without space-to-depth"):
+        resolved(clips(8), str(tiny_run), tubes="4x8x8/8x8x8")
+    with pytest.raises(UserError, match="tubes= goes with init="):
+        finetune_config(clips(8), tubes="paper")
+
+
 def test_probe_takes_the_median(tmp_path):
     sizes = [(32, 40), (64, 48), (80, 90)]
     for i, (height, width) in enumerate(sizes):

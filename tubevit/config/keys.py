@@ -180,6 +180,7 @@ class _Recipe:
     name: str = _key("", "which of the two", choices=("finetune", "bootstrap"))
     checkpoint: str | None = _key(None, "finetune: a checkpoint to begin from")
     model: str | None = _key(None, "finetune: the architecture, if there is no checkpoint")
+    tubes: str | None = _key(None, "finetune: other tubes for the checkpoint of a dense video model")
     small: str | None = _key(None, "bootstrap: the tube model")
     large: str | None = _key(None, "bootstrap: the plain ViT")
     widen: str = _key("concatenate", "bootstrap: see `bootstrapped_config`")
