@@ -6,7 +6,8 @@
 For each seed it trains the dense model of experiments/sparse_from_dense.py, evaluates half and a quarter of its tokens
 without training, and fine-tunes the tubes of the preset `small` without space-to-depth from four beginnings, see
 `STARTS`. All but the last have the dense model's blocks, head and positions. Rows that are in the csv are not measured
-again, and runs resume. Each row is top-1 of 8 motions on 450 held-out clips, or with `--split val` on 600 training clips that no run trains on, by which the settings were chosen.
+again, and runs resume. Each row is top-1 of 8 motions on 450 held-out clips, or with `--split val` on 600 training
+clips that no run trains on, by which the settings were chosen.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def write_clips(path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([("path", "label", "split"), *((folder / r["path"], r["label"], r["split"]) for r in train + test)])
+        writer.writerows(
+            [("path", "label", "split"), *((folder / r["path"], r["label"], r["split"]) for r in train + test)]
+        )
 
 
 class Seed:
@@ -216,7 +219,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--starts", nargs="+", default=["dense", *SUBSETS, *STARTS])
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--out", type=pathlib.Path, default=CSV)
-    parser.add_argument("--page", action="store_true", help="write page and figure from the csv without running anything")
+    parser.add_argument(
+        "--page", action="store_true", help="write page and figure from the csv without running anything"
+    )
     args, overrides = parser.parse_known_args(arguments)
     if args.page:
         PAGE.write_text(page(PAGE.read_text(), read(CSV)))

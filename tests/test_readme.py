@@ -12,6 +12,8 @@ from tests.scripts import script
 from tubevit.cli import main
 from tubevit.cli.main import VERBS, make_parser
 from tubevit.config import load_config
+from tubevit.data.moving_digits import DIRECTIONS
+from tubevit.models.config import Head
 from tubevit.models.flops import count_parameters
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.tubes import PRESETS
@@ -81,18 +83,21 @@ def run_commands(page, train_command):
 
 @pytest.fixture
 def clips(project, digits_cache, tiny):
-    """clips.csv of the embedded clips, and a ViT of Hugging Face, small under its large name, beside the runs."""
+    """clips.csv of the embedded clips, a tiny dense model, and a ViT of Hugging Face, small under its large name."""
     fields = dict(tubes="1x8x8/32x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
     tubevit.save_model(tiny(9, width=192, depth=8, num_heads=4, **fields), project / "foreign")
     foreign = str(project / "vit-base-patch16-224")
     assert main(["convert", str(project / "foreign"), foreign, "--format", "hugging-face"]) == 0
+    dense = dict(tubes="2x16x16/2x16x16", frames=32, size=32, position="learned", class_token=True, pooling="cls")
+    heads = {"motion": Head(8, "video", tuple(sorted(DIRECTIONS)))}
+    tubevit.save_model(tiny(heads, depth=1, **dense), project / "vivit")
     lines = (digits_cache / "motion.csv").read_text().splitlines()
     rows = [f"{digits_cache / line}".replace(",test", ",val") for line in lines[1:]]
     (project / "clips.csv").write_text("\n".join([lines[0], *rows]) + "\n")
 
 
 def test_commands(clips, capsys, train_command):
-    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export"}
+    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export", "sparsify"}
     assert run_commands(README, train_command) == verbs
     assert "539 tokens" in capsys.readouterr().out
 

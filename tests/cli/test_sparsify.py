@@ -28,7 +28,10 @@ def test_without_data(dense, done, tmp_path):
     stored = open_checkpoint(out)
     stored.verify()
     assert stored.metadata["source"]["name"] == str(dense) and stored.model.shape == (8, 32, 32)
-    assert str(stored.model.tubes) == "4x4x4/8x16x16_1x8x8/4x8x8" and stored.model.heads == open_checkpoint(dense).model.heads
+    assert (
+        str(stored.model.tubes) == "4x4x4/8x16x16_1x8x8/4x8x8"
+        and stored.model.heads == open_checkpoint(dense).model.heads
+    )
 
 
 def test_the_same_tubes_score_the_same(dense, digits_cache, done, tmp_path):

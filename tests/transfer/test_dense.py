@@ -11,10 +11,10 @@ from tubevit.errors import UserError
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Head
 from tubevit.models.position import index_embedding
-from tubevit.tubes import Tube
 from tubevit.transfer.dense import dense_positions, read_positions, sparse_config
 from tubevit.transfer.inflate import inflate_kernel
 from tubevit.transfer.sparsify import sparse_source, sparsify
+from tubevit.tubes import Tube
 from tubevit.zoo.names import open_checkpoint
 
 DENSE = dict(depth=1, tubes="2x8x8/2x8x8", frames=8, size=32, class_token=True, pooling="cls", position="learned")

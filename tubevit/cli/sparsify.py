@@ -5,7 +5,7 @@ import json
 import os
 
 from tubevit.cli.evaluate import add_data_arguments, data_options
-from tubevit.errors import DISK_ERRORS, UserError
+from tubevit.errors import UserError, cannot_write
 
 HELP = "make a model of fewer or other tubes from a dense video model, without training"
 EXAMPLES = (
@@ -53,16 +53,14 @@ def run(args) -> None:
     try:
         save_model(model, args.out, metadata={"source": sparse_source(dense)})
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            raise
-        raise UserError(f"cannot write {args.out}: {error.strerror}") from error
+        raise cannot_write(args.out, error, "name another folder") from error
     if args.data:
         scores.append(_scores(Checkpoint(storage.as_path(args.out), args.out), options))
     keys = ("name", "tokens", "pixels_read", "parameters", "flops")
     results = [{key: row[key] for key in keys} | {"tubes": [tube["tube"] for tube in row["tubes"]]} for row in rows]
     results = [result | score for result, score in zip(results, scores or [{}, {}])]
-    print(json.dumps({"before": results[0], "after": results[1], "notes": notes}, indent=2) if args.json else
-          _table(results, notes))  # fmt: skip
+    record = {"before": results[0], "after": results[1], "notes": notes}
+    print(json.dumps(record, indent=2) if args.json else _table(results, notes))
 
 
 def _scores(checkpoint, options) -> dict:
@@ -89,5 +87,7 @@ def _table(results: list[dict], notes: list[str]) -> str:
         lines.append(line + "".join(f"{result[key]:9.2%}" for key in scores))
     if scores:
         first = results[0]
-        lines.append(f"{first['clips_used']} clips, split {first['split']}, views {first['views']}, no training between")
+        lines.append(
+            f"{first['clips_used']} clips, split {first['split']}, views {first['views']}, no training between"
+        )
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])

@@ -19,10 +19,10 @@ def check_dense(config: ModelConfig, name: str) -> None:
 
     The model has one tube, and its tokens attend jointly, so that a subset of them is an input as well.
     """
-    problems = []
+    problems, tubes = [], list(config.tubes.tubes)
     if config.is_plain_vit:
         problems.append("it is an image ViT, whose kernel init.tubes=inflate takes")
-    if len(config.tubes.tubes) > 1 or config.tubes.tubes[0].sub_windows > 1:
+    if len(tubes) > 1 or tubes[0].sub_windows > 1:
         problems.append(f"it needs one tube without space-to-depth; found {config.tubes}")
     if config.pattern != "joint":
         problems.append(f"pattern {config.pattern!r} attends along the grid of its tube; expected 'joint'")

@@ -38,4 +38,5 @@ def sparse_source(dense: Checkpoint) -> dict:
     """
     origin = {"format": "sparsify", "name": dense.name, "tubes": str(dense.model.tubes), "step": dense.step}
     known = dense.metadata.get("source", {})
-    return {key: known[key] for key in ("preprocessing", "licence") if key in known} | origin | {"source": known or None}
+    kept = {key: known[key] for key in ("preprocessing", "licence") if key in known}
+    return kept | origin | {"source": known or None}
