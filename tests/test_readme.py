@@ -6,6 +6,7 @@ import shlex
 import shutil
 
 import pytest
+from flax import nnx
 
 import tubevit
 from tests.scripts import script
@@ -15,6 +16,7 @@ from tubevit.config import load_config
 from tubevit.data.moving_digits import DIRECTIONS
 from tubevit.models.config import Head
 from tubevit.models.flops import count_parameters
+from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.tubes import PRESETS
 
@@ -82,15 +84,15 @@ def run_commands(page, train_command):
 
 
 @pytest.fixture
-def clips(project, digits_cache, tiny):
+def clips(project, digits_cache, tiny, randomised):
     """clips.csv of the embedded clips, a tiny dense model, and a ViT of Hugging Face, small under its large name."""
     fields = dict(tubes="1x8x8/32x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
     tubevit.save_model(tiny(9, width=192, depth=8, num_heads=4, **fields), project / "foreign")
     foreign = str(project / "vit-base-patch16-224")
     assert main(["convert", str(project / "foreign"), foreign, "--format", "hugging-face"]) == 0
-    dense = dict(tubes="2x16x16/2x16x16", frames=32, size=32, position="learned", class_token=True, pooling="cls")
     heads = {"motion": Head(8, "video", tuple(sorted(DIRECTIONS)))}
-    tubevit.save_model(tiny(heads, depth=1, **dense), project / "vivit")
+    dense = model_config("vivit_nano8", heads=heads, depth=1, tubes="2x16x16/2x16x16", frames=32, size=32)
+    tubevit.save_model(randomised(lambda: TubeViT(dense, rngs=nnx.Rngs(0))), project / "vivit")
     lines = (digits_cache / "motion.csv").read_text().splitlines()
     rows = [f"{digits_cache / line}".replace(",test", ",val") for line in lines[1:]]
     (project / "clips.csv").write_text("\n".join([lines[0], *rows]) + "\n")

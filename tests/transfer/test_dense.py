@@ -1,4 +1,4 @@
-"""Tubes from a dense tubelet: what is exact, against clips that are averaged, resized or cut by hand."""
+"""Tubes from a dense tubelet: what is exact, against clips that are cut, resized or repeated by hand."""
 
 import numpy as np
 import pytest
@@ -60,10 +60,12 @@ def test_the_same_tube_gives_the_same_model(tiny, tmp_path):
     assert model.labels == dense.labels and model.config.final_norm == "pooled"
 
 
-def test_more_frames_are_averaged():
-    clip = window(8, 8, 8)
-    found = token(clip, inflate_kernel(KERNEL, (8, 8, 8)))
-    np.testing.assert_allclose(found, token(clip.reshape(2, 4, 8, 8, 3).mean(axis=1), KERNEL), atol=1e-5)
+@pytest.mark.parametrize("frames, starts", [(8, (0, 2, 4, 6)), (4, (0, 2)), (3, (0, 1)), (5, (0, 2, 3))])
+def test_more_frames_give_the_mean_of_the_dense_tokens(frames, starts):
+    """Of those whose tubelets cover the window, evenly spread."""
+    clip = window(frames, 8, 8)
+    expected = np.mean([token(clip[start : start + 2], KERNEL) for start in starts], axis=0)
+    np.testing.assert_allclose(token(clip, inflate_kernel(KERNEL, (frames, 8, 8))), expected, atol=1e-5)
 
 
 def test_one_frame_is_exact_on_static_pairs():
@@ -72,13 +74,18 @@ def test_one_frame_is_exact_on_static_pairs():
     np.testing.assert_allclose(found, token(np.repeat(frame, 2, axis=0), KERNEL), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(2, 4, 4), (2, 12, 6), (4, 16, 5), (3, 8, 8)])
+@pytest.mark.parametrize("size", [(4, 4), (12, 6), (16, 5)])
 def test_a_tube_sees_its_window_resized_to_the_tubelet(size):
-    clip = window(*size)
-    thirds = np.array([[2, 1, 0], [0, 1, 2]]) / 3  # halves of three frames
-    frames = thirds if size[0] == 3 else np.kron(np.eye(2), np.full(size[0] // 2, 2 / size[0]))
-    seen = np.einsum("st,ay,bx,tyxc->sabc", frames, triangle(size[1], 8), triangle(size[2], 8), clip)
-    np.testing.assert_allclose(token(clip, inflate_kernel(KERNEL, size)), token(seen, KERNEL), atol=2e-5)
+    clip = window(2, *size)
+    seen = np.einsum("ay,bx,tyxc->tabc", triangle(size[0], 8), triangle(size[1], 8), clip)
+    np.testing.assert_allclose(token(clip, inflate_kernel(KERNEL, (2, *size))), token(seen, KERNEL), atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4), (3, 12, 8), (8, 8, 16), (16, 4, 4)])
+def test_a_constant_static_clip_keeps_its_token(size):
+    colour = np.array([0.3, -1, 0.7])
+    expected = np.einsum("c,tyxcd->d", colour, KERNEL)
+    np.testing.assert_allclose(np.einsum("c,tyxcd->d", colour, inflate_kernel(KERNEL, size)), expected, atol=1e-5)
 
 
 def test_positions_are_read_trilinearly(tiny):

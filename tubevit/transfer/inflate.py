@@ -25,11 +25,13 @@ def resize_patch(kernel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def inflate_kernel(kernel: np.ndarray, size: Triple, sub_windows: int = 1) -> np.ndarray:
-    """Make the kernel of a 3D tube that resizes its window to that of another tube and applies the other's kernel.
+    """Make the kernel of a 3D tube that brings its window to the size of another tube and applies the other's kernel.
 
-    It is the kernel contracted with the matrices of that resizing: rows and columns are resized linearly (antialiased),
-    and frames are averaged, or repeated if there are too few. The sums of the kernel stay the same, so a constant,
-    static clip has the same token. From a 2D kernel this averages the window over time.
+    It is the kernel contracted with a matrix for each axis. Rows and columns are resized linearly (antialiased). A
+    longer window is the mean of as many parts of k_t frames as cover it, so its token is the mean of theirs: the kernel
+    is tiled, not stretched, and sees motion at the speeds that it was trained on. In a shorter window frames are
+    repeated. The sums of the kernel stay the same, so a constant, static clip has the same token. From a 2D kernel this
+    averages the window over time.
 
     With space-to-depth all f sub-windows share one kernel of D / f channels; the mean over the f parts of the kernel's
     channels is the closest one.
@@ -42,7 +44,7 @@ def inflate_kernel(kernel: np.ndarray, size: Triple, sub_windows: int = 1) -> np
     Returns:
         (*size, 3, D / f) float32.
     """
-    frames = _average(size[0], kernel.shape[0])
+    frames = _fold(size[0], kernel.shape[0])
     rows, columns = (_resize(new, old) for old, new in zip(kernel.shape[1:3], size[1:]))
     resized = np.einsum(
         "ta,yb,xc,tyxid->abcid", frames, rows, columns, np.asarray(kernel, np.float64), optimize=True
@@ -75,9 +77,13 @@ def _resize(old: int, new: int) -> np.ndarray:
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
-def _average(old: int, new: int) -> np.ndarray:
-    """Return the (new, old) matrix that averages each of `new` equal parts of `old` frames; rows sum to 1."""
-    edges = np.arange(new + 1) * old / new
-    starts, ends = edges[:-1, None], edges[1:, None]
-    overlap = np.minimum(ends, np.arange(old) + 1) - np.maximum(starts, np.arange(old))
-    return np.maximum(overlap, 0) * new / old
+def _fold(old: int, new: int) -> np.ndarray:
+    """Return the (new, old) matrix that brings `old` frames to `new` ones; rows sum to 1.
+
+    More frames become the mean of ceil(old / new) runs of `new` frames, evenly spread over them; fewer are repeated.
+    """
+    if old < new:
+        return np.eye(old)[np.arange(new) * old // new]
+    parts = -(-old // new)
+    starts = np.round(np.linspace(0, old - new, parts)).astype(int)
+    return np.mean([np.eye(new, old, start) for start in starts], axis=0)
