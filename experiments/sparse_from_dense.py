@@ -9,7 +9,8 @@ takes another source, and `split` another split to evaluate on: the settings wer
 
 Hardware: 2 CPU cores. Time: 4 minutes for the dense model; `python benchmarks/sparse_from_dense.py` runs everything,
 with 3 seeds.
-Expected: see docs/sparse_from_dense.md.
+Expected: held-out top-1 of 99.6 to 100 % for the dense model (seeds 0, 1, 2); for the others see
+docs/sparse_from_dense.md.
 """
 
 from tubevit.config import dataset_config, default_config

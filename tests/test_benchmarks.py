@@ -104,3 +104,9 @@ def test_sparse_from_dense():
     found = {start: module.scores(rows, start) for start in ("dense", *module.SUBSETS, *module.STARTS)}
     for start, steps in {"dense": [300], "half": [0], "quarter": [0], "rule": [0, 50, 100, 150, 200]}.items():
         assert list(found[start]) == steps and all(len(values) == 3 for values in found[start].values())
+    (dense,), (half,), (quarter,) = (found[start].values() for start in ("dense", "half", "quarter"))
+    for whole, two, four in zip(dense, half, quarter, strict=True):
+        assert abs(whole - two) < 1 and 9 < whole - four < 14
+    for step, rule in found["rule"].items():
+        assert all(a > b for a, b in zip(rule, found["averaged"][step], strict=True))
+        assert min(rule) > max(found["random"][step]) and max(found["scratch"].get(step, [0])) < 15
