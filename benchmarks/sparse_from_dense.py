@@ -185,7 +185,7 @@ def plot(rows: list[dict]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "tubevit"  # the file depends only on the rows
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    figure, axes = pyplot.subplots(figsize=(8, 4))
     for start, label in STARTS.items():
         found = scores(rows, start)
         steps, colour = sorted(found), COLOURS[start]
@@ -199,7 +199,7 @@ def plot(rows: list[dict]) -> None:
     axes.axhline(100 / 8, color="grey", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="steps of fine-tuning (8 clips)", ylabel="held-out top-1 of 8 motions, %", ylim=(0, 102))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
 
