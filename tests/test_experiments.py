@@ -37,6 +37,7 @@ SPECS = [
     *(f"digits_bootstrap:stage={stage}" for stage in ("vit", "gate", "last", "last_fc", "full", "scratch")),
     "eval_published:model=vivit_b16x2", "eval_published:model=timesformer_b16,data=ssv2",
     "eval_published:model=vjepa2_g16,data=ssv2",
+    "sparse_from_dense", "sparse_from_dense:init=dense,tubes=core",
 ]  # fmt: skip
 
 

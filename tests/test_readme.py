@@ -6,13 +6,17 @@ import shlex
 import shutil
 
 import pytest
+from flax import nnx
 
 import tubevit
 from tests.scripts import script
 from tubevit.cli import main
 from tubevit.cli.main import VERBS, make_parser
 from tubevit.config import load_config
+from tubevit.data.moving_digits import DIRECTIONS
+from tubevit.models.config import Head
 from tubevit.models.flops import count_parameters
+from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.tubes import PRESETS
 
@@ -95,16 +99,19 @@ def foreign(tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def clips(project, digits_cache, foreign):
-    """clips.csv of the embedded clips, and models of Hugging Face, beside the runs."""
+def clips(project, digits_cache, foreign, randomised):
+    """clips.csv of the embedded clips, a tiny dense model, and models of Hugging Face, beside the runs."""
     shutil.copytree(foreign, project, dirs_exist_ok=True)
+    heads = {"motion": Head(8, "video", tuple(sorted(DIRECTIONS)))}
+    dense = model_config("vivit_nano8", heads=heads, depth=1, tubes="2x16x16/2x16x16", frames=32, size=32)
+    tubevit.save_model(randomised(lambda: TubeViT(dense, rngs=nnx.Rngs(0))), project / "vivit")
     lines = (digits_cache / "motion.csv").read_text().splitlines()
     rows = [f"{digits_cache / line}".replace(",test", ",val") for line in lines[1:]]
     (project / "clips.csv").write_text("\n".join([lines[0], *rows]) + "\n")
 
 
 def test_commands(clips, capsys, train_command):
-    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export"}
+    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export", "sparsify"}
     assert run_commands(README, train_command) == verbs
     assert "539 tokens" in capsys.readouterr().out
 

@@ -24,6 +24,24 @@ def add_arguments(parser) -> None:
     add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
+    add_data_arguments(parser)
+    add(
+        "--probe",
+        choices=("linear", "knn"),
+        help="score frozen features instead of a head: fit a classifier to the features of the train split, "
+        "whatever its classes",
+    )
+    add(
+        "--out",
+        help="file for the records (default: eval.json or probe_KIND.json in the workdir, in the folder of a saved "
+        "model, or in the current folder for a released model)",
+    )
+    add("--json", action="store_true", help="print the records as JSON")
+
+
+def add_data_arguments(parser) -> None:
+    """Add the flags that say how `--data` is read."""
+    add = parser.add_argument
     add("--split", help="split of --data (default: val, else test, else all files)")
     add("--head", help="head for --data; may be omitted if the model has one head")
     add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
@@ -40,34 +58,29 @@ def add_arguments(parser) -> None:
         help="largest share of broken files; with more, the command fails (default: loader.max_broken of the "
         "configuration)",
     )  # fmt: skip
-    add(
-        "--probe",
-        choices=("linear", "knn"),
-        help="score frozen features instead of a head: fit a classifier to the features of the train split, "
-        "whatever its classes",
-    )
-    add(
-        "--out",
-        help="file for the records (default: eval.json or probe_KIND.json in the workdir, in the folder of a saved "
-        "model, or in the current folder for a released model)",
-    )
-    add("--json", action="store_true", help="print the records as JSON")
+
+
+def data_options(args, **options):
+    """Return the `EvalOptions` of these flags."""
+    from tubevit.evaluation import EvalOptions
+
+    return EvalOptions(
+        data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
+        average=args.average, allow_overlap=args.allow_overlap, max_broken=args.max_broken, **options,
+    )  # fmt: skip
 
 
 def run(args) -> None:
     """Run the verb."""
     from tubevit.config import load_config
-    from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
+    from tubevit.evaluation import evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
     from tubevit.zoo.names import open_checkpoint
 
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
-    options = EvalOptions(
-        config=run_on_all(lambda: args.config and load_config(args.config, args.config_overrides)),
-        data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
-        average=args.average, probe=args.probe, allow_overlap=args.allow_overlap, max_broken=args.max_broken,
-    )  # fmt: skip
+    config = run_on_all(lambda: args.config and load_config(args.config, args.config_overrides))
+    options = data_options(args, config=config, probe=args.probe)
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = run_on_main(lambda: _checked_out(args, checkpoint))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)

@@ -125,7 +125,8 @@ class _Init:
     rename: str = _key("", "old=new,...: path prefixes in the checkpoint and their names in the model")
     tubes: str = _key(
         "same", "what to do about 3D tubes that the checkpoint lacks: `same` (it must have them all, but those of a "
-        "plain ViT are inflated), `inflate`, `zero`, `random`, or a checkpoint that has them",
+        "plain ViT are inflated), `inflate`, `dense` (all tubes and positions come from its only tube), `zero`, "
+        "`random`, or a checkpoint that has them",
     )  # fmt: skip
 
 
@@ -197,6 +198,7 @@ class _Recipe:
     name: str = _key("", "which of the two", choices=("finetune", "bootstrap"))
     checkpoint: str | None = _key(None, "finetune: a checkpoint to begin from")
     model: str | None = _key(None, "finetune: the architecture, if there is no checkpoint")
+    tubes: str | None = _key(None, "finetune: other tubes for the checkpoint of a dense video model")
     small: str | None = _key(None, "bootstrap: the tube model")
     large: str | None = _key(None, "bootstrap: the plain ViT")
     widen: str = _key("concatenate", "bootstrap: see `bootstrapped_config`")

@@ -13,7 +13,7 @@ from tubevit.transfer.adapt import Adapted, Donor
 from tubevit.zoo.names import open_checkpoint
 from tubevit.zoo.registry import is_release
 
-TUBES = ("same", "inflate", "zero", "random")
+TUBES = ("same", "inflate", "dense", "zero", "random")
 _ADDED = ("encoder/gate", "encoder/added/")  # the gate and the attention layers that no other model has
 _IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a plain ViT and a model with 3D tubes
 
@@ -49,8 +49,9 @@ def initialise(
         renamed: pairs of a prefix of the checkpoint's paths and its replacement in the model; parameters that the
             checkpoint itself has under the replacement are left out.
         tubes: the origin of 3D tubes that the checkpoint lacks: `same` (it must have all of them, but a plain ViT is
-            inflated), `inflate` (the 2D kernel, see `inflate_kernel`), `zero`, `random`, or the name of a checkpoint
-            that has them (a small tube model, see `bootstrapped_config`).
+            inflated), `inflate` (the 2D kernel, see `inflate_kernel`), `dense` (all tubes and positions from its only
+            tube, see `sparse_config`), `zero`, `random`, or the name of a checkpoint that has them (a small tube model,
+            see `bootstrapped_config`).
 
     Returns:
         The parameters, and one line for each thing that was changed, left out or new.
