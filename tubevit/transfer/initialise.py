@@ -110,7 +110,11 @@ def _read_small(name: str) -> Donor:
 
 def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) -> list[str]:
     """Compare settings that the parameters were trained with: note differences, refuse harmful ones."""
-    old, fixed = source.config, ["gelu", "norm_epsilon"]
+    old, fixed = source.config, ["gelu", "norm_epsilon", "softcap"]
+    if old.final_norm == model.final_norm == "pooled":
+        fixed.append("pooled_norm_epsilon")
+    if old.pattern == model.pattern == "factorised_encoder":
+        fixed.append("frame_pooling")
     if old.interpolated and model.interpolated:
         fixed += ["gain_norm", "antialias"]
     if None not in (old.gate_layer, model.gate_layer):
@@ -123,7 +127,7 @@ def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) ->
         )
     return [
         f"{key} {getattr(model, key)} instead of {getattr(old, key)} of {source.name}"
-        for key in ("position", "padding")
+        for key in ("position", "padding", "pattern")
         if getattr(old, key) != getattr(model, key) and not becomes_video
     ]
 
