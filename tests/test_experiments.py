@@ -38,6 +38,7 @@ SPECS = [
     "eval_published:model=vivit_b16x2", "eval_published:model=timesformer_b16,data=ssv2",
     "eval_published:model=vjepa2_g16,data=ssv2",
     "sparse_from_dense", "sparse_from_dense:init=dense,tubes=core",
+    *(f"seed_claim:variant={variant}" for variant in ("vit", "tubevit", "joint", "divided", "factorised")),
 ]  # fmt: skip
 
 

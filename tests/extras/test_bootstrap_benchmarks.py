@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from tests.scripts import script
 
 
@@ -53,3 +55,18 @@ def test_sparse_from_dense(digits_cache, tmp_path):
     assert out.read_text() == content and "%" not in kernels
     split = [row["split"] for row in csv.DictReader((tmp_path / "runs/motion.csv").open())]
     assert split == ["train"] * 12 + ["val"] * 12 + ["test"] * 8
+
+
+def test_seed_claim(digits_cache, tmp_path):
+    """An image ViT, TubeViT and a model with layers over time that begin from it; finished rows are not repeated."""
+    module, out = script("benchmarks/seed_claim.py"), tmp_path / "out.csv"
+    short = ["--config.train.steps=2", "--config.eval.every=2", "--config.log.every=1", "--config.mesh.data=1"]
+    arguments = ["--workdir", str(tmp_path / "runs"), "--seeds", "3", "--out", str(out), *short]
+    for only in ("vit_scratch", "tubevit_image", "factorised_image_flops", "tubevit_image"):
+        module.main([*arguments, "--only", only])
+    vit, ours, factorised = module.read(out)
+    assert [row["variant"] for row in (vit, ours, factorised)] == ["vit", "tubevit", "factorised"]
+    assert ours["equal"] == "both" and factorised["equal"] == "flops" and {vit["step"], ours["step"]} == {"2"}
+    assert float(factorised["step_gflop"]) == pytest.approx(float(ours["step_gflop"]), rel=0.06)
+    for row in (vit, ours, factorised):
+        assert 0 <= float(row["val_top1"]) <= 1 and 0 <= float(row["test_top1"]) <= 1 and float(row["seconds"]) > 0

@@ -205,3 +205,11 @@ def test_errors_name_the_choices(encoder, fields, words):
     with pytest.raises(UserError) as error:
         encoder(**fields)
     assert not [word for word in words if word not in str(error.value)], str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"pattern": "divided"}, {"pattern": "factorised_encoder", "temporal_depth": 1}])
+def test_a_key_enables_dropout_in_every_pattern(tiny, fields):
+    model = tiny(tubes="4x16x16/4x16x16", size=32, depth=1, class_token=True, pooling="cls", dropout=0.5, **fields)
+    drawn = nnx.jit(lambda model, key: model(np.zeros((1, 16, 32, 32, 3), np.uint8), key=key))
+    one, two, again = (drawn(model, jax.random.key(seed)) for seed in (0, 1, 0))
+    assert not np.allclose(one, two) and np.array_equal(one, again)

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -293,3 +295,39 @@ def test_no_2d_tube_to_begin_from(tiny, tmp_path):
     other = tiny({}, depth=1, tubes="4x8x8/2x8x8", size=48, frames=8)
     with pytest.raises(UserError, match="has no 2D tube of width 24 .*init.tubes=random"):
         begin(other, str(tmp_path / "dense"), tubes="inflate")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fields"),
+    [
+        ("joint", dict(position="learned")),
+        ("divided", dict(position="learned_space")),
+        ("factorised_encoder", dict(position="learned_space", temporal_depth=1)),
+    ],
+)
+def test_an_image_vit_begins_the_patterns_of_attention(tiny, tmp_path, pattern, fields):
+    """A clip that repeats an image has its tokens at all times; only the layers over time are new."""
+    kept = dict(class_token=True, pooling="cls", size=48, depth=2)
+    image = tiny({}, tubes="1x16x16/32x16x16", frames=1, position="learned", **kept)
+    tubevit.save_model(image, tmp_path / "image")
+    model = tiny({}, seed=1, tubes="4x16x16/4x16x16", frames=8, pattern=pattern, **fields, **kept)
+    before, after, notes = begin(model, str(tmp_path / "image"))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 3), np.uint8)
+    whole = nnx.merge(nnx.graphdef(model), parameters_of(model, after))
+    tokens = whole.tokenize(np.repeat(pixels[:, None], 8, axis=1))[0]
+    expected = image.tokenize(pixels)[0]
+    np.testing.assert_allclose(tokens[:, 1:].reshape(2, 9, 24), np.stack([expected[0, 1:]] * 2), 2e-6, 1e-5)
+    np.testing.assert_array_equal(tokens[:, 0], expected[:, 0])
+    stored, over_time = flat(parameters(image)), re.compile("encoder/(temporal|blocks/time)")
+    new = [path for path in after if over_time.match(path)]
+    assert bool(new) == (pattern != "joint") and any("new: " in note for note in notes) == bool(new)
+    for path in after:
+        if not path.startswith(("tokenizer/", "position/")):
+            np.testing.assert_array_equal(after[path], before[path] if path in new else stored[path])
+
+
+def test_only_an_image_vit_lacks_the_layers_over_time(tiny, tmp_path):
+    fields = dict(tubes="4x16x16/4x16x16", frames=8, size=48, depth=1)
+    tubevit.save_model(tiny({}, **fields), tmp_path / "joint")
+    with pytest.raises(UserError, match="missing encoder/blocks/0/time_attention/out/bias"):
+        begin(tiny({}, pattern="divided", **fields), str(tmp_path / "joint"))

@@ -114,6 +114,7 @@ class Adapted:
             check_dense(source.config, source.name)
         unmatched = range(len(tubes)) if self._dense else from_small
         self._origins: dict = source.match(model, [i for i in range(len(tubes)) if i not in unmatched])
+        self._inflated_places: dict[int, int] = {}  # inflated tubes that lie where the patches of the checkpoint do
         self._carried_over = small.match(model, from_small) if small else {}
         if model.interpolated:
             self._add_shared_kernel()
@@ -153,6 +154,9 @@ class Adapted:
             kernel, bias = self._resized_patch(i, tube)
         elif self.missing_tubes in ("inflate", "dense"):
             kernel, bias = self._inflated(tube)
+            patch = None if self._dense else self.source.patch_tube(model)
+            if patch is not None and _same_rows(tube, self.source.config.tubes.tubes[patch]):
+                self._inflated_places[i] = patch
             origin = f"kernel of {donor.config.tubes}" if self._dense else "2D kernel"
             exact = ", whose parts of the channels are averaged for space-to-depth" if tube.sub_windows > 1 else ""
             self.notes.append(f"tube {tube} starts from the {origin}{exact}")
@@ -216,7 +220,7 @@ class Adapted:
             table = dense_positions(dense, self.source.params)
             self.params |= {f"position/{i}": read_positions(table, dense, model, tube) for i, tube in learned.items()}
             return
-        for i, j in self._origins.items():
+        for i, j in (self._origins | self._inflated_places).items():
             table, tube = self.source.params.get(f"position/{j}"), model.tubes.tubes[i]
             if table is not None and is_learned(model.position, tube):
                 grid = table_grid(model.position, tube.grid(model.shape, model.tubes.padding))
@@ -224,7 +228,7 @@ class Adapted:
 
     def _report_unused(self) -> None:
         """Note the tubes and positions that the model did not take over."""
-        unused, taken = {}, {str(j): str(i) for i, j in self._origins.items()}
+        unused, taken = {}, {str(j): str(i) for i, j in (self._origins | self._inflated_places).items()}
         for path, leaf in self.source.params.items():
             group, _, rest = path.partition("/")
             number = rest.removeprefix("tubes/").split("/")[0]
@@ -243,6 +247,11 @@ class Adapted:
             for j, tube in enumerate(self.small.config.tubes.tubes):
                 if not tube.is_2d and j not in self._carried_over.values():
                     self.notes.append(f"left out of {self.small.name}: tube {tube}")
+
+
+def _same_rows(tube: Tube, patch: Tube) -> bool:
+    """Return whether the tokens of two tubes lie in the same rows and columns."""
+    return all(getattr(tube, key)[1:] == getattr(patch, key)[1:] for key in ("kernel", "stride", "offset"))
 
 
 def _text(sizes) -> str:

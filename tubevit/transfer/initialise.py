@@ -1,5 +1,6 @@
 """Start from checkpoints instead of random parameters: names and shapes must agree unless the user says otherwise."""
 
+import re
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tubevit.zoo.registry import is_release
 
 TUBES = ("same", "inflate", "dense", "zero", "random")
 _ADDED = ("encoder/gate", "encoder/added/")  # the gate and the attention layers that no other model has
+_OVER_TIME = re.compile(r"encoder/blocks/\d+/time_")  # the layers that an image ViT does not have
 _IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a plain ViT and a model with 3D tubes
 
 
@@ -38,8 +40,8 @@ def initialise(
     Heads are loaded where name and labels are equal; other heads stay new, and so do the gate (alpha = 0) and added
     attention layers. Patches and learned positions of other sizes are resized, and kernels are adjusted to the model's
     pixel statistics. If a plain ViT becomes a model with 3D tubes, the ViT's positions, class token and pooling are
-    left out where the model has others. Everything else must agree in both directions, and no random parameter may be
-    frozen.
+    left out where the model has others, and attention over time stays new. Everything else must agree in both
+    directions, and no random parameter may be frozen.
 
     Args:
         params: the random parameters of the model.
@@ -71,9 +73,11 @@ def initialise(
     wanted = paths.unstack(paths.flatten(params))
     offered, replaced = paths.rename(paths.unstack(adapted.params), renamed)
 
-    may_be_new = (*_ADDED, *_IMAGE_ONLY) if becomes_video else _ADDED
+    may_be_new = (*_ADDED, *_IMAGE_ONLY, "encoder/temporal/") if becomes_video else _ADDED
     may_be_left_out = _IMAGE_ONLY if becomes_video else ()
-    new = adapted.new + [path for path in wanted if path not in offered and path.startswith(may_be_new)]
+    missing = [path for path in wanted if path not in offered]
+    new = adapted.new + [path for path in missing if path.startswith(may_be_new)]
+    over_time = [path for path in missing if becomes_video and _OVER_TIME.match(path)]
     left_out = [path for path in offered if path not in wanted and path.startswith(may_be_left_out)]
     heads = _changed_heads(source, model, renamed, notes)
     for prefix in skip:
@@ -81,7 +85,7 @@ def initialise(
             raise paths.no_match("init.skip", prefix, {**offered, **wanted})
 
     offered = _without(offered, (*heads, *skip, *left_out))
-    required = _without(wanted, (*heads, *skip, *new))
+    required = _without(wanted, (*heads, *skip, *new, *over_time))
     if problems := paths.differences(required, offered):
         raise UserError(
             f"init.checkpoint {name} ({source.config.name}, tubes {source.config.tubes}) does not fit {model.name}, "
@@ -89,8 +93,8 @@ def initialise(
         )
     _check_frozen(wanted, offered, model, zero_tubes=missing_tubes == "zero")
     listed = {
-        "new": new, "left out": left_out, "left out, replaced by renamed parameters": paths.summarise(replaced),
-        "neither loaded nor required": skip,
+        "new": [*new, *paths.summarise(over_time)], "left out": left_out,
+        "left out, replaced by renamed parameters": paths.summarise(replaced), "neither loaded nor required": skip,
     }  # fmt: skip
     notes += [f"{text}: {', '.join(names)}" for text, names in listed.items() if names]
     return paths.unflatten({path: jnp.asarray(leaf) for path, leaf in paths.stack(wanted | offered).items()}), notes
