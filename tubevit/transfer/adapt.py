@@ -158,8 +158,8 @@ class Adapted:
             if patch is not None and _same_rows(tube, self.source.config.tubes.tubes[patch]):
                 self._inflated_places[i] = patch
             origin = f"kernel of {donor.config.tubes}" if self._dense else "2D kernel"
-            exact = ", whose parts of the channels are averaged for space-to-depth" if tube.sub_windows > 1 else ""
-            self.notes.append(f"tube {tube} starts from the {origin}{exact}")
+            averaged = ", whose parts of the channels are averaged for space-to-depth" if tube.sub_windows > 1 else ""
+            self.notes.append(f"tube {tube} starts from the {origin}{averaged}")
         elif self.missing_tubes == "zero":
             features = _features(tube, model)
             kernel, bias = np.zeros((*tube.kernel, 3, features), np.float32), np.zeros(features, np.float32)
