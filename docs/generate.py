@@ -1,13 +1,15 @@
 """Generate the parts of the documentation that follow from the code: front page, zoo, configuration and API reference.
 
 As a hook of mkdocs (see mkdocs.yml), this module generates these pages when the site is built. As a script, it writes
-the zoo table between two markers in README.md:
+the tables between two markers: the zoo's in README.md, those of other video models in docs/zoo.md and
+docs/video_vits.md:
 
     python docs/generate.py
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib
 import inspect
@@ -22,6 +24,9 @@ import griffe
 
 import tubevit
 from tubevit.config.keys import Key, keys_of
+from tubevit.models.config import ModelConfig
+from tubevit.models.flops import count_flops, num_tokens
+from tubevit.models.variants import model_config
 from tubevit.zoo.registry import checkpoints_folder, read_index
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,6 +38,19 @@ _DATA = (
     "`data.train.<name>.source` and so on."
 )
 BEGIN, END = "<!-- zoo: written by docs/generate.py -->", "<!-- end of zoo -->"
+_WITHOUT_CLASS_TOKEN: dict = dict(class_token=False, pooling="mean")
+PATTERNS: tuple[tuple[str, str, dict], ...] = (
+    ("joint", "ViViT's model 1, VideoMAE, V-JEPA 2", {}),
+    ("divided", "TimeSformer", {}),
+    ("divided", "ViViT's model 3", _WITHOUT_CLASS_TOKEN),
+    ("factorised_encoder", "ViViT's model 2", dict(temporal_depth=4, position="learned_space")),
+    (
+        "factorised_encoder",
+        "VideoPrism, `frame_pooling=none`",
+        dict(temporal_depth=4, position="learned_space", frame_pooling="none") | _WITHOUT_CLASS_TOKEN,
+    ),
+    ("factorised_dot", "ViViT's model 4", _WITHOUT_CLASS_TOKEN),
+)
 # What users import from, in the order of the reference; the rest of the package stands behind them.
 MODULES = ("tubes", "windows", "errors", "ranges", "data", "models", "sharding", "checkpoint", "convert", "zoo",
            "transfer", "config", "recipes", "evaluation", "training", "preflight", "visualize")  # fmt: skip
@@ -76,8 +94,49 @@ def zoo_details() -> str:
     return "\n\n".join(parts)
 
 
+def public_checkpoints() -> list[tuple[dict, ModelConfig]]:
+    """Read docs/public_checkpoints.csv: the row of each public checkpoint, and its model as it is converted."""
+    with open(ROOT / "docs/public_checkpoints.csv", newline="") as file:
+        return [(row, _public_model(row)) for row in csv.DictReader(file)]
+
+
+def _public_model(row: Mapping[str, str]) -> ModelConfig:
+    values = dict(pair.split("=") for pair in row["fields"].split())
+    known = {"false": False} | {text: int(text) for text in values.values() if text.isdecimal()}
+    fields = {key: known.get(text, text) for key, text in values.items()}
+    return model_config(row["architecture"], num_classes=int(row["classes"] or 0), **fields)
+
+
+def public_table() -> str:
+    """Return the public checkpoints that `convert` reads as a Markdown table; tokens and FLOPs are counted."""
+    rows = ["| checkpoint | architecture | input | tokens | GFLOPs | data | top-1, % | licence |", "|" + "---|" * 8]
+    for row, model in public_checkpoints():
+        changed = "".join(f", `{field}`" for field in row["fields"].split() if "heads" in field)
+        architecture = "VideoPrism" if "videoprism" in row["checkpoint"] else f"`{row['architecture']}`{changed}"
+        cells = [row["checkpoint"], architecture, *_figures(model), row["data"], row["top1"], row["licence"]]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def patterns_table() -> str:
+    """Return the patterns of attention on one tubelet grid, that of ViViT-B, as a Markdown table."""
+    rows = ["| pattern | as in | class token | tokens | GFLOPs |", "|" + "---|" * 5]
+    for pattern, known_as, fields in PATTERNS:
+        model = model_config("vivit_b16x2", pattern=pattern, **fields)
+        token = "yes" if model.class_token else "no"
+        rows.append("| " + " | ".join([f"`{pattern}`", known_as, token, *_figures(model)[1:]]) + " |")
+    return "\n".join(rows)
+
+
+def _figures(model: ModelConfig) -> tuple[str, str, str]:
+    """Return the input, the number of tokens and the GFLOPs of a model."""
+    head = next((name for name, _ in model.heads), None)
+    flops = count_flops(model, model.shape, head).total
+    return "x".join(map(str, model.shape)), f"{num_tokens(model, model.shape):,}", f"{flops / 1e9:,.1f}"
+
+
 def between_markers(text: str, table: str) -> str:
-    """Replace the part of a text between the markers of the zoo."""
+    """Replace the part of a text between the markers of a table."""
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
 
 
@@ -178,6 +237,13 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     return markdown
 
 
+TABLES = {
+    "README.md": functools.partial(zoo_table, "checkpoints"),
+    "docs/zoo.md": public_table,
+    "docs/video_vits.md": patterns_table,
+}
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(between_markers(readme.read_text(), zoo_table("checkpoints")))
+    for path, make in TABLES.items():
+        page = ROOT / path
+        page.write_text(between_markers(page.read_text(), make()))

@@ -94,3 +94,19 @@ def test_a_fault_is_noticed(digits_cache, tmp_path):
     (tmp_path / "run").write_text("")
     with Job(tmp_path / "run") as job:
         assert job.wait() == [2] and job.message(0).startswith("tubevit: ")
+
+
+def test_sparse_from_dense():
+    """The page holds what the csv does, nothing is missing, and what the page says of it is so."""
+    module = script("benchmarks/sparse_from_dense.py")
+    text, rows = module.PAGE.read_text(), module.read(module.CSV)
+    assert module.page(text, rows) == text and module.FIGURE.exists()
+    found = {start: module.scores(rows, start) for start in ("dense", *module.SUBSETS, *module.STARTS)}
+    for start, steps in {"dense": [300], "half": [0], "quarter": [0], "rule": [0, 50, 100, 150, 200]}.items():
+        assert list(found[start]) == steps and all(len(values) == 3 for values in found[start].values())
+    (dense,), (half,), (quarter,) = (found[start].values() for start in ("dense", "half", "quarter"))
+    for whole, two, four in zip(dense, half, quarter, strict=True):
+        assert abs(whole - two) < 1 and 9 < whole - four < 14
+    for step, rule in found["rule"].items():
+        assert all(a > b for a, b in zip(rule, found["averaged"][step], strict=True))
+        assert min(rule) > max(found["random"][step]) and max(found["scratch"].get(step, [0])) < 15

@@ -12,6 +12,8 @@ import pytest
 from tests.scripts import script
 from tubevit.config import dataset_config, default_config, flatten
 from tubevit.config.keys import Key
+from tubevit.models.patterns import PATTERNS
+from tubevit.models.variants import ARCHITECTURES
 from tubevit.zoo import registry
 from tubevit.zoo.registry import Release
 
@@ -74,6 +76,30 @@ def test_the_zoo_is_made_from_the_index(monkeypatch, tmp_path):
     assert "tubevit evaluate --checkpoint tubevit_ti8@two" in generate.zoo_details()
     text = f"before\n{generate.BEGIN}\nold\n{generate.END}\nafter"
     assert generate.between_markers(text, "new") == text.replace("old", "new")
+
+
+def test_public_checkpoints():
+    """Tokens and GFLOPs as torch counts them for Hugging Face's models, without TimeSformer's folded layer."""
+    cells = [line.strip("| ").split(" | ") for line in generate.public_table().splitlines()[2:]]
+    counted = {row[0]: tuple(row[2:5]) for row in cells}
+    folded = 12 * 2 * 1568 * 768**2 / 1e9
+    assert counted["google/vivit-b-16x2-kinetics400"] == ("32x224x224", "3,137", "903.0")
+    assert counted["facebook/timesformer-base-finetuned-k400"] == ("8x224x224", "1,569", f"{391.7 - folded:.1f}")
+    assert counted["MCG-NJU/videomae-base-finetuned-kinetics"] == ("16x224x224", "1,568", "360.7")
+    assert counted["scenic ViViT-B/16x2 FE"] == ("32x224x224", "3,137", "566.7")
+    protocols = script("experiments/eval_published.py").PUBLISHED
+    rows = [row for row, _ in generate.public_checkpoints()]
+    assert len({(row["checkpoint"], row["data"]) for row in rows}) == len(rows)
+    for row in rows:
+        if row["top1"] and row["architecture"] in protocols:
+            assert protocols[row["architecture"]][row["data"]] == float(row["top1"]), row
+
+
+def test_every_other_video_vit_is_described():
+    page = (generate.ROOT / "docs/video_vits.md").read_text()
+    names = {name for name in ARCHITECTURES if not name.startswith(("tubevit_", "vit_"))}
+    assert names and not {name for name in names if f"`{name}`" not in page}
+    assert all(f"- `{pattern}`: " in page and f"| `{pattern}` | " in page for pattern in PATTERNS)
 
 
 def test_the_api_has_every_name():

@@ -10,11 +10,15 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from tubevit.config import experiments_folder, flatten, load_config, model_fields
 from tubevit.config.derive import apply_recipe
+from tubevit.config.experiment import open_experiment
+from tubevit.config.resolve import resolve
+from tubevit.data.views import Views
 from tubevit.errors import UserError
 from tubevit.models.flops import count_parameters, num_tokens
 from tubevit.models.tubevit import TubeViT
@@ -31,6 +35,9 @@ SPECS = [
     *(f"table6:row={row}" for row in ("full", "last_fc", "last_4", "last_8", "last_8_gate")),
     *(f"table9:row={row}" for row in ("last_fc", "last_1", "last_4", "full")),
     *(f"digits_bootstrap:stage={stage}" for stage in ("vit", "gate", "last", "last_fc", "full", "scratch")),
+    "eval_published:model=vivit_b16x2", "eval_published:model=timesformer_b16,data=ssv2",
+    "eval_published:model=vjepa2_g16,data=ssv2",
+    "sparse_from_dense", "sparse_from_dense:init=dense,tubes=core",
     *(f"seed_claim:variant={variant}" for variant in ("vit", "tubevit", "joint", "divided", "factorised")),
 ]  # fmt: skip
 
@@ -59,7 +66,7 @@ def test_models_take_their_input(spec):
     """Clips and, where there are images to train on, images; shapes only."""
     config, *_ = apply_recipe(load_config(spec))
     images = ("imagenet", "still_digits")
-    heads = {name: (9, "image" if name in images else "video") for name in config.data.train}
+    heads = {name: (9, "image" if name in images else "video") for name in config.data.train or config.data.eval}
     model = model_config(**model_fields(config), heads=heads)
     for name, (_, modality) in heads.items():
         shape = (model.frames,) if modality == "video" else ()
@@ -78,13 +85,13 @@ def test_every_experiment_and_golden_text_is_covered():
 def test_headers(path):
     """Command, hardware, time and expected number; each command names an experiment and arguments that exist."""
     header = ast.get_docstring(ast.parse(path.read_text()))
-    commands = re.findall(r"^    (tubevit train .+)$", header, re.MULTILINE)
+    commands = re.findall(r"^    (tubevit (?:train|evaluate) .+)$", header, re.MULTILINE)
     assert commands and "Hardware: " in header and "Expected: " in header
     assert "Time: " in header or path.stem == "quickstart"  # it says minutes beside its hardware
     for command in commands:
         spec = re.search(r"--config (\S+)", command).group(1)
         name, _, arguments = spec.partition(":")
-        assert name == path.stem and "--workdir " in command
+        assert name == path.stem and ("--workdir " if " train " in command else "--checkpoint ") in command
         known = re.findall(r"(\w+): \w+ = ", path.read_text())
         assert {item.split("=")[0] for item in arguments.split(",") if item} <= set(known)
 
@@ -96,6 +103,36 @@ def test_arguments_reach_the_data():
     assert config.data.eval.k600.split == "val" and config.eval.views == "4x3"
     with pytest.raises(UserError, match="unknown row of Table 5 'jointly'; did you mean 'joint'"):
         load_config("table5:row=jointly")
+
+
+def test_published_protocols():
+    """The table in the header is what the experiment shows; clips lie where the authors' code takes them."""
+    path = experiments_folder() / "eval_published.py"
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    rows = re.findall(r"^\| (\w+)(?: \(v2\))? \| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\|$", header, re.MULTILINE)
+    table = {(name, data): float(x) for name, *row in rows for data, x in zip(("k400", "k600", "ssv2"), row) if x}
+    assert len(table) == 21
+    for (name, data), published in table.items():
+        config = load_config(f"eval_published:model={name},data={data}:LIST@CLIPS")
+        assert config.data.eval[data].source == f"{data}:LIST@CLIPS" and config.data.eval[data].split == "val"
+        assert config.data.eval[data].published_top1 == pytest.approx(published / 100) and not config.data.train
+    views = lambda text: Views.from_keys(load_config(f"eval_published:{text}").eval)  # noqa: E731
+    assert views("model=vivit_fe_b16x2") == Views(4, 3, short_side=256, average="logits")
+    assert views("model=timesformer_hr_b16,data=k600") == Views(1, 3, "start", average="logits")
+    assert views("model=timesformer_b16,data=ssv2") == Views(1, 3, "spread", average="logits")
+    assert views("model=videomae_b16,data=a.csv,dataset=k400") == Views(5, 3)
+    assert views("model=videomae_b16,data=ssv2") == Views(2, 3, "spread")
+    for name, frames, stride in (("b16", 8, 32), ("hr_b16", 16, 16), ("l_b16", 96, 4)):
+        fps = load_config(f"eval_published:model=timesformer_{name}").input.fps
+        expected = np.linspace(0, frames * stride - 1, frames)  # of 30 frames per second
+        np.testing.assert_allclose(30 * np.arange(frames) / fps, expected, atol=1e-9)
+    assert load_config("eval_published:published=86.6").data.eval.k400.published_top1 == 0.866
+    with pytest.raises(UserError, match="unknown data set .dataset=. 'mine.csv'; valid: k400, k600, ssv2"):
+        load_config("eval_published:data=mine.csv")
+    with pytest.raises(UserError, match="unknown model with a protocol for ssv2 'vivit_b16x2'"):
+        load_config("eval_published:model=vivit_b16x2,data=ssv2")
+    with pytest.raises(UserError, match="data.train is empty: this experiment only evaluates"):
+        open_experiment(resolve(load_config("eval_published")))
 
 
 def test_table_10():

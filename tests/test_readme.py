@@ -6,13 +6,17 @@ import shlex
 import shutil
 
 import pytest
+from flax import nnx
 
 import tubevit
 from tests.scripts import script
 from tubevit.cli import main
 from tubevit.cli.main import VERBS, make_parser
 from tubevit.config import load_config
+from tubevit.data.moving_digits import DIRECTIONS
+from tubevit.models.config import Head
 from tubevit.models.flops import count_parameters
+from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.tubes import PRESETS
 
@@ -79,20 +83,35 @@ def run_commands(page, train_command):
     return {command.split()[0] for command in commands}
 
 
+@pytest.fixture(scope="module")
+def foreign(tiny, tmp_path_factory):
+    """A folder with models of Hugging Face, small under their large names."""
+    folder = tmp_path_factory.mktemp("foreign")
+    vit = dict(tubes="1x8x8/32x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
+    videomae = dict(position="index", pooling="mean", final_norm="pooled", pooled_norm_epsilon=1e-5)
+    for name, model in {
+        "vit-base-patch16-224": tiny(9, width=192, depth=8, num_heads=4, **vit),
+        "videomae-base-finetuned-kinetics": tiny(8, tubes="4x8x8/4x8x8", **videomae),
+    }.items():
+        tubevit.save_model(model, folder / f"ours-{name}")
+        assert main(["convert", str(folder / f"ours-{name}"), str(folder / name), "--format", "hugging-face"]) == 0
+    return folder
+
+
 @pytest.fixture
-def clips(project, digits_cache, tiny):
-    """clips.csv of the embedded clips, and a ViT of Hugging Face, small under its large name, beside the runs."""
-    fields = dict(tubes="1x8x8/32x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
-    tubevit.save_model(tiny(9, width=192, depth=8, num_heads=4, **fields), project / "foreign")
-    foreign = str(project / "vit-base-patch16-224")
-    assert main(["convert", str(project / "foreign"), foreign, "--format", "hugging-face"]) == 0
+def clips(project, digits_cache, foreign, randomised):
+    """clips.csv of the embedded clips, a tiny dense model, and models of Hugging Face, beside the runs."""
+    shutil.copytree(foreign, project, dirs_exist_ok=True)
+    heads = {"motion": Head(8, "video", tuple(sorted(DIRECTIONS)))}
+    dense = model_config("vivit_nano8", heads=heads, depth=1, tubes="2x16x16/2x16x16", frames=32, size=32)
+    tubevit.save_model(randomised(lambda: TubeViT(dense, rngs=nnx.Rngs(0))), project / "vivit")
     lines = (digits_cache / "motion.csv").read_text().splitlines()
     rows = [f"{digits_cache / line}".replace(",test", ",val") for line in lines[1:]]
     (project / "clips.csv").write_text("\n".join([lines[0], *rows]) + "\n")
 
 
 def test_commands(clips, capsys, train_command):
-    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export"}
+    verbs = {"train", "evaluate", "predict", "inspect", "shard-videos", "convert", "export", "sparsify"}
     assert run_commands(README, train_command) == verbs
     assert "539 tokens" in capsys.readouterr().out
 
@@ -129,11 +148,13 @@ def test_verbs_are_those_of_the_table():
     assert sorted(re.findall(r"^\| `(\S+?)[ `]", table, re.MULTILINE)) == sorted(VERBS)
 
 
-def test_zoo_is_the_index():
-    """`python docs/generate.py` was run after the last release."""
+def test_tables_are_those_of_the_code():
+    """`python docs/generate.py` was run after the last release, or change of an architecture."""
     generate = script("docs/generate.py")
-    assert generate.between_markers(README, generate.zoo_table("checkpoints")) == README
-    assert generate.BEGIN in README and generate.END in README
+    for path, make in generate.TABLES.items():
+        text = (ROOT / path).read_text()
+        assert generate.between_markers(text, make()) == text, path
+        assert generate.BEGIN in text and generate.END in text
 
 
 def test_architectures_are_those_of_the_table():

@@ -228,6 +228,24 @@ def test_changed_labels_are_not_loaded(saved, tmp_path):
         tubevit.load_model(copy)
 
 
+DENSE = dict(tubes="2x8x8/2x8x8", frames=8, size=32, class_token=True, pooling="cls")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(pattern="divided", position="learned_space_time"),
+        dict(pattern="factorised_encoder", temporal_depth=1, position="learned_space"),
+    ],
+)
+def test_positions_over_time_are_not_resized(tiny, tmp_path, fields):
+    tubevit.save_model(tiny(**DENSE, **fields), tmp_path / "video")
+    loaded = tubevit.load_model(tmp_path / "video", size=48)
+    assert loaded(np.zeros((1, 8, 48, 48, 3), np.uint8)).shape == (1, 5)
+    with pytest.raises(UserError, match="over time fit 4 times, and frames=12 gives 6: keep the frames"):
+        tubevit.load_model(tmp_path / "video", frames=12)
+
+
 def test_another_size_resizes_learned_positions(tiny, tmp_path):
     fields = dict(tubes="1x8x8/16x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
     model = tiny(5, depth=1, **fields)

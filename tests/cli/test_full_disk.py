@@ -51,6 +51,7 @@ def inputs(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     labels = ("a", "b", "c")
     tubevit.save_model(tiny({"motion": Head(3, labels=labels)}, depth=1), folder / "model")
+    tubevit.save_model(tiny(3, depth=1, tubes="2x8x8/2x8x8", frames=4, size=16), folder / "dense")
     vit = tubevit.create_model("vit_nano8", num_classes=3)
     tubevit.save_model(vit, folder / "vit")
     assert main(["convert", str(folder / "vit"), str(folder / "vit.safetensors"), "--format", "timm"]) == 0
@@ -72,6 +73,7 @@ COMMANDS = {
     "convert to Hugging Face": (2000, "convert {inputs}/vit {out}/new --format hugging-face"),
     "export safetensors": (2000, "export {inputs}/model {out}/new --format safetensors"),
     "export jax": (2000, "export {inputs}/model {out}/new --format jax --platforms cpu"),
+    "sparsify": (2000, "sparsify {inputs}/dense {out}/new --tubes 2x8x8/4x16x16"),
     "make-moving-digits, clips": (1000, "make-moving-digits {out}/new --train-clips 2 --test-digits 1"),
     "make-moving-digits, all": (0, "make-moving-digits {out}/new --train-clips 2 --test-digits 1"),
     "make-moving-digits, lists": (20_000, "make-moving-digits {out}/new --train-clips 2 --test-digits 1"),

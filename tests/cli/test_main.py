@@ -20,6 +20,7 @@ FLAGS = {
     "preflight": {"--config", "--topology", "--suggest", "--json"},
     "convert": {"--format", "--prefix", "--heads", "--headless", "--mean", "--std", "--json"},
     "export": {"--format", "--platforms", "--head"},
+    "sparsify": {"--tubes", "--data", "--split", "--head", "--views", "--batch-size", "--json"},
     "make-moving-digits": {"--seed"},
     "report": {"--out"},
     "release": {"--step", "--bfloat16", "--config", "--licence", "--url", "--replace"},

@@ -16,9 +16,10 @@ from tubevit.config import (
     set_key,
 )
 from tubevit.config.keys import InputPath
-from tubevit.config.resolve import resolve
+from tubevit.config.resolve import input_path, resolve
 from tubevit.errors import UserError, closest, unknown
 from tubevit.models.tubevit import TubeViT
+from tubevit.models.variants import model_config
 
 
 @pytest.fixture
@@ -235,6 +236,16 @@ def test_an_input_path_has_two_values():
     assert [InputPath("dense"), InputPath("tubes")] == list(InputPath)
     with pytest.raises(UserError, match="unknown input.path 'sparse'; valid: dense, tubes"):
         InputPath("sparse")
+
+
+def test_windows_are_sent_where_they_are_smaller():
+    sparse, dense = model_config("tubevit_nano8"), model_config("vivit_nano8")
+    assert (input_path(sparse, None), input_path(dense, None)) == ("tubes", "dense")
+    assert (
+        input_path(sparse, "dense") == input_path(dense, "dense") == "dense" and input_path(sparse, "tubes") == "tubes"
+    )
+    with pytest.raises(UserError, match=r"input.path=tubes sends 1.00 times the clip for 4x8x8/4x8x8; use .*=dense"):
+        input_path(dense, "tubes")
 
 
 def test_flatten():

@@ -11,7 +11,9 @@ from tubevit.config.resolve import Resolved, resolve
 from tubevit.data.sources import held_out_split, open_source
 from tubevit.errors import SplitError, UserError
 
-ABSENT = ("small", "large", "init", "videos", "images", "data")  # arguments that name checkpoints and data
+# Arguments that name checkpoints and data; `eval_published` takes its protocol from the beginning of `data`.
+ABSENT = {name: f"absent/{name}" for name in ("small", "large", "init", "videos", "images")}
+ABSENT["data"] = "k400:absent/list.csv@absent/clips"
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def finetuned(digits_cache):
 def test_get_config_reads_and_prints_nothing(path, capfd):
     """With names of data and checkpoints of which none exists."""
     get_config = script(path).get_config
-    absent = {name: f"absent/{name}" for name in ABSENT if name in inspect.signature(get_config).parameters}
+    absent = {name: ABSENT[name] for name in inspect.signature(get_config).parameters if name in ABSENT}
     get_config(**absent)
     load_config(":".join([str(path), ",".join(f"{name}={value}" for name, value in absent.items())]))
     assert capfd.readouterr() == ("", "")

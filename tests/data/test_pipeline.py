@@ -153,6 +153,37 @@ def test_views_of_a_file(digits_cache, tmp_path):
     assert indices(clip[45:46]) == [45]
 
 
+def test_where_clips_lie(digits_cache, tmp_path):
+    """Of 100 frames at 25 per second: at k/n of the rest, or 2 x 10 and 10 frames spread over all."""
+    write_clip(tmp_path / "a.mp4", range(0, 4000, 40), size=(32, 96))
+    (tmp_path / "a.csv").write_text("path,label,split\na.mp4,0,test\n")
+    load = SampleLoader(open_source(str(tmp_path / "a.csv"), "test"), 10, 25.0, 28, Augment())
+    clip, every, tick = decode_clip(load.source.media(0)), np.arange(10), 100 / 10
+    expected = {
+        Views(1, 3, "start"): [every],
+        Views(4, 3, "start"): [int(90 * k / 4) + every for k in range(4)],
+        Views(2, 3, "spread"): [(tick * every).astype(int), (tick / 2 + tick * every).astype(int)],
+        Views(1, 3, "spread"): [(tick / 2 + tick * every).astype(int)],
+    }
+    for views, frames in expected.items():
+        rows = evaluation_rows(load, dataclasses.replace(views, short_side=32), 1, 0)
+        assert len(rows) == len(frames)
+        for row, chosen in zip(rows, frames):
+            for view, left in zip(row["pixels"], (0, 34, 68)):  # 28 of 32 rows: 2 above and below
+                np.testing.assert_array_equal(view, clip[chosen, 2:30, left : left + 28])
+
+
+def test_squares_are_inside_the_frame(coloured):
+    with pytest.raises(UserError, match="eval.short_side must be at least the 4 pixels of the input; found 3"):
+        evaluation_rows(coloured, Views(short_side=3), 1, 0)
+    with pytest.raises(UserError, match="unknown placement of clips 'evn'; did you mean 'even'"):
+        Views(placement="evn")
+    with pytest.raises(UserError, match="unknown average of views 'logit'; did you mean 'logits'"):
+        Views.from_keys({"views": "4x3", "average": "logit"})
+    keys = {"views": "4x3", "clip_placement": "start", "short_side": 256, "average": "logits"}
+    assert Views.from_keys(keys) == Views(4, 3, "start", 256, "logits") and Views.from_keys({}) == ONE_VIEW
+
+
 @pytest.fixture
 def partly_broken(coloured, tmp_path):
     """The coloured images, of which 3 and 8 are broken."""

@@ -151,6 +151,17 @@ def test_rounding_moves_no_edge_by_more_than_a_pixel(as_yuv):
             assert difference(shown[..., 0], expected_y - 0.5) <= allowed + 0.5
 
 
+def test_squares_of_a_share_of_the_short_side():
+    """Squares of 28 of 32 rows: the middle of the short side, three places along the other, as blocks of 2 x 2."""
+    frame = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    means = lambda part: part.reshape(14, 2, 14, 2, 3).mean(axis=(1, 3))  # noqa: E731
+    for place, left in ((0.0, 0), (0.5, 10), (1.0, 20)):
+        wide = sample([frame], square_map(32, 48, 14, place, 28 / 32), 14)[0]
+        tall = sample([frame.transpose(1, 0, 2)], square_map(48, 32, 14, place, 28 / 32), 14)[0]
+        np.testing.assert_allclose(wide, means(frame[2:30, left : left + 28]), atol=0.5)
+        np.testing.assert_array_equal(tall, wide.transpose(1, 0, 2))
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4.6])
 @pytest.mark.parametrize("name", ["centre", "odd crop", "rotated"])
 def test_reductions_average_all_pixels(name, factor):

@@ -111,6 +111,32 @@ def test_views_are_averaged(video_model, videos, video_load, many_views):
     assert predictions.views == Views(2, 3)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_what_is_averaged(model, images, average, multi_label):
+    """The mean colours of three squares of each image are the logits; softmax and sigmoid in float64 beside them."""
+    head = Head(3, "image", ("a", "b", "c"), multi_label)
+    config = model.config.replace(heads=(("letters", head), model.config.heads[1]))
+    load = open_eval(config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
+    assert load.source.multi_label == multi_label
+    views = Views(4, 3, short_side=64, average=average)
+    logits_of = lambda pixels: (pixels.mean(axis=(-3, -2)) / 5 - 25).astype(np.float32)  # noqa: E731
+    to_shares = (lambda x: 1 / (1 + np.exp(-x.astype(np.float64)))) if multi_label else flat
+
+    def forward(params, pixels):
+        return logits_of(pixels) if average == "logits" else to_shares(logits_of(pixels))
+
+    found = predict_source(forward, {}, load, 3, EvalSettings(views)).probabilities
+    logits = np.stack([logits_of(load.view(i, 0, views, None)) for i in range(7)]).astype(np.float64)
+    means = {"logits": to_shares(logits.mean(axis=1)), "probabilities": to_shares(logits).mean(axis=1)}
+    np.testing.assert_allclose(found, means[average], rtol=1e-12)
+    assert np.abs(means["logits"] - means["probabilities"]).max() > 1e-3
+    outputs = make_forward(config, "letters", average=average)(parameters(model), load.view(0, 0, views, None)[None])
+    expected = jax.jit(lambda x: model(x, head="letters"))(load.view(0, 0, views, None))
+    expected = expected if average == "logits" else to_shares(np.asarray(expected, np.float64))
+    np.testing.assert_allclose(outputs[0], expected, atol=1e-6)
+
+
 def test_broken_files_are_left_out_and_listed(video_load, many_views):
     _, predictions = many_views
     assert predictions.used.tolist() == [True, True, True, False, True]
@@ -196,8 +222,14 @@ def test_labels_follow_the_model(model, images):
     assert open_eval(model.config, "x", dataset, "dense").source.labels.tolist() == [2, 1, 0, 2, 1, 0, 2]
     with pytest.raises(UserError, match="unknown head of data.eval.x 'leters'; did you mean 'letters'"):
         open_eval(model.config, "x", dataset_config(source=images, split="test", head="leters"), "dense")
-    with pytest.raises(UserError, match="label out of range: unknown label 'a'"):
+    with pytest.raises(UserError, match="list.csv labels files by name, and head 'other' has no class names"):
         open_eval(model.config, "x", dataset_config(source=images, split="test", head="other"), "dense")
+    for labels, found in ((("b", "c", "a"), [1, 0, 2, 1, 0, 2, 1]), (("d", "b", "c", "a"), [2, 1, 3, 2, 1, 3, 2])):
+        other = model.config.replace(heads=(("letters", Head(len(labels), "image", labels)),))
+        assert open_eval(other, "x", dataset, "dense").source.labels.tolist() == found  # by name, in any order
+    other = model.config.replace(heads=(("letters", Head(3, "image", ("a", "b", "sea"))),))
+    with pytest.raises(UserError, match="label out of range: unknown label 'c'"):
+        open_eval(other, "x", dataset, "dense")
 
 
 def test_an_experiment_derives_its_heads(tiny_config, images):
@@ -228,10 +260,10 @@ def test_a_file_counts_only_with_all_its_views(video_model, video_load):
     )
     decode = SampleLoader.decode
 
-    def fails_late(self, index, position):
+    def fails_late(self, index, position, **options):
         if position > 0.5:
             raise DecodeError("damaged")
-        return decode(self, index, position)
+        return decode(self, index, position, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SampleLoader, "decode", fails_late)

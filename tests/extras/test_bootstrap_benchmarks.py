@@ -35,6 +35,28 @@ def test_digits_bootstrap(digits_cache, tmp_path):
     assert (tmp_path / "runs/last_fc_3/checkpoints/2").stat().st_mtime == changed
 
 
+def test_sparse_from_dense(digits_cache, tmp_path):
+    """All that it does, two steps each; a second call measures nothing again."""
+    module, out = script("benchmarks/sparse_from_dense.py"), tmp_path / "out.csv"
+    short = [
+        f"--config.{key}={value}" for key, value in {"train.steps": 2, "eval.every": 1, "checkpoint.every": 2}.items()
+    ]
+    arguments = ["--workdir", str(tmp_path / "runs"), "--seeds", "3", "--out", str(out), *short, "--config.log.every=1"]
+    module.main(arguments)
+    rows = module.read(out)
+    expected = [("dense", "300"), ("half", "0"), ("quarter", "0")]
+    expected += [(start, step) for start in module.STARTS for step in "012" if (start, step) != ("scratch", "0")]
+    assert [(row["start"], row["step"]) for row in rows] == expected
+    tokens = {row["start"]: int(row["tokens"]) for row in rows}
+    assert [tokens[start] for start in ("dense", "half", "quarter", "rule")] == [257, 129, 65, 177]
+    assert all(0 <= float(row["top1"]) <= 1 for row in rows)
+    content, kernels = out.read_text(), module.plain_tubes()
+    module.main(arguments)
+    assert out.read_text() == content and "%" not in kernels
+    split = [row["split"] for row in csv.DictReader((tmp_path / "runs/motion.csv").open())]
+    assert split == ["train"] * 12 + ["val"] * 12 + ["test"] * 8
+
+
 def test_seed_claim(digits_cache, tmp_path):
     """An image ViT, TubeViT and a model with layers over time that begin from it; finished rows are not repeated."""
     module, out = script("benchmarks/seed_claim.py"), tmp_path / "out.csv"

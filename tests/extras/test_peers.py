@@ -13,6 +13,7 @@ import transformers
 from flax import nnx
 
 import tubevit
+from tests.peers import assert_same, randomised
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.convert import convert
 from tubevit.convert.foreign import Options
@@ -27,21 +28,6 @@ SIZES = {"tiny": (TINY, 1e-5), "base": (BASE, 1e-4)}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def randomised(peer, seed=0):
-    """Every parameter random, none 0 or 1: each must reach its place. Logits come out at about 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, leaf in peer.named_parameters():
-            noise = torch.randn(leaf.shape, generator=generator)
-            if leaf.ndim == 1 and ("norm" in name or "lambda" in name or "gamma" in name) and not name.endswith("bias"):
-                leaf.copy_(1 + 0.2 * noise)
-            elif leaf.ndim == 2 and "embed" not in name and "probe" not in name:
-                leaf.copy_(noise * (0.7 / leaf.shape[1] ** 0.5))
-            else:
-                leaf.copy_(0.1 * noise)
-    return peer.eval()
-
-
 def pixels(size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (2, size, size, 3), np.uint8)
 
@@ -50,14 +36,6 @@ def standardised(images, mean, std):
     """What the peers' own preprocessing makes of uint8 pixels: (B, 3, H, W)."""
     values = (images / 255 - np.array(mean)) / np.array(std)
     return torch.tensor(values.transpose(0, 3, 1, 2), dtype=torch.float32)
-
-
-def assert_same(found, expected, tolerance):
-    found, expected = np.asarray(found), expected.detach().numpy()
-    assert found.shape == expected.shape
-    assert 0.1 < np.abs(expected).mean() < 10  # at which the tolerance says something
-    assert expected.std(axis=0).min() > 0  # and the images matter
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 def run(path, images):

@@ -24,6 +24,11 @@ TUBES = "4x8x8/8x16x16_1x8x8/8x16x16"
 MODELS = {
     "joint": dict(tubes=TUBES, dropout=0.1, stochastic_depth=0.1),
     "tubes": dict(tubes=TUBES, dropout=0.1, stochastic_depth=0.1),
+    "divided": dict(tubes="1x8x8/2x8x8", dropout=0.1, pattern="divided", position="learned_space_time"),
+    "factorised_encoder": dict(
+        tubes="1x8x8/2x8x8", dropout=0.1, pattern="factorised_encoder", temporal_depth=2, class_token=True
+    ),
+    "rotary": dict(tubes="1x8x8/2x8x8", dropout=0.1, position="rope", pooling="attentive", final_norm="pooled"),
     "bootstrapped": dict(
         tubes=TUBES, freeze_below=1, gate_layer=1, tube_width=64, position="learned_2d", class_token=True
     ),
@@ -87,6 +92,16 @@ def test_joint_training(mesh):
     kernel = many.state["params"]["encoder"]["blocks"]["mlp"]["up"]["kernel"]
     split = mesh.get("fsdp", 1) * mesh.get("tensor", 1)
     assert kernel.addressable_shards[0].data.size == kernel.size / split
+
+
+@pytest.mark.parametrize("kind", ["divided", "factorised_encoder", "rotary"])
+def test_other_patterns(kind):
+    one, many = losses(kind, data=1), losses(kind, data=2, fsdp=2, tensor=2)
+    assert one.losses[-1] < one.losses[0]
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
+    layer = {"rotary": "pooling/blocks", "factorised_encoder": "encoder/temporal/blocks"}.get(kind, "encoder/blocks")
+    kernel = functools.reduce(lambda tree, name: tree[name], f"{layer}/mlp/up/kernel".split("/"), many.state["params"])
+    assert kernel.addressable_shards[0].data.size == kernel.size / 4  # over fsdp and tensor
 
 
 def test_bootstrapped_model():

@@ -188,16 +188,17 @@ def rotated(x, index):
     return result
 
 
-def attend(x, layer, config, name="attention", sees=None, indices=None):
+def attend(x, layer, config, name="attention", sees=None, indices=None, record=None):
     """One clip (N, D): for each head and query a softmax over the tokens of `sees(n, head)`, by default all.
 
     It gives several lists of tokens for a token that gets the mean over them, and none for one that gets nothing.
-    Rotary positions take the index of each token.
+    Rotary positions take the index of each token. A list `record` gets the weights (N, N), the mean over the heads; a
+    token that gets nothing takes all of itself.
     """
     kernel, out = layer[f"{name}/qkv/kernel"], layer[f"{name}/out/kernel"]
     bias = layer[f"{name}/qkv/bias"] if config.qkv_bias else np.zeros(kernel.shape[1:])
     sees = sees or (lambda n, head: [list(range(len(x)))])
-    result = np.zeros_like(x)
+    result, taken = np.zeros_like(x), np.zeros((len(x), len(x)))
     for head in range(kernel.shape[2]):
         query, key, value = (x @ kernel[:, i, head] + bias[i, head] for i in range(3))
         if config.position == "rope" and indices is not None:
@@ -207,9 +208,14 @@ def attend(x, layer, config, name="attention", sees=None, indices=None):
                 scores = key[tokens] @ query[n] / math.sqrt(key.shape[1])
                 if config.softcap is not None:
                     scores = config.softcap * np.tanh(scores / config.softcap)
-                result[n] += softmax(scores) @ value[tokens] @ out[head] / len(sees(n, head))
+                weights = softmax(scores) / len(sees(n, head))
+                result[n] += weights @ value[tokens] @ out[head]
+                taken[n, tokens] += weights / kernel.shape[2]
     for n in range(len(x)):
+        taken[n, n] = taken[n, n] if sees(n, 0) else 1
         result[n] += layer[f"{name}/out/bias"] if sees(n, 0) else 0
+    if record is not None:
+        record.append(taken)
     return result
 
 
@@ -231,17 +237,14 @@ def encode(params, config, tokens, grid=None):
     return np.stack([encode_clip(below(params, "encoder/"), config, each, grid) for each in tokens])
 
 
-def encode_clip(encoder, config, start, grid=None, pattern=None):
+def encode_clip(encoder, config, start, grid=None, pattern=None, record=None):
     """One clip (N, D) through the blocks and the normalisation of an encoder."""
     blocks, added, first = below(encoder, "blocks/"), below(encoder, "added/"), int(config.class_token)
     first_added, pattern = config.depth - config.add_attention, pattern or config.pattern
-    cells = list(product(*map(range, grid))) if grid else None
-    frames = (
-        [[0] * first + [first + i for i, cell in enumerate(cells) if cell[0] == t] for t in range(grid[0])]
-        if grid
-        else []
-    )
-    places = {cell[1:]: [first + i for i, other in enumerate(cells) if other[1:] == cell[1:]] for cell in cells or ()}
+    cells = list(product(*map(range, grid))) if grid else []
+    times = range(grid[0]) if grid else ()
+    frames = [[0] * first + [first + i for i, cell in enumerate(cells) if cell[0] == t] for t in times]
+    places = {cell[1:]: [first + i for i, other in enumerate(cells) if other[1:] == cell[1:]] for cell in cells}
 
     def in_frame(n, head=0):
         return frames if n < first else [frames[cells[n - first][0]]]
@@ -254,48 +257,51 @@ def encode_clip(encoder, config, start, grid=None, pattern=None):
 
     sees = {"joint": None, "divided": in_frame, "factorised_dot": halves}[pattern]
     rotary = [(0, 0, 0)] * first + cells if grid else None
-    # The positions within a frame are turned by place only, those over time by time only.
-    still, moving = ([(0, *i[1:]) for i in rotary], [(i[0], 0, 0) for i in rotary]) if grid else (None, None)
     x = start
     for index in range(len(blocks["norm1/scale"])):
         if index >= first_added and added:
             layer = {name: value[index - first_added] for name, value in added.items()}
-            x = x + attend(
-                layer_norm(x, layer, "norm", config),
-                layer,
-                config,
-                sees=sees if pattern == "factorised_dot" else None,
-                indices=rotary,
-            )
+            x = x + attend(layer_norm(x, layer, "norm", config), layer, config, indices=rotary, record=record)
         layer = {name: value[index] for name, value in blocks.items()}
         scale1, scale2 = (layer["scale1"], layer["scale2"]) if config.layer_scale is not None else (1, 1)
         if pattern == "divided":
             normed = layer_norm(x, layer, "time_norm", config)
-            x = x + attend(normed, layer, config, "time_attention", over_time, moving)
-        own = still if pattern == "divided" else rotary
-        x = x + scale1 * attend(layer_norm(x, layer, "norm1", config), layer, config, sees=sees, indices=own)
+            x = x + attend(normed, layer, config, "time_attention", over_time, record=record)
+        normed = layer_norm(x, layer, "norm1", config)
+        x = x + scale1 * attend(normed, layer, config, sees=sees, indices=rotary, record=record)
         x = x + scale2 * mlp(layer_norm(x, layer, "norm2", config), layer, config)
         if index == config.gate_layer:  # equation 8
             x = x + np.tanh(encoder["gate"]) * start
     return layer_norm(x, encoder, "norm", config) if "norm/scale" in encoder else x
 
 
-def encode_factorised(params, config, tokens, grid):
-    """One clip (N, D): each frame alone, then the second encoder over what is taken of each."""
+def new(lists):
+    """A list that is appended to `lists`, or None."""
+    return None if lists is None else lists.append([]) or lists[-1]
+
+
+def encode_factorised(params, config, tokens, grid, in_frames=None, over_time=None):
+    """One clip (N, D): each frame alone, then the second encoder over what is taken of each.
+
+    Lists `in_frames` and `over_time` get the weights of the layers for each frame, and for each place or all frames.
+    """
     first, places = int(config.class_token), grid[1] * grid[2]
     second, frames = below(params, "encoder/temporal/"), []
     for t in range(grid[0]):
         own = tokens[[*range(first), *range(first + t * places, first + (t + 1) * places)]]
-        frames.append(encode_clip(below(params, "encoder/"), config, own, (1, *grid[1:]), "joint"))
+        frames.append(encode_clip(below(params, "encoder/"), config, own, (1, *grid[1:]), "joint", new(in_frames)))
     frames = np.stack(frames)
     plain = dataclasses.replace(config, add_attention=0, gate_layer=None, position="none")
     position = second["position"]
     if config.frame_pooling == "none":
-        columns = [encode_clip(second, plain, frames[:, s] + position, pattern="joint") for s in range(places)]
+        columns = [
+            encode_clip(second, plain, frames[:, s] + position, pattern="joint", record=new(over_time))
+            for s in range(places)
+        ]
         return np.stack(columns, axis=1).reshape(-1, config.width)
     taken = frames[:, 0] if config.frame_pooling == "cls" else frames[:, first:].mean(axis=1)
     start = np.concatenate(([second["class_token"][None]] if first else []) + [taken + position])
-    return encode_clip(second, plain, start, pattern="joint")
+    return encode_clip(second, plain, start, pattern="joint", record=new(over_time))
 
 
 def pooling_weights(params, config, x):

@@ -8,6 +8,7 @@ from tubevit.models.position import POSITIONS
 from tubevit.tubes import PRESETS, as_tube_set
 
 SIZES = dict(name="x", width=24, depth=2, num_heads=2, mlp_dim=8)
+ONE, SECOND = "4x8x8/4x8x8", dict(pattern="factorised_encoder", temporal_depth=1)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,20 @@ SIZES = dict(name="x", width=24, depth=2, num_heads=2, mlp_dim=8)
         (dict(gate_layer=0.5), ["gate_layer", "whole number", "found 0.5"]),
         (dict(tube_width=0), ["tube_width", "at least 1", "found 0"]),
         (dict(tube_width=22), ["width 22", "4 sub-windows", "8x2x2/3x16x16"]),
+        (dict(pattern="joined"), ["pattern 'joined'", "'joint'"]),
+        (dict(pattern="divided"), ["'divided'", "single tube", "8x2x2"]),
+        (dict(position="rope"), ["'rope'", "single tube", "8x2x2"]),
+        (dict(tubes=ONE, pattern="divided", position="rope"), ["'joint' for position 'rope'", "'divided'"]),
+        (dict(tubes=ONE, pattern="divided", gate_layer=0), ["'joint' for add_attention and gate_layer"]),
+        (dict(tubes=ONE, pattern="divided", temporal_depth=2), ["temporal_depth 0", "'divided'"]),
+        (dict(tubes=ONE, pattern="factorised_encoder"), ["temporal_depth of at least 1", "class_token=True", "'cls'"]),
+        (dict(tubes=ONE, frame_pooling="none", class_token=True, **SECOND), ["class_token=False", "'none'"]),
+        (dict(tubes=ONE, pattern="factorised_dot", class_token=True), ["class_token=False", "'factorised_dot'"]),
+        (dict(tubes=ONE, pattern="factorised_dot", num_heads=3), ["even num_heads", "'factorised_dot'"]),
+        (dict(tubes=ONE, frame_pooling="max", **SECOND), ["frame_pooling 'max'", "mean"]),
+        (dict(final_norm="token"), ["final_norm 'token'", "'tokens'"]),
+        (dict(softcap=0.0), ["softcap", "above 0"]),
+        (dict(pooled_norm_epsilon=-1.0), ["pooled_norm_epsilon", "above 0"]),
         (dict(interpolated=True), ["interpolated", "no space-to-depth", "4x4x4/8x16x16%2x1x1"]),
     ],
 )

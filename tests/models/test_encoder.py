@@ -11,9 +11,18 @@ from tubevit.errors import UserError
 from tubevit.models.block import Mlp, attention, dropout, gelu
 from tubevit.models.config import REMAT, ModelConfig
 from tubevit.models.encoder import Encoder
+from tubevit.models.patterns import Layout
 
 DEPTH, WIDTH = 3, 12
 GATED = dict(gate_layer=1, add_attention=1, freeze_below=1, layer_scale=0.1)
+GRID = dict(tubes="4x8x8/4x8x8", frames=8, class_token=True)
+LAYOUT = Layout((2, 1, 3), 1)
+OPTIONS = {
+    "plain": {},
+    "gated": GATED,
+    "divided": dict(pattern="divided", freeze_below=1, **GRID),
+    "factorised_encoder": dict(pattern="factorised_encoder", temporal_depth=2, **GRID),
+}
 
 
 def sizes(**fields):
@@ -34,18 +43,21 @@ def value_and_gradients(module):
     """With dropout: recomputation and the unrolled loop must draw the same masks."""
 
     def loss(module, tokens):
-        return (module(tokens, jax.random.key(1)) * normal(*tokens.shape, seed=9)).sum()
+        encoded = module(tokens, jax.random.key(1), LAYOUT)
+        return (encoded * normal(*encoded.shape, seed=9)).sum()
 
     # The lowest level halves the time to compile.
     run = jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options={"xla_backend_optimization_level": 0})
     return jax.tree.leaves(run(module, normal(3, 7, WIDTH)))
 
 
-@pytest.mark.parametrize("options", [{}, GATED], ids=["plain", "gated"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_scan_and_every_remat_policy_change_neither_value_nor_gradients(encoder, options):
     fields = dict(dropout=0.3, stochastic_depth=0.3, **options)
     expected = value_and_gradients(encoder(**fields))
     variants = [dict(scan=False), *(dict(remat=name) for name in REMAT if name != "none")]
+    if "pattern" in options:
+        variants = [dict(scan=False, remat="full")]  # the same loop runs all patterns
     for variant in variants:
         for a, b in zip(value_and_gradients(encoder(**fields, **variant)), expected, strict=True):
             assert_close(a, b, 2e-6)

@@ -46,6 +46,14 @@ def matmul_flops(jaxpr):
         ("tubevit_nano8", (17, 66, 80), dict(pooling="cls", class_token=True, layer_scale=0.1, qkv_bias=False)),
         ("tubevit_nano8", (16, 64, 64), dict(tube_width=48, tube_linear=True)),
         ("tubevit_nano8", (64, 64), dict(tube_width=128, add_attention=3, scan=False)),
+        ("timesformer_nano8", (17, 64, 80), dict(num_classes=3, position="none")),
+        ("timesformer_b16", (8, 224, 224), dict(num_classes=400)),
+        ("vivit_fe_nano8", (16, 64, 64), dict(scan=False)),
+        ("vivit_fe_b16x2", (32, 224, 224), dict(num_classes=400, pooling="mean", frame_pooling="mean")),
+        ("tubevit_nano8", (17, 64, 80), dict(tubes="4x8x8/4x8x8", pattern="factorised_dot", num_heads=4)),
+        ("vivit_fe_nano8", (16, 64, 64), dict(frame_pooling="none", class_token=False, pooling="mean", softcap=50.0)),
+        ("vjepa2_nano8", (17, 64, 80), dict(num_classes=5)),
+        ("videomae_b16", (16, 224, 224), dict(num_classes=400)),
     ],
 )
 def test_equals_all_matrix_products_of_the_jaxpr(name, shape, fields):
@@ -87,10 +95,14 @@ def test_new_parts_by_hand():
     assert parts(position="none") == parts(mean=(0, 0, 0)) == parts()
 
 
-def test_agrees_with_the_cost_analysis_of_xla():
+@pytest.mark.parametrize(
+    "name, shape",
+    [("tubevit_b16", (32, 224, 224)), ("timesformer_b16", (4, 224, 224)), ("vivit_fe_b16x2", (8, 224, 224))],
+)
+def test_agrees_with_the_cost_analysis_of_xla(name, shape):
     """XLA adds the elementwise work that is left out: never negative, and under 2 % at the width of B."""
-    shape = (32, 224, 224)
-    config, forward, arguments = lowered_model("tubevit_b16", shape, depth=2, num_classes=600, scan=False)
+    fields = dict(frames=shape[0], depth=2, num_classes=600, scan=False)
+    config, forward, arguments = lowered_model(name, shape, **fields)
     found = jax.jit(forward).lower(*arguments).compile().cost_analysis()["flops"]
     assert 1 <= found / count_flops(config, shape, "default").total <= 1.02
 

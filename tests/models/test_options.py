@@ -62,22 +62,20 @@ PATTERNS = {
     "divided": (dict(pattern="divided", depth=3, num_heads=4, **GRID), None, SHAPE),
     "divided, everything": (
         dict(
-            pattern="divided", class_token=True, pooling="cls", layer_scale=0.1, add_attention=1, gate_layer=0,
+            pattern="divided", class_token=True, pooling="cls", layer_scale=0.1,
             position="learned_space_time", gelu="tanh", **DENSE,
         ), dict(position="learned_space", pooling="mean"), (11, 29, 31),
     ),
-    "divided, rope": (dict(pattern="divided", position="rope", class_token=True, **GRID), dict(position="none"), SHAPE),
-    "factorised_dot": (dict(pattern="factorised_dot", add_attention=1, **GRID), dict(pattern="joint"), SHAPE),
-    "factorised_dot, rope": (dict(pattern="factorised_dot", position="rope", **GRID), dict(pattern="joint"), SHAPE),
+    "factorised_dot": (dict(pattern="factorised_dot", **GRID), dict(pattern="joint"), SHAPE),
     "factorised_encoder": (
         dict(class_token=True, pooling="cls", position="learned_space", softcap=2.0, **FACTORISED),
         dict(frame_pooling="mean", softcap=None), (11, 29, 31),
     ),
     "factorised_encoder, mean": (
-        dict(frame_pooling="mean", final_norm="pooled", gate_layer=1, **FACTORISED), None, SHAPE,
+        dict(frame_pooling="mean", final_norm="pooled", **FACTORISED), None, SHAPE,
     ),
     "factorised_encoder, none": (
-        dict(frame_pooling="none", add_attention=1, **FACTORISED), dict(frame_pooling="mean"), SHAPE,
+        dict(frame_pooling="none", **FACTORISED), dict(frame_pooling="mean"), SHAPE,
     ),
     "rope": (dict(position="rope", class_token=True, width=32, **GRID), dict(position="none"), SHAPE),
     "index": (dict(position="index", **GRID), dict(position="none"), SHAPE),

@@ -4,6 +4,7 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
+from flax import nnx
 
 import tubevit
 from tubevit.cli import main
@@ -13,6 +14,8 @@ from tubevit.config.resolve import resolve
 from tubevit.data.moving_digits import write_video
 from tubevit.data.sources import open_source
 from tubevit.errors import UserError
+from tubevit.models.tubevit import TubeViT
+from tubevit.models.variants import model_config
 from tubevit.recipes.finetune import expected_time, finetune_config
 
 
@@ -90,6 +93,21 @@ def test_from_a_checkpoint(clips, tiny_run):
     assert config.optimizer.learning_rate == 1.6e-3 and f"from {tiny_run}" in lines[1]  # 1.2e-3 * 96 / 24 / 3
     with pytest.raises(UserError, match="model= goes without init="):
         finetune_config(clips(8), str(tiny_run), "tubevit_b16")
+
+
+def test_other_tubes_from_a_dense_model(clips, randomised, tiny_run, tmp_path):
+    fields = dict(depth=1, tubes="2x8x8/2x8x8", frames=8, size=32, gelu="tanh", pooled_norm_epsilon=1e-5)
+    dense = randomised(lambda: TubeViT(model_config("videomae_nano8", **fields), rngs=nnx.Rngs(0)))
+    tubevit.save_model(dense, tmp_path / "dense")
+    config, _ = resolved(clips(8), str(tmp_path / "dense"), tubes="4x4x4/8x16x16%2x1x1_1x8x8/4x8x8")
+    assert config.init.tubes == "dense" and config.model.tubes == "4x4x4/8x16x16_1x8x8/4x8x8"
+    kept = ("pooling", "final_norm", "pooled_norm_epsilon", "gelu", "mean", "width")
+    assert {key: config.model[key] for key in kept} == {key: getattr(dense.config, key) for key in kept}
+    assert config.model.position == "learned" and config.input.frames == 8
+    with pytest.raises(UserError, match="needs one tube without space-to-depth"):
+        resolved(clips(8), str(tiny_run), tubes="4x8x8/8x8x8")
+    with pytest.raises(UserError, match="tubes= goes with init="):
+        finetune_config(clips(8), tubes="paper")
 
 
 def test_probe_takes_the_median(tmp_path):

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -17,65 +16,90 @@ def clips(count=2, size=32, frames=16):
     return np.random.default_rng(0).integers(0, 256, (count, frames, size, size, 3), np.uint8)
 
 
-def expected_weights(model, video):
-    """softmax(q k / sqrt(d)) of each layer in float64 NumPy, each layer's input by the reference."""
-    config, params = model.config, reference.read_parameters(model)
-    tokens, _ = reference.tokenize(params, config, video)
-    blocks, added = (reference.below(params, f"encoder/{part}/") for part in ("blocks", "added"))
-
-    def weights_of(x, layer, norm):
-        x = reference.layer_norm(x, layer, norm, config)
-        kernel, bias = layer["attention/qkv/kernel"], layer["attention/qkv/bias"]
-        query, key, _ = np.einsum("bnd,dihe->ibhne", x, kernel) + bias[:, None, :, None]
-        scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1])
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        return weights / weights.sum(axis=-1, keepdims=True)
-
-    found, x = [], tokens
-    for index in range(config.depth):
-        number = index - (config.depth - config.add_attention)
-        if number >= 0:
-            layer = {name: value[number] for name, value in added.items()}
-            found.append(weights_of(x, layer, "norm"))
-            normed = reference.layer_norm(x, layer, "norm", config)
-            x = x + np.stack([reference.attend(each, layer, config) for each in normed])
-        layer = {name: value[index] for name, value in blocks.items()}
-        found.append(weights_of(x, layer, "norm1"))
-        normed = reference.layer_norm(x, layer, "norm1", config)
-        x = x + np.stack([reference.attend(each, layer, config) for each in normed])
-        x = x + reference.mlp(reference.layer_norm(x, layer, "norm2", config), layer, config)
-        if index == config.gate_layer:
-            x = x + np.tanh(params["encoder/gate"]) * tokens
-    return found
+def through(row, layers):
+    """A row of weights, through (attention + identity) / 2 of each layer, from the last to the first."""
+    for layer in reversed(layers):
+        row = (row + row @ layer) / 2
+    return row
 
 
 @pytest.mark.parametrize("fields", [{}, {"add_attention": 1, "gate_layer": 0, "class_token": True, "pooling": "query"}])
 def test_weights_are_softmax_of_queries_and_keys(tiny, fields):
     model, video = tiny(**SMALL, **fields), clips()
+    params = reference.read_parameters(model)
     tokens, found = model.encoder.attention_weights(model.tokenize(video)[0])
-    expected = expected_weights(model, video)
-    assert len(found) == len(expected) == 2 + fields.get("add_attention", 0)
-    for layer, wanted in zip(found, expected):
-        assert wanted.max() > 4 / wanted.shape[-1]  # not even
-        np.testing.assert_allclose(layer, wanted.mean(axis=1), rtol=0, atol=2e-5)
+    encoder, inputs = reference.below(params, "encoder/"), reference.tokenize(params, model.config, video)[0]
+    assert len(found) == 2 + fields.get("add_attention", 0)
+    for clip, start in enumerate(inputs):
+        reference.encode_clip(encoder, model.config, start, record=(expected := []))
+        assert len(found) == len(expected)
+        for layer, wanted in zip(found, expected):
+            assert wanted.max() > 2 / wanted.shape[-1]  # not even
+            np.testing.assert_allclose(layer[clip], wanted, rtol=0, atol=2e-5)
     np.testing.assert_allclose(tokens, model.encode(video), rtol=0, atol=2e-5)  # the layers had the right inputs
 
 
-def test_token_weights_are_those_of_the_prediction(tiny):
-    model, video = tiny(**SMALL), clips()
-    pooling, rolled = attention.token_weights(model, video)
-    weights = expected_weights(model, video)
-    encoded = reference.encode(
-        params := reference.read_parameters(model), model.config, reference.tokenize(params, model.config, video)[0]
-    )
-    wanted = reference.pool(params, model.config, encoded)[1]
-    np.testing.assert_allclose(pooling, wanted, rtol=0, atol=2e-5)
-    for clip in range(2):  # from the output back to the input, row by row
-        row = wanted[clip]
-        for layer in reversed(weights):
-            row = 0.5 * row + 0.5 * row @ layer[clip].mean(axis=0)
-        np.testing.assert_allclose(rolled[clip], row, rtol=0, atol=2e-5)
-    np.testing.assert_allclose(rolled.sum(axis=1), 1, atol=1e-5)
+GRID, SHAPE = (2, 2, 3), (6, 16, 24)  # 12 tokens of 3x8x8
+DENSE = dict(tubes="3x8x8/3x8x8", frames=6, size=24)
+FACTORISED = dict(pattern="factorised_encoder", temporal_depth=2, **DENSE)
+PATTERNS = {
+    "joint": {},
+    "divided": dict(pattern="divided", class_token=True, pooling="cls", **DENSE),
+    "divided, no class token": dict(pattern="divided", **DENSE),
+    "factorised_dot": dict(pattern="factorised_dot", **DENSE),
+    "cls": dict(class_token=True, pooling="query", **FACTORISED),
+    "mean": dict(frame_pooling="mean", **FACTORISED),
+    "mean, class token": dict(frame_pooling="mean", class_token=True, **FACTORISED),
+    "none": dict(frame_pooling="none", **FACTORISED),
+    "rope": dict(position="rope", class_token=True, **DENSE),
+}
+
+
+def rolled_by_matrices(params, config, start, pooling):
+    """Rollout of one clip through the whole (N, N) matrices of the reference."""
+    first, places, dense = int(config.class_token), GRID[1] * GRID[2], len(config.tubes.tubes) == 1
+    if config.pattern != "factorised_encoder":
+        encoder = reference.below(params, "encoder/")
+        reference.encode_clip(encoder, config, start, GRID if dense else None, record=(layers := []))
+        return through(pooling, layers)
+    reference.encode_factorised(params, config, start, GRID, in_frames := [], over_time := [])
+    result = np.zeros(len(start))
+    shares = {"cls": np.eye(first + places)[0], "mean": np.array([0] * first + [1 / places] * places)}
+    if config.frame_pooling == "none":
+        columns = [through(row, layers) for row, layers in zip(pooling.reshape(GRID[0], -1).T, over_time)]
+        rows = np.stack(columns, axis=1)
+    else:
+        frames = through(pooling, *over_time)
+        result[:first] = frames[:first]
+        rows = frames[first:, None] * shares[config.frame_pooling]
+    for t, (row, layers) in enumerate(zip(rows, in_frames)):
+        row = through(row, layers)
+        result[:first] += row[:first]
+        result[first + t * places : first + (t + 1) * places] = row[first:]
+    return result
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_rollout_is_the_product_of_all_layers(tiny, name):
+    fields = PATTERNS[name] or SMALL
+    model = tiny(**fields)
+    video = np.random.default_rng(0).integers(0, 256, (2, *(SHAPE if PATTERNS[name] else (16, 32, 32)), 3), np.uint8)
+    spread, rolled = attention.token_weights(model, video)
+    params, config = reference.read_parameters(model), model.config
+    starts = reference.tokenize(params, config, video)[0]
+    encoded = reference.encode(params, config, starts, GRID if PATTERNS[name] else None)
+    _, pooling = reference.pool(params, config, encoded)
+    for clip, start in enumerate(starts):
+        wanted = rolled_by_matrices(params, config, start, pooling[clip])
+        np.testing.assert_allclose(rolled[clip], wanted, rtol=0, atol=2e-5)
+    assert spread.shape == rolled.shape
+    for weights in (spread, rolled):
+        np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    if pooling.shape == spread.shape:
+        np.testing.assert_allclose(spread, pooling, rtol=0, atol=2e-5)
+    else:  # one token for each frame
+        first, places = int(config.class_token), GRID[1] * GRID[2]
+        np.testing.assert_allclose(spread[:, first::places], pooling[:, first:] / places, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -175,15 +175,29 @@ class Checkpoint:
         config = config.replace(**fields)
         wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
         params = self.read("params", abstract_parameters(wanted))
+        _check_times(params, config)
         for i, table in params.get("position", {}).items():
             if i.isdecimal():  # the others are over time, which do not change
                 grid = config.tubes.tubes[int(i)].grid(config.shape, config.tubes.padding)
-                table = jnp.asarray(resize_positions(table, table_grid(config.position, grid)))
-            params["position"][i] = table
+                params["position"][i] = jnp.asarray(resize_positions(table, table_grid(config.position, grid)))
         if config.heads != stored.heads:
             # Compiled, so that only the heads are computed.
             params["heads"] = jax.jit(lambda: initial_parameters(config, 0).get("heads", {}))()
         return model_of(config, jax.tree.map(lambda leaf: leaf.astype(PRECISIONS[dtype]), params))
+
+
+def _check_times(params: Mapping, config: ModelConfig) -> None:
+    """Raise UserError if learned positions over time, which are not resized, are not those of the clip."""
+    tables = [table for i, table in params.get("position", {}).items() if not i.isdecimal()]
+    if "temporal" in params["encoder"]:
+        tables.append(params["encoder"]["temporal"]["position"])
+    times = config.tubes.grid(config.shape)[0][0]
+    for table in tables:
+        if len(table) != times:
+            raise UserError(
+                f"the learned positions over time fit {len(table)} times, and frames={config.frames} gives {times}: "
+                "keep the frames of the checkpoint"
+            )
 
 
 def _leaves(tree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -24,18 +24,7 @@ def add_arguments(parser) -> None:
     add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
-    add("--split", help="split of --data (default: val, else test, else all files)")
-    add("--head", help="head for --data; may be omitted if the model has one head")
-    add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
-    add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
-    add(
-        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
-    )
-    add(
-        "--max-broken", type=SHARE, metavar="SHARE",
-        help="largest share of broken files; with more, the command fails (default: loader.max_broken of the "
-        "configuration)",
-    )  # fmt: skip
+    add_data_arguments(parser)
     add(
         "--probe",
         choices=("linear", "knn"),
@@ -50,20 +39,48 @@ def add_arguments(parser) -> None:
     add("--json", action="store_true", help="print the records as JSON")
 
 
+def add_data_arguments(parser) -> None:
+    """Add the flags that say how `--data` is read."""
+    add = parser.add_argument
+    add("--split", help="split of --data (default: val, else test, else all files)")
+    add("--head", help="head for --data; may be omitted if the model has one head")
+    add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
+    add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
+    add(
+        "--average", choices=("probabilities", "logits"),
+        help="what is averaged over the views (default: eval.average of the configuration)",
+    )  # fmt: skip
+    add(
+        "--allow-overlap", action="store_true", help="accept a csv that lists a file in two splits, e.g. train and test"
+    )
+    add(
+        "--max-broken", type=SHARE, metavar="SHARE",
+        help="largest share of broken files; with more, the command fails (default: loader.max_broken of the "
+        "configuration)",
+    )  # fmt: skip
+
+
+def data_options(args, **options):
+    """Return the `EvalOptions` of these flags."""
+    from tubevit.evaluation import EvalOptions
+
+    return EvalOptions(
+        data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
+        average=args.average, allow_overlap=args.allow_overlap, max_broken=args.max_broken, **options,
+    )  # fmt: skip
+
+
 def run(args) -> None:
     """Run the verb."""
     from tubevit.config import load_config
-    from tubevit.evaluation import EvalOptions, evaluate_checkpoint, write_evaluations
+    from tubevit.evaluation import evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
     from tubevit.zoo.names import open_checkpoint
 
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
-    options = EvalOptions(
-        config=run_on_all(lambda: args.config and load_config(args.config, args.config_overrides)),
-        data=args.data, split=args.split, head=args.head, batch_size=args.batch_size, views=args.views,
-        probe=args.probe, allow_overlap=args.allow_overlap, max_broken=args.max_broken,
-    )  # fmt: skip
+    config = run_on_all(lambda: args.config and load_config(args.config, args.config_overrides))
+    options = data_options(args, config=config, probe=args.probe)
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = run_on_main(lambda: _checked_out(args, checkpoint))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
@@ -72,7 +89,7 @@ def run(args) -> None:
         try:
             written = write_evaluations(evaluations, out)
         finally:  # the scores are shown even if they cannot be written
-            print(json.dumps(records, indent=2) if args.json else "\n".join(map(_line, records)), flush=True)
+            print(json.dumps(records, indent=2) if args.json else "\n".join(map(describe_record, records)), flush=True)
         if not args.json:
             print(f"written to {', '.join(written)}")
     if failed := [record["failed"] for record in records if record["failed"]]:
@@ -98,16 +115,20 @@ def _default_out(args, checkpoint) -> str:
     return storage.join(args.workdir or checkpoint.home, file)
 
 
-def _line(record: dict) -> str:
+def describe_record(record: dict) -> str:
+    """Describe a record of eval.json in a line."""
     scores = [f"{key} {100 * record[key]:.2f} %" for key in ("top1", "top5", "map") if record[key] is not None]
+    if record["published_top1"] is not None:
+        scores.insert(1, f"published top1 {100 * record['published_top1']:.1f} %")
     broken = f", {len(record['broken'])} broken" if record["broken"] else ""
     what, settings = record["head"], ""
     if "probe" in record:
         what = f"{record['probe']} probe"
         settings = f"; learned from {record['train_clips_used']} clips: {record['probe_settings']}"
+    averaged = " (mean of logits)" if record["average"] == "logits" else ""
     failed = f"; FAILED: {record['failed']}" if record["failed"] else ""
     return (
         f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
-        f"views {record['views']}, split {record['split']}{settings}{failed}"
+        f"views {record['views']}{averaged}, split {record['split']}{settings}{failed}"
     )

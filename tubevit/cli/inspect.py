@@ -70,7 +70,9 @@ def _sent(row: dict) -> list[str]:
         share, (dense, tubes) = size["tubes"] / size["dense"], (f"{size[path] / 1e3:,.1f} kB" for path in size)
         lines.append(f"  bytes per {kind}: dense {dense}, tubes {tubes} ({share:.1%})")
         if share > 1 or (share == 1 and kind == "clip"):
-            lines.append(f"  warning: tubes are not smaller than the {kind} ({share:.2f} times): use input.path=dense")
+            lines.append(
+                f"  warning: tubes are not smaller than the {kind} ({share:.2f} times): input.path=dense sends it whole"
+            )
     return lines
 
 

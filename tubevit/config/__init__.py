@@ -4,6 +4,7 @@ from tubevit.config.config import (
     allow_overlap,
     changed_keys,
     check_config,
+    check_trains,
     dataset_config,
     default_config,
     experiments_folder,
@@ -16,6 +17,6 @@ from tubevit.config.config import (
 )
 
 __all__ = [
-    "allow_overlap", "changed_keys", "check_config", "dataset_config", "default_config", "experiments_folder",
-    "flatten", "load_config", "model_fields", "names", "pairs", "set_key",
+    "allow_overlap", "changed_keys", "check_config", "check_trains", "dataset_config", "default_config",
+    "experiments_folder", "flatten", "load_config", "model_fields", "names", "pairs", "set_key",
 ]  # fmt: skip

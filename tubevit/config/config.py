@@ -215,7 +215,7 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: a key or value is wrong; it is named.
     """
-    if not config.data.train:
+    if not config.data.train and not config.data.eval:
         raise UserError("data.train is empty: name at least one data set")
     for group in ("train", "eval"):
         for name, dataset in config.data[group].items():
@@ -229,7 +229,7 @@ def check_config(config: ConfigDict) -> None:
     for path, value in flatten(config).items():
         if value is not None or "recipe" not in config:
             find_key(path).check(path, value)
-    Views.from_text(config.eval.views)
+    Views.from_keys(config.eval)
     pairs(config.init.rename)
     if config.init.checkpoint is None:
         unused = [key for key in ("skip", "rename", "tubes") if config.init[key] != find_key(f"init.{key}").default]
@@ -243,6 +243,12 @@ def check_config(config: ConfigDict) -> None:
         from tubevit.models.variants import model_config  # here, as it imports jax
 
         model_config(**model_fields(config))
+
+
+def check_trains(config: ConfigDict) -> None:
+    """Raise UserError if a configuration has no data to train on."""
+    if not config.data.train:
+        raise UserError("data.train is empty: this experiment only evaluates, see `tubevit evaluate --config`")
 
 
 def names(text: str) -> list[str]:

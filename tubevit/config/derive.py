@@ -16,6 +16,7 @@ from tubevit.data.warp import frame_size
 from tubevit.errors import DecodeError, UserError
 from tubevit.models.config import ModelConfig
 from tubevit.models.variants import model_config
+from tubevit.transfer.dense import sparse_config
 from tubevit.transfer.small_to_large import bootstrapped_config, inflated_config
 from tubevit.zoo.names import named_config, open_checkpoint
 
@@ -105,7 +106,9 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     looks, fps = probe(train), None
     if checkpoint:
         stored = open_checkpoint(checkpoint).model
-        if stored.is_plain_vit and train.modality == "video":
+        if config.recipe.tubes:
+            stored = sparse_config(stored, config.recipe.tubes, checkpoint)
+        elif stored.is_plain_vit and train.modality == "video":
             stored = inflated_config(stored)
         values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
     else:

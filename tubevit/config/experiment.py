@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from tubevit.config.config import check_trains
 from tubevit.config.keys import InputPath
 from tubevit.config.resolve import Resolved
 from tubevit.data.augment import Augment
@@ -39,8 +40,12 @@ class Experiment:
 
 
 def open_experiment(resolved: Resolved) -> Experiment:
-    """Open the data sets of a resolved configuration; raises UserError if one is invalid or does not fit the model."""
+    """Open the data sets of a resolved configuration to train on it.
+
+    Raises UserError if there is nothing to train on, or a data set is invalid or does not fit the model.
+    """
     config, model, open_source = resolved.config, resolved.model, resolved.open_source
+    check_trains(config)
     train = {
         name: load_for(model, open_source(d.source, d.split, d.head, d.allow_overlap), d.augment, config.input.path)
         for name, d in config.data.train.items()
@@ -65,8 +70,8 @@ def open_eval(
         open_source: opens its source.
 
     Raises:
-        UserError: the model has no such head, the head takes other files (images or videos), or a label is not among
-            its classes.
+        UserError: the model has no such head, the head takes other files (images or videos), a label is not among its
+            classes, or files are labelled by name and the head has no class names.
     """
     heads = dict(model.heads)
     dataset.head = dataset.head or default_head(dataset.source, name)
@@ -77,8 +82,12 @@ def open_eval(
     if head.modality not in ("any", source.modality):
         found = f"{source.name} holds {source.modality}s ({source.keys[0]})"
         raise UserError(f"{found}, head {dataset.head} takes {head.modality}s")
-    classes = head.labels or tuple(map(str, range(head.classes)))
-    source = source.with_classes(classes)
+    if not head.labels and not all(name.isdecimal() for name in source.classes):
+        raise UserError(
+            f"{source.name} labels files by name, and head {dataset.head!r} has no class names, so that their order "
+            "is not known: label the files by index"
+        )
+    source = source.with_classes(head.labels or tuple(map(str, range(head.classes))))
     if head.multi_label and not source.multi_label:
         one_hot = np.eye(head.classes, dtype=np.float32)[source.labels]
         source = dataclasses.replace(source, labels=one_hot)

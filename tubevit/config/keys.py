@@ -7,6 +7,7 @@ import functools
 import typing
 
 from tubevit.data.augment import Augment
+from tubevit.data.views import AVERAGES, PLACEMENTS
 from tubevit.errors import UserError, unknown
 from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, RATE, SHARE, THREADS, WHOLE, Range
 
@@ -74,9 +75,9 @@ _group = dataclasses.dataclass(frozen=True)
 
 @_group
 class _Input:
-    path: str = _key(
-        "tubes", "what is sent to the model: `tubes`, only the pixels that its tubes read, or `dense`, whole clips",
-        choices=tuple(map(str, InputPath)),
+    path: str | None = _key(
+        None, "what is sent to the model: `tubes`, only the pixels that its tubes read, or `dense`, whole clips; none "
+        "chooses `tubes` where they are fewer numbers than the clip", choices=tuple(map(str, InputPath)),
     )  # fmt: skip
 
 
@@ -124,14 +125,29 @@ class _Init:
     rename: str = _key("", "old=new,...: path prefixes in the checkpoint and their names in the model")
     tubes: str = _key(
         "same", "what to do about 3D tubes that the checkpoint lacks: `same` (it must have them all, but those of a "
-        "plain ViT are inflated), `inflate`, `zero`, `random`, or a checkpoint that has them",
+        "plain ViT are inflated), `inflate`, `dense` (all tubes and positions come from its only tube), `zero`, "
+        "`random`, or a checkpoint that has them",
     )  # fmt: skip
 
 
 @_group
 class _Eval:
     every: int = _key(5_000, "steps between evaluations", COUNT)
-    views: str = _key("1x1", "temporal x spatial views of a clip, e.g. 4x3; their probabilities are averaged")
+    views: str = _key("1x1", "temporal x spatial views of a video, e.g. 4x3")
+    average: str = _key(
+        "probabilities", "what is averaged over the views of a video: `probabilities`, or `logits`, whose mean is then "
+        "converted to probabilities", choices=AVERAGES,
+    )  # fmt: skip
+    clip_placement: str = _key(
+        "even", "where the n temporal views lie: `even`, from the beginning of the video to its end, a single one in "
+        "the middle; `start`, view k after k/n of the time that one view leaves; `spread`, each over the whole video, "
+        "whatever `input.fps` is, with view k at k/n of T equal parts, a single one at their middles",
+        choices=PLACEMENTS,
+    )  # fmt: skip
+    short_side: int | None = _key(
+        None, "short side that frames are resized to before squares of `input.size` are cut from them; none takes the "
+        "largest squares", COUNT,
+    )  # fmt: skip
 
 
 @_group
@@ -171,6 +187,9 @@ class _Dataset:
     batch_size: int = _key(32, "global batch size", COUNT)
     loss_weight: float = _key(1.0, "factor of its loss", NOT_NEGATIVE)
     allow_overlap: bool = _key(False, "accept a csv that lists a file in two splits")
+    published_top1: float | None = _key(
+        None, "in `data.eval`: a published top-1 accuracy, which is shown beside the measured one", SHARE
+    )
     augment: Augment = Augment()
 
 
@@ -179,6 +198,7 @@ class _Recipe:
     name: str = _key("", "which of the two", choices=("finetune", "bootstrap"))
     checkpoint: str | None = _key(None, "finetune: a checkpoint to begin from")
     model: str | None = _key(None, "finetune: the architecture, if there is no checkpoint")
+    tubes: str | None = _key(None, "finetune: other tubes for the checkpoint of a dense video model")
     small: str | None = _key(None, "bootstrap: the tube model")
     large: str | None = _key(None, "bootstrap: the plain ViT")
     widen: str = _key("concatenate", "bootstrap: see `bootstrapped_config`")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tubevit.config.config import locked, model_fields
 from tubevit.config.derive import apply_recipe
+from tubevit.config.keys import InputPath
 from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
 from tubevit.errors import UserError
@@ -90,7 +92,21 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
         trained = config.data.train.get(name)
         dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
     model = model_config(**model_fields(config), heads=heads)
+    config.input.path = str(input_path(model, config.input.path))
     return Resolved(config, model, tuple(notes), decoding, open_source)
+
+
+def input_path(model: ModelConfig, path: str | None) -> InputPath:
+    """Return how clips are sent to a model: as `path` says, by default as windows of tubes if these are smaller.
+
+    Raises UserError if `path` is `tubes` and the windows are no smaller than the clip, as for a dense tube.
+    """
+    share = model.tubes.values_read(model.shape) / (3 * math.prod(model.shape))
+    if path is None:
+        return InputPath.TUBES if share < 1 else InputPath.DENSE
+    if InputPath(path) is InputPath.TUBES and share >= 1:
+        raise UserError(f"input.path=tubes sends {share:.2f} times the clip for {model.tubes}; use input.path=dense")
+    return InputPath(path)
 
 
 def resolve_on_main(config: ConfigDict) -> Resolved:

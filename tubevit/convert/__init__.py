@@ -11,11 +11,23 @@ import numpy as np
 from tubevit import publish, storage, writable
 from tubevit.checkpoint.checkpoint import Checkpoint, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.convert import big_vision, dinov2, flax_vit, hugging_face, hugging_face_video, original_video, siglip, timm
+from tubevit.convert import (
+    big_vision,
+    dinov2,
+    flax_vit,
+    hugging_face,
+    hugging_face_video,
+    original_video,
+    scenic,
+    siglip,
+    timm,
+    videoprism,
+)
 from tubevit.convert.architecture import check_plain, fold_layer_scale
 from tubevit.convert.files import kind_of, read_arrays, read_folder, read_json, sha256
 from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.hugging_face_folder import CONFIG
+from tubevit.convert.video_families import FAMILIES
 from tubevit.errors import UserError, unknown
 from tubevit.models.abstract import model_of, parameters
 from tubevit.models.config import ModelConfig
@@ -27,7 +39,13 @@ _FOLDERS = {  # by the model_type in config.json
     "dinov2": ("dinov2", dinov2.read),
     "siglip": ("siglip", siglip.read),
     "siglip_vision_model": ("siglip", siglip.read),
-    **{name: ("hugging-face", hugging_face_video.read) for name in hugging_face_video.FAMILIES},
+    **{name: ("hugging-face", hugging_face_video.read) for name in FAMILIES},
+}
+_USED_BY = {  # options that only some formats use
+    "prefix": ("big-vision",),
+    "heads": ("timm", "timesformer", "videomae"),
+    "frames": ("videomae", "scenic"),
+    "size": ("timesformer", "videomae", "scenic", "videoprism"),
 }
 
 
@@ -59,7 +77,7 @@ def convert(
     """Convert weights of another library to a tubevit checkpoint, or a tubevit checkpoint to another library's files.
 
     No code in `src` is run, and `dst` appears only after everything was checked. The metadata of the checkpoint gets a
-    `source` with format, name, sha256 of each file and preprocessing.
+    `source` with format, name, sha256 of each file, preprocessing and, if the files say it, licence.
 
     Args:
         src: a file or folder of another library, whose format is recognised by its content; or a tubevit checkpoint.
@@ -85,12 +103,14 @@ def convert(
         return _write(_open_own(src, open_checkpoint), dst, format, options)
     if format is not None:
         raise UserError(f"{src} is of another library and becomes a tubevit checkpoint; call without --format {format}")
-    for name, formats_using_it in (("prefix", ("big-vision",)), ("heads", ("timm", "timesformer", "videomae"))):
-        if getattr(options, name) is not None and kind not in formats_using_it:
+    for name, formats in _USED_BY.items():
+        if getattr(options, name) is not None and kind not in formats:
             raise UserError(
-                f"--{name} is for files of format {' or '.join(formats_using_it)}; {src} is {kind}: pass no --{name}"
+                f"--{name} is for files of format {' or '.join(formats)}; {src} is {kind}: pass no --{name}"
             )
+    clip = "x".join(map(str, foreign.config.shape))
     error = f"{src} does not fit {foreign.config.name} in format {kind}"
+    error += "" if foreign.config.is_plain_vit else f" with clips of {clip} (T x H x W)"
     config, params = fold_layer_scale(foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error))
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
     save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign)})
@@ -104,11 +124,16 @@ def _source(kind: str, path: pathlib.Path, foreign: Foreign) -> dict:
         "size": config.size,
     }  # fmt: skip
     hashes = {file.name: sha256(file) for file in foreign.files}
-    return {"format": kind, "name": path.absolute().name, "sha256": hashes, "preprocessing": preprocessing}
+    source = {"format": kind, "name": path.absolute().name, "sha256": hashes, "preprocessing": preprocessing}
+    return source | ({"licence": foreign.licence} if foreign.licence else {})
 
 
 def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
     kind, weights = kind_of(path), read_arrays(path)
+    if kind == "msgpack":
+        return "scenic", scenic.read(path, weights, options)
+    if kind == "npz" and any(name.endswith(videoprism.MARK) for name in weights):
+        return "videoprism", videoprism.read(path, weights, options)
     if kind == "npz":
         if any(flax_vit.AUGREG_MLP in name for name in weights) and options.prefix is None:
             return "augreg", flax_vit.read(path, weights, flax_vit.AUGREG, options)
@@ -164,7 +189,7 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
         raise unknown("format", format, FORMATS)
     if storage.is_remote(dst):
         raise UserError(f"--format {format} writes to a local path; found {dst}: copy it to the bucket afterwards")
-    unused = [name for name in ("prefix", "heads", "mean", "std") if getattr(options, name) is not None]
+    unused = [name for name in (*_USED_BY, "mean", "std") if getattr(options, name) is not None]
     if unused:
         raise UserError(
             f"{src} is a tubevit checkpoint, which has these settings itself: pass no --{', --'.join(unused)}"
@@ -172,7 +197,7 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
     model = checkpoint.load_model(num_classes=0 if options.headless else None)
     family = None
     if format == "hugging-face" and model.config.frames > 1:
-        family = hugging_face_video.check(model.config, format)
+        family = hugging_face_video.family_of(model.config, format)
     else:
         check_plain(model.config, format)
     config, params = fold_layer_scale(model.config, flatten(parameters(model)))
@@ -184,6 +209,8 @@ def _write(checkpoint: Checkpoint, dst: str | os.PathLike, format: str | None, o
     notes = ["left out: the head"] if options.headless else []
     if format == "timm":
         notes += timm.check(path, config)
+    elif family is not None:
+        notes += hugging_face_video.lost(family, config, params)
     interpolation = checkpoint.metadata.get("source", {}).get("preprocessing", {}).get("interpolation")
     with publish.creating(path) as temporary:
         if format == "timm":

@@ -29,30 +29,34 @@ def plain_vit(*, patch: int, head: Head | None, **fields) -> ModelConfig:
 
 def video_vit(*, tubelet: int, patch: int, head: Head | None, **fields) -> ModelConfig:
     """Make a ViT over all tubelets (tubelet, patch, patch) of a clip from the other fields of `ModelConfig`."""
-    if fields["depth"] > _MOST_BLOCKS:
-        raise UserError(f"expected at most {_MOST_BLOCKS} blocks, found {fields['depth']}")
+    blocks = max(fields["depth"], fields.get("temporal_depth", 0))
+    if blocks > _MOST_BLOCKS:
+        raise UserError(f"expected at most {_MOST_BLOCKS} blocks, found {blocks}")
     text = f"{tubelet}x{patch}x{patch}"
+    defaults = {"pattern": "joint", "temporal_depth": 0}
     sizes = {"tubes": f"{text}/{text}", **{key: fields[key] for key in (*_SIZES, "num_heads", "frames", "position")}}
-    sizes |= {key: fields[key] for key in ("pattern",) if key in fields}
-    name = next((name for name, known in ARCHITECTURES.items() if sizes.items() <= known.items()), OTHER_VIT)
-    heads = () if head is None else (("default", dataclasses.replace(head, modality="video")),)
+    sizes |= {key: fields.get(key, value) for key, value in defaults.items()}
+    known = {name: defaults | architecture for name, architecture in ARCHITECTURES.items()}
+    name = next((name for name, architecture in known.items() if sizes.items() <= architecture.items()), OTHER_VIT)
+    heads = () if head is None else (("default", head),)
     return ModelConfig(name=name, tubes=TubeSet.from_text(f"{text}/{text}"), heads=heads, **fields)
 
 
-def heads_of(sizes: dict[str, int], given: int | None, source: str) -> int:
+def heads_of(sizes: dict[str, int], given: int | None, source: str, kind: str = "vit") -> int:
     """Return the number of attention heads for a file that does not say it, from the architecture of the same sizes.
 
-    Raises UserError if the user gave no number, and no architecture has this width, depth and mlp_dim.
+    Raises UserError if the user gave no number, and no architecture `<kind>_...` has this width, depth and mlp_dim.
     """
     if given is not None:
         return given
-    closest = min(_PLAIN, key=lambda name: sum(abs(math.log(_PLAIN[name][key] / sizes[key])) for key in _SIZES))
-    if all(_PLAIN[closest][key] == sizes[key] for key in _SIZES):
-        return _PLAIN[closest]["num_heads"]
-    found, other = (" ".join(f"{key} {values[key]}" for key in _SIZES) for values in (sizes, _PLAIN[closest]))
+    known = {name: fields for name, fields in ARCHITECTURES.items() if name.startswith(f"{kind}_")}
+    closest = min(known, key=lambda name: sum(abs(math.log(known[name][key] / sizes[key])) for key in _SIZES))
+    if all(known[closest][key] == sizes[key] for key in _SIZES):
+        return known[closest]["num_heads"]
+    found, other = (" ".join(f"{key} {values[key]}" for key in _SIZES) for values in (sizes, known[closest]))
     raise UserError(
-        f"{source}: no known ViT has {found}; the closest is {closest} with {other}. The file does not say the number "
-        "of attention heads: pass --heads N"
+        f"{source}: no known {kind} has {found}; the closest is {closest} with {other}. The file does not say the "
+        "number of attention heads: pass --heads N"
     )
 
 

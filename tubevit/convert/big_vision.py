@@ -11,7 +11,7 @@ from tubevit.convert.foreign import Foreign, Options
 from tubevit.errors import UserError, unknown
 
 _PATCHES = "embedding/kernel"
-_STACKED = "Transformer/encoderblock/"
+_BLOCKS = "Transformer/encoderblock"
 
 
 def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options) -> Foreign:
@@ -19,7 +19,7 @@ def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options
     prefix = _prefix(path, weights, options.prefix)
     inside = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
     others = {"/".join(name.split("/")[: prefix.count("/") or 1]) for name in weights if not name.startswith(prefix)}
-    found = flax_vit.read(path, _unstacked(inside), flax_vit.BIG_VISION, options)
+    found = flax_vit.read(path, flax_vit.unstacked(inside, _BLOCKS), flax_vit.BIG_VISION, options)
     notes = (f"left out: {', '.join(sorted(others))}",) if others else ()
     return dataclasses.replace(found, notes=notes + found.notes)
 
@@ -39,15 +39,3 @@ def _prefix(path: pathlib.Path, weights: Mapping, given: str | None) -> str:
         choices = ", ".join(repr(text.rstrip("/")) for text in sorted(prefixes))
         raise UserError(f"{path} must hold one ViT; found several: pass --prefix, one of {choices}")
     return prefixes.pop()
-
-
-def _unstacked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Split stacked arrays `Transformer/encoderblock/...` into one per block, `Transformer/encoderblock_0/...`."""
-    split = {}
-    for name, array in weights.items():
-        if name.startswith(_STACKED) and array.ndim:
-            inner = name.removeprefix(_STACKED)
-            split |= {f"{_STACKED.rstrip('/')}_{i}/{inner}": layer for i, layer in enumerate(array)}
-        else:
-            split[name] = array
-    return split

@@ -7,7 +7,9 @@ import zipfile
 
 import ml_dtypes
 import numpy as np
+from flax import serialization
 
+from tubevit.checkpoint.paths import flatten
 from tubevit.convert.torch_file import damaged, read_torch
 from tubevit.errors import UserError, optional_import
 
@@ -20,7 +22,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """Return `npz`, `torch` or `safetensors`, by content; raises UserError for other and for damaged files."""
+    """Return `npz`, `torch`, `safetensors` or `msgpack`, by content; raises UserError for other and damaged files."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(9)
@@ -44,12 +46,17 @@ def kind_of(path: pathlib.Path) -> str:
             f"{path} was saved by torch before 1.6 and cannot be read without running code in it; load it with torch "
             "and save its state dict again, as safetensors or with torch.save"
         )
-    raise UserError(f"{path} is not a .npz, .safetensors or torch .pth file; it begins with {start!r}")
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map that is not empty
+        return "msgpack"
+    raise UserError(
+        f"{path} is not a .npz, .safetensors or torch .pth file, nor one of flax (msgpack); it begins with {start!r}"
+    )
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Read the arrays of a file by name; raises UserError if it is of no known kind, is damaged or holds code."""
-    return {"npz": _read_npz, "torch": read_torch, "safetensors": _read_safetensors}[kind_of(path)](path)
+    readers = {"npz": _read_npz, "torch": read_torch, "safetensors": _read_safetensors, "msgpack": _read_msgpack}
+    return readers[kind_of(path)](path)
 
 
 def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
@@ -120,6 +127,16 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in entries
     }
+
+
+def _read_msgpack(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a nested dict that flax has written; their names are the keys, joined by `/`."""
+    try:
+        restored = serialization.msgpack_restore(path.read_bytes())
+        leaves = flatten(restored) if isinstance(restored, dict) else {}
+    except Exception as error:  # a damaged file may raise anything
+        raise damaged(path, error) from error
+    return {name: leaf for name, leaf in leaves.items() if isinstance(leaf, np.ndarray)}
 
 
 def _listing(folder: pathlib.Path) -> str:

@@ -13,33 +13,21 @@ from tubevit.models.config import Head
 
 _BLOCK = "Transformer/encoderblock_*"
 _MAP = "MAPHead_0"
+# The modules of a block. AugReg numbers all of them together, big_vision those of each kind.
+AUGREG_MLP = "MlpBlock_3"
+AUGREG_NAMES = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", AUGREG_MLP)
+BIG_VISION_NAMES = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
 
 
-def _arrays(norm1: str, attention: str, norm2: str, mlp: str, position: str) -> tuple[Array, ...]:
-    """Make the table for the names of a block's modules."""
-    return (
-        Array("tokenizer/tubes/0/kernel", ("embedding/kernel",), "P P 3 D"),
-        Array("tokenizer/tubes/0/bias", ("embedding/bias",), "D"), Array("position/0", (position,), "1 N D"),
-        Array("class_token", ("cls",), "1 1 D"), *_norm("encoder/blocks/norm1", f"{_BLOCK}/{norm1}"),
-        *_to_heads("encoder/blocks/attention/qkv", f"{_BLOCK}/{attention}", "query", "key", "value"),
-        *_dense("encoder/blocks/attention/out", f"{_BLOCK}/{attention}/out", "h d D"),
-        *_norm("encoder/blocks/norm2", f"{_BLOCK}/{norm2}"),
-        *_dense("encoder/blocks/mlp/up", f"{_BLOCK}/{mlp}/Dense_0", "D M"),
-        *_dense("encoder/blocks/mlp/down", f"{_BLOCK}/{mlp}/Dense_1", "M D"),
-        *_norm("encoder/norm", "Transformer/encoder_norm"), Array("pooling/probe", (f"{_MAP}/probe",), "1 1 D"),
-        *_to_heads("pooling/query", f"{_MAP}/MultiHeadDotProductAttention_0", "query"),
-        *_to_heads("pooling/key_value", f"{_MAP}/MultiHeadDotProductAttention_0", "key", "value"),
-        *_dense("pooling/out", f"{_MAP}/MultiHeadDotProductAttention_0/out", "h d D"),
-        *_norm("pooling/norm", f"{_MAP}/LayerNorm_0"),
-        *_dense("pooling/mlp/up", f"{_MAP}/MlpBlock_0/Dense_0", "D M"),
-        *_dense("pooling/mlp/down", f"{_MAP}/MlpBlock_0/Dense_1", "M D"),
-        *_dense("heads/default", "head", "D C"),
-    )  # fmt: skip
-
-
-def _dense(ours: str, theirs: str, shape: str) -> tuple[Array, Array]:
+def dense(ours: str, theirs: str, shape: str) -> tuple[Array, Array]:
+    """Describe a linear layer: `kernel` of this shape and `bias`."""
     bias = shape.split()[-1]
     return Array(f"{ours}/kernel", (f"{theirs}/kernel",), shape), Array(f"{ours}/bias", (f"{theirs}/bias",), bias)
+
+
+def norm(ours: str, theirs: str) -> tuple[Array, Array]:
+    """Describe a layer normalisation: `scale` and `bias`."""
+    return Array(f"{ours}/scale", (f"{theirs}/scale",), "D"), Array(f"{ours}/bias", (f"{theirs}/bias",), "D")
 
 
 def _to_heads(ours: str, theirs: str, *names: str) -> tuple[Array, Array]:
@@ -49,17 +37,49 @@ def _to_heads(ours: str, theirs: str, *names: str) -> tuple[Array, Array]:
     )
 
 
-def _norm(ours: str, theirs: str) -> tuple[Array, Array]:
-    return Array(f"{ours}/scale", (f"{theirs}/scale",), "D"), Array(f"{ours}/bias", (f"{theirs}/bias",), "D")
+def block(ours: str, theirs: str, names: tuple[str, str, str, str]) -> tuple[Array, ...]:
+    """Describe the blocks of an encoder; `names` are those of its modules."""
+    norm1, attention, norm2, mlp = names
+    return (
+        *norm(f"{ours}/norm1", f"{theirs}/{norm1}"),
+        *_to_heads(f"{ours}/attention/qkv", f"{theirs}/{attention}", "query", "key", "value"),
+        *dense(f"{ours}/attention/out", f"{theirs}/{attention}/out", "h d D"),
+        *norm(f"{ours}/norm2", f"{theirs}/{norm2}"),
+        *dense(f"{ours}/mlp/up", f"{theirs}/{mlp}/Dense_0", "D M"),
+        *dense(f"{ours}/mlp/down", f"{theirs}/{mlp}/Dense_1", "M D"),
+    )
 
 
-# AugReg numbers all modules of a block together, big_vision the modules of each kind.
-AUGREG_MLP = "MlpBlock_3"
-AUGREG = _arrays(
-    "LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", AUGREG_MLP,
-    "Transformer/posembed_input/pos_embedding",
-)  # fmt: skip
-BIG_VISION = _arrays("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding")
+def _arrays(names: tuple[str, str, str, str], position: str) -> tuple[Array, ...]:
+    return (
+        Array("tokenizer/tubes/0/kernel", ("embedding/kernel",), "P P 3 D"),
+        Array("tokenizer/tubes/0/bias", ("embedding/bias",), "D"), Array("position/0", (position,), "1 N D"),
+        Array("class_token", ("cls",), "1 1 D"), *block("encoder/blocks", _BLOCK, names),
+        *norm("encoder/norm", "Transformer/encoder_norm"), Array("pooling/probe", (f"{_MAP}/probe",), "1 1 D"),
+        *_to_heads("pooling/query", f"{_MAP}/MultiHeadDotProductAttention_0", "query"),
+        *_to_heads("pooling/key_value", f"{_MAP}/MultiHeadDotProductAttention_0", "key", "value"),
+        *dense("pooling/out", f"{_MAP}/MultiHeadDotProductAttention_0/out", "h d D"),
+        *norm("pooling/norm", f"{_MAP}/LayerNorm_0"),
+        *dense("pooling/mlp/up", f"{_MAP}/MlpBlock_0/Dense_0", "D M"),
+        *dense("pooling/mlp/down", f"{_MAP}/MlpBlock_0/Dense_1", "M D"),
+        *dense("heads/default", "head", "D C"),
+    )  # fmt: skip
+
+
+AUGREG = _arrays(AUGREG_NAMES, "Transformer/posembed_input/pos_embedding")
+BIG_VISION = _arrays(BIG_VISION_NAMES, "pos_embedding")
+
+
+def unstacked(weights: Mapping[str, np.ndarray], blocks: str) -> dict[str, np.ndarray]:
+    """Split the stacked arrays `<blocks>/...` into one per block, `<blocks>_0/...`; others stay as they are."""
+    split = {}
+    for name, array in weights.items():
+        if name.startswith(f"{blocks}/") and array.ndim:
+            inner = name.removeprefix(f"{blocks}/")
+            split |= {f"{blocks}_{i}/{inner}": layer for i, layer in enumerate(array)}
+        else:
+            split[name] = array
+    return split
 
 
 def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], table: tuple[Array, ...], options: Options) -> Foreign:

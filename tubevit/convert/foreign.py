@@ -23,6 +23,7 @@ class Options:
         heads: the number of attention heads, where a file does not say it.
         headless: whether to leave out the classifier and the layers before it.
         mean, std: pixel statistics on the scale 0..1, which replace those of the source.
+        frames, size: the clip of a video model, in frames and in pixels of a side, where a file does not say it.
     """
 
     prefix: str | None = None
@@ -30,6 +31,8 @@ class Options:
     headless: bool = False
     mean: Triple | None = None
     std: Triple | None = None
+    frames: int | None = None
+    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Foreign:
         files: the files that were read.
         interpolation: how its images are resized, or None if unknown.
         notes: what was assumed or left out, one line each.
+        licence: the licence of the weights, or None if the files do not say it.
     """
 
     config: ModelConfig
@@ -51,6 +55,7 @@ class Foreign:
     files: tuple[pathlib.Path, ...]
     interpolation: str | None
     notes: tuple[str, ...]
+    licence: str | None = None
 
 
 def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], source: str) -> list[tuple[int, ...]]:

@@ -72,12 +72,14 @@ class FolderFormat:
         weights, dropped = leave_out(weights, (*self.left_out, *classifier), self.left_out_as)
         return Foreign(
             self.build(**fields, **pixels), self.prepare(weights), self.layout, tuple(files), interpolation,
-            notes + dropped,
+            notes + dropped, licence(folder),
         )  # fmt: skip
 
 
 def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
-    """Translate the values of a config.json to arguments of `plain_vit`; `defaults` add to `DEFAULTS`.
+    """Translate the values of a config.json to arguments of `plain_vit`, or of `video_vit` if `defaults` have frames.
+
+    `defaults` add to `DEFAULTS`.
 
     Raises UserError if values are invalid or not supported; the message lists all of them.
     """
@@ -105,6 +107,14 @@ def encoder_fields(values: Mapping, defaults: Mapping, source: str) -> dict:
     fields["size"] = whole("image_size") // fields["patch"] * fields["patch"]
     if not problems and not fields["size"]:
         problems.append(f"image_size {values['image_size']} is smaller than patch_size {fields['patch']}")
+    if "tubelet_size" in defaults:
+        fields |= {"frames": whole("num_frames"), "tubelet": whole("tubelet_size")}
+        if fields["frames"] % fields["tubelet"]:
+            problems.append(
+                f"num_frames {fields['frames']} must be a multiple of the {fields['tubelet']} frames of a tubelet"
+            )
+    if "num_temporal_layers" in defaults:
+        fields["temporal_depth"] = whole("num_temporal_layers")
     if whole("num_channels") != 3:
         problems.append(f"num_channels must be 3, found {values['num_channels']}")
     activation, epsilon = str(values["hidden_act"]), values["layer_norm_eps"]
@@ -137,6 +147,17 @@ def labels(values: Mapping, source: str) -> tuple[int, tuple[str, ...]]:
     return len(ordered), () if placeholders else ordered
 
 
+def licence(folder: pathlib.Path) -> str | None:
+    """Return the licence in the front matter of the model card, README.md, or None if there is none."""
+    try:
+        text = (folder / "README.md").read_text("utf-8", errors="replace")
+    except OSError:
+        return None
+    matter = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
+    found = matter and re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", matter[1], re.MULTILINE)
+    return found[1] if found else None
+
+
 def preprocessing(
     folder: pathlib.Path, options: Options, trained: tuple[Statistics, Statistics] | None = None
 ) -> tuple[dict, str | None, tuple[str, ...]]:
@@ -147,33 +168,44 @@ def preprocessing(
     """
     path = next((folder / name for name in (VIDEO_PREPROCESSOR, PREPROCESSOR) if (folder / name).exists()), None)
     values, path = read_json(path) if path else {}, path or folder / PREPROCESSOR
-    rescale, factor = values.get("do_rescale", True), values.get("rescale_factor", 1 / 255)
-    offset = trained is not None and bool(values.get("offset", "Vivit" in str(values.get("image_processor_type"))))
+    is_vivit = "Vivit" in str(values.get("video_processor_type", values.get("image_processor_type")))
+    rescale, factor = values.get("do_rescale", True), values.get("rescale_factor", 1 / (127.5 if is_vivit else 255))
+    offset = trained is not None and bool(values.get("offset", is_vivit))
     scale = round(factor * 255, 6) if isinstance(factor, int | float) else None
     if not rescale or (scale, offset) not in ((1, False), (2, True)):
         raise UserError(
             f"{path}: pixels must be rescaled by 1/255, or by 1/127.5 with an offset; found do_rescale={rescale}, "
             f"rescale_factor={factor!r}, offset={offset}"
         )
-    mean, std = values.get("image_mean"), values.get("image_std")
-    notes: tuple[str, ...] = ()
+    mean, std, notes = values.get("image_mean"), values.get("image_std"), ()
     if not values.get("do_normalize", True):
-        mean, std = ((0.5,) * 3, (0.5,) * 3) if offset else ((0.0,) * 3, (1.0,) * 3)
-    elif trained is not None and (options.mean is None or options.std is None):
-        if offset:
-            notes += (
-                f"{path} maps pixels to -1..1 and then subtracts {mean}; such models were trained on -1..1, which is "
-                "used here: --mean .75 .75 .75 --std .25 .25 .25 gives what the processor of Hugging Face does",
-            )
-            mean, std = trained
-        elif mean is None or std is None:
-            notes += (f"{folder} does not say mean and std: assumed {trained[0]} and {trained[1]}, as in training",)
-            mean, std = trained
-        elif not np.allclose([mean, std], trained, atol=1e-3):
-            notes += (f"{path} has mean {mean} and std {std}; the released models were trained with {trained}",)
+        mean, std = ([0.5] * 3, [0.5] * 3) if offset else ([0.0] * 3, [1.0] * 3)
+        offset = False
+    if trained is not None and (options.mean is None or options.std is None):
+        mean, std, notes = _as_trained(mean, std, trained, offset, path)
     fields, more = statistics(options, mean, std, str(path))
     resample = values.get("resample")
     return fields, INTERPOLATIONS.get(resample) if isinstance(resample, int) else None, notes + more
+
+
+def _as_trained(mean, std, trained: tuple[Statistics, Statistics], offset: bool, path: pathlib.Path):
+    """Return mean, std and notes where the statistics of the training are known; see `preprocessing`."""
+    if offset:
+        note = (
+            f"{path} maps pixels to -1..1 and then subtracts {mean}; such models were trained on -1..1, which is used "
+            "here: --mean .75 .75 .75 --std .25 .25 .25 gives what the processor of Hugging Face does"
+        )
+        return *trained, (note,)
+    if mean is None or std is None:
+        note = f"{path} does not say mean and std: assumed {trained[0]} and {trained[1]}, as in training"
+        return mean or trained[0], std or trained[1], (note,)
+    if [mean, std] != [list(values) for values in trained]:
+        note = (
+            f"{path} has mean {mean} and std {std}, which are used; the released models were trained with "
+            f"{list(trained[0])} and {list(trained[1])}: see --mean and --std"
+        )
+        return mean, std, (note,)
+    return mean, std, ()
 
 
 def config_values(config: ModelConfig, head: Head | None, architecture: str) -> dict:

@@ -37,6 +37,8 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged pickle may raise anything
         raise damaged(path, error) from error
+    if isinstance(found, dict) and {"encoder", "predictor"} <= found.keys():
+        raise UserError(f"{path} is an original file of V-JEPA 2, which is not supported: pass Hugging Face's folder")
     if isinstance(found, dict):
         found = next((found[key] for key in _STATE_DICTS if isinstance(found.get(key), dict)), found)
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):

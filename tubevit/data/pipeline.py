@@ -42,11 +42,15 @@ class SampleLoader:
     augment: Augment
     tubes: TubeSet | None = None
 
-    def decode(self, index: int, clip_position: float) -> list[Frame]:
-        """Decode a clip of file `index`, or an image, for `warp.sample`; raises DecodeError, which names the file."""
+    def decode(self, index: int, clip_position: float, *, spread: bool = False) -> list[Frame]:
+        """Decode a clip of file `index`, or an image, for `warp.sample`; raises DecodeError, which names the file.
+
+        With `spread`, the frames are spread over the whole video, whatever `fps` is.
+        """
         use_one_opencv_thread()
         try:
-            decoded = decode_media(self.source.media(index), self.frames, self.fps, clip_position)
+            fps = None if spread else self.fps
+            decoded = decode_media(self.source.media(index), self.frames, fps, clip_position)
             self.source.check_kind(index, decoded.kind)
             return decoded.frames
         except DecodeError as error:
@@ -70,9 +74,10 @@ class SampleLoader:
     def view(self, index: int, temporal: int, views: Views, rng: np.random.Generator) -> Pixels:
         """Load the S spatial views of a temporal view: (S, T, size, size, 3) uint8, (S, size, size, 3) for an image,
         or the windows of each tube (S, N, f, ...)."""
-        frames = self.decode(index, evenly_spaced(views.temporal)[temporal])
+        frames = self.decode(index, views.clip_positions[temporal], spread=views.placement == "spread")
         frames = [frames[i] for i in self.augment.order(len(frames), rng)]
-        maps = (square_map(*frame_size(frames[0]), self.size, place) for place in evenly_spaced(views.spatial))
+        shape, share = frame_size(frames[0]), views.crop_share(self.size)
+        maps = (square_map(*shape, self.size, place, share) for place in evenly_spaced(views.spatial))
         loaded = [self._pixels(sample_grids(frames, each, self.size, self._grids)) for each in maps]
         return np.stack(loaded) if self.tubes is None else tuple(map(np.stack, zip(*loaded)))
 
@@ -108,9 +113,9 @@ class SampleLoader:
 
     def reason(self, index: int, views: Views = ONE_VIEW) -> str:
         """Return why file `index` cannot be decoded."""
-        for clip_position in (0.0, 0.5, 1.0, *evenly_spaced(views.temporal)):
+        for clip_position in (0.0, 0.5, 1.0, *views.clip_positions):
             try:
-                self.decode(index, clip_position)
+                self.decode(index, clip_position, spread=views.placement == "spread")
             except DecodeError as error:
                 return str(error)
         return f"{self.source.keys[index]} is damaged in places"
@@ -167,7 +172,11 @@ def evaluation_rows(loader: SampleLoader, views: Views, batch_size: int, seed: i
     Returns:
         A data set of {"pixels": the spatial views, see `SampleLoader.view`, "file": int32 index, "mask": float32,
         "broken": int32 index of the file if it cannot be decoded, else -1}.
+
+    Raises:
+        UserError: `views.short_side` is smaller than the input.
     """
+    views.crop_share(loader.size)
     count = len(loader.source) * views.temporal
 
     def row(number: int, rng: np.random.Generator) -> dict:

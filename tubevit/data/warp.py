@@ -32,13 +32,18 @@ def crop_map(top: float, left: float, height: float, width: float, size: int) ->
     return np.array([[width / size, 0, left], [0, height / size, top], [0, 0, 1.0]])
 
 
-def square_map(height: int, width: int, size: int, crop_position: float = 0.5) -> np.ndarray:
-    """Return the map that resizes the largest square of a frame (height, width) to (size, size).
+def square_map(height: int, width: int, size: int, crop_position: float = 0.5, share: float = 1.0) -> np.ndarray:
+    """Return the map that resizes a square of a frame (height, width) to (size, size).
 
-    `crop_position` places the square along the longer side, 0 (left or top) to 1.
+    Args:
+        height, width: of the frame, in pixels.
+        size: of the output, in pixels.
+        crop_position: place of the square along the longer side, 0 (left or top) to 1. It is centred along the other.
+        share: side of the square as a share of the shorter side, above 0 to 1.
     """
-    side = min(height, width)
-    return crop_map((height - side) * crop_position, (width - side) * crop_position, side, side, size)
+    side = min(height, width) * share
+    down, right = (crop_position, 0.5) if height > width else (0.5, crop_position)
+    return crop_map((height - side) * down, (width - side) * right, side, side, size)
 
 
 def flip_map(size: int) -> np.ndarray:

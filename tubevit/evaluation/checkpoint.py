@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.manifest import manifest_entries
-from tubevit.config import allow_overlap, dataset_config, default_config
+from tubevit.config import allow_overlap, dataset_config, default_config, model_fields
 from tubevit.config.derive import apply_recipe
 from tubevit.config.experiment import open_eval
 from tubevit.config.keys import find_key
+from tubevit.config.resolve import input_path
 from tubevit.data.sources import held_out_split
 from tubevit.data.views import Views
 from tubevit.errors import SplitError, UserError, cannot_write
@@ -32,6 +33,8 @@ from tubevit.evaluation.evaluate import (
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
+from tubevit.models.config import ModelConfig
+from tubevit.models.variants import model_config
 from tubevit.ranges import COUNT, SHARE
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
 from tubevit.sharding.hosts import is_main, run_on_all
@@ -41,6 +44,11 @@ from tubevit.zoo.names import open_checkpoint
 
 logger = logging.getLogger(__name__)
 BATCH_SIZE, THREADS = 16, 2  # where no configuration gives them
+# Fields in which a checkpoint must agree with the model of an experiment that only evaluates.
+_OF_PROTOCOL = (
+    "width", "depth", "num_heads", "mlp_dim", "tubes", "position", "pattern", "temporal_depth", "pooling", "frames",
+    "size",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +56,15 @@ class EvalOptions:
     """What to evaluate a checkpoint on; None takes the value of its run.
 
     Attributes:
-        config: an experiment; its `data.eval`, `eval.views` and `input.path` are used.
+        config: an experiment; its `data.eval`, `eval`, `loader` and `input.path` are used. One without training data
+            gives the protocol of an evaluation: the checkpoint must be of its architecture and input, and clips have
+            its `input.fps`.
         data: a source to evaluate instead of `data.eval`.
         split: split of `data`; by default val, else test, else all files.
         head: head for `data`; may be omitted if the model has one head.
         batch_size: batch size of every data set.
         views: temporal x spatial views, such as `4x3`.
+        average: what is averaged over views, `probabilities` or `logits`.
         probe: `linear` or `knn`: score frozen features in place of a head, see `PROBES`.
         allow_overlap: accept a csv that lists a file in two splits.
         max_broken: largest share of files that cannot be decoded, see `failure`.
@@ -68,6 +79,7 @@ class EvalOptions:
     head: str | None = None
     batch_size: int | None = None
     views: str | None = None
+    average: str | None = None
     probe: str | None = None
     allow_overlap: bool = False
     max_broken: float | None = None
@@ -83,6 +95,10 @@ class EvalOptions:
             SHARE.check("max_broken", self.max_broken)
         if self.views is not None:
             Views.from_text(self.views)
+        if self.average is not None:
+            find_key("eval.average").check("average", self.average)
+            if self.probe:
+                raise UserError("--average goes without --probe, which averages features")
 
 
 def evaluate_checkpoint(
@@ -104,18 +120,22 @@ def evaluate_checkpoint(
     checkpoint = src if isinstance(src, Checkpoint) else cast(Checkpoint, run_on_all(lambda: open_checkpoint(src)))
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
-    model, run = checkpoint.load_model(), checkpoint.experiment
+    loaded, run = checkpoint.load_model(), checkpoint.experiment
     config = None if options.config is None else run_on_all(lambda: _experiment(options))
+    model = loaded.config
+    if config is not None and not config.data.train:
+        model = run_on_all(lambda: _follow_protocol(checkpoint, config))
     datasets = run_on_all(lambda: _datasets(checkpoint, options)) if config is None else config.data.eval
-    views = config.eval.views if config else run.get("eval", {}).get("views", "1x1")
-    path = config.input.path if config else run.get("input", {}).get("path", "tubes")
+    views = _views(config.eval if config else run.get("eval", {}), options)
+    path = config.input.path if config else run.get("input", {}).get("path")
+    path = path or input_path(model, None)
     max_broken = max_broken_of(config or run) if options.max_broken is None else options.max_broken
     mesh = _mesh(run)
-    params = put(parameters(model), mesh)
-    threads = run.get("loader", {}).get("threads", THREADS)
-    settings = EvalSettings(Views.from_text(options.views or views), threads, mesh=mesh)
+    params = put(parameters(loaded), mesh)
+    threads = (config or run).get("loader", {}).get("threads", THREADS)
+    settings = EvalSettings(views, threads, mesh=mesh)
     open_loads = open_probe if options.probe else lambda *opened: (open_eval(*opened),)
-    opened = run_on_all(lambda: {name: open_loads(model.config, name, d, path) for name, d in datasets.items()})
+    opened = run_on_all(lambda: {name: open_loads(model, name, d, path) for name, d in datasets.items()})
     agree(lambda: _entries(options, datasets, opened))
     evaluations = []
     for name, dataset in datasets.items():
@@ -124,7 +144,7 @@ def evaluate_checkpoint(
         loads = opened[name]
         for note in dict.fromkeys(note for load in loads for note in load.source.notes):
             logger.info(note)
-        forward = make_forward(model.config, None if options.probe else dataset.head, mesh)
+        forward = make_forward(model, None if options.probe else dataset.head, mesh, views.average)
         start = time.perf_counter()
         if options.probe:
             predictions, probe = probe_source(options.probe, forward, params, loads, batch_size, settings)
@@ -137,8 +157,29 @@ def evaluate_checkpoint(
             train = len(loads[0].source)
             failed = failure(f"{name}, training split", train - probe["train_clips_used"], train, max_broken)
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step, "failed": failed}
+        origin |= {"published_top1": dataset.published_top1}
         evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
     return evaluations
+
+
+def _views(keys: Mapping | ConfigDict, options: EvalOptions) -> Views:
+    """Return the views of the group `eval` with what the options replace; features are averaged as they are."""
+    given = {"views": options.views, "average": "probabilities" if options.probe else options.average}
+    return Views.from_keys({**keys, **{key: value for key, value in given.items() if value is not None}})
+
+
+def _follow_protocol(checkpoint: Checkpoint, config: ConfigDict) -> ModelConfig:
+    """Return the model of a checkpoint with the frame rate of a protocol, an experiment without training data.
+
+    Raises:
+        UserError: the checkpoint is of another architecture or input; the message lists all differences.
+    """
+    model, expected = checkpoint.model, model_config(**model_fields(config))
+    differ = {key: (str(getattr(model, key)), str(getattr(expected, key))) for key in _OF_PROTOCOL}
+    found = [f"{key} {ours} instead of {theirs}" for key, (ours, theirs) in differ.items() if ours != theirs]
+    if found:
+        raise UserError(f"{checkpoint.name} does not fit the protocol of {expected.name}: it has {', '.join(found)}")
+    return model.replace(fps=expected.fps)
 
 
 def max_broken_of(config: Mapping | ConfigDict) -> float:

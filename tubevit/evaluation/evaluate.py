@@ -18,7 +18,13 @@ from tubevit.data.labels import distinct_names
 from tubevit.data.pipeline import BatchShards, SampleLoader, evaluation_rows, iterate
 from tubevit.data.views import ONE_VIEW, Views
 from tubevit.errors import UserError
-from tubevit.evaluation.metrics import average_precisions, class_accuracies, confusion_matrix, score
+from tubevit.evaluation.metrics import (
+    average_precisions,
+    class_accuracies,
+    confusion_matrix,
+    probabilities_of,
+    score,
+)
 from tubevit.sharding.mesh import global_batch, local_part, local_rows
 
 
@@ -27,7 +33,7 @@ class EvalSettings:
     """How the files of a data set are loaded and computed.
 
     Attributes:
-        views: temporal and spatial views.
+        views: the views of a file. Where their logits are averaged, `forward` must return logits.
         threads, workers: threads and worker processes of the loader.
         seed: order of shuffled frames.
         mesh: mesh of the parameters; all processes compute each batch together.
@@ -49,7 +55,7 @@ class Predictions:
     """Predictions for the files of a source.
 
     Attributes:
-        probabilities: (n, classes) float64, the mean over all views; or (n, D) features.
+        probabilities: (n, classes) float64, from the mean over all views; or (n, D) features.
         used: (n,) bool; False for files that cannot be decoded.
         views: the views that were averaged; images have one temporal view.
     """
@@ -91,7 +97,7 @@ def predict_source(
     """
     views, mesh, host = settings.views, settings.mesh, settings.host
     if load.source.modality == "image":
-        views = Views(1, views.spatial)
+        views = dataclasses.replace(views, temporal=1)
     gather = host is None and jax.process_count() > 1
     host = host or (local_rows(mesh) if mesh else BatchShards((jax.process_index(),), jax.process_count()))
     batch_size = -(-batch_size // host.count) * host.count
@@ -118,7 +124,10 @@ def predict_source(
         together = multihost_utils.process_allgather(np.concatenate([total, seen[:, None]], axis=1).view(np.uint8))
         together = np.asarray(together).view(np.float64).sum(axis=0)
         total, seen = together[:, :-1], together[:, -1]
-    return Predictions(total / (views.temporal * views.spatial), seen == views.temporal, views)
+    mean = total / (views.temporal * views.spatial)
+    if views.average == "logits":
+        mean = probabilities_of(mean, load.source.multi_label)
+    return Predictions(mean, seen == views.temporal, views)
 
 
 def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str, head: str, seconds: float) -> dict:
@@ -136,11 +145,16 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
         "dataset": name, "source": source.name, "head": head, "clips_listed": source.listed,
         "clips_found": len(source), "clips_used": int(used.sum()), "views": str(views),
         "decoder": "opencv" if source.modality == "image" else "pyav",
-        "crop": "centre" if views.spatial == 1 else f"{views.spatial} along the longer side",
+        "crop": _crop(views), "average": views.average, "clip_placement": views.placement,
         "label_hash": source.label_hash, **score(predictions.probabilities[used], source.labels[used]),
         "broken": [{"path": source.keys[i], "reason": load.reason(i, views)} for i in np.flatnonzero(~used).tolist()],
         "seconds": round(seconds, 2),
     }  # fmt: skip
+
+
+def _crop(views: Views) -> str:
+    scaled = "" if views.short_side is None else f", short side {views.short_side}"
+    return ("centre" if views.spatial == 1 else f"{views.spatial} along the longer side") + scaled
 
 
 def failure(name: str, broken: int, files: int, max_broken: float) -> str | None:

@@ -13,7 +13,9 @@ from tubevit.sharding.mesh import batch_sharding, using
 from tubevit.windows import TubeBatch
 
 
-def make_forward(model: ModelConfig, head: str | None, mesh: Mesh | None = None) -> Callable:
+def make_forward(
+    model: ModelConfig, head: str | None, mesh: Mesh | None = None, average: str = "probabilities"
+) -> Callable:
     """Compile a forward pass: (params, pixels (B, views, ...)) -> outputs (B, views, classes or D).
 
     Args:
@@ -21,12 +23,13 @@ def make_forward(model: ModelConfig, head: str | None, mesh: Mesh | None = None)
         head: outputs are the probabilities of this head: softmax, or sigmoid for a multi-label head. With None they
             are the pooled features.
         mesh: splits the rows of the batch over its devices.
+        average: what is averaged over views; with `logits`, outputs are the logits of the head.
 
     Returns:
         The function. Its pixels are clips, images or windows of tubes.
     """
     graph = graph_of(model)
-    probabilities = None if head is None else dict(model.heads)[head].probabilities
+    probabilities = None if head is None or average == "logits" else dict(model.heads)[head].probabilities
 
     def forward(params: dict, pixels: jax.Array | TubeBatch) -> jax.Array:
         rows = jax.tree.leaves(pixels)[0].shape[:2]

@@ -3,6 +3,15 @@
 import numpy as np
 
 
+def probabilities_of(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Convert logits (n, classes) to probabilities, float64: by softmax, or by sigmoid for multi-label data."""
+    logits = np.asarray(logits, np.float64)
+    if multi_label:
+        return np.exp(-np.logaddexp(0, -logits))
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     """Compute the metrics of eval.json.
 

@@ -102,7 +102,7 @@ class Attention(nnx.Module):
     def _attend(self, qkv: Float[Array, "B N 3 H d"]) -> Heads:
         return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.implementation, self.softcap)
 
-    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "b n n"]]:
+    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
         """Compute softmax(q k / sqrt(d)) in float32, the mean over the heads.
 
         Row n holds what token n takes from each token and sums to 1. With `factorised_dot` these are two arrays: the
@@ -177,7 +177,7 @@ class Block(nnx.Module):
         keys = (None,) * 5 if key is None else jax.random.split(key, 5)
         if self.divided:
             x = self._over_time(x, drop_path, key, layout)
-            y = layout.over_space(lambda frames: self.attention(self.norm1(frames), layout.frame), x)
+            y = layout.over_space(lambda frames: self.attention(self.norm1(frames)), x)
         else:
             y = self.attention(self.norm1(x), layout)
         y = dropout(y, self.rate, keys[0])
@@ -189,21 +189,21 @@ class Block(nnx.Module):
 
     def _over_time(self, x: Array, drop_path, key: PRNGKeyArray | None, layout: Layout) -> Array:
         keys = (None,) * 2 if key is None else jax.random.split(jax.random.fold_in(key, 5))
-        attend = lambda places: self.time_attention(self.time_norm(places), layout.place)  # noqa: E731
-        y = dropout(layout.over_time(attend, x[:, layout.first :]), self.rate, keys[0])
+        y = layout.over_time(lambda places: self.time_attention(self.time_norm(places)), x[:, layout.first :])
+        y = dropout(y, self.rate, keys[0])
         y = dropout(y, drop_path, keys[1], per_sample=True)
         return jnp.concatenate([x[:, : layout.first], x[:, layout.first :] + y], axis=1)
 
-    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "b n n"]]:
+    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
         """Compute the attention weights of each attention layer in order; see `Attention.weights`.
 
         With `divided` these are the weights over time, (B S, T, T), and those in each frame, (B T, M, M).
         """
         if not self.divided:
             return self.attention.weights(self.norm1(x), layout)
-        over_time = self.time_attention.weights(self.time_norm(layout.by_place(x[:, layout.first :])), layout.place)
+        over_time = self.time_attention.weights(self.time_norm(layout.by_place(x[:, layout.first :])))
         frames = self.norm1(layout.by_frame(self._over_time(x, 0.0, None, layout)))
-        return over_time + self.attention.weights(frames, layout.frame)
+        return over_time + self.attention.weights(frames)
 
 
 class AddedAttention(nnx.Module):

@@ -188,22 +188,24 @@ class ModelConfig:
         self._check_pattern()
 
     def _check_pattern(self) -> None:
-        factorised, pattern = self.pattern == "factorised_encoder", f"pattern {self.pattern!r}"
-        for what in (pattern if self.pattern != "joint" else "", "position 'rope'" if self.position == "rope" else ""):
-            if what and len(self.tubes.tubes) > 1:
-                raise UserError(f"{what} needs a single tube, whose tokens form one grid; found {self.tubes}")
-        if bool(self.temporal_depth) != factorised:
-            found = f"found {self.temporal_depth} with {pattern}"
-            raise UserError(f"temporal_depth is at least 1 for 'factorised_encoder' and 0 for other patterns; {found}")
-        if factorised and self.frame_pooling == "cls" and not self.class_token:
-            raise UserError("frame_pooling 'cls' needs class_token=True; other values: mean, none")
-        if factorised and self.frame_pooling == "none" and self.class_token:
-            raise UserError("frame_pooling 'none' needs class_token=False; other values: cls, mean")
-        if self.pattern == "factorised_dot" and (self.class_token or self.num_heads % 2):
-            raise UserError(
-                f"{pattern} needs class_token=False and an even number of heads; found class_token={self.class_token} "
-                f"and num_heads={self.num_heads}"
-            )
+        pattern, rope, token = self.pattern, self.position == "rope", f"class_token={not self.class_token}"
+        factorised, dot = pattern == "factorised_encoder", pattern == "factorised_dot"
+        if (pattern != "joint" or rope) and len(self.tubes.tubes) > 1:
+            what = "position 'rope'" if rope else f"pattern {pattern!r}"
+            raise UserError(f"{what} needs a single tube, whose tokens form one grid; found {self.tubes}")
+        needs = {
+            "pattern 'joint' for position 'rope'": rope and pattern != "joint",
+            "pattern 'joint' for add_attention and gate_layer": pattern != "joint"
+            and (self.add_attention or self.gate_layer is not None),
+            "temporal_depth of at least 1": factorised and not self.temporal_depth,
+            "temporal_depth 0": self.temporal_depth and not factorised,
+            "an even num_heads": dot and self.num_heads % 2,
+            token: (dot and self.class_token)
+            or (factorised and {"cls": False, "none": True}.get(self.frame_pooling) == self.class_token),
+        }
+        if any(needs.values()):
+            found = f"pattern {pattern!r} with frame_pooling {self.frame_pooling!r}" if factorised else repr(pattern)
+            raise UserError(f"needed: {', '.join(name for name, need in needs.items() if need)}; found {found}")
 
     def replace(self, **fields) -> Self:
         """Return a copy with other values; new tubes bring their own padding and kind of kernels."""

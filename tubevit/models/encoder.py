@@ -53,7 +53,7 @@ class Encoder(nnx.Module):
 
     def attention_weights(
         self, tokens: Float[Array, "B N D"], layout: Layout = UNKNOWN
-    ) -> tuple[Float[Array, "B M D"], list[Float[Array, "B n m"]]]:
+    ) -> tuple[Float[Array, "B M D"], list[Float[Array, "_ _ _"]]]:
         """Encode tokens, and return the attention weights of each layer as well.
 
         The layers come in the order of the computation, added ones included; see `Block.weights`. Those of a factorised
@@ -66,9 +66,9 @@ class Encoder(nnx.Module):
     ) -> tuple[Array, list]:
         if self.config.pattern != "factorised_encoder":
             return self._run_blocks(tokens, key, layout, capture)
-        frames, weights = self._run_blocks(layout.by_frame(tokens), key, layout.frame, capture)
-        temporal_key = None if key is None else jax.random.fold_in(key, self.config.depth + 1)
-        encoded, over_time = self.temporal.encode_frames(frames, temporal_key, layout, capture)
+        frames, weights = self._run_blocks(layout.by_frame(tokens), key, UNKNOWN, capture)
+        key = None if key is None else jax.random.fold_in(key, self.config.depth + 1)
+        encoded, over_time = self.temporal.encode_frames(frames, key, layout, capture)
         return encoded, weights + over_time
 
     def _run_blocks(self, tokens: Array, key: PRNGKeyArray | None, layout: Layout, capture: bool) -> tuple[Array, list]:
@@ -83,19 +83,19 @@ class Encoder(nnx.Module):
         for low, high in itertools.pairwise(sorted(bounds)):
             first, part = (0, frozen) if high <= config.freeze_below else (config.freeze_below, trained)
             part = _layers(part, low - first, high - first)
-            tokens, captured = self._run(graph, part, low, high, tokens, key, layout, capture)
+            tokens, captured = self._run((graph, part), low, high, tokens, key, layout, capture)
             weights += [stack[i] for i in range(high - low) for stack in captured]
             if high == gated:  # equation 8
                 tokens = tokens + jnp.tanh(self.gate[...]).astype(tokens.dtype) * start
         return self.norm(tokens) if config.final_norm == "tokens" else tokens, weights
 
-    def _run(self, graph, params, low: int, high: int, tokens: Array, key, layout: Layout, capture: bool):
+    def _run(self, blocks, low: int, high: int, tokens: Array, key, layout: Layout, capture: bool):
         """Run blocks low to high - 1, of which all or none are frozen, and all or none have an added layer.
 
         Frozen blocks have a scan of their own, which has no backward pass. With `capture` the attention weights of the
         added layers and of the blocks are returned as well, both stacked.
         """
-        config = self.config
+        (graph, params), config = blocks, self.config
         added = low >= config.depth - config.add_attention
         added_graph, added_params = nnx.split(self.added) if added else (None, {})
         first = config.depth - config.add_attention
@@ -128,11 +128,8 @@ class TemporalEncoder(Encoder):
     """
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
-        own = dict(
-            pattern="joint", depth=config.temporal_depth, temporal_depth=0, position="fixed", final_norm="tokens"
-        )
-        frozen = dict(add_attention=0, gate_layer=None, freeze_below=0)
-        super().__init__(config.replace(**own, **frozen), dtype, rngs=rngs)
+        own = dict(pattern="joint", depth=config.temporal_depth, temporal_depth=0, final_norm="tokens", freeze_below=0)
+        super().__init__(config.replace(**own), dtype, rngs=rngs)
         self.frame_pooling, frames = config.frame_pooling, config.tubes.grid(config.shape)[0][0]
         initial = nnx.initializers.truncated_normal(0.02)
         self.position = nnx.Param(initial(rngs.params(), (frames, config.width), jnp.float32))
@@ -151,16 +148,18 @@ class TemporalEncoder(Encoder):
         Raises:
             UserError: the clip has another number of frames than the positions.
         """
-        if layout.grid[0] != len(self.position[...]):
-            expected = f"{len(self.position[...])} times at which the default clip has tokens"
+        position, is_2d = self.position[...], self.config.tubes.is_2d
+        position = position[:1] if layout.grid[0] == 1 and is_2d else position  # an image is the first frame
+        if layout.grid[0] != len(position):
+            expected = f"{len(position)} times at which the default clip has tokens"
             raise UserError(f"the learned positions over time fit the {expected}; found {layout.grid[0]}")
         taken = {"cls": frames[:, :1], "none": frames}.get(self.frame_pooling)
         if taken is None:
             taken = frames[:, layout.first :].mean(axis=1, keepdims=True)
         places = taken.shape[1]
-        x = einops.rearrange(taken, "(b t) s d -> (b s) t d", t=layout.grid[0]) + self.position[...].astype(taken.dtype)
+        x = einops.rearrange(taken, "(b t) s d -> (b s) t d", t=layout.grid[0]) + position.astype(taken.dtype)
         if layout.first:
-            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
         x, weights = self._run_blocks(x, key, UNKNOWN, capture)
         return einops.rearrange(x, "(b s) t d -> b (t s) d", s=places), weights

@@ -35,8 +35,8 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
     """Count the FLOPs of the forward pass on one clip or image.
 
     The encoder takes 2 L (4 D^2 N + 2 D M N + 2 N^2 D) for N tokens, width D, MLP width M and L blocks, and
-    2 (4 D^2 N + 2 N^2 D) for each added attention layer; other patterns of attention have shorter sequences, see
-    `models.patterns`. Softmax, normalisations and activations, under 2 % at these sizes, are not counted.
+    2 (4 D^2 N + 2 N^2 D) for each added attention layer. Other patterns of attention have more and shorter sequences,
+    see `models.patterns`. Softmax, normalisations and activations, under 2 % at these sizes, are not counted.
 
     Args:
         config: configuration of the model.
@@ -50,44 +50,44 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
         per_token = 3 * tube.volume * config.channels(tube)
         per_token += config.channels(tube) * width if config.tube_linear and not tube.is_2d else 0
         tokenizer += 2 * math.prod(grid) * per_token
-    encoder, tokens = _encoder(config, shape)
+    block, other, tokens = _encoder(config, shape)
     pooling = {"linear": 2 * tokens * width, "mean": 0, "cls": 0}
     pooling["query"] = 2 * width**2 * (tokens + 1) + 2 * tokens * width
     pooling["map"] = pooling["query"] + 2 * width * config.mlp_dim
-    blocks = 3 * (_attention(width, 1, tokens) + 8 * width**2 * tokens)
-    pooling["attentive"] = pooling["query"] + 8 * width**2 + blocks
+    pooling["attentive"] = (
+        pooling["query"] + 8 * width**2 + 3 * (_attention(width, (1, tokens)) + 8 * width**2 * tokens)
+    )
     classes = dict(config.heads)[head].classes if head else 0
+    encoder = config.depth * block + other
     return Flops(tokenizer, 2 * encoder, 2 * pooling[config.pooling], 2 * width * classes)
 
 
-def _attention(width: int, batch: int, tokens: int) -> int:
-    """Count the multiply-adds of an attention layer on a batch of sequences."""
-    return batch * (4 * width**2 * tokens + 2 * tokens**2 * width)
-
-
-def _encoder(config: ModelConfig, shape: Triple) -> tuple[int, int]:
-    """Return the multiply-adds of the encoder, and the number of its output tokens."""
-    width, tokens, first = config.width, num_tokens(config, shape), int(config.class_token)
-    mlp = 2 * width * config.mlp_dim
+def _sequences(config: ModelConfig, shape: Triple) -> list[tuple[int, int]]:
+    """Return how many sequences of what length attend in each attention layer of a block."""
     if config.pattern == "joint":
-        attention = _attention(width, 1, tokens)
-        return config.depth * (attention + mlp * tokens) + config.add_attention * attention, tokens
+        return [(1, num_tokens(config, shape))]
     ((frames, *sides),) = config.tubes.grid(shape)
-    places = math.prod(sides)
-    over_space, over_time = _attention(width, frames, first + places), _attention(width, places, frames)
-    added = config.add_attention * _attention(width, 1, tokens)
-    if config.pattern == "divided":
-        return config.depth * (over_space + over_time + mlp * tokens) + added, tokens
-    if config.pattern == "factorised_dot":  # half of the heads each; the projections are counted once
-        projections = 4 * width**2 * tokens
-        scores = (over_space + over_time - 2 * projections) // 2
-        return config.depth * (projections + scores + mlp * tokens) + config.add_attention * (
-            projections + scores
-        ), tokens
-    spatial = config.depth * (over_space + mlp * frames * (first + places)) + config.add_attention * over_space
-    batch, length = (places, frames) if config.frame_pooling == "none" else (1, first + frames)
-    temporal = config.temporal_depth * (_attention(width, batch, length) + mlp * batch * length)
-    return spatial + temporal, batch * length
+    over_space = (frames, config.class_token + math.prod(sides))
+    return [over_space] if config.pattern == "factorised_encoder" else [over_space, (math.prod(sides), frames)]
+
+
+def _attention(width: int, *sequences: tuple[int, int]) -> int:
+    """Count the multiply-adds of attention layers."""
+    return sum(batch * (4 * width**2 * length + 2 * length**2 * width) for batch, length in sequences)
+
+
+def _encoder(config: ModelConfig, shape: Triple) -> tuple[int, int, int]:
+    """Return the multiply-adds of a block and of all other layers, and the number of output tokens of the encoder."""
+    sequences, tokens = _sequences(config, shape), num_tokens(config, shape)
+    attention, mlp = _attention(config.width, *sequences), 2 * config.width * config.mlp_dim
+    if config.pattern == "factorised_encoder":
+        ((frames, length),) = sequences
+        time = (length, frames) if config.frame_pooling == "none" else (1, config.class_token + frames)
+        temporal = _attention(config.width, time) + mlp * math.prod(time)
+        return attention + mlp * frames * length, config.temporal_depth * temporal, math.prod(time)
+    if config.pattern == "factorised_dot":
+        attention //= 2  # each layer has half of the heads
+    return attention + mlp * tokens, config.add_attention * attention, tokens
 
 
 def num_tokens(config: ModelConfig, shape: Triple) -> int:
@@ -113,13 +113,14 @@ def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) 
     the gradients of tokens, and only if something is trained before them; see `first_with_gradient`.
     """
     flops = count_flops(config, shape, head)
-    added = flops.encoder - count_flops(config.replace(add_attention=0), shape).encoder
-    block = (flops.encoder - added) / config.depth
+    block, other, _ = _encoder(config, shape)
+    if config.freeze_below == config.depth and config.temporal_depth:
+        other = 0  # the second encoder is frozen as well
     trained, passed = config.depth - config.freeze_below, config.freeze_below - first_with_gradient(config)
-    back = 2 * (flops.head + flops.pooling + added + trained * block) + passed * block
+    back = 2 * (flops.head + flops.pooling) + 4 * (other + trained * block) + 2 * passed * block
     if not config.freeze_below:
         back += flops.tokenizer  # pixels need no gradient
-    return flops.total + round(back)
+    return flops.total + back
 
 
 def first_with_gradient(config: ModelConfig) -> int:
@@ -137,15 +138,21 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
 
     A block that the backward pass does not reach keeps nothing. Without remat, a block keeps N (8 D + 2 M) numbers (its
     input, both normalised inputs, query, key and value, the output of attention, the sum after it; the MLP before and
-    after GELU) and two score matrices of heads N^2 numbers each. With remat `full`, it keeps only its input. The other
-    policies keep less than no remat, but are counted like it.
+    after GELU) and two score matrices of heads N^2 numbers each. Divided attention keeps N 6 D more, and other patterns
+    have smaller score matrices. With remat `full`, a block keeps only its input. The other policies keep less than no
+    remat, but are counted like it. The second encoder of a factorised encoder is not counted.
 
     Args:
         config: configuration of the model; `precision` gives the bytes per number.
         shape: shape (T, H, W) of the clip.
     """
-    tokens = num_tokens(config, shape)
+    tokens, layers = num_tokens(config, shape), _sequences(config, shape)
+    if config.pattern == "factorised_encoder":
+        tokens = math.prod(layers[0])
     kept = tokens * config.width
     if config.remat != "full":
-        kept = tokens * (8 * config.width + 2 * config.mlp_dim) + 2 * config.num_heads * tokens**2
+        heads = config.num_heads // 2 if config.pattern == "factorised_dot" else config.num_heads
+        scores = sum(batch * length**2 for batch, length in layers)
+        kept = tokens * ((14 if config.pattern == "divided" else 8) * config.width + 2 * config.mlp_dim)
+        kept += 2 * heads * scores
     return (config.depth - first_with_gradient(config)) * kept * jnp.dtype(PRECISIONS[config.precision]).itemsize

@@ -12,7 +12,8 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
     """Return whether a parameter is frozen.
 
     If `freeze_below` s is above 0, the tokenizer, positions, class token and blocks 0 to s - 1 are frozen. If s = L,
-    the final normalisation is frozen as well, and only pooling and heads are trained. The gate, added attention and
+    the final normalisation and the second encoder of a factorised encoder are frozen as well, and only pooling and
+    heads are trained. The gate, added attention and
     `tube_linear` layers come from no other model and are always trained.
 
     Args:
@@ -22,7 +23,7 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
     s, parts = model.freeze_below, path.split("/")
     if parts[:2] == ["encoder", "blocks"]:
         return int(parts[2]) < s
-    if parts[:2] == ["encoder", "norm"]:
+    if parts[:2] in (["encoder", "norm"], ["encoder", "temporal"]):
         return s == model.depth
     return bool(s) and parts[0] in _BELOW and "widen" not in parts
 

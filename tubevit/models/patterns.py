@@ -31,16 +31,6 @@ class Layout:
     grid: Triple
     first: int = 0
 
-    @property
-    def frame(self) -> "Layout":
-        """The layout of a frame that `by_frame` returns."""
-        return dataclasses.replace(self, grid=(1, *self.grid[1:]))
-
-    @property
-    def place(self) -> "Layout":
-        """The layout of a place that `by_place` returns."""
-        return dataclasses.replace(self, grid=(self.grid[0], 1, 1), first=0)
-
     def by_place(self, x: Float[Array, "B TS *rest"]) -> Float[Array, "BS T *rest"]:
         """Arrange tokens without the class token by their places."""
         return einops.rearrange(x, "b (t s) ... -> (b s) t ...", t=self.grid[0])

@@ -93,8 +93,7 @@ class MeanPooling(nnx.Module):
     """The mean of the tube tokens, without the class token. No parameters."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        alone = config.pattern == "factorised_encoder" and config.frame_pooling == "none"
-        self.first = 0 if alone else int(config.class_token)
+        self.first = int(config.class_token)
 
     def weights(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N"]:
         """Return the same weight for each tube token."""

@@ -74,7 +74,7 @@ def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | No
 
     Returns None if the configuration has no evaluation data.
     """
-    views, heads, choices = Views.from_text(plan.config.eval.views), dict(plan.model.heads), []
+    views, heads, choices = Views.from_keys(plan.config.eval), dict(plan.model.heads), []
     parts = batch_shards(mesh)
     for dataset in plan.config.data.eval.values():
         if head := heads.get(dataset.head):
@@ -86,7 +86,7 @@ def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | No
     _, head, count = max(choices)
     params = _sharded_parameters(plan.model, mesh)
     pixels = abstract_pixels(plan, heads[head], (count, views.spatial), batch_sharding(mesh))
-    return make_forward(plan.model, head, mesh), (params, pixels), count * views.spatial
+    return make_forward(plan.model, head, mesh, views.average), (params, pixels), count * views.spatial
 
 
 def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tuple]]:

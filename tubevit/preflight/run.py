@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from tubevit.config import load_config
+from tubevit.config import check_trains, load_config
 from tubevit.config.derive import apply_recipe
 from tubevit.errors import RunError, UserError
 from tubevit.preflight.devices import ENVIRONMENT, compiler_version
@@ -68,7 +68,7 @@ def preflight(
         UserError: the configuration is invalid or does not divide over the devices; the compiler is not installed.
         RunError: the compiler failed for a reason other than memory.
     """
-    load_config(config, overrides)
+    check_trains(load_config(config, overrides))
     # In separate processes, because a failing compiler may abort its process.
     groups = [[part for part in group if part in parts] for group in (TRAIN, REST)]
     results = [compiler(config, overrides, topology, group) for group in groups if group]

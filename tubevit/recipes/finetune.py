@@ -11,7 +11,9 @@ from tubevit.errors import UserError
 from tubevit.models.flops import count_flops
 
 
-def finetune_config(data: str, init: str | None = None, model: str | None = None, flip: bool = False) -> ConfigDict:
+def finetune_config(
+    data: str, init: str | None = None, model: str | None = None, flip: bool = False, tubes: str | None = None
+) -> ConfigDict:
     """Return a configuration that trains on `data` and evaluates on its split `val`, else `test`.
 
     `resolve` fills in what follows from the data and the checkpoint:
@@ -23,22 +25,26 @@ def finetune_config(data: str, init: str | None = None, model: str | None = None
     | samples seen | 100 epochs, at least 20,000 and at most 40,000 (or 3 epochs) | 30, 5,000, 20,000 (or 3) |
     | learning rate | 1.2e-3 at a width of 96, inversely proportional to the width | a third of it |
 
-    A plain ViT gets 3D tubes if the data is videos, see `inflated_config`.
+    A plain ViT gets 3D tubes if the data is videos, see `inflated_config`. With `tubes`, a dense video model becomes a
+    sparse one: kernels and positions of other tubes come from those of its only tube, see `sparse_config`.
 
     Args:
         data: a source with a split `train`.
         init: a checkpoint as `load_model` takes it; None begins from random parameters.
         model: the architecture, instead of the one that follows from the size of the frames; not with `init`.
         flip: mirror half of the clips; only where the labels allow it.
+        tubes: a preset or the text of other tubes for a dense video model; only with `init`.
 
     Raises:
-        UserError: both `init` and `model` are given.
+        UserError: both `init` and `model` are given, or `tubes` without `init`.
     """
     if init and model:
         raise UserError("model= goes without init=: the checkpoint has its own")
+    if tubes and not init:
+        raise UserError("tubes= goes with init=, a dense video model; --config.model.tubes=... sets those of a new one")
     config = default_config()
-    request_recipe(config, "finetune", checkpoint=init, model=model)
-    config.init.checkpoint = init
+    request_recipe(config, "finetune", checkpoint=init, model=model, tubes=tubes)
+    config.init.update(checkpoint=init, tubes="dense" if tubes else "same")
     for path in defining_keys() if init else ["model.name"]:
         set_value(config, path, None)
     config.model.scan = None if init else False

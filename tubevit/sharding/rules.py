@@ -22,7 +22,7 @@ TENSOR_RULES = (
     (r"mlp/up/(kernel|bias)$", -1),  # (L, D, M), (L, M)
     (r"mlp/down/kernel$", -2),  # (L, M, D)
 )
-STACKED = re.compile(r"(^|/)encoder/(blocks|added)/")  # the first axis is the layers
+STACKED = re.compile(r"(^|/)(encoder|encoder/temporal|pooling)/(blocks|added)/")  # the first axis is the layers
 WIDE = 128  # numbers; narrower shards waste the registers of a TPU, and XLA stops sharding them
 LARGE_BYTES, MAX_REPLICATED = 2**20, 0.02
 

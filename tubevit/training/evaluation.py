@@ -25,8 +25,9 @@ def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict
     """
     config, loader = experiment.config, experiment.config.loader
     heads = {dataset.head for dataset in config.data.eval.values()}
-    forwards = {head: make_forward(experiment.model, head, mesh) for head in heads}
-    settings = EvalSettings(Views.from_text(config.eval.views), loader.threads, loader.workers, mesh=mesh)
+    views = Views.from_keys(config.eval)
+    forwards = {head: make_forward(experiment.model, head, mesh, views.average) for head in heads}
+    settings = EvalSettings(views, loader.threads, loader.workers, mesh=mesh)
 
     def evaluate(state: dict) -> dict[str, float | None]:
         params, results = state["params"], {}

@@ -8,6 +8,7 @@ from tubevit.errors import UserError
 from tubevit.models.config import ModelConfig
 from tubevit.models.position import is_learned, resize_positions, table_grid
 from tubevit.models.tokenizer import SHARED_KERNEL, is_interpolated, resize_trilinear
+from tubevit.transfer.dense import check_dense, dense_positions, read_positions
 from tubevit.transfer.inflate import inflate_kernel, resize_patch, restandardise
 from tubevit.tubes import Triple, Tube
 
@@ -96,10 +97,10 @@ class Adapted:
         """Adapt tokenizer and positions of `source`, with the 3D tubes of `small`; the rest stays unchanged.
 
         3D tubes that neither checkpoint has start as `missing_tubes` says: `inflate`, `zero` or `random`; `same` leaves
-        them out.
+        them out. With `dense` all tubes and their positions come from the only tube of `source`.
 
         Raises:
-            UserError: there is no 2D kernel to inflate or to resize, or interpolated kernels cannot be inflated.
+            UserError: there is no kernel to inflate or to resize, or interpolated kernels cannot be inflated.
         """
         self.source, self.small, self.model, self.missing_tubes = source, small, model, missing_tubes
         self.params = {p: leaf for p, leaf in source.params.items() if not p.startswith(("tokenizer/", "position/"))}
@@ -108,7 +109,11 @@ class Adapted:
         # Which tubes of the two checkpoints the tubes of the model take their kernels from.
         tubes = model.tubes.tubes
         from_small = [i for i, tube in enumerate(tubes) if small is not None and not tube.is_2d]
-        self._origins: dict = source.match(model, [i for i in range(len(tubes)) if i not in from_small])
+        self._dense = missing_tubes == "dense"
+        if self._dense:
+            check_dense(source.config, source.name)
+        unmatched = range(len(tubes)) if self._dense else from_small
+        self._origins: dict = source.match(model, [i for i in range(len(tubes)) if i not in unmatched])
         self._inflated_places: dict[int, int] = {}  # inflated tubes that lie where the patches of the checkpoint do
         self._carried_over = small.match(model, from_small) if small else {}
         if model.interpolated:
@@ -122,13 +127,13 @@ class Adapted:
         path, source = "tokenizer/kernel", self.source
         if source.config.interpolated:
             self.params[path], _ = source.restandardised(source.params[path], np.zeros(source.config.width), self.model)
-        elif self.missing_tubes == "inflate":
+        elif self.missing_tubes in ("inflate", "dense"):
             if not self.model.gain_norm:
                 raise UserError(
-                    "a kernel that is resized to each tube can start from a 2D kernel only if its gain is normalised: "
-                    "pass --config.model.gain_norm=true, or init.tubes=random"
+                    "a kernel that is resized to each tube can start from another tube's kernel only if its gain is "
+                    "normalised: pass --config.model.gain_norm=true, or init.tubes=random"
                 )
-            self.params[path] = inflate_kernel(source.patch(self.model)[0], SHARED_KERNEL)
+            self.params[path] = inflate_kernel(self._given()[0], SHARED_KERNEL)
         elif self.missing_tubes == "zero":
             self.params[path] = np.zeros((*SHARED_KERNEL, 3, self.model.width), np.float32)
         elif self.missing_tubes == "random":
@@ -147,12 +152,14 @@ class Adapted:
                 self.notes.append(f"tube {tube} has the kernel of {other} of {donor.name}")
         elif self._is_resized_patch(tube):
             kernel, bias = self._resized_patch(i, tube)
-        elif self.missing_tubes == "inflate":
+        elif self.missing_tubes in ("inflate", "dense"):
             kernel, bias = self._inflated(tube)
-            patch = self.source.patch_tube(model)
+            patch = None if self._dense else self.source.patch_tube(model)
             if patch is not None and _same_rows(tube, self.source.config.tubes.tubes[patch]):
                 self._inflated_places[i] = patch
-            self.notes.append(f"tube {tube} starts from the 2D kernel")
+            origin = f"kernel of {donor.config.tubes}" if self._dense else "2D kernel"
+            averaged = ", whose parts of the channels are averaged for space-to-depth" if tube.sub_windows > 1 else ""
+            self.notes.append(f"tube {tube} starts from the {origin}{averaged}")
         elif self.missing_tubes == "zero":
             features = _features(tube, model)
             kernel, bias = np.zeros((*tube.kernel, 3, features), np.float32), np.zeros(features, np.float32)
@@ -172,7 +179,7 @@ class Adapted:
                 self.params[f"{path}/widen/kernel"] = widen
 
     def _is_resized_patch(self, tube: Tube) -> bool:
-        is_patch = tube.is_2d and tube.sub_windows == 1
+        is_patch = tube.is_2d and tube.sub_windows == 1 and not self._dense
         return is_patch and self.missing_tubes != "random" and self.source.patch_tube(self.model) is not None
 
     def _resized_patch(self, i: int, tube: Tube) -> tuple[np.ndarray, np.ndarray]:
@@ -183,19 +190,36 @@ class Adapted:
             kernel = resize_patch(kernel, tube.kernel[1:])
         return kernel, bias
 
+    def _given(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernel and the bias that the tubes start from."""
+        source, model = self.source, self.model
+        if not self._dense:
+            return source.patch(model)
+        if source.config.width != model.width:
+            raise UserError(f"{source.name} is {source.config.width} wide; expected the model's width, {model.width}")
+        return source.kernel(0, source.config.tubes.tubes[0].kernel, model)
+
     def _inflated(self, tube: Tube) -> tuple[np.ndarray, np.ndarray]:
         model = self.model
         if model.channels(tube) != model.width:
             raise UserError(
-                f"init.tubes=inflate makes tubes of width {model.width}; found model.tube_width={model.tube_width}"
+                f"init.tubes={self.missing_tubes} makes tubes of width {model.width}; found "
+                f"model.tube_width={model.tube_width}"
             )
-        kernel, bias = self.source.patch(model)
+        kernel, bias = self._given()
         parts = np.asarray(bias).reshape(tube.sub_windows, -1)
         return inflate_kernel(kernel, tube.kernel, tube.sub_windows), parts.mean(axis=0)
 
     def _add_positions(self) -> None:
         """Add the tables of learned positions, resized to the grids of the model's tubes."""
-        model = self.model
+        model, dense = self.model, self.source.config
+        learned = {i: tube for i, tube in enumerate(model.tubes.tubes) if is_learned(model.position, tube)}
+        if self._dense and learned:
+            if model.position.startswith("learned_space"):
+                raise UserError(f"init.tubes=dense needs model.position=learned; found {model.position}")
+            table = dense_positions(dense, self.source.params)
+            self.params |= {f"position/{i}": read_positions(table, dense, model, tube) for i, tube in learned.items()}
+            return
         for i, j in (self._origins | self._inflated_places).items():
             table, tube = self.source.params.get(f"position/{j}"), model.tubes.tubes[i]
             if table is not None and is_learned(model.position, tube):
@@ -208,6 +232,8 @@ class Adapted:
         for path, leaf in self.source.params.items():
             group, _, rest = path.partition("/")
             number = rest.removeprefix("tubes/").split("/")[0]
+            if self._dense and group == "position" and "position/0" in self.params:
+                continue  # the tables of all tubes were read from it
             if group == "position" and f"position/{taken.get(number)}" not in self.params:
                 unused[path] = leaf
             elif group == "tokenizer" and number not in taken and path not in self.params:

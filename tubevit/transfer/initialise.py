@@ -14,7 +14,7 @@ from tubevit.transfer.adapt import Adapted, Donor
 from tubevit.zoo.names import open_checkpoint
 from tubevit.zoo.registry import is_release
 
-TUBES = ("same", "inflate", "zero", "random")
+TUBES = ("same", "inflate", "dense", "zero", "random")
 _ADDED = ("encoder/gate", "encoder/added/")  # the gate and the attention layers that no other model has
 _OVER_TIME = re.compile(r"encoder/blocks/\d+/time_")  # the layers that an image ViT does not have
 _IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a plain ViT and a model with 3D tubes
@@ -51,8 +51,9 @@ def initialise(
         renamed: pairs of a prefix of the checkpoint's paths and its replacement in the model; parameters that the
             checkpoint itself has under the replacement are left out.
         tubes: the origin of 3D tubes that the checkpoint lacks: `same` (it must have all of them, but a plain ViT is
-            inflated), `inflate` (the 2D kernel, see `inflate_kernel`), `zero`, `random`, or the name of a checkpoint
-            that has them (a small tube model, see `bootstrapped_config`).
+            inflated), `inflate` (the 2D kernel, see `inflate_kernel`), `dense` (all tubes and positions from its only
+            tube, see `sparse_config`), `zero`, `random`, or the name of a checkpoint that has them (a small tube model,
+            see `bootstrapped_config`).
 
     Returns:
         The parameters, and one line for each thing that was changed, left out or new.
@@ -113,7 +114,11 @@ def _read_small(name: str) -> Donor:
 
 def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) -> list[str]:
     """Compare settings that the parameters were trained with: note differences, refuse harmful ones."""
-    old, fixed = source.config, ["gelu", "norm_epsilon"]
+    old, fixed = source.config, ["gelu", "norm_epsilon", "softcap"]
+    if old.final_norm == model.final_norm == "pooled":
+        fixed.append("pooled_norm_epsilon")
+    if old.pattern == model.pattern == "factorised_encoder":
+        fixed.append("frame_pooling")
     if old.interpolated and model.interpolated:
         fixed += ["gain_norm", "antialias"]
     if None not in (old.gate_layer, model.gate_layer):
@@ -126,7 +131,7 @@ def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) ->
         )
     return [
         f"{key} {getattr(model, key)} instead of {getattr(old, key)} of {source.name}"
-        for key in ("position", "padding")
+        for key in ("position", "padding", "pattern")
         if getattr(old, key) != getattr(model, key) and not becomes_video
     ]
 

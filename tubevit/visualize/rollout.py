@@ -29,20 +29,18 @@ def rollout(
     """
     if config.pattern == "factorised_encoder":
         return _through_frames(pooling, weights, config, layout)
-    row = pooling
-    for block in reversed(range(config.depth)):
-        added = block >= config.depth - config.add_attention
+    row, layers = pooling, list(weights)
+    while layers:
         if config.pattern == "joint":
-            for _ in range(1 + added):
-                row = _through(row, weights.pop())
-        elif config.pattern == "divided":
-            row = (row + _in_frames(row, weights.pop(), layout)) / 2
-            row = (row + _over_time(row, weights.pop(), layout)) / 2
-            row = _through(row, weights.pop()) if added else row
+            row = _through(row, layers.pop())
+            continue
+        in_frames, over_time = layers.pop(), layers.pop()
+        if config.pattern == "divided":
+            row = (row + _in_frames(row, in_frames, layout)) / 2
+            row = (row + _over_time(row, over_time, layout)) / 2
         else:
-            for _ in range(1 + added):
-                in_frames, over_time = _in_frames(row, weights.pop(), layout), _over_time(row, weights.pop(), layout)
-                row = (row + (in_frames + over_time) / 2) / 2
+            both = _in_frames(row, in_frames, layout) + _over_time(row, over_time, layout)
+            row = (row + both / 2) / 2
     return row
 
 
