@@ -26,6 +26,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
@@ -352,7 +353,7 @@ def findings(rows: list[dict], what: str) -> list[str]:
                 f"{row['processor']}, load {row['load']}, {row['date']}), a matrix product alone reached "
                 f"{row['matmul_gflop_s']} GFLOP/s and attention alone {row['attention_gflop_s']}."
             )
-    return [line for text in lines for line in (text, "")]
+    return [line for text in lines for line in (textwrap.fill(text, 120), "")]
 
 
 def page(text: str, rows: list[dict]) -> str:

@@ -18,6 +18,7 @@ import csv
 import json
 import pathlib
 import statistics
+import textwrap
 import zlib
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
@@ -170,7 +171,7 @@ def verdict(rows: list[dict], equal: str) -> list[str]:
     if gains.keys() - {"tubevit"}:
         texts = [f"{gain:+.1f} points for {LABELS[variant]}" for variant, gain in gains.items()]
         sentences.append(f"- Starting from the image ViT changes the mean by {_listed(texts)}.")
-    return sentences
+    return [textwrap.fill(sentence, 120, subsequent_indent="  ") for sentence in sentences]
 
 
 def _compare(ours: list[float], other: list[float]) -> str:
@@ -218,7 +219,7 @@ def plot(rows: list[dict]) -> None:
         axes.axhline(100 / CLASSES, color="grey", linestyle="--", label="chance")
         names = [label.removeprefix("the ").replace(" ", "\n", 1) for label in LABELS.values()]
         axes.set_xticks(range(len(LABELS)), names, fontsize=8)
-        axes.set(title=title, ylim=(0, 100))
+        axes.set(title=title, ylim=(0, 104))
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("test top-1 of 8 motions, %")
     panels[0].legend(frameon=False, fontsize=8)
