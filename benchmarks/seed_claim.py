@@ -105,8 +105,8 @@ def run(folder: pathlib.Path, seed: int, case: tuple[str, str, str], overrides: 
     data, (clips, images) = held_out(folder), batch(variant, equal)
     workdir = folder / f"{'_'.join(case)}_{seed}"
     steps = VIT_STEPS if variant == "vit" else STEPS
-    spec = f"seed_claim:variant={variant},seed={seed},steps={steps},clips={clips},images={images},splits=val+test,"
-    spec += f"video_data={data['moving_digits']},image_data={data['still_digits']}"
+    spec = f"seed_claim:variant={variant},seed={seed},steps={steps},clip_batch={clips},image_batch={images},"
+    spec += f"splits=val+test,video_data={data['moving_digits']},image_data={data['still_digits']}"
     spec += f",init={folder}/vit_scratch_both_{seed}" if init == "image" else ""
     cache = f"--config.compilation_cache={folder}/compiled"
     if main(["train", "--config", spec, "--workdir", str(workdir), cache, *overrides]):

@@ -39,8 +39,8 @@ def get_config(
     init: str = "",
     seed: int = 0,
     steps: int = 400,
-    clips: int = 12,
-    images: int = 12,
+    clip_batch: int = 12,
+    image_batch: int = 12,
     video_data: str = "moving_digits",
     image_data: str = "still_digits",
     splits: str = "test",
@@ -54,11 +54,11 @@ def get_config(
     config.input.fps = 8.0
     if variant in ("vit", "tubevit"):
         config.data.train.still_digits = dataset_config(
-            source=image_data, head="digit", batch_size=images, augment={"random_crop": True, "scale": 1.3}
+            source=image_data, head="digit", batch_size=image_batch, augment={"random_crop": True, "scale": 1.3}
         )
     if variant != "vit":
         config.data.train.moving_digits = dataset_config(
-            source=video_data, head="motion", batch_size=clips, augment={"random_crop": True, "scale": 1.1}
+            source=video_data, head="motion", batch_size=clip_batch, augment={"random_crop": True, "scale": 1.1}
         )
     source, head = (image_data, "digit") if variant == "vit" else (video_data, "motion")
     for split in splits.split("+"):

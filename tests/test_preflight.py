@@ -369,7 +369,8 @@ def test_table_of_experiments():
     keys = [tuple(module.key_of(*row).values()) for row in module.ROWS]
     assert set(keys) == set(known)
     fitting = {experiment.partition(":")[0] for (experiment, *_), row in known.items() if row["fits"] == "True"}
-    assert fitting == {path.stem for path in experiments_folder().glob("*.py")}
+    here = {"seed_claim", "sparse_from_dense"}  # variants of the quickstart's model on the embedded data
+    assert fitting == {path.stem for path in experiments_folder().glob("*.py")} - {"eval_published"} - here
     assert module.page([known[key] for key in keys]) in (ROOT / "docs/preflight.md").read_text()
     for experiment, changes, topology in module.ROWS:
         load_config(experiment, {key: str(value) for key, value in changes.items()})

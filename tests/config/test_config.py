@@ -287,3 +287,15 @@ def test_overlapping_splits_change_no_result():
     for dataset in older["data"]["train"].values():
         del dataset["allow_overlap"]
     assert changed_keys(older, allowed.to_dict()) == {}
+
+
+def test_what_the_architecture_sets_is_no_change():
+    """Older runs lack the keys of later versions, and may name what the architecture sets."""
+    config = load_config("quickstart").to_dict()
+    older = load_config("quickstart").to_dict()
+    older["model"]["gelu"] = "exact"
+    older["model"]["tubes"] = "small"
+    del older["model"]["frame_pooling"], older["model"]["softcap"], older["input"]["frames"]
+    assert changed_keys(older, config) == changed_keys(config, older) == {}
+    older["model"]["gelu"] = "tanh"
+    assert changed_keys(older, config) == {"model.gelu": ("tanh", "exact")}

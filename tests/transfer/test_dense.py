@@ -145,7 +145,8 @@ def test_the_source_says_what_it_was_made_of(tiny, tmp_path):
         (dict(tubes="1x8x8/1x8x8", frames=1), "an image ViT, whose kernel init.tubes=inflate takes"),
         (dict(tubes="2x8x8/2x8x8_1x8x8/2x8x8"), "one tube without space-to-depth; found 2x8x8/2x8x8_1x8x8/2x8x8"),
         (dict(tubes="2x8x8/2x8x8%1x2x1"), "one tube without space-to-depth; found 2x8x8/2x8x8%1x2x1"),
-        (dict(pattern="divided", position="rope"), "'divided' .*expected 'joint'; position 'rope' .*expected one of"),
+        (dict(position="rope"), "position 'rope' belongs to the grid of its tube; expected one of learned, "),
+        (dict(tubes="2x8x8/2x8x8%1x2x1", pattern="divided"), "found 2x8x8/2x8x8%1x2x1; .*'divided' .*expected 'joint'"),
     ],
 )
 def test_models_that_are_refused(tiny, tmp_path, fields, message):

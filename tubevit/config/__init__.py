@@ -1,8 +1,8 @@
 """Experiment configurations: keys, locking, loading; `resolve` fills in what follows from data and checkpoints."""
 
+from tubevit.config.compare import changed_keys
 from tubevit.config.config import (
     allow_overlap,
-    changed_keys,
     check_config,
     check_trains,
     dataset_config,

@@ -2,7 +2,6 @@
 
 import importlib.machinery
 import inspect
-import json
 import pathlib
 import re
 import types
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from tubevit.checkpoint.renamed import RENAMED
-from tubevit.config.keys import Key, changes_results, find_key, keys_of
+from tubevit.config.keys import Key, find_key, keys_of
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 from tubevit.ranges import Range
@@ -284,10 +283,3 @@ def flatten(config: Mapping | ConfigDict, prefix: str = "") -> dict:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def changed_keys(old: Mapping, new: Mapping) -> dict[str, tuple]:
-    """Return {key: (old value, new value)} where two configurations differ in what a training run computes."""
-    old, new = (flatten(json.loads(json.dumps(config))) for config in (old, new))
-    values = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if changes_results(key)}
-    return {key: (before, after) for key, (before, after) in values.items() if before != after}
