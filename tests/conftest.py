@@ -171,3 +171,18 @@ def tiny_run(train_command, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(train_command(workdir)) == 0
     return workdir
+
+
+@pytest.fixture(scope="session")
+def read_arrays():
+    """`read_arrays(workdir, step)`: names and bytes of all arrays of a checkpoint, read by Orbax alone."""
+
+    def read(workdir, step):
+        import jax
+        from orbax.checkpoint import v1 as ocp
+
+        trees = ocp.load_checkpointables(workdir / "checkpoints" / str(step))
+        flat = jax.tree_util.tree_flatten_with_path({name: trees[name] for name in ("params", "optimizer")})[0]
+        return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in flat}
+
+    return read

@@ -22,41 +22,6 @@ from tubevit.training.run.preemption import Preempted
 from tubevit.training.step import make_step
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
-# Ends itself by SIGKILL at a moment of the run.
-KILLED = """
-import os, pathlib, signal, sys, threading, time
-from tubevit.checkpoint.checkpoint import steps
-from tubevit.cli import main
-from tubevit.config import load_config
-from tubevit.training import loop
-
-moment, at, *arguments = sys.argv[1:]
-workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-
-def while_saving():  # as soon as anything of the checkpoint can be seen
-    folder = workdir / "checkpoints"
-    while not folder.is_dir() or not any(name.startswith(at) for name in os.listdir(folder)):
-        time.sleep(0.0002)
-    die()
-
-def batches(*rest, **settings):
-    start = 1 + max(steps(workdir / "checkpoints"), default=0)
-    for step, batch in enumerate(loop.joint_batches(*rest, **settings), start):
-        if step == int(at):  # a checkpoint is whole, later steps are not in it, a line is half written
-            while not steps(workdir / "checkpoints"):
-                time.sleep(0.01)
-            with (workdir / "metrics.jsonl").open("a") as file:
-                file.write('{"step": ' + at + ', "train/lo')
-                file.flush()
-            die()
-        yield batch
-
-if moment == "saving":
-    threading.Thread(target=while_saving, daemon=True).start()
-    sys.exit(main(arguments))
-loop.train(load_config(arguments[2]), workdir, parts=loop.Parts(batches=batches))
-"""
 
 
 def run(program, *arguments, **options):
@@ -101,22 +66,6 @@ def test_the_same_seed_gives_the_same(tiny_run, train_command, read_metrics, rea
     progress = r"step 4/9 \| loss \d+\.\d{4} \| [\d.]+ steps/s \| \d+ clips/s \| ETA \d+:\d\d:\d\d"
     progress += r" \| data \d+, step \d+, save \d+ ms"
     assert sum(bool(re.fullmatch(progress, line)) for line in lines) == 1
-
-
-def test_killed_at_any_moment_ends_the_same(tiny_run, train_command, read_metrics, read_arrays, tmp_path):
-    workdir = tmp_path / "killed"
-    # While the first checkpoint is saved; then in between; then while the second one is.
-    for moment, at, whole in (("saving", 3, []), ("between", 5, [3]), ("saving", 6, [3])):
-        command = [sys.executable, "-c", KILLED, moment, str(at), *train_command(workdir)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-        assert result.returncode == -signal.SIGKILL, result.stderr
-        assert steps(workdir / "checkpoints") == whole
-        if moment == "between":
-            assert (workdir / "metrics.jsonl").read_text().endswith('{"step": 5, "train/lo')
-    assert main(train_command(workdir)) == 0
-    assert read_arrays(workdir, 9) == read_arrays(tiny_run, 9)
-    assert read_metrics(workdir) == read_metrics(tiny_run)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["6", "9"]  # nothing half is left
 
 
 def test_sigterm_saves_and_resumes(tiny_run, train_tiny, read_metrics, read_arrays, tmp_path, capsys):
