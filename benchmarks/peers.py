@@ -6,10 +6,10 @@
 
 Times the forward pass and a training step (with Adam) of one clip in float32, with random parameters and 400 classes.
 Each model has a process of its own, whose peak memory is reported. The processes take turns; every other round runs in
-the reverse order. The rates of a matrix product and of attention alone are measured in the same rounds. transformers
-uses torch's `scaled_dot_product_attention`, but computes TimeSformer step by step; it has neither TubeViT nor the
-factorised encoder. Other work on the machine spoils the times. Rows replace those of the same model in
-benchmarks/peers.csv.
+the reverse order; for training steps one library follows the other, which saves memory. The rates of a matrix product
+and of attention alone are measured in the same rounds. transformers uses torch's `scaled_dot_product_attention`, but
+computes TimeSformer step by step; it has neither TubeViT nor the factorised encoder. Other work on the machine spoils
+the times. Rows replace those of the same model in benchmarks/peers.csv.
 """
 
 from __future__ import annotations
@@ -411,8 +411,12 @@ def main(arguments: list[str] | None = None) -> None:
     if args.work:
         return work(*args.work, args.threads, args.tiny)
     if not args.page:
-        for what in args.what:
-            new = measure(what, args.models, args.libraries, args.rounds, args.threads, args.tiny)
+        # All training steps at once need more than 24 GB.
+        together = [("forward", args.libraries), *(("step", [library]) for library in args.libraries)]
+        for what, libraries in together:
+            if what not in args.what:
+                continue
+            new = measure(what, args.models, libraries, args.rounds, args.threads, args.tiny)
             rows = {tuple(row[key] for key in KEY): row for row in [*read(args.out), *new]}
             with args.out.open("w", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
