@@ -352,6 +352,14 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
         program.abstract_batch(resolve(config, assume_missing=True), mesh)
 
 
+@pytest.mark.parametrize("variant, tokens", [("divided", 257), ("factorised", 5)])
+def test_parts_of_other_patterns(variant, tokens):
+    plan = resolve(load_config(f"seed_claim:variant={variant}"), assume_missing=True)
+    parts = program.part_programs(plan, make_mesh(plan.config.mesh))
+    shapes = {part: jax.eval_shape(function, *arguments).shape for part, (function, arguments) in parts.items()}
+    assert shapes == {"tokenizer": (12, 257, 96), "encoder": (12, tokens, 96)}
+
+
 def test_the_step_traces_on_a_mesh():
     """The arguments are those that the step takes, and FLOPs of a step follow from the model."""
     config = load_config("quickstart", {"mesh.fsdp": "2"})

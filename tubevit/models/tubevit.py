@@ -10,7 +10,7 @@ from tubevit.errors import UserError, unknown
 from tubevit.models.block import layer_norm
 from tubevit.models.config import PRECISIONS, ModelConfig
 from tubevit.models.encoder import Encoder
-from tubevit.models.patterns import UNKNOWN, Layout
+from tubevit.models.patterns import Layout
 from tubevit.models.pooling import POOLING
 from tubevit.models.position import Position
 from tubevit.models.tokenizer import Tokenizer, as_windows
@@ -104,9 +104,7 @@ class TubeViT(nnx.Module):
 
     def layout(self, video: Video) -> Layout:
         """Return where the tokens of an input lie if the model has a single tube. Arguments as `tokenize`."""
-        batch = self._windows(video)
-        grids = batch.tubes.grid(batch.clip_shape)
-        return Layout(grids[0], int(self.config.class_token)) if len(self.config.tubes.tubes) == 1 else UNKNOWN
+        return self.config.layout(self._windows(video).clip_shape)
 
     def features(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B D"]:
         """Compute pooled features in float32, see `encode`."""

@@ -99,11 +99,14 @@ def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tu
     graph = graph_of(plan.model)
     params = _sharded_parameters(plan.model, mesh)
 
+    image = heads[dataset.head].modality == "image"
+    layout = plan.model.layout((1 if image else plan.model.frames, *plan.model.shape[1:]))
+
     def tokenize(params, pixels):
         return nnx.merge(graph, params).tokenize(pixels)[0]
 
     def encode(params, tokens):
-        return nnx.merge(graph, params).encoder(tokens)
+        return nnx.merge(graph, params).encoder(tokens, None, layout)
 
     tokens = jax.eval_shape(tokenize, params, pixels)
     tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=sharding)
