@@ -100,7 +100,7 @@ def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tu
     params = _sharded_parameters(plan.model, mesh)
 
     image = heads[dataset.head].modality == "image"
-    layout = plan.model.layout((1 if image else plan.model.frames, *plan.model.shape[1:]))
+    layout = plan.model.layout((1 if image else plan.model.frames, plan.model.size, plan.model.size))
 
     def tokenize(params, pixels):
         return nnx.merge(graph, params).tokenize(pixels)[0]
