@@ -12,7 +12,7 @@ from tubevit.errors import UserError, unknown
 from tubevit.models.patterns import PATTERNS, UNKNOWN, Layout
 from tubevit.models.position import POSITIONS
 from tubevit.ranges import COUNT, POSITIVE, RATE, SHARE, WHOLE, Range, check_fields
-from tubevit.tubes import Tube, TubeSet, as_tube_set
+from tubevit.tubes import Triple, Tube, TubeSet, as_tube_set
 
 Colour = tuple[float, float, float]  # red, green, blue
 MODALITIES = ("video", "image", "any")
@@ -216,7 +216,7 @@ class ModelConfig:
         """Return the output channels of a tube, before they are brought to `width`."""
         return self.width if tube.is_2d or self.tube_width is None else self.tube_width
 
-    def layout(self, shape: tuple[int, int, int]) -> Layout:
+    def layout(self, shape: Triple) -> Layout:
         """Return where the tokens of a clip (T, H, W) lie if there is a single tube, else `UNKNOWN`."""
         if len(self.tubes.tubes) > 1:
             return UNKNOWN
