@@ -11,12 +11,12 @@ from tubevit.errors import UserError
 from tubevit.models.block import Mlp, attention, dropout, gelu
 from tubevit.models.config import REMAT, ModelConfig
 from tubevit.models.encoder import Encoder
-from tubevit.models.patterns import Layout
+from tubevit.models.patterns import TokenLayout
 
 DEPTH, WIDTH = 3, 12
 GATED = dict(gate_layer=1, add_attention=1, freeze_below=1, layer_scale=0.1)
 GRID = dict(tubes="4x8x8/4x8x8", frames=8, class_token=True)
-LAYOUT = Layout((2, 1, 3), 1)
+LAYOUT = TokenLayout((2, 1, 3), 1)
 OPTIONS = {
     "plain": {},
     "gated": GATED,

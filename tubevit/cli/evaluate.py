@@ -2,6 +2,7 @@
 
 import json
 
+from tubevit.data.views import AVERAGES
 from tubevit.errors import RunError, UserError
 from tubevit.ranges import COUNT, SHARE, WHOLE
 
@@ -47,7 +48,7 @@ def add_data_arguments(parser) -> None:
     add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")
     add(
-        "--average", choices=("probabilities", "logits"),
+        "--average", choices=AVERAGES,
         help="what is averaged over the views (default: eval.average of the configuration)",
     )  # fmt: skip
     add(

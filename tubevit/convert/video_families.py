@@ -7,6 +7,7 @@ import numpy as np
 
 from tubevit.convert import hugging_face
 from tubevit.convert.layout import ZEROS, Array, Layout, dense, norm, patches
+from tubevit.models.variants import model_config
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -48,16 +49,27 @@ class Family:
 _BLOCK = "encoder.layer.*"
 _SELF, _TIME = f"{_BLOCK}.attention.attention", f"{_BLOCK}.temporal_attention"
 _HEAD = dense("heads/default", "classifier", shape="C D")
-_HALF: tuple[float, ...] = (0.5, 0.5, 0.5)
-_IMAGENET: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEFAULTS = {"intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
 _CLASS_TOKEN = dict(class_token=True, pooling="cls")
+
+
+def _trained(architecture: str) -> Statistics:
+    """Return the means and standard deviations of pixels of an architecture."""
+    model = model_config(architecture)
+    return model.mean, model.std
+
+
+def _rates(*architectures: str) -> dict[int, float]:
+    """Return the frames per second of architectures by their number of frames."""
+    models = map(model_config, architectures)
+    return {model.frames: model.fps for model in models if model.fps is not None}
+
 
 VIVIT = Family(
     name="vivit", prefix="vivit.", classifier="VivitForVideoClassification", others=("VivitModel",),
     layout=hugging_face.LAYOUT.with_rows(*patches("embeddings.patch_embeddings.projection", tubelets=True)),
     defaults=_DEFAULTS | {"hidden_act": "gelu_fast", "num_frames": 32, "tubelet_size": [2, 16, 16]},
-    fields=_CLASS_TOKEN | dict(position="learned"), trained=(_HALF, _HALF), fps={32: 12.5},
+    fields=_CLASS_TOKEN | dict(position="learned"), trained=_trained("vivit_b16x2"), fps=_rates("vivit_b16x2"),
     left_out=("pooler.",), left_out_as="the pooler",
 )  # fmt: skip
 
@@ -73,8 +85,8 @@ TIMESFORMER = Family(
         folded=((f"{_TIME}.output.dense", f"{_BLOCK}.temporal_dense"),),
     ),
     defaults=_DEFAULTS | {"num_frames": 8, "tubelet_size": 1, "attention_type": "divided_space_time"},
-    fields=_CLASS_TOKEN | dict(position="learned_space_time"), trained=((0.45,) * 3, (0.225,) * 3),
-    fps={8: 0.9375, 16: 1.875, 96: 7.5},
+    fields=_CLASS_TOKEN | dict(position="learned_space_time"), trained=_trained("timesformer_b16"),
+    fps=_rates("timesformer_b16", "timesformer_hr_b16", "timesformer_l_b16"),
 )  # fmt: skip
 
 
@@ -101,7 +113,8 @@ VIDEOMAE = Family(
         *norm("pooled_norm", "fc_norm"),
     ),
     defaults=_DEFAULTS | {"layer_norm_eps": 1e-12, "num_frames": 16, "tubelet_size": 2, "use_mean_pooling": True},
-    fields=dict(position="index", pooling="mean"), trained=_IMAGENET, fps={16: 7.5}, keys={"qkv_bias": "qv_bias"},
+    fields=dict(position="index", pooling="mean"), trained=_trained("videomae_b16"),
+    fps=_rates("videomae_b16"), keys={"qkv_bias": "qv_bias"},
     left_out=("decoder.", "encoder_to_decoder.", "mask_token"), left_out_as="the decoder", prepare=with_named_biases,
 )  # fmt: skip
 
@@ -146,7 +159,7 @@ VJEPA2 = Family(
         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4.0, "hidden_act": "gelu",
         "layer_norm_eps": 1e-6, "tubelet_size": 2, "crop_size": 256, "frames_per_clip": 64, "in_chans": 3,
     },
-    fields=dict(position="rope", pooling="attentive"), trained=_IMAGENET,
+    fields=dict(position="rope", pooling="attentive"), trained=_trained("vjepa2_l16"),
     keys={"image_size": "crop_size", "num_frames": "frames_per_clip", "num_channels": "in_chans"},
     left_out=("predictor.",), left_out_as="the predictor", prepare=_with_output,
 )  # fmt: skip

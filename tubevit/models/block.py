@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from tubevit.models.config import ModelConfig
-from tubevit.models.patterns import UNKNOWN, Layout
+from tubevit.models.patterns import UNKNOWN, TokenLayout
 
 Heads = Float[Array, "B N H d"]
 
@@ -81,7 +81,7 @@ class Attention(nnx.Module):
         self.implementation, self.softcap = config.attention, config.softcap
         self.rotary, self.split = config.position == "rope", config.pattern == "factorised_dot"
 
-    def __call__(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> Float[Array, "B N D"]:
         """Attend; a `layout` is needed for rotary positions and for `factorised_dot`."""
         qkv = self._qkv(x, layout)
         if self.split:
@@ -92,7 +92,7 @@ class Attention(nnx.Module):
             out = self._attend(qkv)
         return self.out(out.reshape(-1, *self.out.in_features)).reshape(x.shape)
 
-    def _qkv(self, x: Array, layout: Layout) -> Array:
+    def _qkv(self, x: Array, layout: TokenLayout) -> Array:
         # On flat rows the gradients of the kernels are plain matmuls; with (B, N) apart, XLA transposes on CPU.
         qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *self.qkv.out_features)
         if not self.rotary:
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
     def _attend(self, qkv: Float[Array, "B N 3 H d"]) -> Heads:
         return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.implementation, self.softcap)
 
-    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
+    def weights(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
         """Compute softmax(q k / sqrt(d)) in float32, the mean over the heads.
 
         Row n holds what token n takes from each token and sums to 1. With `factorised_dot` these are two arrays: the
@@ -171,7 +171,7 @@ class Block(nnx.Module):
         x: Float[Array, "B N D"],
         drop_path: float | Float[Array, ""],
         key: PRNGKeyArray | None = None,
-        layout: Layout = UNKNOWN,
+        layout: TokenLayout = UNKNOWN,
     ) -> Float[Array, "B N D"]:
         """Apply the block; `drop_path` is the probability of leaving out each of its branches."""
         keys = (None,) * 5 if key is None else jax.random.split(key, 5)
@@ -187,14 +187,14 @@ class Block(nnx.Module):
         y = y * self.scale2[...].astype(y.dtype) if self.scaled else y
         return x + dropout(y, drop_path, keys[4], per_sample=True)
 
-    def _over_time(self, x: Array, drop_path, key: PRNGKeyArray | None, layout: Layout) -> Array:
+    def _over_time(self, x: Array, drop_path, key: PRNGKeyArray | None, layout: TokenLayout) -> Array:
         keys = (None,) * 2 if key is None else jax.random.split(jax.random.fold_in(key, 5))
         y = layout.over_time(lambda places: self.time_attention(self.time_norm(places)), x[:, layout.first :])
         y = dropout(y, self.rate, keys[0])
         y = dropout(y, drop_path, keys[1], per_sample=True)
         return jnp.concatenate([x[:, : layout.first], x[:, layout.first :] + y], axis=1)
 
-    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
+    def weights(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
         """Compute the attention weights of each attention layer in order; see `Attention.weights`.
 
         With `divided` these are the weights over time, (B S, T, T), and those in each frame, (B T, M, M).
@@ -213,7 +213,7 @@ class AddedAttention(nnx.Module):
         self.norm = layer_norm(config, dtype, rngs=rngs)
         self.attention = Attention(config, dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> Float[Array, "B N D"]:
         return x + self.attention(self.norm(x), layout)
 
 

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from tubevit.errors import UserError, unknown
-from tubevit.models.patterns import PATTERNS, UNKNOWN, Layout
+from tubevit.models.patterns import PATTERNS, UNKNOWN, TokenLayout
 from tubevit.models.position import POSITIONS
 from tubevit.ranges import COUNT, POSITIVE, RATE, SHARE, WHOLE, Range, check_fields
 from tubevit.tubes import Triple, Tube, TubeSet, as_tube_set
@@ -216,11 +216,11 @@ class ModelConfig:
         """Return the output channels of a tube, before they are brought to `width`."""
         return self.width if tube.is_2d or self.tube_width is None else self.tube_width
 
-    def layout(self, shape: Triple) -> Layout:
+    def layout(self, shape: Triple) -> TokenLayout:
         """Return where the tokens of a clip (T, H, W) lie if there is a single tube, else `UNKNOWN`."""
         if len(self.tubes.tubes) > 1:
             return UNKNOWN
-        return Layout(self.tubes.grid(shape)[0], int(self.class_token))
+        return TokenLayout(self.tubes.grid(shape)[0], int(self.class_token))
 
     @property
     def is_plain_vit(self) -> bool:

@@ -15,7 +15,7 @@ from jaxtyping import Float, PRNGKeyArray
 from tubevit.errors import UserError
 from tubevit.models.block import AddedAttention, Block, dropout, layer_norm, stacked
 from tubevit.models.config import REMAT, ModelConfig
-from tubevit.models.patterns import UNKNOWN, Layout
+from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import place
 
 
@@ -46,13 +46,13 @@ class Encoder(nnx.Module):
             self.temporal = TemporalEncoder(config, dtype, rngs=rngs)
 
     def __call__(
-        self, tokens: Float[Array, "B N D"], key: PRNGKeyArray | None = None, layout: Layout = UNKNOWN
+        self, tokens: Float[Array, "B N D"], key: PRNGKeyArray | None = None, layout: TokenLayout = UNKNOWN
     ) -> Float[Array, "B M D"]:
         """Encode tokens; a key enables dropout and stochastic depth. Patterns other than `joint` need their layout."""
         return self._encode(tokens, key, layout)[0]
 
     def attention_weights(
-        self, tokens: Float[Array, "B N D"], layout: Layout = UNKNOWN
+        self, tokens: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN
     ) -> tuple[Float[Array, "B M D"], list[Float[Array, "_ _ _"]]]:
         """Encode tokens, and return the attention weights of each layer as well.
 
@@ -62,7 +62,7 @@ class Encoder(nnx.Module):
         return self._encode(tokens, None, layout, capture=True)
 
     def _encode(
-        self, tokens: Array, key: PRNGKeyArray | None, layout: Layout, capture: bool = False
+        self, tokens: Array, key: PRNGKeyArray | None, layout: TokenLayout, capture: bool = False
     ) -> tuple[Array, list]:
         if self.config.pattern != "factorised_encoder":
             return self._run_blocks(tokens, key, layout, capture)
@@ -71,7 +71,9 @@ class Encoder(nnx.Module):
         encoded, over_time = self.temporal.encode_frames(frames, key, layout, capture)
         return encoded, weights + over_time
 
-    def _run_blocks(self, tokens: Array, key: PRNGKeyArray | None, layout: Layout, capture: bool) -> tuple[Array, list]:
+    def _run_blocks(
+        self, tokens: Array, key: PRNGKeyArray | None, layout: TokenLayout, capture: bool
+    ) -> tuple[Array, list]:
         config, start, weights = self.config, tokens, []
         graph, params = nnx.split(self.blocks)
         # Split once, here: a slice of the whole stack for each scan would have a gradient as deep as the stack.
@@ -89,7 +91,7 @@ class Encoder(nnx.Module):
                 tokens = tokens + jnp.tanh(self.gate[...]).astype(tokens.dtype) * start
         return self.norm(tokens) if config.final_norm == "tokens" else tokens, weights
 
-    def _run(self, blocks, low: int, high: int, tokens: Array, key, layout: Layout, capture: bool):
+    def _run(self, blocks, low: int, high: int, tokens: Array, key, layout: TokenLayout, capture: bool):
         """Run blocks low to high - 1, of which all or none are frozen, and all or none have an added layer.
 
         Frozen blocks have a scan of their own, which has no backward pass. With `capture` the attention weights of the
@@ -137,7 +139,7 @@ class TemporalEncoder(Encoder):
             self.class_token = nnx.Param(jnp.zeros(config.width, jnp.float32))
 
     def encode_frames(
-        self, frames: Float[Array, "BT M D"], key: PRNGKeyArray | None, layout: Layout, capture: bool
+        self, frames: Float[Array, "BT M D"], key: PRNGKeyArray | None, layout: TokenLayout, capture: bool
     ) -> tuple[Float[Array, "B m D"], list]:
         """Encode what is taken of each frame, see `ModelConfig.frame_pooling`.
 

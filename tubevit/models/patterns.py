@@ -20,7 +20,7 @@ PATTERNS = ("joint", "divided", "factorised_encoder", "factorised_dot")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """Where the tokens of one tube lie: in row-major order of its grid, after the class tokens.
 
     Attributes:
@@ -60,4 +60,4 @@ class Layout:
         return x * cosine + jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape) * sine
 
 
-UNKNOWN = Layout((0, 0, 0))  # enough for joint attention without rotary positions
+UNKNOWN = TokenLayout((0, 0, 0))  # enough for joint attention without rotary positions

@@ -10,7 +10,7 @@ from tubevit.errors import UserError, unknown
 from tubevit.models.block import layer_norm
 from tubevit.models.config import PRECISIONS, ModelConfig
 from tubevit.models.encoder import Encoder
-from tubevit.models.patterns import Layout
+from tubevit.models.patterns import TokenLayout
 from tubevit.models.pooling import POOLING
 from tubevit.models.position import Position
 from tubevit.models.tokenizer import Tokenizer, as_windows
@@ -102,7 +102,7 @@ class TubeViT(nnx.Module):
         """Compute the output tokens of the encoder. A key enables dropout; see `tokenize` for the input."""
         return self.encoder(self.tokenize(video)[0], key, self.layout(video))
 
-    def layout(self, video: Video) -> Layout:
+    def layout(self, video: Video) -> TokenLayout:
         """Return where the tokens of an input lie if the model has a single tube. Arguments as `tokenize`."""
         return self.config.layout(self._windows(video).clip_shape)
 

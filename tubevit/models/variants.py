@@ -59,7 +59,7 @@ _TIMESFORMER: dict = _CLASS_TOKEN | dict(
 _IMAGENET: dict = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _VIDEOMAE: dict = _IMAGENET | dict(position="index", pooling="mean", final_norm="pooled")
 _VJEPA2: dict = _IMAGENET | dict(position="rope", pooling="attentive", size=256)
-_PEERS: dict[str, dict] = {  # sources: video_peers.md
+_PEERS: dict[str, dict] = {  # docs/video_vits.md says whose they are
     **{f"vivit_{size}16x2": _video_vit(size, "2x16x16", 32, 12.5, **_VIVIT) for size in ("b", "l")},
     "vivit_fe_b16x2": _video_vit("b", "2x16x16", 32, 12.5, temporal_depth=4, **_FACTORISED),
     "vivit_fe_l16x2": _video_vit("l", "2x16x16", 32, 12.5, temporal_depth=24, **_FACTORISED),

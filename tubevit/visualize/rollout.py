@@ -6,11 +6,11 @@ from jax import Array
 from jaxtyping import Float
 
 from tubevit.models.config import ModelConfig
-from tubevit.models.patterns import Layout
+from tubevit.models.patterns import TokenLayout
 
 
 def rollout(
-    pooling: Float[Array, "B M"], weights: list[Array], config: ModelConfig, layout: Layout
+    pooling: Float[Array, "B M"], weights: list[Array], config: ModelConfig, layout: TokenLayout
 ) -> Float[Array, "B N"]:
     """Follow the weights of output tokens back through all layers to the input tokens.
 
@@ -48,13 +48,13 @@ def _through(row: Float[Array, "b n"], weights: Float[Array, "b n n"]) -> Float[
     return (row + jnp.einsum("bn,bnm->bm", row, weights)) / 2
 
 
-def _over_time(row: Array, weights: Array, layout: Layout) -> Array:
+def _over_time(row: Array, weights: Array, layout: TokenLayout) -> Array:
     """Return the weights before attention over time, of which the class token is no part."""
     first = layout.first
     return jnp.concatenate([row[:, :first], layout.over_time(lambda x: _take(x, weights), row[:, first:])], axis=1)
 
 
-def _in_frames(row: Array, weights: Array, layout: Layout) -> Array:
+def _in_frames(row: Array, weights: Array, layout: TokenLayout) -> Array:
     """Return the weights before attention in frames; the class token is the mean of its copies."""
     frames = layout.by_frame(row)
     frames = frames.at[:, : layout.first].divide(layout.grid[0])
@@ -65,14 +65,14 @@ def _take(row: Array, weights: Array) -> Array:
     return jnp.einsum("bn,bnm->bm", row, weights)
 
 
-def _merged(frames: Float[Array, "BT M"], layout: Layout) -> Float[Array, "B N"]:
+def _merged(frames: Float[Array, "BT M"], layout: TokenLayout) -> Float[Array, "B N"]:
     """Join the weights of all frames; those of the copies of the class token are added."""
     frames = einops.rearrange(frames, "(b t) n -> b t n", t=layout.grid[0])
     patches = einops.rearrange(frames[:, :, layout.first :], "b t s -> b (t s)")
     return jnp.concatenate([frames[:, :, : layout.first].sum(axis=1), patches], axis=1)
 
 
-def _through_frames(row: Array, weights: list[Array], config: ModelConfig, layout: Layout) -> Array:
+def _through_frames(row: Array, weights: list[Array], config: ModelConfig, layout: TokenLayout) -> Array:
     first, alone = layout.first, config.frame_pooling == "none"
     over_time, in_frames = weights[-config.temporal_depth :], weights[: -config.temporal_depth]
     row = layout.by_place(row) if alone else row
@@ -88,7 +88,7 @@ def _through_frames(row: Array, weights: list[Array], config: ModelConfig, layou
     return merged if alone or not first else merged.at[:, :1].add(row[:, :1])
 
 
-def _frame_shares(config: ModelConfig, layout: Layout) -> Float[Array, "1 M"]:
+def _frame_shares(config: ModelConfig, layout: TokenLayout) -> Float[Array, "1 M"]:
     """Return the share of each token of a frame in what the second encoder takes of it."""
     places, first = layout.grid[1] * layout.grid[2], layout.first
     if config.frame_pooling == "cls":
