@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import datetime
 import importlib.metadata
 import json
@@ -29,10 +28,14 @@ import sys
 import textwrap
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
+
+from benchmarks.results import read, replace, svg_pyplot, write  # noqa: E402
+
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PAGE = CSV.parent.parent / "docs/peers.md"
 FIGURE = PAGE.parent / "figures/peers.svg"
-BEGIN, END = "<!-- results: written by benchmarks/peers.py -->\n", "<!-- end of results -->\n"
+BEGIN = "<!-- results: written by benchmarks/peers.py -->\n"
 MODELS = {  # ours, its name, and the class in transformers
     "tubevit_b16": ("TubeViT-B, paper's tubes", None),
     "videomae_b16": ("VideoMAE-B", "VideoMAE"),
@@ -361,18 +364,12 @@ def page(text: str, rows: list[dict]) -> str:
     lines = []
     for what, label in WHAT.items():
         lines += [f"### {label.capitalize()}", "", *table(rows, what), "", *findings(rows, what)]
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + "\n".join(lines) + END + rest.partition(END)[2]
+    return replace(text, BEGIN, lines[:-1])
 
 
 def plot(rows: list[dict]) -> None:
     """Plot the median seconds, a panel for the forward pass and one for the training step."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "tubevit"  # the file depends only on the rows
-    from matplotlib import pyplot
-
+    pyplot = svg_pyplot()
     figure, panels = pyplot.subplots(1, len(WHAT), figsize=(9, 3.6), sharey=True)
     for axes, (what, title) in zip(panels, WHAT.items()):
         for shift, (library, label) in zip((-0.2, 0.2), LIBRARIES.items()):
@@ -389,11 +386,6 @@ def plot(rows: list[dict]) -> None:
     panels[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """Read the rows of the csv file, if there is one."""
-    return list(csv.DictReader(path.open())) if path.exists() else []
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -418,10 +410,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             new = measure(what, args.models, libraries, args.rounds, args.threads, args.tiny)
             rows = {tuple(row[key] for key in KEY): row for row in [*read(args.out), *new]}
-            with args.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows.values())
+            write(args.out, FIELDS, rows.values())
     if args.out == CSV:
         rows = read(CSV)
         PAGE.write_text(page(PAGE.read_text(), rows))

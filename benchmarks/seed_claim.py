@@ -18,13 +18,18 @@ import csv
 import json
 import pathlib
 import statistics
+import sys
 import textwrap
 import zlib
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
+
+from benchmarks.results import read, replace, svg_pyplot, write  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PAGE = CSV.parent.parent / "docs/seed_claim.md"
 FIGURE = PAGE.parent / "figures/seed_claim.svg"
-BEGIN, END = "<!-- results: written by benchmarks/seed_claim.py -->\n", "<!-- end of results -->\n"
+BEGIN = "<!-- results: written by benchmarks/seed_claim.py -->\n"
 KEY = ("seed", "variant", "init", "equal")
 FIELDS = [
     *KEY, "step", "clips", "images", "step_gflop", "parameters", "val_top1", "test_top1", "seconds",
@@ -195,18 +200,12 @@ def page(text: str, rows: list[dict]) -> str:
         lines += [f"### With {label}", "", *table(rows, equal), "", *verdict(rows, equal), ""]
     for_vit = [100 * float(row["test_top1"]) for row in rows if row["variant"] == "vit"]
     lines += [f"The image ViTs have {_mean_and_range(for_vit)} on the digits of the test images."]
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return replace(text, BEGIN, lines)
 
 
 def plot(rows: list[dict]) -> None:
     """Plot the test top-1 of each seed and the means, a panel for each comparison."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "tubevit"  # the file depends only on the rows
-    from matplotlib import pyplot
-
+    pyplot = svg_pyplot()
     figure, panels = pyplot.subplots(1, len(EQUAL), figsize=(9, 3.8), sharey=True)
     for axes, (equal, title) in zip(panels, EQUAL.items()):
         for shift, (init, label) in zip((-0.15, 0.15), INITS.items()):
@@ -225,11 +224,6 @@ def plot(rows: list[dict]) -> None:
     panels[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """Read the rows of the csv file, if there is one."""
-    return list(csv.DictReader(path.open())) if path.exists() else []
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -252,10 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
             row = run(args.workdir, seed, case, overrides)
             print(row, flush=True)
             rows = [*read(args.out), row]  # another process may run other seeds
-            with args.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write(args.out, FIELDS, rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,11 @@ import csv
 import json
 import pathlib
 import statistics
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
+
+from benchmarks.results import read, replace, svg_pyplot, write  # noqa: E402
 
 SUBSETS = {"half": "4x8x8/8x8x8", "quarter": "4x8x8/4x16x16"}
 STARTS = {
@@ -29,7 +34,7 @@ DENSE_STEPS, STEPS, VAL_CLIPS, TEST_CLIPS = 300, 200, 600, 450
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 PAGE, FIGURE = DOCS / "sparse_from_dense.md", DOCS / "figures/sparse_from_dense.svg"
-MARKS = "<!-- results: written by benchmarks/sparse_from_dense.py -->\n", "<!-- end of results -->"
+BEGIN = "<!-- results: written by benchmarks/sparse_from_dense.py -->\n"
 
 
 def write_clips(path: pathlib.Path) -> None:
@@ -173,18 +178,12 @@ def table(rows: list[dict]) -> list[str]:
 
 def page(text: str, rows: list[dict]) -> str:
     """Replace the tables in the documentation."""
-    before, _, rest = text.partition(MARKS[0])
-    return before + MARKS[0] + "\n".join(table(rows)) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2]
+    return replace(text, BEGIN, table(rows))
 
 
 def plot(rows: list[dict]) -> None:
     """Plot top-1 over steps: for each beginning the mean over the seeds and their range; the dense model as a line."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "tubevit"  # the file depends only on the rows
-    from matplotlib import pyplot
-
+    pyplot = svg_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 4))
     for start, label in STARTS.items():
         found = scores(rows, start)
@@ -202,14 +201,6 @@ def plot(rows: list[dict]) -> None:
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """Read the rows of a csv file; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -233,10 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
             if any((row["seed"], row["start"]) == (str(seed), start) for row in rows):
                 continue
             rows += models.measure(start)
-            with args.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write(args.out, FIELDS, rows)
 
 
 if __name__ == "__main__":
