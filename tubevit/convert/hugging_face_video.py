@@ -46,7 +46,7 @@ def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
 
 
 def _usual(family: Family, values: Mapping) -> dict:
-    """Give the values of a config.json the keys that most families have, and those that it omits their defaults."""
+    """Return the values of a config.json under the keys of most families, with defaults for what it omits."""
     usual = {**their.DEFAULTS, **family.defaults, **values}
     usual |= {key: usual[own] for key, own in family.keys.items() if own in usual}
     tubelet = usual["tubelet_size"]

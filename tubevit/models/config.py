@@ -194,18 +194,18 @@ class ModelConfig:
             what = "position 'rope'" if rope else f"pattern {pattern!r}"
             raise UserError(f"{what} needs a single tube, whose tokens form one grid; found {self.tubes}")
         needs = {
-            "pattern 'joint' for position 'rope'": rope and pattern != "joint",
-            "pattern 'joint' for add_attention and gate_layer": pattern != "joint"
+            "a position other than 'rope'": rope and pattern != "joint",
+            "add_attention=0 and gate_layer=None": pattern != "joint"
             and (self.add_attention or self.gate_layer is not None),
             "temporal_depth of at least 1": factorised and not self.temporal_depth,
-            "temporal_depth 0": self.temporal_depth and not factorised,
-            "an even num_heads": dot and self.num_heads % 2,
+            f"temporal_depth=0 instead of {self.temporal_depth}": self.temporal_depth and not factorised,
+            f"an even num_heads instead of {self.num_heads}": dot and self.num_heads % 2,
             token: (dot and self.class_token)
             or (factorised and {"cls": False, "none": True}.get(self.frame_pooling) == self.class_token),
         }
         if any(needs.values()):
-            found = f"pattern {pattern!r} with frame_pooling {self.frame_pooling!r}" if factorised else repr(pattern)
-            raise UserError(f"needed: {', '.join(name for name, need in needs.items() if need)}; found {found}")
+            what = f"pattern {pattern!r}" + (f" with frame_pooling {self.frame_pooling!r}" if factorised else "")
+            raise UserError(f"{what} needs {', '.join(name for name, need in needs.items() if need)}")
 
     def replace(self, **fields) -> Self:
         """Return a copy with other values; new tubes bring their own padding and kind of kernels."""

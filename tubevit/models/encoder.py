@@ -144,8 +144,8 @@ class TemporalEncoder(Encoder):
         """Encode what is taken of each frame, see `ModelConfig.frame_pooling`.
 
         Returns:
-            The class token, if there is one, and a token for each frame; with `none`, the tokens of all frames. And the
-            attention weights, see `Encoder.attention_weights`.
+            The class token, if there is one, and a token for each frame, or with `none` the tokens of all frames; and
+            the attention weights, see `Encoder.attention_weights`.
 
         Raises:
             UserError: the clip has another number of frames than the positions.

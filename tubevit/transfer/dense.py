@@ -30,7 +30,7 @@ def check_dense(config: ModelConfig, name: str) -> None:
         expected = ", ".join((*_READ, *_COMPUTED))
         problems.append(f"position {config.position!r} belongs to the grid of its tube; expected one of {expected}")
     if problems:
-        raise UserError(f"{name} is no dense video model that gives its kernel to other tubes: {'; '.join(problems)}")
+        raise UserError(f"{name} cannot give its kernel to other tubes: {'; '.join(problems)}")
 
 
 def sparse_config(dense: ModelConfig, tubes: str | Tube | TubeSet, name: str | None = None) -> ModelConfig:
