@@ -22,8 +22,8 @@ import csv
 import dataclasses
 import datetime
 import multiprocessing
+import os
 import pathlib
-import resource
 import statistics
 import tempfile
 import time
@@ -37,6 +37,7 @@ from tubevit.data.augment import Augment
 from tubevit.data.decode import TIME_TOLERANCE
 from tubevit.data.pipeline import SampleLoader, iterate, training_rows
 from tubevit.data.sources import Source
+from tubevit.preflight.worker import peak_memory
 from tubevit.recipes.paper import VIDEO_AUGMENT
 from tubevit.tubes import PRESETS
 
@@ -278,7 +279,7 @@ def ratio(floor: list[float], whole: list[float]) -> float:
 
 def resident() -> float:
     """Return the resident memory of this process in MiB."""
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MiB
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MiB
 
 
 def memory(folder: pathlib.Path, batches: int, files: int) -> list[dict]:
@@ -308,7 +309,7 @@ def memory_of(small: list[str], large: list[str], tubes: str | None, batches: in
     for _ in range(6):
         next(whole)
     whole.close()
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    highest = peak_memory() / 2**20
     result = {"growth_kib_per_batch": round(float(growth), 2), "highest_mib": round(highest)}
     result |= {"before_mib": round(before)}
     return result | {"grown_mib": round(statistics.mean(held[-50:]) - statistics.mean(held[:50]), 1)}

@@ -21,7 +21,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
 from benchmarks.results import read, replace, svg_pyplot, write  # noqa: E402
+from tubevit.preflight.worker import peak_memory  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PAGE = CSV.parent.parent / "docs/peers.md"
@@ -205,7 +205,7 @@ def work(library: str, name: str, what: str, threads: int, tiny: bool) -> None:
 
 
 def _peak_mib() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(peak_memory() / 2**20)
 
 
 class Worker:

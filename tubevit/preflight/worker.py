@@ -34,11 +34,11 @@ def main(request_file: str, result_file: str, parent: str) -> None:
         result: dict = _run(**request)
     except UserError as error:
         result = {"error": str(error)}
-    result["memory_of_compiler"] = _peak_memory()
+    result["memory_of_compiler"] = peak_memory()
     pathlib.Path(result_file).write_text(json.dumps(result))
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the peak memory of this process in bytes; `ru_maxrss` would include the caller's process."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
