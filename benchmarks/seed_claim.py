@@ -174,7 +174,7 @@ def verdict(rows: list[dict], equal: str) -> list[str]:
         if before and after:
             gains[variant] = statistics.mean(after) - statistics.mean(before)
     if gains.keys() - {"tubevit"}:
-        texts = [f"{gain:+.1f} points for {LABELS[variant]}" for variant, gain in gains.items()]
+        texts = [f"{round(gain, 1) + 0.0:+.1f} points for {LABELS[variant]}" for variant, gain in gains.items()]
         sentences.append(f"- Starting from the image ViT changes the mean by {_listed(texts)}.")
     return [textwrap.fill(sentence, 120, subsequent_indent="  ") for sentence in sentences]
 
