@@ -1,0 +1,285 @@
+"""Self-attention as a Pallas kernel for TPUs: nothing is padded or transposed in main memory, and no score leaves a chip.
+
+A kernel reads blocks of whole heads of q, k and v out of the rows of their projection, (B, N, 3 H d). All keys of a head
+lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the logarithm of
+the sums of exp(score). With it the backward pass makes the weights again. It returns the gradient of the rows, and the
+sum of that gradient, which is the gradient of the bias.
+
+A block of 128 lanes may hold several heads. Products then take all 128 lanes, with those of other heads set to 0: that
+takes the matrix unit as long as a narrower product, and saves shifting lanes. Heads whose widths do not divide 128 are
+copied out of wider blocks first.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Float
+
+LANES = 128
+VMEM_BYTES = 64 * 2**20
+_FORWARD_ROWS, _BACKWARD_ROWS = 128, 512  # queries at a time
+_LOG2_E = 1.4426950408889634  # the chip computes powers of 2
+
+
+def block_lanes(heads: int, width: int) -> int:
+    """Return the channels of a block: the fewest whole heads that fill a multiple of 128 lanes, else all heads."""
+    whole = (count * width for count in range(1, heads + 1) if heads % count == 0 and count * width % LANES == 0)
+    return next(whole, heads * width)
+
+
+def fits(tokens: int, heads: int, width: int) -> bool:
+    """Return whether the backward pass over this many tokens, heads and channels per head fits VMEM."""
+    lanes = block_lanes(heads, width)
+    blocks = 6 * 2 * 4 * tokens * lanes + 3 * 4 * tokens * lanes  # six operands, twice for overlap, and sums in float32
+    scratch = 0 if lanes <= LANES else (5 + 3) * 4 * tokens * LANES
+    scores = 3 * 4 * tokens * _BACKWARD_ROWS
+    return blocks + scratch + scores < VMEM_BYTES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def attention(
+    rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int, interpret: bool = False
+) -> Float[Array, "B N Hd"]:
+    """Compute softmax(q k / sqrt(d)) v of q, k and v = rows + bias, for each head.
+
+    Args:
+        rows: q, k and v of all heads, each (H, d).
+        bias: their biases.
+        heads: H.
+        interpret: whether to run the kernel as ordinary operations, on any device.
+    """
+    return _attend(rows + bias.astype(rows.dtype), heads, interpret)[0]
+
+
+def _forward(rows, bias, heads: int, interpret: bool):
+    rows = rows + bias.astype(rows.dtype)
+    out, log_sums = _attend(rows, heads, interpret)
+    # As bits: jax.checkpoint makes a copy of a float that it keeps and that is used as well.
+    bits = jnp.uint16 if out.dtype == jnp.bfloat16 else jnp.uint32
+    kept = checkpoint_name(jax.lax.bitcast_convert_type(out, bits), "attention")
+    out = jax.lax.bitcast_convert_type(kept, out.dtype)
+    return out, (rows, out, checkpoint_name(log_sums, "attention"), bias)
+
+
+def _backward(heads: int, interpret: bool, kept, gradient):
+    rows, out, log_sums, bias = kept
+    d_rows, sums = _differentiate(rows, out, log_sums, gradient, heads, interpret)
+    return d_rows, sums.astype(bias.dtype)
+
+
+attention.defvjp(_forward, _backward)
+
+
+def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """Multiply matrices over an axis of each, in float32."""
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+class _Heads:
+    """Access to the heads of blocks (1, N, lanes), one at a time.
+
+    Attributes:
+        width: channels of a head.
+        head: index of the present head in the block, traced.
+        masked: whether the lanes of other heads are set to 0, instead of left out.
+    """
+
+    def __init__(self, width: int, lanes: int, head):
+        self.width, self.count, self.head = width, lanes // width, head
+        self.masked = self.count > 1 and lanes == LANES
+
+    def own(self, x: Array) -> Array:
+        """Set the lanes of other heads to 0, if `x` has them."""
+        if not self.masked:
+            return x
+        lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) // self.width
+        return jnp.where(lane == self.head, x, jnp.zeros((), x.dtype))
+
+    def each(self, function) -> None:
+        """Call a function with the lanes of the present head."""
+        for i in range(self.count):
+            pl.when(self.head == i)(functools.partial(function, slice(i * self.width, (i + 1) * self.width)))
+
+    def load(self, block, scratch):
+        """Return the present head as an array that is read by rows; its other lanes are those of other heads."""
+        if self.count == 1 or self.masked:
+            return block.at[0]
+
+        def copy(lanes):
+            scratch[...] = block[0, :, lanes]
+
+        self.each(copy)
+        return scratch
+
+
+def _attend_kernel(q, k, v, out, log_sums, *scratch, width: int, rows: int):
+    heads = _Heads(width, q.shape[2], pl.program_id(2))
+    q_copy, k_copy, v_copy, own_out = scratch or (None,) * 4
+    query, key, value = heads.load(q, q_copy), heads.load(k, k_copy)[...], heads.load(v, v_copy)[...]
+    scale, tokens = width**-0.5, q.shape[1]
+    chunks = [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+    scores = _product(heads.own(query[chunks[0]]), key, 1, 1)
+    for chunk, after in zip(chunks, [*chunks[1:], None]):
+        # The next product keeps the matrix unit busy during this softmax.
+        following = None if after is None else _product(heads.own(query[after]), key, 1, 1)
+        largest = scores.max(axis=1, keepdims=True)
+        weights = jnp.exp2((scores - largest) * (scale * _LOG2_E))
+        sums = weights.sum(axis=1, keepdims=True)
+        result = (_product(weights.astype(value.dtype), value, 1, 0) / sums).astype(out.dtype)
+        log_sums[0, 0, :, chunk] = (largest * scale + jnp.log(sums)).reshape(1, -1)
+        if scratch:
+            own_out[chunk] = result
+        elif heads.masked:
+            lane = jax.lax.broadcasted_iota(jnp.int32, result.shape, 1) // width
+            out[0, chunk] = jnp.where(lane == heads.head, result, out[0, chunk])
+        else:
+            out[0, chunk] = result
+        scores = following
+
+    if scratch:
+
+        def copy(lanes):
+            out[0, :, lanes] = own_out[...]
+
+        heads.each(copy)
+
+
+def _differentiate_kernel(q, k, v, out, d_out, log_sums, gradient, sums, total, *scratch, width: int, rows: int):
+    """Take one head a step, with scores as (keys, queries): the statistics are rows then, which need no transposing.
+
+    The step of the last head writes the gradient of q, and two more steps those of k and v.
+    """
+    step, scale, tokens = pl.program_id(2), width**-0.5, q.shape[1]
+    heads = _Heads(width, q.shape[2], step)
+    *copies, own = scratch or (None,) * 6
+    d_q, d_k, d_v = range(3)
+
+    @pl.when(step == 0)
+    def _():
+        total[...] = jnp.zeros(total.shape, jnp.float32)
+
+    @pl.when(step < heads.count)
+    def _():
+        query, key, value, result, d_result = map(heads.load, (q, k, v, out, d_out), copies)
+        key, value, target = key[...], value[...], own if scratch else total
+        if scratch:
+            own[...] = jnp.zeros(own.shape, jnp.float32)
+
+        def differentiate(chunk):
+            of_queries, d = heads.own(query[chunk]), heads.own(d_result[chunk])
+            product = d.astype(jnp.float32) * result[chunk].astype(jnp.float32)
+            delta = product.sum(axis=1, keepdims=True).reshape(1, -1)
+            exponents = _product(key, of_queries, 1, 1) * (scale * _LOG2_E) - log_sums[0, 0, :, chunk] * _LOG2_E
+            weights = jnp.exp2(exponents)  # (keys, queries)
+            d_scores = (weights * (_product(value, d, 1, 1) - delta)).astype(of_queries.dtype)
+            target[d_v] += _product(weights.astype(d.dtype), d, 1, 0)
+            target[d_k] += _product(d_scores, of_queries, 1, 0)
+            target[d_q, chunk] += heads.own(_product(d_scores, key, 0, 0))
+
+        whole = tokens // rows
+        if whole > 1:
+            pl.loop(0, whole)(lambda i: differentiate(pl.ds(pl.multiple_of(i * rows, rows), rows)))
+        elif whole:
+            differentiate(pl.ds(0, rows))
+        if tokens % rows:
+            differentiate(pl.ds(whole * rows, tokens % rows))
+
+        if scratch:
+
+            def copy(lanes):
+                total[:, :, lanes] = own[...]
+
+            heads.each(copy)
+
+    @pl.when(step >= heads.count - 1)
+    def _():
+        part = step - (heads.count - 1)
+        scaled = total[part] * jnp.where(part == d_v, 1.0, scale)
+        gradient[0] = scaled.astype(gradient.dtype)
+        sums[0] = scaled.sum(axis=0, keepdims=True)
+
+
+def _attend(rows: Array, heads: int, interpret: bool) -> tuple[Array, Array]:
+    """Return the output (B, N, H d) and the logarithms of the sums (B, H, 1, N), float32."""
+    batch, tokens, width, lanes, blocks = _blocks(rows, heads)
+    each = lanes // width
+    part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, head: (clip, 0, i * blocks + block))  # noqa: E731
+    log_sums = pl.BlockSpec((1, 1, 1, tokens), lambda clip, block, head: (clip, block * each + head, 0, 0))
+    return pl.pallas_call(
+        functools.partial(_attend_kernel, width=width, rows=_FORWARD_ROWS),
+        grid=(batch, blocks, each), in_specs=[part(0), part(1), part(2)], out_specs=[part(0), log_sums],
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, tokens, heads * width), rows.dtype),
+            jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32),
+        ],
+        scratch_shapes=_copies(4, rows, width, lanes), compiler_params=_PARAMETERS, interpret=interpret,
+        cost_estimate=_cost(rows, heads, products=2, arrays=4), name="attention_forward",
+    )(rows, rows, rows)  # fmt: skip
+
+
+def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads: int, interpret: bool):
+    """Return the gradient of the rows (B, N, 3 H d), and the sums of that over clips and tokens, (3 H d,) float32."""
+    batch, tokens, width, lanes, blocks = _blocks(rows, heads)
+    each = lanes // width
+    part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, step: (clip, 0, i * blocks + block))  # noqa: E731
+    written = lambda block, step: jnp.maximum(step - (each - 1), 0) * blocks + block  # noqa: E731
+    gradient, sums = pl.pallas_call(
+        functools.partial(_differentiate_kernel, width=width, rows=_BACKWARD_ROWS),
+        grid=(batch, blocks, each + 2),
+        in_specs=[
+            *(part(i) for i in (0, 1, 2, 0, 0)),
+            pl.BlockSpec(
+                (1, 1, 1, tokens), lambda clip, block, step: (clip, block * each + jnp.minimum(step, each - 1), 0, 0)
+            ),
+        ],
+        out_specs=[
+            pl.BlockSpec((1, tokens, lanes), lambda clip, block, step: (clip, 0, written(block, step))),
+            pl.BlockSpec((1, 1, lanes), lambda clip, block, step: (clip, 0, written(block, step))),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct(rows.shape, rows.dtype), jax.ShapeDtypeStruct((batch, 1, rows.shape[2]), jnp.float32),
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((3, tokens, lanes), jnp.float32), *_copies(5, rows, width, lanes),
+            *([pltpu.VMEM((3, tokens, width), jnp.float32)] if _is_copied(width, lanes) else []),
+        ],
+        compiler_params=_PARAMETERS, interpret=interpret,
+        cost_estimate=_cost(rows, heads, products=5, arrays=8), name="attention_backward",
+    )(rows, rows, rows, out, d_out, log_sums)  # fmt: skip
+    return gradient, sums.sum((0, 1))
+
+
+def _blocks(rows: Array, heads: int) -> tuple[int, int, int, int, int]:
+    """Return clips, tokens, channels of a head, channels of a block, and the number of blocks."""
+    batch, tokens, channels = rows.shape
+    width = channels // (3 * heads)
+    lanes = block_lanes(heads, width)
+    return batch, tokens, width, lanes, heads * width // lanes
+
+
+def _is_copied(width: int, lanes: int) -> bool:
+    return lanes not in (width, LANES)
+
+
+def _copies(count: int, rows: Array, width: int, lanes: int) -> list:
+    return [pltpu.VMEM((rows.shape[1], width), rows.dtype)] * count if _is_copied(width, lanes) else []
+
+
+def _cost(rows: Array, heads: int, products: int, arrays: int) -> pl.CostEstimate:
+    """Estimate the cost from the matrix products and the arrays (B, N, H d) that are read or written."""
+    batch, tokens, channels = rows.shape
+    pairs = batch * tokens**2
+    return pl.CostEstimate(
+        flops=2 * products * pairs * channels // 3, transcendentals=pairs * heads,
+        bytes_accessed=arrays * rows.size // 3 * rows.dtype.itemsize,
+    )  # fmt: skip
+
+
+_PARAMETERS = pltpu.CompilerParams(
+    dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+)
