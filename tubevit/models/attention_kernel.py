@@ -1,7 +1,7 @@
-"""Self-attention as a Pallas kernel for TPUs: nothing is padded or transposed in main memory, and no score leaves a chip.
+"""Self-attention as a Pallas kernel for TPUs: no padding, no transposing in main memory, no score leaves the chip.
 
-A kernel reads blocks of whole heads of q, k and v out of the rows of their projection, (B, N, 3 H d). All keys of a head
-lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the logarithm of
+A kernel reads blocks of whole heads of q, k and v out of the rows of their projection, (B, N, 3 H d). All keys of a
+head lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the logarithm of
 the sums of exp(score). With it the backward pass makes the weights again. It returns the gradient of the rows, and the
 sum of that gradient, which is the gradient of the bias.
 
@@ -41,24 +41,21 @@ def fits(tokens: int, heads: int, width: int) -> bool:
     return blocks + scratch + scores < VMEM_BYTES
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def attention(
-    rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int, interpret: bool = False
-) -> Float[Array, "B N Hd"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def attention(rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int) -> Float[Array, "B N Hd"]:
     """Compute softmax(q k / sqrt(d)) v of q, k and v = rows + bias, for each head.
 
     Args:
         rows: q, k and v of all heads, each (H, d).
         bias: their biases.
         heads: H.
-        interpret: whether to run the kernel as ordinary operations, on any device.
     """
-    return _attend(rows + bias.astype(rows.dtype), heads, interpret)[0]
+    return _attend(rows + bias.astype(rows.dtype), heads)[0]
 
 
-def _forward(rows, bias, heads: int, interpret: bool):
+def _forward(rows, bias, heads: int):
     rows = rows + bias.astype(rows.dtype)
-    out, log_sums = _attend(rows, heads, interpret)
+    out, log_sums = _attend(rows, heads)
     # As bits: jax.checkpoint makes a copy of a float that it keeps and that is used as well.
     bits = jnp.uint16 if out.dtype == jnp.bfloat16 else jnp.uint32
     kept = checkpoint_name(jax.lax.bitcast_convert_type(out, bits), "attention")
@@ -66,9 +63,9 @@ def _forward(rows, bias, heads: int, interpret: bool):
     return out, (rows, out, checkpoint_name(log_sums, "attention"), bias)
 
 
-def _backward(heads: int, interpret: bool, kept, gradient):
+def _backward(heads: int, kept, gradient):
     rows, out, log_sums, bias = kept
-    d_rows, sums = _differentiate(rows, out, log_sums, gradient, heads, interpret)
+    d_rows, sums = _differentiate(rows, out, log_sums, gradient, heads)
     return d_rows, sums.astype(bias.dtype)
 
 
@@ -204,7 +201,7 @@ def _differentiate_kernel(q, k, v, out, d_out, log_sums, gradient, sums, total, 
         sums[0] = scaled.sum(axis=0, keepdims=True)
 
 
-def _attend(rows: Array, heads: int, interpret: bool) -> tuple[Array, Array]:
+def _attend(rows: Array, heads: int) -> tuple[Array, Array]:
     """Return the output (B, N, H d) and the logarithms of the sums (B, H, 1, N), float32."""
     batch, tokens, width, lanes, blocks = _blocks(rows, heads)
     each = lanes // width
@@ -217,12 +214,12 @@ def _attend(rows: Array, heads: int, interpret: bool) -> tuple[Array, Array]:
             jax.ShapeDtypeStruct((batch, tokens, heads * width), rows.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32),
         ],
-        scratch_shapes=_copies(4, rows, width, lanes), compiler_params=_PARAMETERS, interpret=interpret,
+        scratch_shapes=_copies(4, rows, width, lanes), compiler_params=_PARAMETERS,
         cost_estimate=_cost(rows, heads, products=2, arrays=4), name="attention_forward",
     )(rows, rows, rows)  # fmt: skip
 
 
-def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads: int, interpret: bool):
+def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads: int):
     """Return the gradient of the rows (B, N, 3 H d), and the sums of that over clips and tokens, (3 H d,) float32."""
     batch, tokens, width, lanes, blocks = _blocks(rows, heads)
     each = lanes // width
@@ -248,7 +245,7 @@ def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads
             pltpu.VMEM((3, tokens, lanes), jnp.float32), *_copies(5, rows, width, lanes),
             *([pltpu.VMEM((3, tokens, width), jnp.float32)] if _is_copied(width, lanes) else []),
         ],
-        compiler_params=_PARAMETERS, interpret=interpret,
+        compiler_params=_PARAMETERS,
         cost_estimate=_cost(rows, heads, products=5, arrays=8), name="attention_backward",
     )(rows, rows, rows, out, d_out, log_sums)  # fmt: skip
     return gradient, sums.sum((0, 1))

@@ -1,5 +1,6 @@
 """The block of a ViT (paper section 3.1, equations 1 and 2), with the options that foreign ViTs need."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, PRNGKeyArray
 
+from tubevit.models.attention import FEWEST_TOKENS, Attention, implementation_for
 from tubevit.models.config import ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
-
-Heads = Float[Array, "B N H d"]
 
 
 def dropout(
@@ -34,87 +35,6 @@ def dropout(
     return jnp.where(jax.random.bernoulli(key, keep, shape), scaled, jnp.zeros((), x.dtype))
 
 
-def attention(query: Heads, key: Heads, value: Heads, implementation: str, softcap: float | None = None) -> Heads:
-    """Compute softmax(q k / sqrt(d)) v for each of the H heads; a `softcap` is computed by einsums only.
-
-    On CPU, `auto` uses einsums: they take about half the time of `jax.nn.dot_product_attention`, which transposes the
-    score matrix there. On other devices `auto` lets that function choose.
-    """
-    if softcap or (implementation == "auto" and jax.default_backend() == "cpu"):
-        implementation = "einsum"
-    if implementation != "einsum":
-        chosen: dict = {} if implementation == "auto" else {"implementation": implementation}
-        return jax.nn.dot_product_attention(query, key, value, **chosen)
-    query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    # The scores of two heads at a time fit the cache.
-    heads = [slice(i, i + 2) for i in range(0, query.shape[1], 2)]
-    outs = [_attend(query[:, pair], key[:, pair], value[:, pair], softcap) for pair in heads]
-    return jnp.concatenate(outs, axis=1).swapaxes(1, 2)
-
-
-def _attend(query: Array, key: Array, value: Array, softcap: float | None) -> Array:
-    """Compute softmax(q k) v for (B, H, N, d), with q already scaled."""
-    scores = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
-    scores = _capped(scores, softcap)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    # Dividing the smaller product instead of the weights saves a pass over them.
-    return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
-
-
-def _capped(scores: Array, softcap: float | None) -> Array:
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention. Parameters: `qkv` (D, 3, H, d) and `out` (H, d, D), with biases.
-
-    With the pattern `factorised_dot`, the first half of the heads attends over time and the others in each frame.
-    """
-
-    def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
-        initial = nnx.initializers.xavier_uniform()
-        width, shape = config.width, (3, config.num_heads, config.width // config.num_heads)
-        settings: dict = dict(kernel_init=initial, dtype=dtype, rngs=rngs)
-        self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, **settings)
-        self.out = nnx.LinearGeneral(shape[1:], width, axis=(-2, -1), **settings)
-        self.implementation, self.softcap = config.attention, config.softcap
-        self.rotary, self.split = config.position == "rope", config.pattern == "factorised_dot"
-
-    def __call__(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> Float[Array, "B N D"]:
-        """Attend; a `layout` is needed for rotary positions and for `factorised_dot`."""
-        qkv = self._qkv(x, layout)
-        if self.split:
-            half = qkv.shape[3] // 2
-            over_time = layout.over_time(self._attend, qkv[:, :, :, :half])
-            out = jnp.concatenate([over_time, layout.over_space(self._attend, qkv[:, :, :, half:])], axis=2)
-        else:
-            out = self._attend(qkv)
-        return self.out(out.reshape(-1, *self.out.in_features)).reshape(x.shape)
-
-    def _qkv(self, x: Array, layout: TokenLayout) -> Array:
-        # On flat rows the gradients of the kernels are plain matmuls; with (B, N) apart, XLA transposes on CPU.
-        qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *self.qkv.out_features)
-        if not self.rotary:
-            return qkv
-        return jnp.concatenate([layout.rotate(qkv[:, :, :2]), qkv[:, :, 2:]], axis=2)
-
-    def _attend(self, qkv: Float[Array, "B N 3 H d"]) -> Heads:
-        return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.implementation, self.softcap)
-
-    def weights(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
-        """Compute softmax(q k / sqrt(d)) in float32, the mean over the heads.
-
-        Row n holds what token n takes from each token and sums to 1. With `factorised_dot` these are two arrays: the
-        weights over time at each place, (B S, T, T), and those in each frame, (B T, S, S).
-        """
-        qkv = self._qkv(x, layout).astype(jnp.float32)
-        half = qkv.shape[3] // 2
-        parts = [layout.by_place(qkv[:, :, :, :half]), layout.by_frame(qkv[:, :, :, half:])] if self.split else [qkv]
-        scores = [jnp.einsum("bnhd,bmhd->bhnm", y[:, :, 0], y[:, :, 1]) * y.shape[-1] ** -0.5 for y in parts]
-        return [jax.nn.softmax(_capped(each, self.softcap), axis=-1).mean(axis=1) for each in scores]
-
-
 def gelu(x: Float[Array, "*shape"], kind: str = "exact") -> Float[Array, "*shape"]:
     """Apply GELU, x Phi(x). With `tanh`, Phi is approximated as usual.
 
@@ -134,12 +54,15 @@ class Mlp(nnx.Module):
         self.up = nnx.Linear(config.width, config.mlp_dim, **settings)
         self.down = nnx.Linear(config.mlp_dim, config.width, **settings)
         self.gelu = config.gelu
+        # With (B, N) apart, XLA transposes on CPU; with flat rows, it changes layouts on TPU.
+        self.flat = implementation_for(config.attention, FEWEST_TOKENS, 1, 1) == "einsum"
 
     def __call__(
         self, x: Float[Array, "*rows D"], rate: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*rows D"]:
         """Transform each row; `rate` is the dropout rate of the hidden layer."""
-        hidden = gelu(self.up(x.reshape(-1, x.shape[-1])), self.gelu)  # flat rows: see Attention
+        rows = x.reshape(-1, x.shape[-1]) if self.flat else x
+        hidden = gelu(checkpoint_name(self.up(rows), "up"), self.gelu)
         return self.down(dropout(hidden, rate, key)).reshape(x.shape)
 
 
@@ -182,7 +105,7 @@ class Block(nnx.Module):
             y = self.attention(self.norm1(x), layout)
         y = dropout(y, self.rate, keys[0])
         y = y * self.scale1[...].astype(y.dtype) if self.scaled else y
-        x = x + dropout(y, drop_path, keys[1], per_sample=True)
+        x = checkpoint_name(x + dropout(y, drop_path, keys[1], per_sample=True), "middle")
         y = dropout(self.mlp(self.norm2(x), self.rate, keys[2]), self.rate, keys[3])
         y = y * self.scale2[...].astype(y.dtype) if self.scaled else y
         return x + dropout(y, drop_path, keys[4], per_sample=True)
@@ -217,9 +140,49 @@ class AddedAttention(nnx.Module):
         return x + self.attention(self.norm(x), layout)
 
 
-def layer_norm(config: ModelConfig, dtype, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(x: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], epsilon: float):
+    """Normalise rows to mean 0 and variance 1, then scale and shift them; statistics and gradients are float32.
+
+    Only the statistics of the rows are kept for the backward pass, under the name `statistics`, besides `x` itself.
+    """
+    return _normalise(x, scale, bias, epsilon)[0]
+
+
+def _normalise(x, scale, bias, epsilon: float):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    mean, inverse = checkpoint_name(mean, "statistics"), checkpoint_name(inverse, "statistics")
+    normal = (wide - mean) * inverse
+    return (normal * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _normalise_backward(epsilon: float, kept, gradient):
+    x, mean, inverse, scale = kept
+    gradient = jax.lax.optimization_barrier(gradient)  # otherwise XLA computes the product before it again
+    gradient = gradient.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    rows = tuple(range(x.ndim - 1))
+    d_scale, d_bias = (gradient * normal).sum(axis=rows), gradient.sum(axis=rows)
+    inner = gradient * scale
+    along = inner.mean(axis=-1, keepdims=True) + normal * (inner * normal).mean(axis=-1, keepdims=True)
+    return ((inner - along) * inverse).astype(x.dtype), d_scale, d_bias
+
+
+normalise.defvjp(_normalise, _normalise_backward)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation by `normalise`. Parameters: `scale` and `bias` (D,)."""
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        return normalise(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
+
+
+def layer_norm(config: ModelConfig, dtype, *, rngs: nnx.Rngs) -> LayerNorm:
     """Make a layer normalisation that computes its statistics in float32."""
-    return nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
 
 
 def stacked(kind: Callable, count: int, config: ModelConfig, dtype, rngs: nnx.Rngs):

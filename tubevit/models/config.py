@@ -20,10 +20,11 @@ PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 POOLINGS = ("linear", "query", "map", "attentive", "mean", "cls")
 FRAME_POOLINGS = ("cls", "mean", "none")
 FINAL_NORMS = ("tokens", "pooled")
-ATTENTION = ("auto", "einsum", "xla", "cudnn")
+ATTENTION = ("auto", "einsum", "xla", "cudnn", "kernel")
 # Activations that are kept for the backward pass, from least memory to most.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("attention", "up", "middle", "statistics"),
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "none": jax.checkpoint_policies.everything_saveable,
