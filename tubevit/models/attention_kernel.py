@@ -94,8 +94,12 @@ class _Heads:
         """Set the lanes of other heads to 0, if `x` has them."""
         if not self.masked:
             return x
-        lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) // self.width
-        return jnp.where(lane == self.head, x, jnp.zeros((), x.dtype))
+        return jnp.where(self.lanes(x.shape), x, jnp.zeros((), x.dtype))
+
+    def lanes(self, shape: tuple[int, int]) -> Array:
+        """Return where the lanes of the present head are."""
+        lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        return (lane >= self.head * self.width) & (lane < (self.head + 1) * self.width)
 
     def each(self, function) -> None:
         """Call a function with the lanes of the present head."""
@@ -132,8 +136,7 @@ def _attend_kernel(q, k, v, out, log_sums, *scratch, width: int, rows: int):
         if scratch:
             own_out[chunk] = result
         elif heads.masked:
-            lane = jax.lax.broadcasted_iota(jnp.int32, result.shape, 1) // width
-            out[0, chunk] = jnp.where(lane == heads.head, result, out[0, chunk])
+            out[0, chunk] = jnp.where(heads.lanes(result.shape), result, out[0, chunk])
         else:
             out[0, chunk] = result
         scores = following

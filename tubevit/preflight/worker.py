@@ -57,7 +57,7 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
 
     target, settings = find_topology(topology), load_config(config, overrides)
     check_installed(target)
-    plan = program.for_device(resolve(settings, assume_missing=True), attention="xla")  # `auto` on TPUs and GPUs
+    plan = program.for_device(resolve(settings, assume_missing=True), "xla" if target.is_gpu else "kernel")
     mesh = make_mesh(settings.mesh, described_devices(target, settings.mesh.slices))
     result = {
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()}, "devices": int(mesh.size),
