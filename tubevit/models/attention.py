@@ -72,6 +72,31 @@ def _capped(scores: Array, softcap: float | None) -> Array:
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
+def uses_kernel(config: ModelConfig, tokens: int) -> bool:
+    """Return whether the attention over so many tokens is that of `attention_kernel`."""
+    plain = config.position != "rope" and config.pattern != "factorised_dot" and config.softcap is None
+    heads = config.num_heads
+    return plain and implementation_for(config.attention, tokens, heads, config.width // heads) == "kernel"
+
+
+def as_matrices(layers):
+    """Reshape stacked kernels of attention to matrices, (L, D, 3 H d) and (L, H d, D), as the Pallas kernel needs them.
+
+    A loop over layers otherwise changes the layout of each slice, and of each slice of the gradient. Heads that are
+    split over devices stay apart.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
+        return layers
+
+    def flat(path, x):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "qkv/kernel" in name:
+            return x.reshape(*x.shape[:2], -1)
+        return x.reshape(x.shape[0], -1, x.shape[-1]) if "out/kernel" in name else x
+
+    return jax.tree_util.tree_map_with_path(flat, layers)
+
+
 def _splash(query: Heads, key: Heads, value: Heads) -> Heads:
     """Compute attention by the splash kernel of JAX, which pads the tokens to whole blocks."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -123,13 +148,12 @@ class Attention(nnx.Module):
         settings: dict = dict(kernel_init=initial, dtype=dtype, rngs=rngs)
         self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, **settings)
         self.out = nnx.LinearGeneral(shape[1:], width, axis=(-2, -1), **settings)
-        self.implementation, self.softcap = config.attention, config.softcap
+        self.config, self.softcap = config, config.softcap
         self.rotary, self.split = config.position == "rope", config.pattern == "factorised_dot"
 
     def __call__(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> Float[Array, "B N D"]:
         """Attend; a `layout` is needed for rotary positions and for `factorised_dot`."""
-        plain = not (self.split or self.rotary or self.softcap)
-        if plain and self._implementation(x.shape[1]) == "kernel":
+        if uses_kernel(self.config, x.shape[1]):
             return self._in_kernel(x)
         qkv = self._qkv(x, layout)
         if self.split:
@@ -142,7 +166,7 @@ class Attention(nnx.Module):
         return self.out(out.reshape(-1, *self.out.in_features)).reshape(x.shape)
 
     def _implementation(self, tokens: int) -> str:
-        return implementation_for(self.implementation, tokens, *self.qkv.out_features[1:])
+        return implementation_for(self.config.attention, tokens, *self.qkv.out_features[1:])
 
     def _in_kernel(self, x: Array) -> Array:
         """Attend with all heads side by side in rows, which the kernel reads as they are."""

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from tubevit.errors import UserError
+from tubevit.models.attention import as_matrices, uses_kernel
 from tubevit.models.block import AddedAttention, Block, dropout, layer_norm, stacked
 from tubevit.models.config import REMAT, ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
@@ -120,6 +121,8 @@ class Encoder(nnx.Module):
             # Under scan the loop already keeps XLA from merging the recomputation away.
             block = jax.checkpoint(block, policy=REMAT[config.remat], prevent_cse=not config.scan)
         layers = (params, _layers(added_params, low - first, high - first), jnp.arange(low, high))
+        if uses_kernel(config, tokens.shape[1]) and not capture:
+            layers = as_matrices(layers)
         return jax.lax.scan(block, tokens, layers, unroll=1 if config.scan else high - low)
 
 
