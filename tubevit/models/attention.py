@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from tubevit.models import attention_kernel
 from tubevit.models.config import ModelConfig
-from tubevit.models.patterns import UNKNOWN, Layout
+from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import BATCH_AXES
 
 Heads = Float[Array, "B N H d"]
@@ -151,7 +151,7 @@ class Attention(nnx.Module):
         self.config, self.softcap = config, config.softcap
         self.rotary, self.split = config.position == "rope", config.pattern == "factorised_dot"
 
-    def __call__(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> Float[Array, "B N D"]:
         """Attend; a `layout` is needed for rotary positions and for `factorised_dot`."""
         if uses_kernel(self.config, x.shape[1]):
             return self._in_kernel(x)
@@ -177,7 +177,7 @@ class Attention(nnx.Module):
         out = _over_devices(attention_kernel.attention, rows, bias, self.qkv.out_features[1])
         return out @ kernels[1].reshape(-1, width) + self.out.bias[...].astype(dtype)
 
-    def _qkv(self, x: Array, layout: Layout) -> Array:
+    def _qkv(self, x: Array, layout: TokenLayout) -> Array:
         # On flat rows the gradients of the kernels are plain matmuls; with (B, N) apart, XLA transposes on CPU.
         qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *self.qkv.out_features)
         if not self.rotary:
@@ -189,7 +189,7 @@ class Attention(nnx.Module):
         implementation = "einsum" if implementation == "kernel" else implementation  # the kernel takes plain rows only
         return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation, self.softcap)
 
-    def weights(self, x: Float[Array, "B N D"], layout: Layout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
+    def weights(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
         """Compute softmax(q k / sqrt(d)) in float32, the mean over the heads.
 
         Row n holds what token n takes from each token and sums to 1. With `factorised_dot` these are two arrays: the
