@@ -56,11 +56,8 @@ def attention(rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: i
 def _forward(rows, bias, heads: int):
     rows = rows + bias.astype(rows.dtype)
     out, log_sums = _attend(rows, heads)
-    # As bits: jax.checkpoint makes a copy of a float that it keeps and that is used as well.
-    bits = jnp.uint16 if out.dtype == jnp.bfloat16 else jnp.uint32
-    kept = checkpoint_name(jax.lax.bitcast_convert_type(out, bits), "attention")
-    out = jax.lax.bitcast_convert_type(kept, out.dtype)
-    return out, (rows, out, checkpoint_name(log_sums, "attention"), bias)
+    # The unnamed output goes on: jax.checkpoint copies a named one that is used as well as kept.
+    return out, (rows, checkpoint_name(out, "attention"), checkpoint_name(log_sums, "attention"), bias)
 
 
 def _backward(heads: int, kept, gradient):

@@ -152,7 +152,8 @@ def normalise(x: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[
 def _normalise(x, scale, bias, epsilon: float):
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    variance = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
     mean, inverse = checkpoint_name(mean, "statistics"), checkpoint_name(inverse, "statistics")
     normal = (wide - mean) * inverse
     return (normal * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
