@@ -167,7 +167,7 @@ def rate_call(library: str, rate: str, tiny: bool):
         import jax
         import jax.numpy as jnp
 
-        from tubevit.models.block import attention
+        from tubevit.models.attention import attention
 
         square, heads = jnp.ones((side, side)), jax.random.normal(jax.random.key(0), shape)
         product = jax.jit(lambda a: a @ a)

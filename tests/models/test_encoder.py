@@ -8,7 +8,8 @@ from jax.test_util import check_grads
 from tests.models import reference
 from tests.models.reference import assert_close, encode, read_parameters
 from tubevit.errors import UserError
-from tubevit.models.block import Mlp, attention, dropout, gelu
+from tubevit.models.attention import attention
+from tubevit.models.block import Mlp, dropout, gelu
 from tubevit.models.config import REMAT, ModelConfig
 from tubevit.models.encoder import Encoder
 from tubevit.models.patterns import TokenLayout

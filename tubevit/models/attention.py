@@ -1,5 +1,7 @@
 """Multi-head self-attention (paper section 3.1), by the implementation that suits the device."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -118,22 +120,28 @@ def _splash(query: Heads, key: Heads, value: Heads) -> Heads:
     return out[:, :, :tokens].swapaxes(1, 2)
 
 
-def _over_devices(function, rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int):
+def _over_devices(
+    function: Callable, rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int
+) -> Float[Array, "B N Hd"]:
     """Apply a kernel on the rows and heads of each device, where a mesh that splits them is in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH_AXES) <= set(mesh.auto_axes):
         return function(rows, bias, heads)
     tensor = mesh.shape.get("tensor", 1)
-    split = "tensor" if tensor > 1 and heads % tensor == 0 else None
-    apart = (3, heads, -1)
+    if tensor == 1 or heads % tensor:
+        specs, out_spec = (PartitionSpec(BATCH_AXES), PartitionSpec()), PartitionSpec(BATCH_AXES)
 
-    def local(rows, bias):
-        flat = function(rows.reshape(*rows.shape[:2], -1), bias.reshape(-1), rows.shape[3])
-        return flat.reshape(*flat.shape[:2], rows.shape[3], -1)
+        def local(rows, bias):
+            return function(rows, bias, heads)
+    else:
+        specs = (PartitionSpec(BATCH_AXES, None, None, "tensor"), PartitionSpec(None, "tensor"))
+        out_spec = PartitionSpec(BATCH_AXES, None, "tensor")
+        rows, bias = rows.reshape(*rows.shape[:2], 3, -1), bias.reshape(3, -1)
 
-    specs = PartitionSpec(BATCH_AXES, None, None, split), PartitionSpec(None, split)
-    mapped = jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(BATCH_AXES, None, split), check_vma=False)
-    return mapped(rows.reshape(*rows.shape[:2], *apart), bias.reshape(apart)).reshape(*rows.shape[:2], -1)
+        def local(rows, bias):
+            return function(rows.reshape(*rows.shape[:2], -1), bias.reshape(-1), heads // tensor)
+
+    return jax.shard_map(local, in_specs=specs, out_specs=out_spec, check_vma=False)(rows, bias)
 
 
 class Attention(nnx.Module):

@@ -4,6 +4,8 @@ Blocks are stacked: every parameter has a leading axis of L layers, and scans ru
 """
 
 import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import einops
 import jax
@@ -18,6 +20,20 @@ from tubevit.models.block import AddedAttention, Block, dropout, layer_norm, sta
 from tubevit.models.config import REMAT, ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import place
+
+
+class Group(NamedTuple):
+    """Tokens that attend to each other.
+
+    Attributes:
+        tokens: (B, N, D).
+        key: random key, which enables dropout and stochastic depth.
+        layout: where the tokens lie; patterns other than `joint` need it.
+    """
+
+    tokens: Array
+    key: PRNGKeyArray | None = None
+    layout: TokenLayout = UNKNOWN
 
 
 class Encoder(nnx.Module):
@@ -49,8 +65,12 @@ class Encoder(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "B N D"], key: PRNGKeyArray | None = None, layout: TokenLayout = UNKNOWN
     ) -> Float[Array, "B M D"]:
-        """Encode tokens; a key enables dropout and stochastic depth. Patterns other than `joint` need their layout."""
-        return self._encode(tokens, key, layout)[0]
+        """Encode tokens; see `Group` for the arguments."""
+        return self.encode_together([Group(tokens, key, layout)])[0]
+
+    def encode_together(self, groups: Sequence[Group]) -> list[Float[Array, "B M D"]]:
+        """Encode groups of tokens in one pass over the blocks."""
+        return self._encode(groups)[0]
 
     def attention_weights(
         self, tokens: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN
@@ -60,43 +80,46 @@ class Encoder(nnx.Module):
         The layers come in the order of the computation, added ones included; see `Block.weights`. Those of a factorised
         encoder are the weights in each frame, (B T, M, M), and then those of its second encoder.
         """
-        return self._encode(tokens, None, layout, capture=True)
+        (encoded,), weights = self._encode([Group(tokens, None, layout)], capture=True)
+        return encoded, weights
 
-    def _encode(
-        self, tokens: Array, key: PRNGKeyArray | None, layout: TokenLayout, capture: bool = False
-    ) -> tuple[Array, list]:
+    def _encode(self, groups: Sequence[Group], capture: bool = False) -> tuple[list[Array], list]:
         if self.config.pattern != "factorised_encoder":
-            return self._run_blocks(tokens, key, layout, capture)
-        frames, weights = self._run_blocks(layout.by_frame(tokens), key, UNKNOWN, capture)
-        key = None if key is None else jax.random.fold_in(key, self.config.depth + 1)
-        encoded, over_time = self.temporal.encode_frames(frames, key, layout, capture)
+            return self._run_blocks(groups, capture)
+        frames = [group._replace(tokens=group.layout.by_frame(group.tokens), layout=UNKNOWN) for group in groups]
+        encoded, weights = self._run_blocks(frames, capture)
+        keys = [None if group.key is None else jax.random.fold_in(group.key, self.config.depth + 1) for group in groups]
+        groups = [Group(x, key, group.layout) for x, key, group in zip(encoded, keys, groups)]
+        encoded, over_time = self.temporal.encode_frames(groups, capture)
         return encoded, weights + over_time
 
-    def _run_blocks(
-        self, tokens: Array, key: PRNGKeyArray | None, layout: TokenLayout, capture: bool
-    ) -> tuple[Array, list]:
-        config, start, weights = self.config, tokens, []
+    def _run_blocks(self, groups: Sequence[Group], capture: bool) -> tuple[list[Array], list]:
+        config, weights = self.config, []
         graph, params = nnx.split(self.blocks)
         # Split once, here: a slice of the whole stack for each scan would have a gradient as deep as the stack.
         frozen = jax.lax.stop_gradient(_layers(params, 0, config.freeze_below))
         trained = _layers(params, config.freeze_below, config.depth)
         gated = None if config.gate_layer is None else config.gate_layer + 1
         bounds = {0, config.freeze_below, gated, config.depth - config.add_attention, config.depth} - {None}
-        tokens = dropout(tokens, config.dropout, None if key is None else jax.random.fold_in(key, config.depth))
+        start, keys = [group.tokens for group in groups], [group.key for group in groups]
+        keys = [None if key is None else jax.random.fold_in(key, config.depth) for key in keys]
+        tokens = [dropout(x, config.dropout, key) for x, key in zip(start, keys)]
         for low, high in itertools.pairwise(sorted(bounds)):
             first, part = (0, frozen) if high <= config.freeze_below else (config.freeze_below, trained)
             part = _layers(part, low - first, high - first)
-            tokens, captured = self._run((graph, part), low, high, tokens, key, layout, capture)
+            groups = [group._replace(tokens=x) for group, x in zip(groups, tokens)]
+            tokens, captured = self._run((graph, part), low, high, groups, capture)
             weights += [stack[i] for i in range(high - low) for stack in captured]
             if high == gated:  # equation 8
-                tokens = tokens + jnp.tanh(self.gate[...]).astype(tokens.dtype) * start
-        return self.norm(tokens) if config.final_norm == "tokens" else tokens, weights
+                gate = jnp.tanh(self.gate[...])
+                tokens = [x + gate.astype(x.dtype) * first for x, first in zip(tokens, start)]
+        return [self.norm(x) for x in tokens] if config.final_norm == "tokens" else tokens, weights
 
-    def _run(self, blocks, low: int, high: int, tokens: Array, key, layout: TokenLayout, capture: bool):
+    def _run(self, blocks, low: int, high: int, groups: Sequence[Group], capture: bool):
         """Run blocks low to high - 1, of which all or none are frozen, and all or none have an added layer.
 
         Frozen blocks have a scan of their own, which has no backward pass. With `capture` the attention weights of the
-        added layers and of the blocks are returned as well, both stacked.
+        added layers and of the blocks are returned as well, both stacked; there is one group then.
         """
         (graph, params), config = blocks, self.config
         added = low >= config.depth - config.add_attention
@@ -104,24 +127,27 @@ class Encoder(nnx.Module):
         first = config.depth - config.add_attention
         rates = jnp.linspace(0, config.stochastic_depth, config.depth, dtype=jnp.float32)
 
-        def block(x, layer):
+        def block(tokens, layer):
             params, added_params, index = layer
-            layer_key, weights = None if key is None else jax.random.fold_in(key, index), []
-            if added_graph is not None:
-                before = nnx.merge(added_graph, added_params)
+            module, weights, out = nnx.merge(graph, params), [], []
+            for x, (_, key, layout) in zip(tokens, groups):
+                if added_graph is not None:
+                    before = nnx.merge(added_graph, added_params)
+                    if capture:
+                        weights += before.attention.weights(before.norm(x), layout)
+                    x = before(x, layout)
                 if capture:
-                    weights += before.attention.weights(before.norm(x), layout)
-                x = before(x, layout)
-            module = nnx.merge(graph, params)
-            if capture:
-                weights += module.weights(x, layout)
-            return place(module(x, rates[index] if config.stochastic_depth else 0.0, layer_key, layout)), weights
+                    weights += module.weights(x, layout)
+                key = None if key is None else jax.random.fold_in(key, index)
+                out.append(place(module(x, rates[index] if config.stochastic_depth else 0.0, key, layout)))
+            return out, weights
 
         if config.remat != "none":
             # Under scan the loop already keeps XLA from merging the recomputation away.
             block = jax.checkpoint(block, policy=REMAT[config.remat], prevent_cse=not config.scan)
         layers = (params, _layers(added_params, low - first, high - first), jnp.arange(low, high))
-        if uses_kernel(config, tokens.shape[1]) and not capture:
+        tokens = [group.tokens for group in groups]
+        if any(uses_kernel(config, x.shape[1]) for x in tokens) and not capture:
             layers = as_matrices(layers)
         return jax.lax.scan(block, tokens, layers, unroll=1 if config.scan else high - low)
 
@@ -141,10 +167,12 @@ class TemporalEncoder(Encoder):
         if config.class_token:
             self.class_token = nnx.Param(jnp.zeros(config.width, jnp.float32))
 
-    def encode_frames(
-        self, frames: Float[Array, "BT M D"], key: PRNGKeyArray | None, layout: TokenLayout, capture: bool
-    ) -> tuple[Float[Array, "B m D"], list]:
+    def encode_frames(self, groups: Sequence[Group], capture: bool) -> tuple[list[Float[Array, "B m D"]], list]:
         """Encode what is taken of each frame, see `ModelConfig.frame_pooling`.
+
+        Args:
+            groups: encoded tokens of frames, (B T, M, D), with the layouts of their clips.
+            capture: whether to return the attention weights.
 
         Returns:
             The class token, if there is one, and a token for each frame, or with `none` the tokens of all frames; and
@@ -153,6 +181,13 @@ class TemporalEncoder(Encoder):
         Raises:
             UserError: the clip has another number of frames than the positions.
         """
+        times = [Group(self._over_time(*group), group.key) for group in groups]
+        encoded, weights = self._run_blocks(times, capture)
+        counts = [len(x.tokens) // (len(group.tokens) // group.layout.grid[0]) for x, group in zip(times, groups)]
+        return [einops.rearrange(x, "(b s) t d -> b (t s) d", s=s) for x, s in zip(encoded, counts)], weights
+
+    def _over_time(self, frames: Array, _, layout: TokenLayout) -> Float[Array, "BS m D"]:
+        """Arrange what is taken of each frame by its place, and add the positions and the class token."""
         position, is_2d = self.position[...], self.config.tubes.is_2d
         position = position[:1] if layout.grid[0] == 1 and is_2d else position  # an image is the first frame
         if layout.grid[0] != len(position):
@@ -161,13 +196,11 @@ class TemporalEncoder(Encoder):
         taken = {"cls": frames[:, :1], "none": frames}.get(self.frame_pooling)
         if taken is None:
             taken = frames[:, layout.first :].mean(axis=1, keepdims=True)
-        places = taken.shape[1]
         x = einops.rearrange(taken, "(b t) s d -> (b s) t d", t=layout.grid[0]) + position.astype(taken.dtype)
-        if layout.first:
-            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-            x = jnp.concatenate([first, x], axis=1)
-        x, weights = self._run_blocks(x, key, UNKNOWN, capture)
-        return einops.rearrange(x, "(b s) t d -> b (t s) d", s=places), weights
+        if not layout.first:
+            return x
+        first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        return jnp.concatenate([first, x], axis=1)
 
 
 def _layers(params, low: int, high: int):

@@ -1,5 +1,7 @@
 """TubeViT: a tube tokenizer, a plain ViT, attention pooling and a linear head per label set (paper figures 1, 2)."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -9,7 +11,7 @@ from jaxtyping import Float, PRNGKeyArray, Shaped
 from tubevit.errors import UserError, unknown
 from tubevit.models.block import layer_norm
 from tubevit.models.config import PRECISIONS, ModelConfig
-from tubevit.models.encoder import Encoder
+from tubevit.models.encoder import Encoder, Group
 from tubevit.models.patterns import TokenLayout
 from tubevit.models.pooling import POOLING
 from tubevit.models.position import Position
@@ -100,7 +102,12 @@ class TubeViT(nnx.Module):
 
     def encode(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B N D"]:
         """Compute the output tokens of the encoder. A key enables dropout; see `tokenize` for the input."""
-        return self.encoder(self.tokenize(video)[0], key, self.layout(video))
+        return self.encode_together([(video, key)])[0]
+
+    def encode_together(self, inputs: Sequence[tuple[Video, PRNGKeyArray | None]]) -> list[Float[Array, "B N D"]]:
+        """Compute the output tokens of several inputs in one pass over the blocks, see `encode`."""
+        groups = [Group(self.tokenize(video)[0], key, self.layout(video)) for video, key in inputs]
+        return self.encoder.encode_together(groups)
 
     def layout(self, video: Video) -> TokenLayout:
         """Return where the tokens of an input lie if the model has a single tube. Arguments as `tokenize`."""
@@ -108,7 +115,11 @@ class TubeViT(nnx.Module):
 
     def features(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B D"]:
         """Compute pooled features in float32, see `encode`."""
-        pooled = self.pooling(self.encode(video, key))
+        return self.pool(self.encode(video, key))
+
+    def pool(self, encoded: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """Pool the output tokens of the encoder to features in float32."""
+        pooled = self.pooling(encoded)
         return self.pooled_norm(pooled) if self.config.final_norm == "pooled" else pooled
 
     def __call__(
@@ -126,9 +137,19 @@ class TubeViT(nnx.Module):
         """
         if not self.config.heads and head is None:
             return self.features(video, key)
-        head = self.head_for(head)
-        _check_modality(video, head, dict(self.config.heads)[head].modality)
-        return self.heads[head](self.features(video, key))
+        return self.classify_together([(video, self.head_for(head), key)])[0]
+
+    def classify_together(
+        self, inputs: Sequence[tuple[Video, str, PRNGKeyArray | None]]
+    ) -> list[Float[Array, "B classes"]]:
+        """Compute the logits of several inputs, given as (video, head, key), in one pass over the blocks.
+
+        Devices that share the parameters then gather those of each block once, for images and clips alike.
+        """
+        for video, head, _ in inputs:
+            _check_modality(video, head, dict(self.config.heads)[head].modality)
+        encoded = self.encode_together([(video, key) for video, _, key in inputs])
+        return [self.heads[head](self.pool(tokens)) for tokens, (_, head, _) in zip(encoded, inputs)]
 
     def head_for(self, head: str | None) -> str:
         """Return the name of the head, or of the only one if it is None; raises UserError, see `__call__`."""

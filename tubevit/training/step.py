@@ -53,17 +53,18 @@ def joint_loss(
     """
     model: TubeViT = nnx.merge(graph, join_frozen(params, frozen))
     heads = dict(model.config.heads)
-    total, losses = jnp.zeros((), jnp.float32), {}
+    inputs, wanted = [], []
     for i, (name, sub_batch) in enumerate(sorted(batch.items())):
-        dataset = config.data.train[name]
-        head = heads[dataset.head]
-        dataset_key = jax.random.fold_in(key, i)
-        pixels = sub_batch["pixels"]
-        target = targets(sub_batch["label"], head.classes, config.train.label_smoothing, head.multi_label)
+        head, dataset_key = config.data.train[name].head, jax.random.fold_in(key, i)
+        target = targets(sub_batch["label"], heads[head].classes, config.train.label_smoothing, heads[head].multi_label)
         mix_key = jax.random.fold_in(dataset_key, _MIX)
-        pixels, target = mix(pixels, target, config.train.mixup, config.train.cutmix, mix_key)
-        logits = model(jax.tree.map(place, pixels), head=dataset.head, key=jax.random.fold_in(dataset_key, _DROPOUT))
-        losses[name] = classification_loss(logits, target, head.multi_label).mean()
+        pixels, target = mix(sub_batch["pixels"], target, config.train.mixup, config.train.cutmix, mix_key)
+        inputs.append((jax.tree.map(place, pixels), head, jax.random.fold_in(dataset_key, _DROPOUT)))
+        wanted.append((name, target))
+    total, losses = jnp.zeros((), jnp.float32), {}
+    for (name, target), logits in zip(wanted, model.classify_together(inputs)):
+        dataset = config.data.train[name]
+        losses[name] = classification_loss(logits, target, heads[dataset.head].multi_label).mean()
         total += dataset.loss_weight * losses[name]
     return total, losses
 
