@@ -51,7 +51,7 @@ class Encoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.blocks = stacked(Block, config.depth, config, dtype, rngs)
         if config.add_attention:
             self.added = stacked(AddedAttention, config.add_attention, config, dtype, rngs)
@@ -96,6 +96,7 @@ class Encoder(nnx.Module):
     def _run_blocks(self, groups: Sequence[Group], capture: bool) -> tuple[list[Array], list]:
         config, weights = self.config, []
         graph, params = nnx.split(self.blocks)
+        params = _cast(params, self.dtype)
         # Split once, here: a slice of the whole stack for each scan would have a gradient as deep as the stack.
         frozen = jax.lax.stop_gradient(_layers(params, 0, config.freeze_below))
         trained = _layers(params, config.freeze_below, config.depth)
@@ -206,3 +207,10 @@ class TemporalEncoder(Encoder):
 def _layers(params, low: int, high: int):
     """Slice layers low to high - 1 out of stacked parameters."""
     return jax.tree.map(lambda x: x if (low, high) == (0, len(x)) else x[low:high], params)
+
+
+def _cast(params, dtype):
+    """Cast kernels to the dtype of the computation, before devices that share them gather them: half the bytes."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(dtype) if "kernel" in jax.tree_util.keystr(path) else x, params
+    )
