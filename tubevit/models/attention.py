@@ -1,6 +1,8 @@
 """Multi-head self-attention (paper section 3.1), by the implementation that suits the device."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from tubevit.errors import UserError
 from tubevit.models import attention_kernel
+from tubevit.models.attention_kernel import LANES
 from tubevit.models.config import ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import BATCH_AXES
@@ -24,17 +28,24 @@ _SPLASH_SIZES = (
 FEWEST_TOKENS = 64  # of a sequence for the kernel, which handles the sequences one by one
 
 
-def implementation_for(name: str, tokens: int, heads: int, width: int) -> str:
+def implementation_for(name: str, tokens: int, heads: int, width: int, backend: str | None = None) -> str:
     """Return what computes attention over so many tokens and heads of `width` channels, where `name` leaves it open.
 
     `auto` is `einsum` on CPU, where it takes about half the time of `jax.nn.dot_product_attention`, which transposes
     the scores there; `kernel` on TPU; and elsewhere what that function chooses. Instead of `kernel`, `splash`, the
     blocked attention of JAX, takes more tokens than fit the memory of the chip, and `einsum` takes very few.
+    `backend` is that of JAX by default.
+
+    Raises:
+        UserError: the kernel is asked for on a GPU.
     """
+    backend = backend or jax.default_backend()
     if name == "auto":
-        name = {"cpu": "einsum", "tpu": "kernel"}.get(jax.default_backend(), name)
+        name = {"cpu": "einsum", "tpu": "kernel"}.get(backend, name)
     if name != "kernel":
         return name
+    if backend == "gpu":
+        raise UserError("attention 'kernel' is for TPUs; this is a GPU, which takes 'cudnn' or 'xla'")
     if tokens < FEWEST_TOKENS:
         return "einsum"
     return "kernel" if attention_kernel.fits(tokens, heads, width) else "splash"
@@ -75,7 +86,7 @@ def _capped(scores: Array, softcap: float | None) -> Array:
 
 
 def uses_kernel(config: ModelConfig, tokens: int) -> bool:
-    """Return whether the attention over so many tokens is that of `attention_kernel`."""
+    """Return whether the kernel reads the projections of so many tokens as they are."""
     plain = config.position != "rope" and config.pattern != "factorised_dot" and config.softcap is None
     heads = config.num_heads
     return plain and implementation_for(config.attention, tokens, heads, config.width // heads) == "kernel"
@@ -104,44 +115,61 @@ def _splash(query: Heads, key: Heads, value: Heads) -> Heads:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, heads = query.shape[1:3]
-    padded = -(-tokens // _SPLASH_BLOCK) * _SPLASH_BLOCK
-    segments = jnp.arange(padded) >= tokens  # no token attends to the padding
-    mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
-    sizes = splash.BlockSizes(**dict.fromkeys(_SPLASH_SIZES, _SPLASH_BLOCK))
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
-    ids = splash.SegmentIds(segments.astype(jnp.int32), segments.astype(jnp.int32))
+    block = min(_SPLASH_BLOCK, -(-tokens // LANES) * LANES)
+    padded = -(-tokens // block) * block
 
-    def pad(x):
-        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - tokens), (0, 0)))
+    def run(interpret: bool):
+        def local(query, key, value):
+            mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * query.shape[1])
+            sizes = splash.BlockSizes(**dict.fromkeys(_SPLASH_SIZES, block))
+            kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+            segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)  # no token attends to the padding
+            ids = splash.SegmentIds(segment, segment)
+            return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(query, key, value)
 
-    out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(
-        pad(query * query.shape[-1] ** -0.5), pad(key), pad(value)
-    )
-    return out[:, :, :tokens].swapaxes(1, 2)
+        return local
+
+    def attend(*arrays):
+        padded_arrays = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - tokens), (0, 0))) for x in arrays)
+        out: Any = jax.lax.platform_dependent(*padded_arrays, cpu=run(True), default=run(False))
+        return out[:, :, :tokens].swapaxes(1, 2)
+
+    spec = PartitionSpec(BATCH_AXES, None, "tensor" if _tensor(heads) > 1 else None)
+    return _on_each_device(attend, (spec,) * 3, spec)(query * query.shape[-1] ** -0.5, key, value)
 
 
-def _over_devices(
-    function: Callable, rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int
+def attention_of_rows(
+    rows: Float[Array, "B N 3Hd"], bias: Float[Array, " 3Hd"] | None, heads: int
 ) -> Float[Array, "B N Hd"]:
-    """Apply a kernel on the rows and heads of each device, where a mesh that splits them is in use."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not set(BATCH_AXES) <= set(mesh.auto_axes):
-        return function(rows, bias, heads)
-    tensor = mesh.shape.get("tensor", 1)
-    if tensor == 1 or heads % tensor:
-        specs, out_spec = (PartitionSpec(BATCH_AXES), PartitionSpec()), PartitionSpec(BATCH_AXES)
+    """Compute attention by the kernel, see `attention_kernel.attention`.
 
-        def local(rows, bias):
-            return function(rows, bias, heads)
-    else:
-        specs = (PartitionSpec(BATCH_AXES, None, None, "tensor"), PartitionSpec(None, "tensor"))
-        out_spec = PartitionSpec(BATCH_AXES, None, "tensor")
-        rows, bias = rows.reshape(*rows.shape[:2], 3, -1), bias.reshape(3, -1)
+    Where a mesh that splits them is in use, each device takes its own rows and heads.
+    """
+    tensor = _tensor(heads)
+    if tensor == 1:
+        specs, local = (by_clip := PartitionSpec(BATCH_AXES), PartitionSpec()), attention_kernel.attention
+        return _on_each_device(functools.partial(local, heads=heads), specs, by_clip)(rows, bias)
 
-        def local(rows, bias):
-            return function(rows.reshape(*rows.shape[:2], -1), bias.reshape(-1), heads // tensor)
+    def of_heads(rows, bias):
+        bias = None if bias is None else bias.reshape(-1)
+        return attention_kernel.attention(rows.reshape(*rows.shape[:2], -1), bias, heads // tensor)
 
-    return jax.shard_map(local, in_specs=specs, out_specs=out_spec, check_vma=False)(rows, bias)
+    specs = (PartitionSpec(BATCH_AXES, None, None, "tensor"), PartitionSpec(None, "tensor"))
+    apart = rows.reshape(*rows.shape[:2], 3, -1), None if bias is None else bias.reshape(3, -1)
+    return _on_each_device(of_heads, specs, PartitionSpec(BATCH_AXES, None, "tensor"))(*apart)
+
+
+def _tensor(heads: int) -> int:
+    """Return over how many devices the heads are split."""
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return tensor if heads % tensor == 0 else 1
+
+
+def _on_each_device(function: Callable, specs: tuple[PartitionSpec, ...], out_spec: PartitionSpec) -> Callable:
+    """Apply a function to the parts of each device, where a mesh is in use; XLA cannot split a kernel itself."""
+    if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().auto_axes):
+        return function
+    return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)
 
 
 class Attention(nnx.Module):
@@ -162,7 +190,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> Float[Array, "B N D"]:
         """Attend; a `layout` is needed for rotary positions and for `factorised_dot`."""
         if uses_kernel(self.config, x.shape[1]):
-            return self._in_kernel(x)
+            return self._of_rows(x)
         qkv = self._qkv(x, layout)
         if self.split:
             half = qkv.shape[3] // 2
@@ -173,17 +201,13 @@ class Attention(nnx.Module):
         out = checkpoint_name(out, "attention")
         return self.out(out.reshape(-1, *self.out.in_features)).reshape(x.shape)
 
-    def _implementation(self, tokens: int) -> str:
-        return implementation_for(self.config.attention, tokens, *self.qkv.out_features[1:])
-
-    def _in_kernel(self, x: Array) -> Array:
+    def _of_rows(self, x: Array) -> Array:
         """Attend with all heads side by side in rows, which the kernel reads as they are."""
         width, dtype = x.shape[-1], self.qkv.dtype
-        kernels = [layer.kernel[...].astype(dtype) for layer in (self.qkv, self.out)]
-        rows = x @ kernels[0].reshape(width, -1)
-        bias = jnp.zeros(rows.shape[-1], jnp.float32) if self.qkv.bias is None else self.qkv.bias[...].reshape(-1)
-        out = _over_devices(attention_kernel.attention, rows, bias, self.qkv.out_features[1])
-        return out @ kernels[1].reshape(-1, width) + self.out.bias[...].astype(dtype)
+        kernel, of_out = (layer.kernel[...].astype(dtype) for layer in (self.qkv, self.out))
+        bias = None if self.qkv.bias is None else self.qkv.bias[...].reshape(-1)
+        out = attention_of_rows(x @ kernel.reshape(width, -1), bias, self.config.num_heads) @ of_out.reshape(-1, width)
+        return out if self.out.bias is None else out + self.out.bias[...].astype(dtype)
 
     def _qkv(self, x: Array, layout: TokenLayout) -> Array:
         # On flat rows the gradients of the kernels are plain matmuls; with (B, N) apart, XLA transposes on CPU.
@@ -193,8 +217,11 @@ class Attention(nnx.Module):
         return jnp.concatenate([layout.rotate(qkv[:, :, :2]), qkv[:, :, 2:]], axis=2)
 
     def _attend(self, qkv: Float[Array, "B N 3 H d"]) -> Heads:
-        implementation = self._implementation(qkv.shape[1])
-        implementation = "einsum" if implementation == "kernel" else implementation  # the kernel takes plain rows only
+        tokens, heads, width = qkv.shape[1], *qkv.shape[3:]
+        implementation = implementation_for(self.config.attention, tokens, heads, width)
+        if implementation == "kernel" and self.softcap is None:
+            rows = attention_of_rows(qkv.reshape(*qkv.shape[:2], -1), None, heads)
+            return rows.reshape(*qkv.shape[:2], heads, width)
         return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation, self.softcap)
 
     def weights(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:

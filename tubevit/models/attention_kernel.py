@@ -1,9 +1,9 @@
 """Self-attention as a Pallas kernel for TPUs: no padding, no transposing in main memory, no score leaves the chip.
 
 A kernel reads blocks of whole heads of q, k and v out of the rows of their projection, (B, N, 3 H d). All keys of a
-head lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the logarithm of
-the sums of exp(score). With it the backward pass makes the weights again. It returns the gradient of the rows, and the
-sum of that gradient, which is the gradient of the bias.
+head lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the
+logarithms of the sums of exp(score). With them the backward pass computes the weights again. It returns the gradient of
+the rows, and the sum of that gradient, which is the gradient of the bias.
 
 A block of 128 lanes may hold several heads. Products then take all 128 lanes, with those of other heads set to 0: that
 takes the matrix unit as long as a narrower product, and saves shifting lanes. Heads whose widths do not divide 128 are
@@ -11,6 +11,7 @@ copied out of wider blocks first.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxtyping import Float
 LANES = 128
 VMEM_BYTES = 64 * 2**20
 _FORWARD_ROWS, _BACKWARD_ROWS = 128, 512  # queries at a time
+_NO_COPIES: tuple[Any, ...] = (None,) * 6
 _LOG2_E = 1.4426950408889634  # the chip computes powers of 2
 
 
@@ -42,19 +44,23 @@ def fits(tokens: int, heads: int, width: int) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def attention(rows: Float[Array, "B N 3Hd"], bias: Float[Array, "3Hd"], heads: int) -> Float[Array, "B N Hd"]:
+def attention(rows: Float[Array, "B N 3Hd"], bias: Float[Array, " 3Hd"] | None, heads: int) -> Float[Array, "B N Hd"]:
     """Compute softmax(q k / sqrt(d)) v of q, k and v = rows + bias, for each head.
 
     Args:
         rows: q, k and v of all heads, each (H, d).
-        bias: their biases.
+        bias: their biases; None if they are added already.
         heads: H.
     """
-    return _attend(rows + bias.astype(rows.dtype), heads)[0]
+    return _attend(_biased(rows, bias), heads)[0]
+
+
+def _biased(rows: Array, bias: Array | None) -> Array:
+    return rows if bias is None else rows + bias.astype(rows.dtype)
 
 
 def _forward(rows, bias, heads: int):
-    rows = rows + bias.astype(rows.dtype)
+    rows = _biased(rows, bias)
     out, log_sums = _attend(rows, heads)
     # The unnamed output goes on: jax.checkpoint copies a named one that is used as well as kept.
     return out, (rows, checkpoint_name(out, "attention"), checkpoint_name(log_sums, "attention"), bias)
@@ -63,7 +69,7 @@ def _forward(rows, bias, heads: int):
 def _backward(heads: int, kept, gradient):
     rows, out, log_sums, bias = kept
     d_rows, sums = _differentiate(rows, out, log_sums, gradient, heads)
-    return d_rows, sums.astype(bias.dtype)
+    return d_rows, None if bias is None else sums.astype(bias.dtype)
 
 
 attention.defvjp(_forward, _backward)
@@ -93,7 +99,7 @@ class _Heads:
             return x
         return jnp.where(self.lanes(x.shape), x, jnp.zeros((), x.dtype))
 
-    def lanes(self, shape: tuple[int, int]) -> Array:
+    def lanes(self, shape: tuple[int, ...]) -> Array:
         """Return where the lanes of the present head are."""
         lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
         return (lane >= self.head * self.width) & (lane < (self.head + 1) * self.width)
@@ -115,16 +121,17 @@ class _Heads:
         return scratch
 
 
-def _attend_kernel(q, k, v, out, log_sums, *scratch, width: int, rows: int):
+def _attend_kernel(q, k, v, out, log_sums, *scratch: Any, width: int, rows: int):
     heads = _Heads(width, q.shape[2], pl.program_id(2))
-    q_copy, k_copy, v_copy, own_out = scratch or (None,) * 4
+    q_copy, k_copy, v_copy, own_out = scratch or _NO_COPIES[:4]
     query, key, value = heads.load(q, q_copy), heads.load(k, k_copy)[...], heads.load(v, v_copy)[...]
     scale, tokens = width**-0.5, q.shape[1]
     chunks = [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
-    scores = _product(heads.own(query[chunks[0]]), key, 1, 1)
+    following = _product(heads.own(query[chunks[0]]), key, 1, 1)
     for chunk, after in zip(chunks, [*chunks[1:], None]):
-        # The next product keeps the matrix unit busy during this softmax.
-        following = None if after is None else _product(heads.own(query[after]), key, 1, 1)
+        scores = following
+        if after is not None:  # the next product keeps the matrix unit busy during this softmax
+            following = _product(heads.own(query[after]), key, 1, 1)
         largest = scores.max(axis=1, keepdims=True)
         weights = jnp.exp2((scores - largest) * (scale * _LOG2_E))
         sums = weights.sum(axis=1, keepdims=True)
@@ -136,7 +143,6 @@ def _attend_kernel(q, k, v, out, log_sums, *scratch, width: int, rows: int):
             out[0, chunk] = jnp.where(heads.lanes(result.shape), result, out[0, chunk])
         else:
             out[0, chunk] = result
-        scores = following
 
     if scratch:
 
@@ -146,14 +152,14 @@ def _attend_kernel(q, k, v, out, log_sums, *scratch, width: int, rows: int):
         heads.each(copy)
 
 
-def _differentiate_kernel(q, k, v, out, d_out, log_sums, gradient, sums, total, *scratch, width: int, rows: int):
+def _differentiate_kernel(q, k, v, out, d_out, log_sums, gradient, sums, total, *scratch: Any, width: int, rows: int):
     """Take one head a step, with scores as (keys, queries): the statistics are rows then, which need no transposing.
 
     The step of the last head writes the gradient of q, and two more steps those of k and v.
     """
     step, scale, tokens = pl.program_id(2), width**-0.5, q.shape[1]
     heads = _Heads(width, q.shape[2], step)
-    *copies, own = scratch or (None,) * 6
+    *copies, own = scratch or _NO_COPIES
     d_q, d_k, d_v = range(3)
 
     @pl.when(step == 0)
@@ -207,8 +213,9 @@ def _attend(rows: Array, heads: int) -> tuple[Array, Array]:
     each = lanes // width
     part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, head: (clip, 0, i * blocks + block))  # noqa: E731
     log_sums = pl.BlockSpec((1, 1, 1, tokens), lambda clip, block, head: (clip, block * each + head, 0, 0))
-    return pl.pallas_call(
+    return _call(
         functools.partial(_attend_kernel, width=width, rows=_FORWARD_ROWS),
+        rows, rows, rows,
         grid=(batch, blocks, each), in_specs=[part(0), part(1), part(2)], out_specs=[part(0), log_sums],
         out_shape=[
             jax.ShapeDtypeStruct((batch, tokens, heads * width), rows.dtype),
@@ -216,7 +223,7 @@ def _attend(rows: Array, heads: int) -> tuple[Array, Array]:
         ],
         scratch_shapes=_copies(4, rows, width, lanes), compiler_params=_PARAMETERS,
         cost_estimate=_cost(rows, heads, products=2, arrays=4), name="attention_forward",
-    )(rows, rows, rows)  # fmt: skip
+    )  # fmt: skip
 
 
 def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads: int):
@@ -225,8 +232,9 @@ def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads
     each = lanes // width
     part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, step: (clip, 0, i * blocks + block))  # noqa: E731
     written = lambda block, step: jnp.maximum(step - (each - 1), 0) * blocks + block  # noqa: E731
-    gradient, sums = pl.pallas_call(
+    gradient, sums = _call(
         functools.partial(_differentiate_kernel, width=width, rows=_BACKWARD_ROWS),
+        rows, rows, rows, out, d_out, log_sums,
         grid=(batch, blocks, each + 2),
         in_specs=[
             *(part(i) for i in (0, 1, 2, 0, 0)),
@@ -247,8 +255,14 @@ def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads
         ],
         compiler_params=_PARAMETERS,
         cost_estimate=_cost(rows, heads, products=5, arrays=8), name="attention_backward",
-    )(rows, rows, rows, out, d_out, log_sums)  # fmt: skip
+    )  # fmt: skip
     return gradient, sums.sum((0, 1))
+
+
+def _call(kernel, *operands: Array, **settings) -> Any:
+    """Run a kernel. CPUs interpret it, which is slow; the platform is that of the devices that it is compiled for."""
+    interpreted, compiled = (pl.pallas_call(kernel, interpret=on, **settings) for on in (True, False))
+    return jax.lax.platform_dependent(*operands, cpu=interpreted, default=compiled)
 
 
 def _blocks(rows: Array, heads: int) -> tuple[int, int, int, int, int]:

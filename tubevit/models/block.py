@@ -141,7 +141,9 @@ class AddedAttention(nnx.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], epsilon: float):
+def normalise(
+    x: Float[Array, "*rows D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*rows D"]:
     """Normalise rows to mean 0 and variance 1, then scale and shift them; statistics and gradients are float32.
 
     Only the statistics of the rows are kept for the backward pass, under the name `statistics`, besides `x` itself.
@@ -152,7 +154,10 @@ def normalise(x: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[
 def _normalise(x, scale, bias, epsilon: float):
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0)
+    if x.dtype == jnp.float32:
+        variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    else:  # one pass over the rows; what it loses is less than their rounding
+        variance = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0)
     inverse = jax.lax.rsqrt(variance + epsilon)
     mean, inverse = checkpoint_name(mean, "statistics"), checkpoint_name(inverse, "statistics")
     normal = (wide - mean) * inverse
@@ -176,6 +181,9 @@ normalise.defvjp(_normalise, _normalise_backward)
 
 class LayerNorm(nnx.LayerNorm):
     """Layer normalisation by `normalise`. Parameters: `scale` and `bias` (D,)."""
+
+    scale: nnx.Param
+    bias: nnx.Param
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         return normalise(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)

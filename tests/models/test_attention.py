@@ -1,0 +1,156 @@
+"""Attention: by einsums against JAX; by the kernel, interpreted, against float64 NumPy and on several devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.test_util import check_grads
+
+from tests.models.reference import assert_close
+from tubevit.errors import UserError
+from tubevit.models import attention_kernel
+from tubevit.models.attention import FEWEST_TOKENS, attention, attention_of_rows, implementation_for
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def scaled(implementation, dtype=jnp.float32):
+    """Output and gradients of attention on queries large enough for a peaked softmax."""
+    arguments = [jnp.asarray(s * normal(2, 37, 3, 8, seed=i), dtype) for i, s in enumerate((2, 2, 1))]
+    weights = jnp.asarray(normal(2, 37, 3, 8, seed=3), dtype)
+
+    @jax.jit
+    def run(*arguments):
+        out, pull = jax.vjp(lambda *x: attention(*x, implementation), *arguments)
+        return out, *pull(weights)
+
+    return run(*arguments)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("implementation", ["einsum", "splash"])
+def test_attention_equals_that_of_jax(implementation):
+    for found, expected in zip(scaled(implementation), scaled("xla"), strict=True):
+        assert_close(found, expected, 1e-6)
+
+
+@pytest.mark.standard_promotion
+def test_einsum_attention_in_bfloat16():
+    """bfloat16 keeps 8 bits: the output is off by one unit of the last place, much as that of JAX is."""
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    arguments = [jnp.asarray(normal(2, 37, 3, 8, seed=i), jnp.bfloat16) for i in range(3)]
+    run = jax.jit(attention, static_argnums=3)
+    expected = run(*(x.astype(jnp.float32) for x in arguments), "einsum")  # of the same rounded inputs
+    error = {name: np.abs(np.asarray(run(*arguments, name), np.float32) - expected).max() for name in ("einsum", "xla")}
+    assert error["einsum"] <= eps * np.abs(expected).max()
+    assert error["einsum"] <= 1.5 * error["xla"]
+    for found, expected in zip(scaled("einsum", jnp.bfloat16), scaled("einsum"), strict=True):
+        assert found.dtype == jnp.bfloat16
+        assert_close(found, expected, 8 * eps)
+
+
+def test_gradients_of_einsum_attention_by_finite_differences():
+    arguments = [normal(1, 5, 2, 4, seed=i) for i in range(3)]
+    run = jax.jit(lambda *x: attention(*x, "einsum"))
+    check_grads(run, arguments, order=1, modes=("fwd", "rev"), rtol=2e-3, eps=1e-2)
+
+
+def expected_of_rows(rows, heads, d_out):
+    """Output and gradient of the rows in float64: for each clip and head, from the definition."""
+    rows, d_out = np.asarray(rows, np.float64), np.asarray(d_out, np.float64)
+    out, gradient, width = np.zeros_like(d_out), np.zeros_like(rows), d_out.shape[2] // heads
+    for clip in range(len(rows)):
+        for head in range(heads):
+            places = [slice((i * heads + head) * width, (i * heads + head + 1) * width) for i in range(3)]
+            (query, key, value), d = (rows[clip][:, place] for place in places), d_out[clip][:, places[0]]
+            scores = query @ key.T / np.sqrt(width)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            out[clip][:, places[0]] = weights @ value
+            of_weights = d @ value.T
+            of_scores = weights * (of_weights - (weights * of_weights).sum(axis=1, keepdims=True)) / np.sqrt(width)
+            for place, part in zip(places, (of_scores @ key, of_scores.T @ query, weights.T @ d)):
+                gradient[clip][:, place] = part
+    return out, gradient
+
+
+@functools.partial(jax.jit, static_argnames="heads")
+def differentiated(rows, bias, d_out, heads):
+    """Output, gradient of the rows and gradient of the bias."""
+    out, pull = jax.vjp(lambda rows, bias: attention_of_rows(rows, bias, heads), rows, bias)
+    return out, *pull(d_out)
+
+
+def check_kernel(batch, tokens, heads, width, dtype, tolerance):
+    """The largest differences stay below `tolerance` of the largest value."""
+    rows = (2 * normal(batch, tokens, 3 * heads * width)).astype(dtype)
+    bias, d_out = 0.5 * normal(3 * heads * width, seed=1), normal(batch, tokens, heads * width, seed=2).astype(dtype)
+    out, d_rows, d_bias = differentiated(rows, bias, d_out, heads)
+    assert out.dtype == d_rows.dtype == dtype and d_bias.dtype == jnp.float32
+    wanted, gradient = expected_of_rows(rows + bias.astype(dtype), heads, d_out)
+    for found, expected in ((out, wanted), (d_rows, gradient), (d_bias, gradient.sum((0, 1)))):
+        assert_close(np.asarray(found, np.float32), expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    "tokens, heads, width",
+    [
+        (196, 4, 64),  # two heads share 128 lanes
+        (100, 8, 80),  # 8 heads of 80 fill 640 lanes
+        (1_100, 1, 128),  # several chunks in both directions, and a rest
+    ],
+)
+def test_the_kernel_equals_the_definition(tokens, heads, width):
+    check_kernel(1, tokens, heads, width, jnp.float32, 1e-5)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(st.integers(1, 2), st.integers(1, 150), st.integers(1, 5), st.sampled_from([8, 24, 32, 64, 80]))
+def test_the_kernel_takes_any_shape(batch, tokens, heads, width):
+    check_kernel(batch, tokens, heads, width, jnp.float32, 1e-5)
+
+
+def test_the_kernel_in_bfloat16():
+    check_kernel(1, 150, 2, 64, jnp.bfloat16, 4 * float(jnp.finfo(jnp.bfloat16).eps))
+
+
+def test_on_a_mesh_each_device_takes_its_rows_and_heads():
+    rows, bias, d_out = normal(4, 64, 3 * 4 * 16), normal(3 * 4 * 16, seed=1), normal(4, 64, 4 * 16, seed=2)
+    expected = differentiated(rows, bias, d_out, 4)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P())) for x in (rows, bias, d_out)]
+        for found, wanted in zip(differentiated(*placed, 4), expected, strict=True):
+            assert_close(found, wanted, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, tokens, expected",
+    [
+        ("auto", 1_176, "einsum"),  # on this CPU
+        ("kernel", 1_176, "kernel"),
+        ("kernel", 2_499, "kernel"),
+        ("kernel", 20_000, "splash"),
+        ("kernel", FEWEST_TOKENS - 1, "einsum"),
+        ("xla", 1_176, "xla"),
+    ],
+)
+def test_the_number_of_tokens_decides(name, tokens, expected):
+    assert implementation_for(name, tokens, 12, 64) == expected
+
+
+def test_gpus_have_no_such_kernel():
+    with pytest.raises(UserError, match="'kernel' is for TPUs.*'cudnn'"):
+        implementation_for("kernel", 196, 12, 64, backend="gpu")
+
+
+@pytest.mark.parametrize("heads, width, lanes", [(12, 64, 128), (16, 80, 640), (3, 64, 192), (2, 128, 128), (1, 8, 8)])
+def test_blocks_hold_whole_heads(heads, width, lanes):
+    assert attention_kernel.block_lanes(heads, width) == lanes
