@@ -10,6 +10,7 @@ HELP = "compile an experiment for TPUs or GPUs that are not attached: memory, FL
 EXAMPLES = (
     "tubevit preflight --config k600 --topology v5e:16x16",
     "tubevit preflight --config k600:model=tubevit_h16 --topology v5litepod-256 --config.mesh.fsdp=16 --suggest",
+    "tubevit preflight --config k600 --topology v5e:8x8 --top-bytes 10 --top-cycles 10",
     "tubevit preflight --config k600 --topology cuda:h100x8 --json",
 )
 
@@ -26,6 +27,17 @@ def add_arguments(parser) -> None:
         "one slice, and --config.mesh.slices=N sets their number",
     )
     add("--suggest", action="store_true", help="if it does not fit, try configuration changes that may make it fit")
+    add(
+        "--effort",
+        choices=("full", "low"),
+        default="full",
+        help="effort of the compiler for TPUs: full, as in training, or low, which is faster and needs as much memory, "
+        "but states more bytes and cycles (default: full, and low after 3 minutes)",
+    )
+    add(
+        "--top-bytes", type=int, default=0, metavar="N", help="list the N instructions of training that move most bytes"
+    )
+    add("--top-cycles", type=int, default=0, metavar="N", help="list the N instructions of training with most cycles")
     add("--json", action="store_true", help="print JSON")
 
 
@@ -39,9 +51,10 @@ def run(args, compiler=None) -> None:
     topology = find_topology(args.topology)
     if topology.asked:
         logger.info(f"{topology.asked} is {topology.name}")
-    found = preflight(args.config, args.config_overrides, topology, compiler=compiler)
+    top = {"bytes": args.top_bytes, "cycles": args.top_cycles}
+    found = preflight(args.config, args.config_overrides, topology, effort=args.effort, top=top, compiler=compiler)
     if args.suggest and not found["parts"]["train"]["fits"]:
-        logger.info("it does not fit; trying:")
+        logger.info("it does not fit; trying with low effort:")
         found["suggestion"] = suggest(
             args.config, args.config_overrides, topology, found["devices"], logger.info, compiler
         )

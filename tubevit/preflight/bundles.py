@@ -6,13 +6,17 @@ alone: the indices of the grid, and the counters of loops. This module runs that
 """
 
 import dataclasses
+import pathlib
 import re
+
+from tubevit.preflight.hlo import Instruction, Program, is_kernel, shape_of
 
 # libtpu reads these flags when it is loaded. The folder gets one text per instruction of the program.
 DUMP_FLAGS = (
     "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_hlo_text=false "
     "--xla_jf_dump_llo_pass_label_regex=^final_bundles"
 )
+_DUMP = re.compile(r"^\d+-(.+)-\d+-final_bundles\.txt$")
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) +[A-Z]*: *[> ]*\{(.*)$")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 _INSTRUCTION = re.compile(r"%(\S+) = (s[a-z0-9_.]+|p[a-z]+)\b(.*)")
@@ -30,6 +34,28 @@ class _Scalar:
     operands: tuple[str, ...]
     only_if: str = ""
     otherwise: str = ""
+
+
+def kernel_bundles(program: Program, folder: pathlib.Path) -> dict[str, int | None]:
+    """Return {kernel: bundles of one call, or None if unknown} of a program that was compiled with `DUMP_FLAGS`.
+
+    The compiler dumps kernels that are the same only once.
+    """
+    dumps = {found.group(1): path for path in folder.iterdir() if (found := _DUMP.match(path.name))}
+    kernels = {
+        instruction.name: _code(instruction, body)
+        for body in program.computations.values() for instruction in body.values() if is_kernel(instruction)
+    }  # fmt: skip
+    dumped = {code: name for name, code in kernels.items() if name in dumps}
+    counts = {code: count_bundles(dumps[name].read_text()) for code, name in dumped.items()}
+    return {name: counts.get(code) for name, code in kernels.items()}
+
+
+def _code(kernel: Instruction, body: dict[str, Instruction]) -> tuple:
+    """Return what the code of a kernel follows from: its source, and its arrays with the memories they are in."""
+    source = re.search(r'"body":"([^"]*)"', kernel.attributes)
+    arrays = (kernel.shape, *(shape_of(body, name) for name in kernel.operands))
+    return source.group(1) if source else "", arrays
 
 
 def count_bundles(text: str) -> int | None:

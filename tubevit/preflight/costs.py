@@ -1,14 +1,14 @@
-"""Costs of a compiled program per device: FLOPs of matrix products, main memory traffic, collectives.
+"""Costs of a compiled program per device: main memory traffic, cycles, collectives.
 
 XLA's own analysis counts the body of a loop once; here it counts as often as it runs.
 """
 
 import dataclasses
-import functools
 import math
 import re
+from collections.abc import Mapping
 
-from tubevit.preflight.hlo import Array, Instruction, Program
+from tubevit.preflight.hlo import Instruction, Program, is_kernel, shape_of
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
          "ragged-all-to-all")  # fmt: skip
@@ -17,6 +17,8 @@ _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "whil
          "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-done", "iota",
          "add-dependency", "domain", "send-done", "recv-done"}  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Custom calls that move nothing: they name memory, or end an exchange that has been counted where it starts.
+_FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AsyncCollectiveDone"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,10 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             opcode = instruction.opcode.removesuffix("-start")
             between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
             if opcode == "send" and between:
-                kind, size = between.group(1).lower().replace("_", "-"), _shape(body, instruction.operands[0])[0].bytes
+                kind, size = (
+                    between.group(1).lower().replace("_", "-"),
+                    shape_of(body, instruction.operands[0])[0].bytes,
+                )
                 found.append(Collective(kind, size, 0, times, between_slices=True))
             if opcode not in KINDS:
                 continue
@@ -67,7 +72,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             seen.add(key)
             # TPUs write a reduce-scatter as a fusion of this name: an all-reduce of which each device keeps a part.
             kind = "reduce-scatter" if opcode == "all-reduce" and "all-reduce-scatter" in name else opcode
-            operands = sum(a.bytes for operand in instruction.operands for a in _shape(body, operand))
+            operands = sum(a.bytes for operand in instruction.operands for a in shape_of(body, operand))
             result = sum(a.bytes for a in instruction.shape)
             if instruction.opcode.endswith("-start") and opcode != "all-reduce":
                 result -= operands  # a start instruction returns its operands as well
@@ -90,66 +95,27 @@ def group_size(instruction: Instruction, devices: int) -> int:
     return len(listed.group(1).split(",")) if listed else devices
 
 
-def flops(program: Program, multiply: bool = True) -> int:
-    """Count the FLOPs of all matrix products and convolutions, 2 per multiply-add."""
-    total = 0
-    for name, times, _ in program.runs(multiply):
-        body = program.computations[name]
-        for instruction in body.values():
-            is_cublas = instruction.opcode == "custom-call" and "__cublas" in instruction.attributes
-            if instruction.opcode == "convolution":
-                total += times * _convolution_flops(instruction, body)
-            elif instruction.opcode == "dot" or is_cublas:
-                total += times * _dot_flops(instruction, body)
-    return total
+def cycles(program: Program, bundles: Mapping[str, int | None]) -> tuple[int, int, int]:
+    """Return the cycles that XLA expects, the bundles of all kernels, and the number of kernels without a count.
+
+    XLA writes its expectation, which it also schedules by, on each instruction. `bundles` is {kernel: bundles of a
+    call or None}, see `bundles.kernel_bundles`.
+    """
+    expected, of_kernels, uncounted = 0, 0, 0
+    for name, times, fused in program.runs():
+        for instruction in () if fused else program.computations[name].values():
+            expected += times * estimated_cycles(instruction)
+            if is_kernel(instruction):
+                counted = bundles.get(instruction.name)
+                of_kernels += times * (counted or 0)
+                uncounted += counted is None
+    return expected, of_kernels, uncounted
 
 
-def _shape(body: dict[str, Instruction], name: str) -> tuple[Array, ...]:
-    return body[name].shape if name in body else ()
-
-
-def _dot_flops(instruction: Instruction, body: dict[str, Instruction]) -> int:
-    contracted = re.search(r'lhs_contracting_(?:dims=\{|dimensions":\[)([0-9,"]*)', instruction.attributes)
-    left = _shape(body, instruction.operands[0])
-    if not contracted or not left:
-        return 0
-    dims = [int(axis) for axis in re.findall(r"\d+", contracted.group(1))]
-    return 2 * math.prod(instruction.shape[0].dims) * math.prod(left[0].dims[axis] for axis in dims)
-
-
-def _convolution_flops(instruction: Instruction, body: dict[str, Instruction]) -> int:
-    """Count as XLA does: window positions in the padding or between dilated inputs are free."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    left, right = (_shape(body, name) for name in instruction.operands[:2])
-    if not labels or not left or not right:
-        return 0
-    inputs, kernel, output = labels.groups()
-    out = instruction.shape[0].dims
-    total = 2 * out[output.index("b")] * out[output.index("f")] * right[0].dims[kernel.index("i")]
-    total //= instruction.number("batch_group_count") or 1
-    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
-    fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
-    for axis in range(len(output) - 2):
-        label = str(axis)
-        low = int(_field(fields, "pad", axis, "0_0").split("_")[0])
-        sizes = (int(_field(fields, key, axis, "1")) for key in ("size", "stride", "lhs_dilate", "rhs_dilate"))
-        total *= _valid(left[0].dims[inputs.index(label)], out[output.index(label)], low, *sizes)
-    return total
-
-
-def _field(fields: dict[str, str], key: str, axis: int, default: str) -> str:
-    return fields[key].split("x")[axis] if key in fields else default
-
-
-@functools.cache
-def _valid(size: int, outputs: int, low: int, window: int, stride: int, dilation: int, kernel_dilation: int) -> int:
-    """Count the pairs of output and window position that read an input."""
-    count = 0
-    for k in range(window):
-        for o in range(outputs):
-            position = o * stride + k * kernel_dilation - low
-            count += position >= 0 and position % dilation == 0 and position // dilation < size
-    return count
+def estimated_cycles(instruction: Instruction) -> int:
+    """Return the cycles of one run that XLA expects, 0 where it has no estimate."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    return int(found.group(1)) if found else 0
 
 
 def hbm_bytes(program: Program, multiply: bool = True) -> int:
@@ -162,28 +128,54 @@ def hbm_bytes(program: Program, multiply: bool = True) -> int:
     for name, times, fused in program.runs(multiply):
         if not fused:
             body = program.computations[name]
-            total += times * sum(_moved(instruction, body, program) for instruction in body.values())
+            total += times * sum(bytes_moved(instruction, body, program) for instruction in body.values())
     return total
 
 
-def _moved(instruction: Instruction, body: dict[str, Instruction], program: Program) -> int:
+def bytes_moved(instruction: Instruction, body: dict[str, Instruction], program: Program) -> int:
+    """Count the bytes that one run of an instruction of computation `body` reads from and writes to main memory."""
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done") or "AllocateBuffer" in instruction.attributes:
+    called = program.computations.get(instruction.called("calls") or "") if opcode == "fusion" else None
+    if opcode in _FREE or opcode.endswith("-done") or not _FREE_CALLS.isdisjoint(_calls(instruction, called)):
         return 0
-    operands = [_shape(body, name) for name in instruction.operands]
+    names = instruction.operands
+    if is_kernel(instruction):  # it may read parts of one array through several operands
+        names = tuple(dict.fromkeys(names))
+    operands = [shape_of(body, name) for name in names]
     written = sum(a.hbm for a in instruction.shape)
-    if opcode == "copy-start":  # its result is (destination, source, context)
+    if opcode == "copy-start" or "AsyncCollectiveStart" in _calls(instruction, called):
+        # The result holds destination and source, or source and destination, before what waits for them.
         return sum(a.hbm for a in instruction.shape[:2])
+    if opcode == "slice-start":  # its result is ((source), slice, context)
+        source, part = instruction.shape[0], instruction.shape[1]
+        return part.hbm + (part.bytes if source.space == 0 else 0)
     if opcode in _SLICES:
         from_hbm = bool(operands) and operands[0][0].space == 0
         return written + (sum(a.bytes for a in instruction.shape) if from_hbm else 0)
     if opcode == "dynamic-update-slice":
         update = operands[1][0]
         return update.hbm + (update.bytes if instruction.shape[0].space == 0 else 0)
-    called = program.computations.get(instruction.called("calls") or "") if opcode == "fusion" else None
     if not called:
         return written + sum(a.hbm for shape in operands for a in shape)
-    return _fusion_read(operands, called, program) + _fusion_written(instruction, called, program)
+    passed = _passed(instruction, called)
+    operands = [() if i in passed.values() else shape for i, shape in enumerate(operands)]
+    return _fusion_read(operands, called, program) + _fusion_written(instruction, called, program, set(passed))
+
+
+def _calls(instruction: Instruction, called: dict[str, Instruction] | None) -> set[str]:
+    """Return the targets of a custom call, or of those in a fusion."""
+    every = called.values() if called else (instruction,)
+    return {each.text("custom_call_target") for each in every if each.opcode == "custom-call"}
+
+
+def _passed(instruction: Instruction, called: dict[str, Instruction]) -> dict[int, int]:
+    """Return {result: operand} of what a fusion carries along for an exchange that runs beside it."""
+    root = next(each for each in called.values() if each.root)
+    if root.opcode != "tuple" or not any(each.opcode in KINDS for each in called.values()):
+        return {}
+    carried = {i for i, name in enumerate(root.operands) if called[name].opcode in ("parameter", *KINDS)}
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", instruction.attributes.partition("calls=")[0])
+    return {int(result): int(operand) for result, operand in pairs if int(result) in carried}
 
 
 def _users(name: str, body: dict[str, Instruction]) -> list[tuple[Instruction, int]]:
@@ -220,11 +212,12 @@ def _read(value: Instruction, body: dict[str, Instruction], program: Program) ->
     return min(total, whole)
 
 
-def _fusion_written(instruction: Instruction, called: dict[str, Instruction], program: Program) -> int:
+def _fusion_written(instruction: Instruction, called: dict[str, Instruction], program: Program, skip: set[int]) -> int:
     updates = _updates(called, program)
     if len(updates) != len(instruction.shape):
         updates = [None] * len(instruction.shape)
-    return sum((a.bytes if update is None else update) for update, a in zip(updates, instruction.shape) if a.space == 0)
+    results = [(i, update, a) for i, (update, a) in enumerate(zip(updates, instruction.shape)) if a.space == 0]
+    return sum((a.bytes if update is None else update) for i, update, a in results if i not in skip)
 
 
 def _updates(body: dict[str, Instruction], program: Program) -> list[int | None]:

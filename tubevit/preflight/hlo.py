@@ -11,6 +11,7 @@ _SHAPE = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _NAME = re.compile(r"%([\w.\-]+)")
+_TABLE = re.compile(r"^(FileNames|FileLocations|StackFrames)\n((?:\d+ .*\n?)+)", re.MULTILINE)
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 
 
@@ -38,6 +39,14 @@ class Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Frame:
+    """One frame of the Python stack under which an instruction was traced."""
+
+    file: str
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Instruction:
     """One instruction: `name = shape opcode(operands), attributes`."""
 
@@ -53,6 +62,11 @@ class Instruction:
         """Return the computation that an attribute names."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else None
+
+    def text(self, key: str) -> str:
+        """Return the quoted text that an attribute holds, such as `op_name`, or an empty text."""
+        found = re.search(rf'\b{key}="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
 
     def number(self, key: str) -> int | None:
         """Return the whole number that an attribute holds, such as `channel_id`."""
@@ -93,6 +107,7 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
+        self._tables = {name: _numbered(rows) for name, rows in _TABLE.findall(text)}
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             head = _HEAD.match(line) if line and not line.startswith(" ") else None
@@ -103,6 +118,17 @@ class Program:
                 found = _instruction(line)
                 if found:
                     current[found.name] = found
+
+    def stack(self, instruction: Instruction) -> list[Frame]:
+        """Return the stack under which an instruction was traced, innermost frame first; empty if unknown."""
+        frames, frame = [], instruction.number("stack_frame_id") or 0
+        while row := self._tables.get("StackFrames", {}).get(frame):
+            fields = _fields(row)
+            location = _fields(self._tables["FileLocations"][fields["file_location_id"]])
+            file = self._tables["FileNames"][location["file_name_id"]].strip('"')
+            frames.append(Frame(file, location["line"]))
+            frame = fields.get("parent_frame_id", 1) - 1  # 1 and no number stand for no parent
+        return frames
 
     def trip_count(self, loop: Instruction, computation: str) -> int | None:
         """Return how often a loop runs, or None if unknown. JAX's scans count from one constant up to another."""
@@ -174,3 +200,22 @@ class Program:
 
 def _whole(instruction: Instruction) -> bool:
     return bool(re.fullmatch(r"-?\d+", instruction.literal)) and instruction.shape[0].dtype[0] in "su"
+
+
+def _numbered(rows: str) -> dict[int, str]:
+    pairs = (row.split(" ", 1) for row in rows.splitlines())
+    return {int(number): rest for number, rest in pairs}
+
+
+def _fields(row: str) -> dict[str, int]:
+    return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}
+
+
+def shape_of(body: dict[str, Instruction], name: str) -> tuple[Array, ...]:
+    """Return the shape of an operand, empty if it is not in the text."""
+    return body[name].shape if name in body else ()
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Return whether an instruction calls a Pallas kernel for TPUs."""
+    return instruction.opcode == "custom-call" and instruction.text("custom_call_target") == "tpu_custom_call"

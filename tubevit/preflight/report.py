@@ -1,8 +1,9 @@
 """The results of a preflight: figures derived from those of the compiler, and the report."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from tubevit.preflight.costliest import costliest
 from tubevit.preflight.topology import GIB, Chip, Topology
 
 FORMULA = (
@@ -21,7 +22,9 @@ def estimate(part: Mapping, chip: Chip, model_flops: float | None = None) -> dic
 
     Returns:
         The times "compute", "memory", "network" and "slices", "least" (all overlap) and "most" (none overlap), "bound"
-        (the longest), and with `model_flops` the shares "mfu_most" and "mfu_least" of the peak.
+        (the longest), and with `model_flops` the shares "mfu_most" and "mfu_least" of the peak. If the clock of the
+        chip is known, also "xla", the time of the cycles that XLA expects, "kernels", that of the bundles of kernels,
+        and with `model_flops` "mfu_by_cycles", the share of the peak in the sum of both.
     """
     sent = {between: 0.0 for between in (False, True)}
     for collective in part["collectives"]:
@@ -35,6 +38,11 @@ def estimate(part: Mapping, chip: Chip, model_flops: float | None = None) -> dic
     if model_flops is not None:
         best = model_flops / chip.flops
         result["mfu_most"], result["mfu_least"] = (best / max(result[key], 1e-12) for key in ("least", "most"))
+    if chip.clock:
+        result |= {"xla": part["xla_cycles"] / chip.clock, "kernels": part["kernel_bundles"] / chip.clock}
+        if model_flops is not None:
+            cycles = result["xla"] + result["kernels"]
+            result["mfu_by_cycles"] = model_flops / chip.flops / max(cycles, 1e-12)
     return result
 
 
@@ -51,8 +59,11 @@ def by_kind(collectives: list[Mapping]) -> dict[str, dict]:
     return dict(sorted(kinds.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def completed(result: Mapping, topology: Topology) -> dict:
-    """Complete the result of the compiler with derived figures; `--json` prints this."""
+def completed(result: Mapping, topology: Topology, top: Mapping[str, int] | None = None) -> dict:
+    """Complete the result of the compiler with derived figures; `--json` prints this.
+
+    `top` is {"bytes" or "cycles": number of the costliest instructions of the training step that stay}.
+    """
     chip, parts = topology.chip, {}
     for name, part in result["parts"].items():
         part = dict(part)
@@ -60,6 +71,9 @@ def completed(result: Mapping, topology: Topology) -> dict:
             part["intensity"] = part["flops"] / max(part["hbm_bytes"], 1)
             part["estimate"] = estimate(part, chip, result.get("model_flops") if name == "train" else None)
             part["collectives"] = by_kind(part["collectives"])
+            instructions = part.pop("instructions")
+            if name == "train":
+                part["top"] = {key: costliest(instructions, key, count) for key, count in (top or {}).items() if count}
         parts[name] = part
     figures = {key: value for key, value in dataclasses.asdict(chip).items() if key != "platform"}
     return {
@@ -84,6 +98,7 @@ _ROWS = (  # of the table: label, key, text
     ("TFLOPs", "flops", lambda x: f"{x / 1e12:.3f}"),
     ("HBM traffic", "hbm_bytes", lambda x: f"{x / 1e9:.2f} GB"),
     ("FLOPs/byte", "intensity", lambda x: f"{x:.0f}"),
+    ("effort", "effort", str),
     ("compiled in", "seconds", lambda x: f"{x:.1f} s"),
 )
 
@@ -113,6 +128,10 @@ def report(found: Mapping) -> str:
         lines += _estimates(compiled)
         if loops := sum(part["unknown_loops"] for part in compiled.values()):
             lines.append(f"note: {loops} loops of unknown length are counted once")
+        if kernels := sum(part["uncounted_kernels"] for part in compiled.values()):
+            lines.append(f"note: the cycles of {kernels} kernels are unknown and not counted")
+        for key, rows in compiled.get("train", {}).get("top", {}).items():
+            lines += ["", *_table(key, rows, chip["clock"])]
     return "\n".join([*lines, *verdicts(found)])
 
 
@@ -123,7 +142,30 @@ def _estimates(compiled: Mapping) -> list[str]:
         e = part["estimate"]
         mfu = f", MFU {e['mfu_least']:.0%} to {e['mfu_most']:.0%}" if "mfu_most" in e else ""
         lines.append(f"{name}: {1e3 * e['least']:.1f} to {1e3 * e['most']:.1f} ms, bound by {names[e['bound']]}{mfu}")
+        if "xla" in e:
+            mfu = f", MFU by cycles {e['mfu_by_cycles']:.0%}" if "mfu_by_cycles" in e else ""
+            kernels = f" + {1e3 * e['kernels']:.1f} ms in kernels by their bundles" if part["kernel_bundles"] else ""
+            lines.append(f"{name} by cycles: {1e3 * e['xla']:.1f} ms by XLA's count{kernels}{mfu}")
     return [*lines, f"({FORMULA})"]
+
+
+def _table(key: str, rows: Sequence[Mapping], clock: float) -> list[str]:
+    """Write the costliest instructions, one line each."""
+    header = ("share", "GB", "ms" if clock else "cycles", "runs", "direction", "what", "source", "result")
+    cells = [
+        (
+            f"{row['share']:.1%}", f"{row['bytes'] / 1e9:.3f}",
+            f"{1e3 * row['cycles'] / clock:.3f}" if clock else str(row["cycles"]), str(row["times"]),
+            row["direction"], row["what"], row["source"], row["result"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(header, *cells)]
+    lines = [
+        "  ".join(cell.rjust(width) if i < 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        for row in (header, *cells)
+    ]
+    return [f"costliest instructions of train by {key}:", *(line.rstrip() for line in lines)]
 
 
 def verdicts(found: Mapping) -> list[str]:

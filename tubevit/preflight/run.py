@@ -1,5 +1,6 @@
 """Compile an experiment for a described topology in separate processes, and search for settings that fit."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,31 +13,69 @@ from collections.abc import Callable, Mapping, Sequence
 from tubevit.config import check_trains, load_config
 from tubevit.config.derive import apply_recipe
 from tubevit.errors import RunError, UserError
+from tubevit.preflight.bundles import DUMP_FLAGS
 from tubevit.preflight.devices import ENVIRONMENT, compiler_version
 from tubevit.preflight.report import completed
 from tubevit.preflight.topology import Topology
 
 TRAIN, REST = ("train",), ("eval", "tokenizer", "encoder")
-_TIMEOUT = 1800  # seconds per process
+EFFORTS = ("full", "low")
+FULL_EFFORT_LIMIT = 180  # seconds per process
+_TIMEOUT = 1800
+LOW_EFFORT = "compiled with low effort: time, bytes and cycles are above those of training, which has full effort"
 
 
 def compile_in_process(
-    config: str, overrides: Mapping[str, str], topology: Topology, parts: Sequence[str], execute=subprocess.run
+    config: str,
+    overrides: Mapping[str, str],
+    topology: Topology,
+    parts: Sequence[str],
+    effort: str = "full",
+    limit: float = FULL_EFFORT_LIMIT,
+    execute=subprocess.run,
 ) -> dict:
-    """Compile parts of an experiment in a process that `execute` runs; errors and arguments as in `preflight`."""
-    request = {"config": config, "overrides": dict(overrides), "topology": topology.name, "parts": list(parts)}
+    """Compile parts of an experiment in a process that `execute` runs; errors and arguments as in `preflight`.
+
+    A compile for TPUs with full effort that takes longer than `limit` seconds is stopped and done with low effort.
+    """
+    has_efforts = not topology.is_gpu
+    compiled = functools.partial(_compile, config, overrides, topology, parts, execute=execute)
+    try:
+        return compiled(effort, timeout=limit if has_efforts and effort == "full" else _TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        if not has_efforts or effort == "low":
+            raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s") from error
+    result = compile_in_process(config, overrides, topology, parts, "low", limit, execute)
+    note = f"{'+'.join(parts)} took more than {limit:g} s with full effort; {LOW_EFFORT}"
+    return {**result, "notes": [*result["notes"], note]}
+
+
+def _compile(
+    config: str,
+    overrides: Mapping[str, str],
+    topology: Topology,
+    parts: Sequence[str],
+    effort: str,
+    timeout: float,
+    execute: Callable,
+) -> dict:
+    """Compile in a process; raises subprocess.TimeoutExpired after `timeout` seconds."""
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / name for name in ("request.json", "result.json")]
+        dump = pathlib.Path(folder) / "bundles"
+        dump.mkdir()
+        request = {
+            "config": config, "overrides": dict(overrides), "topology": topology.name, "parts": list(parts),
+            "effort": effort, "dump": str(dump),
+        }  # fmt: skip
         files[0].write_text(json.dumps(request))
         command = [sys.executable, "-m", "tubevit.preflight.worker", *map(str, files), str(os.getpid())]
         # The worker finds the package where this process did, in any working directory.
         path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
+        flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {DUMP_FLAGS.format(folder=dump)}".strip()
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, "LIBTPU_INIT_ARGS": flags}
         environment.pop("XLA_FLAGS", None)  # they are for the devices of this process
-        try:
-            done = execute(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT)
-        except subprocess.TimeoutExpired as error:
-            raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s") from error
+        done = execute(command, env=environment, capture_output=True, text=True, timeout=timeout)
         if not files[1].exists():
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             errors = [line for line in lines if re.search(r"Error: |^F\d{4}", line)]
@@ -53,6 +92,8 @@ def preflight(
     overrides: Mapping[str, str],
     topology: Topology,
     parts: Sequence[str] = (*TRAIN, *REST),
+    effort: str = "full",
+    top: Mapping[str, int] | None = None,
     compiler: Callable[..., dict] = compile_in_process,
 ) -> dict:
     """Compile the steps of an experiment for a topology; see `completed` for the result.
@@ -62,6 +103,8 @@ def preflight(
         overrides: {key: text}.
         topology: see `find_topology`.
         parts: some of `train`, `eval`, `tokenizer`, `encoder`.
+        effort: one of `EFFORTS`; full is that of training, low is faster and has the same memory and collectives.
+        top: {"bytes" or "cycles": number of the costliest instructions of the training step to list}.
         compiler: function with the arguments and the result of `compile_in_process`.
 
     Raises:
@@ -71,12 +114,15 @@ def preflight(
     check_trains(load_config(config, overrides))
     # In separate processes, because a failing compiler may abort its process.
     groups = [[part for part in group if part in parts] for group in (TRAIN, REST)]
-    results = [compiler(config, overrides, topology, group) for group in groups if group]
+    results = [compiler(config, overrides, topology, group, effort) for group in groups if group]
     merged = {key: value for result in reversed(results) for key, value in result.items()}
     merged["parts"] = {part: figures for result in results for part, figures in result["parts"].items()}
+    merged["notes"] = list(dict.fromkeys(note for result in results for note in result["notes"]))
+    if effort == "low" and not topology.is_gpu:
+        merged["notes"].append(LOW_EFFORT)
     merged["memory_of_compiler"] = max(result["memory_of_compiler"] for result in results)
     merged |= {"config": config, "compiler": compiler_version(topology), "overrides": dict(overrides)}
-    return completed(merged, topology)
+    return completed(merged, topology, top or {})
 
 
 def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dict[str, str]]:
@@ -103,11 +149,16 @@ def suggest(
     report: Callable[[str], None],
     compiler: Callable[..., dict] = compile_in_process,
 ) -> dict[str, str] | None:
-    """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try."""
+    """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try.
+
+    The tries are compiled with low effort, and what fits once more with full effort.
+    """
     for change in changes(config, overrides, devices):
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
+        compiled = functools.partial(preflight, config, {**overrides, **change}, topology, TRAIN, compiler=compiler)
         try:
-            part = preflight(config, {**overrides, **change}, topology, TRAIN, compiler)["parts"]["train"]
+            part = compiled(effort="low")["parts"]["train"]
+            part = compiled(effort="full")["parts"]["train"] if part["fits"] else part
         except UserError as error:  # for example, the batch is not divisible
             report(f"  {flags}: {error}")
             continue

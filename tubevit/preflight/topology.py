@@ -20,6 +20,7 @@ class Chip:
         bandwidth: memory bandwidth in bytes/s.
         network: bytes/s to other devices (ICI, NVLink), all links together.
         slices_network: bytes/s to other slices; 0 if there are no slices.
+        clock: cycles/s of a TensorCore; 0 if unknown.
         platform: `tpu` or `cuda`.
     """
 
@@ -29,14 +30,17 @@ class Chip:
     bandwidth: float
     network: float
     slices_network: float = 0
+    clock: float = 0
     platform: str = "tpu"
 
 
-CHIPS = {  # published figures per device; slices_network of v4 and TPU7x is that of v5p
-    "v4": Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 300e9, 6.25e9),
-    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 0.819e12, 200e9, 3.125e9),
-    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 600e9, 6.25e9),
-    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1.638e12, 400e9, 12.5e9),
+# Published figures per device; slices_network of v4 and TPU7x is that of v5p. The clocks of v4, v5e and v5p stand in
+# "How to Scale Your Model" (Google, 2025); that of v6e follows from its peak, 2 x 4 x 256 x 256 FLOPs per cycle.
+CHIPS = {
+    "v4": Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 300e9, 6.25e9, 1.05e9),
+    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 0.819e12, 200e9, 3.125e9, 1.5e9),
+    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 600e9, 6.25e9, 1.75e9),
+    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1.638e12, 400e9, 12.5e9, 1.75e9),
     "tpu7x": Chip("tpu7x", int(94.75 * GIB), 1153.5e12, 3.69e12, 300e9, 6.25e9),
     "h100": Chip("h100", 84_942_979_072, 989e12, 3.35e12, 450e9, platform="cuda"),
     "h200": Chip("h200", 150_110_011_392, 989e12, 4.8e12, 450e9, platform="cuda"),

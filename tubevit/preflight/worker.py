@@ -4,6 +4,7 @@ This runs in a separate process with `devices.ENVIRONMENT`, because a compiler c
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -13,14 +14,14 @@ import sys
 import time
 
 UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# For TPUs: compiles 3 to 6 times faster; memory and collectives stay the same.
-_FAST = {"exec_time_optimization_effort": -1.0}
+# For TPUs: "low" compiles 3 to 6 times faster; memory and collectives stay the same, cycles are up to 3 times as many.
+_EFFORT = {"full": {}, "low": {"exec_time_optimization_effort": -1.0}}
 # For GPUs: Triton's matrix products must be tuned on a GPU; without Triton XLA uses cuBLAS.
 _GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
 def main(request_file: str, result_file: str, parent: str) -> None:
-    """Read the request {config, overrides, topology, parts}; write {"parts": {part: figures}, ...} or {"error"}.
+    """Read the request, see `_run`; write {"parts": {part: figures}, ...} or {"error"}.
 
     `parent` is the id of the process that waits for the result; this one ends with it.
     """
@@ -47,7 +48,8 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
+def _run(config: str, overrides: dict, topology: str, parts: list[str], effort: str, dump: str) -> dict:
+    """Compile parts with `full` or `low` effort; `dump` is the folder of `bundles.DUMP_FLAGS`."""
     from tubevit.config import load_config
     from tubevit.config.resolve import resolve
     from tubevit.preflight import program
@@ -64,27 +66,33 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str]) -> dict:
         "notes": list(plan.notes), "model": plan.model.name,
         "batch": {name: dataset.batch_size for name, dataset in plan.config.data.train.items()}, "parts": {},
     }  # fmt: skip
+    compiled = functools.partial(_compiled, mesh=mesh, target=target, effort=effort, dump=pathlib.Path(dump))
     if "train" in parts:
         result["model_flops"] = program.step_flops(plan) / mesh.size
-        result["parts"]["train"] = _compiled(*program.train_program(plan, mesh), mesh, target)
+        result["parts"]["train"] = compiled(*program.train_program(plan, mesh))
     if "eval" in parts and (found := program.eval_program(plan, mesh)):
         function, arguments, views = found
-        result["parts"]["eval"] = _compiled(function, arguments, mesh, target) | {"views": views}
+        result["parts"]["eval"] = compiled(function, arguments) | {"views": views}
     if "tokenizer" in parts or "encoder" in parts:
         for part, (function, arguments) in program.part_programs(plan, mesh).items():
-            result["parts"][part] = _compiled(function, arguments, mesh, target)
+            result["parts"][part] = compiled(function, arguments)
     return result
 
 
-def _compiled(function, arguments, mesh, target) -> dict:
+def _compiled(function, arguments, mesh, target, effort: str, dump: pathlib.Path) -> dict:
     import jax
 
     from tubevit.preflight import costs
+    from tubevit.preflight.bundles import kernel_bundles
+    from tubevit.preflight.costliest import instructions
+    from tubevit.preflight.flops import flops
     from tubevit.preflight.hlo import Program
 
+    for old in dump.iterdir():  # of another part
+        old.unlink()
     start = time.perf_counter()
     try:
-        compiled = function.lower(*arguments).compile(compiler_options=_GPU if target.is_gpu else _FAST)
+        compiled = function.lower(*arguments).compile(compiler_options=_GPU if target.is_gpu else _EFFORT[effort])
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
@@ -96,6 +104,8 @@ def _compiled(function, arguments, mesh, target) -> dict:
         return {"fits": False, **failed, "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     memory, program = compiled.memory_analysis(), Program(compiled.as_text())
+    bundles = kernel_bundles(program, dump)
+    xla_cycles, of_kernels, uncounted = costs.cycles(program, bundles)
     sizes = {
         "arguments": memory.argument_size_in_bytes,
         # Aliased outputs reuse the memory of arguments.
@@ -105,10 +115,11 @@ def _compiled(function, arguments, mesh, target) -> dict:
     }
     peak = sum(sizes.values())
     return {
-        "fits": peak <= target.chip.hbm, **sizes, "peak": peak, "flops": costs.flops(program),
-        "hbm_bytes": costs.hbm_bytes(program),
+        "fits": peak <= target.chip.hbm, **sizes, "peak": peak, "flops": flops(program),
+        "hbm_bytes": costs.hbm_bytes(program), "xla_cycles": xla_cycles, "kernel_bundles": of_kernels,
+        "uncounted_kernels": uncounted, "instructions": instructions(program, bundles),
         "collectives": [dataclasses.asdict(c) | {"sent": c.sent} for c in costs.collectives(program, mesh.size)],
-        "unknown_loops": program.unknown_loops, "seconds": seconds,
+        "unknown_loops": program.unknown_loops, "seconds": seconds, "effort": effort,
     }  # fmt: skip
 
 
