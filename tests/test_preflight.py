@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import re
 import subprocess
 
@@ -18,7 +19,8 @@ from tubevit.config import experiments_folder, load_config
 from tubevit.config.resolve import resolve
 from tubevit.errors import RunError, UserError
 from tubevit.preflight import devices, program, run, worker
-from tubevit.preflight.costs import collectives, flops, hbm_bytes
+from tubevit.preflight.costs import collectives, hbm_bytes
+from tubevit.preflight.flops import flops
 from tubevit.preflight.hlo import Array, Program, arrays
 from tubevit.preflight.report import completed, estimate, report
 from tubevit.preflight.topology import CHIPS, GIB, accelerator_types, find_topology, topologies
@@ -235,7 +237,12 @@ def part(peak=4 * GIB, **changes):
         "between_slices": False,
         "sent": 3 * 2**29,
     }
-    figures = {"flops": 197e9, "hbm_bytes": 819e6, "collectives": [exchange], "unknown_loops": 0, "seconds": 1.5}
+    entry = {"what": "copy", "direction": "backward", "source": "a.py:1", "result": "f32[2]", "times": 12}
+    figures = {
+        "flops": 197e9, "hbm_bytes": 819e6, "collectives": [exchange], "unknown_loops": 0, "seconds": 1.5,
+        "effort": "full", "xla_cycles": 4_500_000, "kernel_bundles": 1_500_000, "uncounted_kernels": 0,
+        "instructions": [entry | {"bytes": 10, "cycles": 30}, entry | {"what": "fusion", "bytes": 30, "cycles": 10}],
+    }  # fmt: skip
     return {"fits": peak <= CHIPS["v5e"].hbm, **sizes, **figures, **changes}
 
 
@@ -252,6 +259,10 @@ def test_estimates():
     assert found["network"] == pytest.approx(3 * 2**29 / 200e9) and found["bound"] == "network"
     assert found["least"] == found["network"] and found["most"] == pytest.approx(2e-3 + found["network"])
     assert found["mfu_most"] == pytest.approx(0.5e-3 / found["least"]) and found["mfu_least"] < found["mfu_most"]
+    # Of 1.5 GHz.
+    assert found["xla"] == pytest.approx(3e-3) and found["kernels"] == pytest.approx(1e-3)
+    assert found["mfu_by_cycles"] == pytest.approx(0.5 / 4)
+    assert "xla" not in estimate(part(), CHIPS["h100"], 98.5e9)
 
 
 def test_report():
@@ -263,8 +274,22 @@ def test_report():
     assert "note: k600 is not here" in text and "estimates, not measurements" in text
     assert re.search(r"^peak +4.00 GiB +2.00 GiB$", text, re.MULTILINE)
     assert re.search(r"^  all-gather +2 runs +2.00 GiB +1.50 GiB sent$", text, re.MULTILINE)
-    assert text.endswith("FITS: at most 4.00 GiB of 15.75 GiB (25%)")
+    assert "train by cycles: 3.0 ms by XLA's count + 1.0 ms in kernels by their bundles, MFU by cycles 12%" in text
+    assert text.endswith("FITS: at most 4.00 GiB of 15.75 GiB (25%)") and "kernels are unknown" not in text
     json.dumps(found)
+
+
+def test_report_of_the_costliest():
+    uncounted = result(train=part(uncounted_kernels=2))
+    found = completed(uncounted, find_topology("v5e:2x2"), {"bytes": 1, "cycles": 2})
+    top = found["parts"]["train"]["top"]
+    assert [(row["what"], row["share"]) for row in top["bytes"]] == [("fusion", 0.75)]
+    assert [(row["what"], row["share"]) for row in top["cycles"]] == [("copy", 0.75), ("fusion", 0.25)]
+    lines = report(found).splitlines()
+    start = lines.index("costliest instructions of train by cycles:")
+    assert [line.split()[0] for line in lines[start + 1 : start + 4]] == ["share", "75.0%", "25.0%"]
+    assert len({line.index("a.py:1") for line in lines[start + 2 : start + 4]}) == 1  # aligned
+    assert "note: the cycles of 2 kernels are unknown and not counted" in lines
 
 
 def test_report_of_what_does_not_fit():
@@ -275,7 +300,7 @@ def test_report_of_what_does_not_fit():
     assert "model.remat=full" in text.splitlines()[-1] and "FITS: at" not in text
 
 
-def compiler(config, overrides, topology, parts):
+def compiler(config, overrides, topology, parts, effort):
     """A compiler by the overrides: training fits with remat and fsdp 4."""
     fits = overrides.get("model.remat") == "full" and overrides.get("mesh.fsdp") == "4"
     found = result(**{name: part(4 * GIB if fits or name != "train" else 20 * GIB) for name in parts})
@@ -284,6 +309,7 @@ def compiler(config, overrides, topology, parts):
 
 def test_suggest(capsys):
     given = dict(config="k600", topology="v5litepod-4", config_overrides={}, suggest=True, json=False)
+    given |= dict(effort="full", top_bytes=0, top_cycles=0)
     with pytest.raises(RunError) as error:
         with logging_installed():
             cli_preflight.run(argparse.Namespace(**given), compiler)
@@ -317,8 +343,30 @@ def test_a_compiler_that_crashes():
         raise subprocess.TimeoutExpired("worker", timeout)
 
     for execute, text in ((crash, "failed on train: F0000 check failed: x"), (late, "took more than 1800 s")):
-        with pytest.raises(RunError, match=text):
-            run.compile_in_process("k600", {}, find_topology("v5e:2x2"), ["train"], execute)
+        for topology in ("v5e:2x2", "cuda:h100"):
+            with pytest.raises(RunError, match=text):
+                run.compile_in_process("k600", {}, find_topology(topology), ["train"], execute=execute)
+
+
+def test_low_effort_after_the_limit():
+    """Full effort is stopped at the limit, and the result of low effort says so."""
+    tried = []
+
+    def execute(command, env, timeout, **kwargs):
+        request = json.loads(pathlib.Path(command[-3]).read_text())
+        tried.append((request["effort"], timeout))
+        assert f"--xla_jf_dump_to={request['dump']} " in env["LIBTPU_INIT_ARGS"]
+        if request["effort"] == "full":
+            raise subprocess.TimeoutExpired("worker", timeout)
+        pathlib.Path(command[-2]).write_text(json.dumps({"notes": ["first"], "parts": {}}))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    found = run.compile_in_process("k600", {}, find_topology("v5e:2x2"), ["train"], limit=7, execute=execute)
+    assert tried == [("full", 7), ("low", 1800)]
+    assert found["notes"] == ["first", f"train took more than 7 s with full effort; {run.LOW_EFFORT}"]
+    tried.clear()
+    run.compile_in_process("k600", {}, find_topology("v5e:2x2"), ["train"], "low", execute=execute)
+    assert tried == [("low", 1800)]
 
 
 def test_programs_without_the_data(tmp_path, monkeypatch):
@@ -390,6 +438,6 @@ def test_commands_of_the_page():
     commands = re.findall(r"^tubevit preflight --config (\S+) --topology (\S+)(.*)$", text, re.MULTILINE)
     assert commands
     for config, topology, rest in commands:
-        overrides = dict(item.removeprefix("--config.").split("=") for item in rest.split() if item != "--suggest")
+        overrides = dict(re.findall(r"--config\.(\S+?)=(\S+)", rest))
         load_config(config, overrides)
         find_topology(topology)

@@ -17,7 +17,7 @@ FLAGS = {
     "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json", "--probe"},
     "predict": {"--checkpoint", "--json", "--csv", "--every", "--features"},
     "inspect": {"--config", "--json"},
-    "preflight": {"--config", "--topology", "--suggest", "--json"},
+    "preflight": {"--config", "--topology", "--suggest", "--effort", "--top-bytes", "--top-cycles", "--json"},
     "convert": {"--format", "--prefix", "--heads", "--headless", "--mean", "--std", "--json"},
     "export": {"--format", "--platforms", "--head"},
     "sparsify": {"--tubes", "--data", "--split", "--head", "--views", "--batch-size", "--json"},

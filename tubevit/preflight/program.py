@@ -15,7 +15,7 @@ from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import training_flops
-from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch
+from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch, using
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
@@ -103,10 +103,12 @@ def part_programs(plan: Resolved, mesh: Mesh) -> Mapping[str, tuple[Callable, tu
     layout = plan.model.layout((1 if image else plan.model.frames, plan.model.size, plan.model.size))
 
     def tokenize(params, pixels):
-        return nnx.merge(graph, params).tokenize(pixels)[0]
+        with using(mesh):
+            return nnx.merge(graph, params).tokenize(pixels)[0]
 
     def encode(params, tokens):
-        return nnx.merge(graph, params).encoder(tokens, None, layout)
+        with using(mesh):
+            return nnx.merge(graph, params).encoder(tokens, None, layout)
 
     tokens = jax.eval_shape(tokenize, params, pixels)
     tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=sharding)
