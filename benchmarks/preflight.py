@@ -1,6 +1,6 @@
 """Compile every experiment for TPU slices: does it fit, and how long would a step take.
 
-    python benchmarks/preflight.py [--only TEXT]      # about 25 minutes on 2 cores; needs pip install 'tubevit[tpu]'
+    python benchmarks/preflight.py [--only TEXT]      # about 90 minutes on 2 cores; needs pip install 'tubevit[tpu]'
     python benchmarks/preflight.py --page             # only writes the table of docs/preflight.md from the csv
 
 Rows with `cuda:` need the two packages that `tubevit preflight` names; rows whose compiler is missing keep their values
@@ -55,7 +55,8 @@ ROWS = [  # experiment, changes, topology
 FIELDS = [
     "experiment", "changes", "topology", "devices", "fits", "arguments_gib", "temporaries_gib", "train_peak_gib",
     "eval_peak_gib", "hbm_gib", "tflops", "hbm_gb", "sent_gb", "sent_between_slices_gb", "flops_per_byte",
-    "step_ms_least", "step_ms_most", "mfu_least", "mfu_most", "compile_s", "compiler_gb", "compiler", "jax", "date",
+    "step_ms_least", "step_ms_most", "mfu_least", "mfu_most", "xla_ms", "kernel_ms", "mfu_by_cycles", "effort",
+    "compile_s", "compiler_gb", "compiler", "jax", "date",
 ]  # fmt: skip
 
 
@@ -93,7 +94,14 @@ def row(experiment: str, changes: dict, topology: str) -> dict:
             "step_ms_most": round(1e3 * e["most"], 1),
             "mfu_least": round(e["mfu_least"], 3),
             "mfu_most": round(e["mfu_most"], 3),
+            "effort": train["effort"],
         }
+        if "xla" in e:
+            values |= {
+                "xla_ms": round(1e3 * e["xla"], 1),
+                "kernel_ms": round(1e3 * e["kernels"], 1),
+                "mfu_by_cycles": round(e["mfu_by_cycles"], 3),
+            }
     return values
 
 
@@ -111,8 +119,8 @@ def page(rows: list[dict]) -> str:
     """Write the table of the documentation."""
     lines = [
         "| experiment | changes | topology | peak of training, evaluation, GiB | of | TFLOPs | HBM GB | sent GB |"
-        " step, ms | MFU |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " roofline, ms | MFU | cycles of XLA + kernels, ms | MFU by cycles |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         between = float(r["sent_between_slices_gb"] or 0)
@@ -123,10 +131,19 @@ def page(rows: list[dict]) -> str:
         lines.append(
             f"| `{r['experiment']}` | {changes} | `{topology}` | {r['train_peak_gib']}, {r['eval_peak_gib']}{fits} "
             f"| {r['hbm_gib']} | {r['tflops']} | {r['hbm_gb']} | {r['sent_gb']}{slices} "
-            f"| {r['step_ms_least']} to {r['step_ms_most']} | {_percent(r['mfu_least'])} to {_percent(r['mfu_most'])} |"
+            f"| {r['step_ms_least']} to {r['step_ms_most']} | {_percent(r['mfu_least'])} to {_percent(r['mfu_most'])} "
+            f"| {_cycles(r)} |"
         )
     compilers = ", ".join(dict.fromkeys(f"jax {r['jax']} and {r['compiler']}" for r in rows))
     return "\n".join([*lines, "", f"Figures per device and step, compiled with {compilers}. Times are {FORMULA}.", ""])
+
+
+def _cycles(r: dict) -> str:
+    """Write the cells of the cycles, empty where the clock is unknown or the row is older than the columns."""
+    if not r.get("xla_ms"):
+        return "| "
+    low = " (low effort)" if r["effort"] == "low" else ""
+    return f"{r['xla_ms']} + {r['kernel_ms']}{low} | {_percent(r['mfu_by_cycles'])}"
 
 
 def _percent(share) -> str:

@@ -34,8 +34,9 @@ class Chip:
     platform: str = "tpu"
 
 
-# Published figures per device; slices_network of v4 and TPU7x is that of v5p. The clocks of v4, v5e and v5p stand in
-# "How to Scale Your Model" (Google, 2025); that of v6e follows from its peak, 2 x 4 x 256 x 256 FLOPs per cycle.
+# Published figures per device; slices_network of v4 and TPU7x is that of v5p. The clock is the peak over the FLOPs that
+# the matrix units do per cycle: 2 x 128 x 128 in each of 4 (v5e) or 8 (v4, v5p), 2 x 256 x 256 in each of 4 (v6e, where
+# Google's page lists 2 units, but libtpu's estimates exceed the FLOPs of 2).
 CHIPS = {
     "v4": Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 300e9, 6.25e9, 1.05e9),
     "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 0.819e12, 200e9, 3.125e9, 1.5e9),
