@@ -12,18 +12,20 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
 import pathlib
 
 import jax
 
 from tubevit.errors import UserError
 from tubevit.preflight.report import FORMULA
-from tubevit.preflight.run import preflight
+from tubevit.preflight.run import compile_in_process, preflight
 from tubevit.preflight.topology import GIB, find_topology
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PAGE = pathlib.Path(__file__).parent.parent / "docs/preflight.md"
 BEGIN, END = "<!-- written by benchmarks/preflight.py -->\n", "<!-- end -->\n"
+FULL_EFFORT_LIMIT = 1200  # seconds: no row has low effort, however busy the machine is
 FSDP = {"mesh.fsdp": 16}
 TWO_SLICES = {"mesh.slices": 2, "data.train.k600.batch_size": 512, "data.train.imagenet.batch_size": 512}
 FULL = {"model.remat": "full"}
@@ -63,7 +65,8 @@ FIELDS = [
 def row(experiment: str, changes: dict, topology: str) -> dict:
     """Compile training and evaluation; returns a row of the csv."""
     overrides = {key: str(value) for key, value in changes.items()}
-    result = preflight(experiment, overrides, find_topology(topology), ("train", "eval"))
+    compiler = functools.partial(compile_in_process, limit=FULL_EFFORT_LIMIT)
+    result = preflight(experiment, overrides, find_topology(topology), ("train", "eval"), compiler=compiler)
     train, evaluation = result["parts"]["train"], result["parts"].get("eval", {})
     values = {
         **key_of(experiment, changes, topology),

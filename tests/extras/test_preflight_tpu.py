@@ -1,5 +1,6 @@
 """Preflight with the real compilers for TPUs and GPUs, which `make test-extras` installs."""
 
+import functools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import pytest
 from tubevit.cli import main
 from tubevit.preflight import devices
 from tubevit.preflight.bundles import DUMP_FLAGS
-from tubevit.preflight.run import preflight
+from tubevit.preflight.run import compile_in_process, preflight
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
 from tubevit.tubes import PRESETS
 
@@ -129,7 +130,9 @@ def test_figures_of_a_small_model():
 def test_huge_joint_training_on_256_chips():
     changes = {"mesh.fsdp": "16"}
     top = {"bytes": 5, "cycles": 5}
-    found = preflight("k600:model=tubevit_h16", changes, find_topology("v5e:16x16"), ("train",), top=top)
+    patient = functools.partial(compile_in_process, limit=1200)
+    topology = find_topology("v5e:16x16")
+    found = preflight("k600:model=tubevit_h16", changes, topology, ("train",), top=top, compiler=patient)
     train = found["parts"]["train"]
     assert found["fits"] and train["effort"] == "full" and found["memory_of_compiler"] < 4e9
     scores = 32 * 2 * (1176**2 + 196**2) * 1280  # the kernel computes them again in the backward pass

@@ -4,6 +4,7 @@ import json
 import logging
 
 from tubevit.errors import RunError
+from tubevit.ranges import WHOLE
 
 logger = logging.getLogger(__name__)
 HELP = "compile an experiment for TPUs or GPUs that are not attached: memory, FLOPs, collectives, whether it fits"
@@ -31,13 +32,12 @@ def add_arguments(parser) -> None:
         "--effort",
         choices=("full", "low"),
         default="full",
-        help="effort of the compiler for TPUs: full, as in training, or low, which is faster and needs as much memory, "
-        "but states more bytes and cycles (default: full, and low after 3 minutes)",
+        help="effort of the compiler for TPUs: full, as in training, or low, which is faster, but states more memory, "
+        "bytes and cycles than training has (default: full, and low after 3 minutes)",
     )
-    add(
-        "--top-bytes", type=int, default=0, metavar="N", help="list the N instructions of training that move most bytes"
-    )
-    add("--top-cycles", type=int, default=0, metavar="N", help="list the N instructions of training with most cycles")
+    for key in ("bytes", "cycles"):
+        costliest = f"list the N instructions of the training step with the most {key}"
+        add(f"--top-{key}", type=WHOLE, default=0, metavar="N", help=costliest)
     add("--json", action="store_true", help="print JSON")
 
 

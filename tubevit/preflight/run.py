@@ -19,10 +19,9 @@ from tubevit.preflight.report import completed
 from tubevit.preflight.topology import Topology
 
 TRAIN, REST = ("train",), ("eval", "tokenizer", "encoder")
-EFFORTS = ("full", "low")
 FULL_EFFORT_LIMIT = 180  # seconds per process
 _TIMEOUT = 1800
-LOW_EFFORT = "compiled with low effort: time, bytes and cycles are above those of training, which has full effort"
+LOW_EFFORT = "compiled with low effort: memory, bytes and cycles are above those of training, which has full effort"
 
 
 def compile_in_process(
@@ -38,16 +37,18 @@ def compile_in_process(
 
     A compile for TPUs with full effort that takes longer than `limit` seconds is stopped and done with low effort.
     """
-    has_efforts = not topology.is_gpu
-    compiled = functools.partial(_compile, config, overrides, topology, parts, execute=execute)
-    try:
-        return compiled(effort, timeout=limit if has_efforts and effort == "full" else _TIMEOUT)
-    except subprocess.TimeoutExpired as error:
-        if not has_efforts or effort == "low":
-            raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s") from error
-    result = compile_in_process(config, overrides, topology, parts, "low", limit, execute)
-    note = f"{'+'.join(parts)} took more than {limit:g} s with full effort; {LOW_EFFORT}"
-    return {**result, "notes": [*result["notes"], note]}
+    efforts = ("full", "low") if effort == "full" and not topology.is_gpu else (effort,)
+    for tried in efforts:
+        timeout = _TIMEOUT if tried == efforts[-1] else limit
+        try:
+            result = _compile(config, overrides, topology, parts, tried, timeout, execute)
+        except subprocess.TimeoutExpired:
+            continue
+        if tried != effort:
+            note = f"{'+'.join(parts)} took more than {limit:g} s with full effort; {LOW_EFFORT}"
+            result["notes"].append(note)
+        return result
+    raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s")
 
 
 def _compile(
@@ -103,7 +104,7 @@ def preflight(
         overrides: {key: text}.
         topology: see `find_topology`.
         parts: some of `train`, `eval`, `tokenizer`, `encoder`.
-        effort: one of `EFFORTS`; full is that of training, low is faster and has the same memory and collectives.
+        effort: of the compiler for TPUs: `full` is that of training; `low` is faster and states more than it needs.
         top: {"bytes" or "cycles": number of the costliest instructions of the training step to list}.
         compiler: function with the arguments and the result of `compile_in_process`.
 
@@ -151,7 +152,7 @@ def suggest(
 ) -> dict[str, str] | None:
     """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try.
 
-    The tries are compiled with low effort, and what fits once more with full effort.
+    The tries are compiled with low effort, which does not need less memory, and what fits again with full effort.
     """
     for change in changes(config, overrides, devices):
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
