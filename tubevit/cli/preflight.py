@@ -32,8 +32,8 @@ def add_arguments(parser) -> None:
         "--effort",
         choices=("full", "low"),
         default="full",
-        help="effort of the compiler for TPUs: full, as in training, or low, which is faster, but states more memory, "
-        "bytes and cycles than training has (default: full, and low after 3 minutes)",
+        help="effort of the compiler for TPUs: full, as in training, or low, which is faster, but states far more "
+        "cycles and bytes than training has (default: full, and low after 3 minutes)",
     )
     for key in ("bytes", "cycles"):
         costliest = f"list the N instructions of the training step with the most {key}"

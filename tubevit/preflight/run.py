@@ -21,7 +21,7 @@ from tubevit.preflight.topology import Topology
 TRAIN, REST = ("train",), ("eval", "tokenizer", "encoder")
 FULL_EFFORT_LIMIT = 180  # seconds per process
 _TIMEOUT = 1800
-LOW_EFFORT = "compiled with low effort: memory, bytes and cycles are above those of training, which has full effort"
+LOW_EFFORT = "compiled with low effort: cycles and bytes are far above those of training, which has full effort"
 
 
 def compile_in_process(
@@ -104,7 +104,7 @@ def preflight(
         overrides: {key: text}.
         topology: see `find_topology`.
         parts: some of `train`, `eval`, `tokenizer`, `encoder`.
-        effort: of the compiler for TPUs: `full` is that of training; `low` is faster and states more than it needs.
+        effort: of the compiler for TPUs: `full` is that of training; `low` is faster, with far more cycles and bytes.
         top: {"bytes" or "cycles": number of the costliest instructions of the training step to list}.
         compiler: function with the arguments and the result of `compile_in_process`.
 
@@ -152,7 +152,7 @@ def suggest(
 ) -> dict[str, str] | None:
     """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try.
 
-    The tries are compiled with low effort, which does not need less memory, and what fits again with full effort.
+    The tries are compiled with low effort, which needs about as much memory, and what fits again with full effort.
     """
     for change in changes(config, overrides, devices):
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())

@@ -14,7 +14,7 @@ import sys
 import time
 
 UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# For TPUs: "low" compiles 3 to 6 times faster into up to 3 times as many cycles, more bytes and often more memory.
+# For TPUs: "low" compiles about 3 times faster, into several times the cycles and more bytes.
 _EFFORT = {"full": {}, "low": {"exec_time_optimization_effort": -1.0}}
 # For GPUs: Triton's matrix products must be tuned on a GPU; without Triton XLA uses cuBLAS.
 _GPU = {"xla_gpu_enable_triton_gemm": False}
