@@ -328,6 +328,11 @@ def test_suggest(capsys):
     assert found["fits"] and found["topology"] == "v5e:2x2" and set(found["parts"]) == {*run.TRAIN, *run.REST}
 
 
+def test_cycles_are_for_tpus():
+    with pytest.raises(UserError, match="--top-bytes"):
+        run.preflight("k600", {}, find_topology("cuda:h100"), top={"cycles": 3}, compiler=compiler)
+
+
 def test_changes_halve_batches_last():
     tries = run.changes("k600", {"model.remat": "full"}, 64)
     assert tries[0] == {"mesh.fsdp": "4"} and tries[1] == {"mesh.fsdp": "32"}

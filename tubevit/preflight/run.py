@@ -109,10 +109,13 @@ def preflight(
         compiler: function with the arguments and the result of `compile_in_process`.
 
     Raises:
-        UserError: the configuration is invalid or does not divide over the devices; the compiler is not installed.
+        UserError: the configuration is invalid or does not divide over the devices; the compiler is not installed;
+            `top` asks for cycles on GPUs.
         RunError: the compiler failed for a reason other than memory.
     """
     check_trains(load_config(config, overrides))
+    if topology.is_gpu and (top or {}).get("cycles"):
+        raise UserError(f"--top-cycles is for TPUs, as XLA states no cycles for {topology.name}; use --top-bytes")
     # In separate processes, because a failing compiler may abort its process.
     groups = [[part for part in group if part in parts] for group in (TRAIN, REST)]
     results = [compiler(config, overrides, topology, group, effort) for group in groups if group]
