@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 from tubevit.config import default_config
+from tubevit.errors import UserError
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
 
 STEPS, WARMUP = 20, 4
@@ -109,3 +112,24 @@ def test_only_kernels_decay(name, tiny):
     assert moved == {key for key in names if key.endswith("kernel")}
     assert {"encoder/blocks/mlp/up/kernel", "tokenizer/tubes/0/kernel", "heads/default/kernel"} <= moved
     assert {"encoder/norm/scale", "heads/default/bias", "tokenizer/tubes/0/bias"} <= names - moved
+
+
+def test_first_moment_in_bfloat16(tiny_run, train_tiny, read_metrics, read_arrays, tmp_path):
+    """It takes half of the bytes, changes the losses by its rounding only, and a resumed run ends the same."""
+    changes = {"optimizer.mu_dtype": "bfloat16"}
+    train_tiny(tmp_path, **changes)
+    ours, full = read_arrays(tmp_path, 9), read_arrays(tiny_run, 9)
+    assert {name: 2 * len(value) for name, value in ours.items() if "mu" in name} == {
+        name: len(value) for name, value in full.items() if "mu" in name
+    }
+    assert sum(map(len, ours.values())) < 0.84 * sum(map(len, full.values()))  # 10 bytes per parameter instead of 12
+    lines = [[line["train/loss"] for line in read_metrics(run) if "train/loss" in line] for run in (tmp_path, tiny_run)]
+    np.testing.assert_allclose(*lines, rtol=1e-3)
+    shutil.rmtree(tmp_path / "checkpoints/9")
+    train_tiny(tmp_path, **changes)
+    assert read_arrays(tmp_path, 9) == ours
+
+
+def test_unknown_dtype_of_the_first_moment(tiny_config):
+    with pytest.raises(UserError, match="optimizer.mu_dtype 'bfloat'.*bfloat16"):
+        tiny_config({"optimizer.mu_dtype": "bfloat"})
