@@ -24,16 +24,17 @@ STEPS, EVERY = 60, 10
 CHANGES = {"train.steps": STEPS, "checkpoint.every": EVERY, "eval.every": STEPS}
 # Raises in one process, in the middle of the run.
 FAULTY = """
-import sys
+import functools
 from tubevit.cli.main import entry
+from tubevit.sharding.mesh import global_batch
 from tubevit.training import loop
-place, calls = loop.global_batch, []
-def global_batch(batch, mesh):
+calls = []
+def place(batch, mesh):
     calls.append(0)
     if len(calls) == 25:
         raise ValueError("a defect")
-    return place(batch, mesh)
-loop.global_batch = global_batch
+    return global_batch(batch, mesh)
+loop.train = functools.partial(loop.train, parts=loop.Parts(place=place))
 entry()
 """
 

@@ -24,6 +24,8 @@ def settings(**changes) -> ConfigDict:
         ({"fsdp": 4}, 8, (2, 4, 1)),
         ({"data": 1, "fsdp": -1, "tensor": 2}, 256, (1, 128, 2)),
         ({"data": 2, "fsdp": 2}, 8, (2, 2, 1)),  # the first four
+        ({"data": 1}, 8, (1, 1, 1)),
+        ({"data": 1, "fsdp": -1}, 8, (1, 8, 1)),
         ({"fsdp": 16, "slices": 2}, 512, (32, 16, 1)),
     ],
 )
@@ -36,7 +38,7 @@ def test_shapes(changes, devices, expected):
     [
         ({"fsdp": 3}, "3 does not divide the 8 devices; sizes that fit: 1, 2, 4, 8"),
         ({"data": 4, "fsdp": 4}, "needs 16 devices; found 8"),
-        ({"fsdp": -1}, "only one size of the mesh may be -1"),
+        ({"fsdp": -1, "tensor": 2}, "only one size of the mesh may be -1"),
         ({"tensor": 0}, "mesh.tensor must be at least 1"),
         ({"slices": 0}, "mesh.slices must be at least 1"),
         ({"data": 3, "slices": 2}, "mesh.data=3 must be a multiple of mesh.slices=2"),

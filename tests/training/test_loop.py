@@ -17,6 +17,7 @@ from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import parameters
+from tubevit.sharding.mesh import global_batch
 from tubevit.training.loop import Parts
 from tubevit.training.run.preemption import Preempted
 from tubevit.training.step import make_step
@@ -73,7 +74,7 @@ def test_sigterm_saves_and_resumes(tiny_run, train_tiny, read_metrics, read_arra
 
     def batches(*arguments, **settings):
         for step, batch in enumerate(joint_batches(*arguments, **settings), start=1):
-            if step == 5:
+            if step == 6:  # it is loaded while step 5 runs
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -92,6 +93,50 @@ def test_sigterm_saves_and_resumes(tiny_run, train_tiny, read_metrics, read_arra
     assert made[0]._cache_size() == 1  # compiled once, also after restoring
     assert read_arrays(tmp_path, 9) == read_arrays(tiny_run, 9)
     assert read_metrics(tmp_path) == read_metrics(tiny_run)
+
+
+class Watched:
+    """The metrics of a step that tell when they are awaited."""
+
+    def __init__(self, metrics, note):
+        self.metrics, self.note = metrics, note
+
+    def block_until_ready(self):
+        self.note()
+
+    def compute(self):
+        self.note()
+        return self.metrics.compute()
+
+    def merge(self, other):
+        return Watched(self.metrics.merge(other.metrics), self.note)
+
+
+def test_the_next_batch_is_sent_before_a_step_is_awaited(train_tiny, tmp_path):
+    """Batch n + 1 comes after the start of step n and before its end; at most two steps are queued."""
+    events, numbers = [], itertools.count(1)
+
+    def place(batch, mesh):
+        events.append(("sent", next(numbers)))
+        return global_batch(batch, mesh)
+
+    def make(*arguments):
+        step = make_step(*arguments)
+
+        def watched(state, batch):
+            number = int(state["step"]) + 1
+            events.append(("begun", number))
+            state, metrics = step(state, batch)
+            return state, Watched(metrics, lambda: events.append(("awaited", number)))
+
+        return watched
+
+    parts = Parts(make_step=make, place=place, make_evaluation=lambda experiment, mesh: lambda state: {})
+    train_tiny(tmp_path, parts, **{"log.every": 10, "checkpoint.every": 10})
+    expected = [("sent", 1), ("begun", 1), ("sent", 2)]
+    for step in range(2, 9):
+        expected += [("begun", step), ("sent", step + 1), ("awaited", step - 1)]
+    assert list(dict.fromkeys(events)) == [*expected, ("begun", 9), ("awaited", 8), ("awaited", 9)]
 
 
 def test_a_finished_run_has_nothing_to_do(tiny_run, train_command, tmp_path, read_metrics, capsys):

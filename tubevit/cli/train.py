@@ -50,9 +50,9 @@ def _print_sharding(config) -> None:
     from tubevit.models.abstract import abstract_parameters
     from tubevit.sharding.hosts import is_main
     from tubevit.sharding.rules import sharding_table
-    from tubevit.training.loop import training_mesh
+    from tubevit.training.loop import checked_mesh
 
     experiment = open_experiment(resolve_on_main(config))
-    mesh = training_mesh(experiment)
+    mesh = checked_mesh(experiment)
     if is_main():
         print(sharding_table(abstract_parameters(experiment.model), mesh))

@@ -173,7 +173,10 @@ class _Mesh:
     data: int = _key(
         -1, "devices that split the batch; -1, also for fsdp and tensor, takes all remaining devices", _DEVICES
     )
-    fsdp: int = _key(1, "devices that split the batch and the parameters", _DEVICES)
+    fsdp: int | None = _key(
+        None, "devices that split the batch and the parameters; none chooses the smallest number with which a training "
+        "step fits in memory by arithmetic, or 1 if `mesh.data` is set", _DEVICES,
+    )  # fmt: skip
     tensor: int = _key(1, "devices that split attention heads and MLPs", _DEVICES)
     slices: int = _key(1, "TPU slices of the job", COUNT)
 

@@ -133,7 +133,7 @@ def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dic
     """List overrides that save memory, cheapest first: recomputation, sharded parameters, both, smaller batch parts."""
     settings, *_ = apply_recipe(load_config(config, overrides))
     remat = {} if settings.model.remat == "full" else {"model.remat": "full"}
-    sizes = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > settings.mesh.fsdp]
+    sizes = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > (settings.mesh.fsdp or 1)]
     splits = [{"mesh.fsdp": str(n)} for n in dict.fromkeys([*sizes[:1], *sizes[-1:]])]
     tries = [remat, *splits, *(remat | split for split in splits)]
     best, batches = tries[-1], {name: dataset.batch_size for name, dataset in settings.data.train.items()}

@@ -55,15 +55,16 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str], effort: 
     from tubevit.preflight import program
     from tubevit.preflight.devices import check_installed, described_devices
     from tubevit.preflight.topology import find_topology
-    from tubevit.sharding.mesh import make_mesh
+    from tubevit.training.automatic_fsdp import training_mesh
 
     target, settings = find_topology(topology), load_config(config, overrides)
     check_installed(target)
     plan = program.for_device(resolve(settings, assume_missing=True), "xla" if target.is_gpu else "kernel")
-    mesh = make_mesh(settings.mesh, described_devices(target, settings.mesh.slices))
+    devices = described_devices(target, settings.mesh.slices)
+    mesh, notes = training_mesh(plan.config, plan.model, devices, target.chip.hbm)
     result = {
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()}, "devices": int(mesh.size),
-        "notes": list(plan.notes), "model": plan.model.name,
+        "notes": [*plan.notes, *notes], "model": plan.model.name,
         "batch": {name: dataset.batch_size for name, dataset in plan.config.data.train.items()}, "parts": {},
     }  # fmt: skip
     compiled = functools.partial(_compiled, mesh=mesh, target=target, effort=effort, dump=pathlib.Path(dump))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from tubevit.data.pipeline import BatchShards
@@ -21,13 +21,14 @@ def mesh_shape(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
     """Compute the sizes (data, fsdp, tensor) for a number of devices.
 
     Args:
-        settings: `config.mesh`; one of the three sizes may be -1, which takes the remaining devices.
+        settings: `config.mesh`; one of the three sizes may be -1, which takes the remaining devices. An fsdp of none
+            counts as 1; a training run replaces it before, see `tubevit.training.automatic_fsdp`.
         devices: number of devices in all slices.
 
     Raises:
         UserError: the sizes do not fit the devices or the slices.
     """
-    sizes = {axis: settings[axis] for axis in AXES}
+    sizes = {axis: settings[axis] for axis in AXES} | {"fsdp": 1 if settings.fsdp is None else settings.fsdp}
     given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
     if bad or settings.slices < 1:
@@ -44,7 +45,12 @@ def mesh_shape(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
         raise UserError(f"mesh {given} needs {fixed} devices; found {devices}; {_fitting(devices)}")
     if sizes["data"] % settings.slices:
         raise UserError(f"mesh.data={sizes['data']} must be a multiple of mesh.slices={settings.slices}")
-    return tuple(sizes[axis] for axis in AXES)
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+
+
+def is_automatic(settings: ConfigDict) -> bool:
+    """Whether the program chooses the size of fsdp: it is none, and data takes the remaining devices."""
+    return settings.fsdp is None and settings.data == -1
 
 
 def _fitting(devices: int) -> str:
@@ -55,7 +61,8 @@ def make_mesh(settings: ConfigDict, devices: Sequence | None = None) -> Mesh:
     """Make the mesh (data, fsdp, tensor) over all devices of all processes.
 
     A single process may use only its first devices. `data` goes over the slices, because the network between slices is
-    slow and only gradients are exchanged along `data`.
+    slow and only gradients are exchanged along `data`. An axis may be a part of a physical axis, such as 4 of the 8
+    chips in a row of v5e:8x8; these are a line, without the link that closes the ring.
 
     Args:
         settings: `config.mesh`.
@@ -77,13 +84,14 @@ def make_mesh(settings: ConfigDict, devices: Sequence | None = None) -> Mesh:
         if found != settings.slices:
             raise UserError(f"mesh.slices={settings.slices}, but the devices are in {found} slices")
         inner = (shape[0] // settings.slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(inner, (settings.slices, 1, 1), devices)
+        outer = (settings.slices, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices[:used])
+        grid = mesh_utils.create_device_mesh(shape, devices[:used], allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Return the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

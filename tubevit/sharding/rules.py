@@ -10,10 +10,11 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tubevit.errors import UserError
 
+AnyMesh = Mesh | AbstractMesh  # with axes data, fsdp and tensor; the rules only read their sizes
 SMALL = 2**14  # numbers; to gather smaller arrays costs more time than the memory is worth
 # The axis that `tensor` splits, counted from the end; the first match holds.
 TENSOR_RULES = (
@@ -27,7 +28,7 @@ WIDE = 128  # numbers; narrower shards waste the registers of a TPU, and XLA sto
 LARGE_BYTES, MAX_REPLICATED = 2**20, 0.02
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """Return how an array is split.
 
     Args:
@@ -76,18 +77,18 @@ def put(tree, mesh: Mesh):
     return jax.tree.map(place, tree, shardings(tree, mesh))
 
 
-def _rows(params, mesh: Mesh) -> list[tuple[str, tuple[int, ...], int, PartitionSpec]]:
+def _rows(params, mesh: AnyMesh) -> list[tuple[str, tuple[int, ...], int, PartitionSpec]]:
     """Return (path, shape, bytes, spec) of each array."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shapes = [(_path(path), tuple(leaf.shape), leaf.dtype.itemsize) for path, leaf in leaves]
     return [(path, shape, math.prod(shape) * size, spec(path, shape, mesh)) for path, shape, size in shapes]
 
 
-def _split(spec: PartitionSpec, mesh: Mesh) -> int:
+def _split(spec: PartitionSpec, mesh: AnyMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in spec if axis is not None)
 
 
-def check_sharding(params, mesh: Mesh) -> None:
+def check_sharding(params, mesh: AnyMesh) -> None:
     """Reject meshes that save too little memory or split parameters into too narrow shards.
 
     Args:
@@ -153,6 +154,6 @@ def sharding_table(params, mesh: Mesh) -> str:
     return "\n".join(lines)
 
 
-def device_bytes(tree, mesh: Mesh) -> int:
+def device_bytes(tree, mesh: AnyMesh) -> int:
     """Return the bytes of a tree on each device."""
     return int(np.ceil(sum(size / _split(spec, mesh) for _, _, size, spec in _rows(tree, mesh))))

@@ -23,8 +23,9 @@ from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.recipes.finetune import expected_time
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
 from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
-from tubevit.sharding.mesh import check_batch, global_batch, local_rows, make_mesh
+from tubevit.sharding.mesh import check_batch, global_batch, local_rows
 from tubevit.sharding.rules import check_sharding
+from tubevit.training.automatic_fsdp import training_mesh
 from tubevit.training.begin import begin
 from tubevit.training.evaluation import make_evaluation
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
@@ -47,11 +48,13 @@ class Parts:
     Attributes:
         make_step: makes the compiled step, see `tubevit.training.step.make_step`.
         batches: makes the joint batches, see `joint_batches`.
+        place: sends a batch to the devices, see `global_batch`.
         make_evaluation: (experiment, mesh) -> (state -> metrics), see `make_evaluation`.
     """
 
     make_step: Callable = make_step
     batches: Callable = joint_batches
+    place: Callable = global_batch
     make_evaluation: Callable = make_evaluation
 
 
@@ -95,7 +98,7 @@ def train(
         logger.info(note)
     if resolved.decoding is not None and is_main():
         logger.info(expected_time(resolved))
-    config, model, mesh = experiment.config, experiment.model, training_mesh(experiment)
+    config, model, mesh = experiment.config, experiment.model, checked_mesh(experiment)
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
     optimizer = make_optimizer(config)
     # The workdir is touched once the configuration is known to be good.
@@ -104,7 +107,7 @@ def train(
         logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
         state, start = begin(experiment, optimizer, workdir, mesh)
         step = parts.make_step(graph_of(model), optimizer, config, mesh)
-        run = Run(experiment, mesh, workdir, lease, step, parts.make_evaluation(experiment, mesh), parts.batches)
+        run = Run(experiment, mesh, workdir, lease, step, parts)
         return run.loop(state, start, Profile(workdir, profile))
 
 
@@ -117,9 +120,12 @@ def _entries(experiment: Experiment) -> dict:
     return files | {"the resolved configuration": mapping_entries(experiment.config.to_dict())}
 
 
-def training_mesh(experiment: Experiment) -> Mesh:
+def checked_mesh(experiment: Experiment) -> Mesh:
     """Make the mesh of an experiment; raises UserError if it does not fit devices, batches or parameters."""
-    config, mesh = experiment.config, make_mesh(experiment.config.mesh)
+    config = experiment.config
+    mesh, notes = training_mesh(config, experiment.model)
+    for note in notes:
+        logger.info(note)
     for name, dataset in config.data.train.items():
         check_batch(name, dataset.batch_size, config.train.grad_accum_steps, mesh)
     check_sharding(abstract_parameters(experiment.model), mesh)
@@ -136,8 +142,7 @@ class Run:
         mesh: the devices of the state.
         workdir: the folder of the run, whose `lease` this process holds.
         step: (state, batch) -> (state, metrics).
-        evaluate: state -> {metric: value}.
-        batches: makes the joint batches, see `joint_batches`.
+        parts: makes batches and evaluations.
     """
 
     experiment: Experiment
@@ -145,12 +150,17 @@ class Run:
     workdir: pathlib.PurePath
     lease: Lease
     step: Callable
-    evaluate: Callable[[dict], dict]
-    batches: Callable
+    parts: Parts
 
     def loop(self, state: dict, start: int, profile: Profile) -> dict[str, float | None]:
-        """Train from step `start` to the last one; return the metrics of the last evaluation."""
-        config, results, pending = self.experiment.config, {}, []
+        """Train from step `start` to the last one; return the metrics of the last evaluation.
+
+        While a step runs, the batch of the next one is loaded and sent to the devices. At most two steps are queued, so
+        that the devices hold three batches at most. The position in the data follows from the step alone, so that a
+        batch that was sent ahead and never used is neither lost nor repeated.
+        """
+        config, results, pending, running, following = self.experiment.config, {}, [], None, None
+        evaluate = self.parts.make_evaluation(self.experiment, self.mesh)
         metadata = {"model": model_metadata(self.experiment.model), "config": config.to_dict()}
         schedule, progress = learning_rate_schedule(config), Progress(config, start)
         broken = BrokenFiles(self.experiment.train, config.loader.max_broken)
@@ -166,14 +176,19 @@ class Run:
         ):
             for step in range(start + 1, config.train.steps + 1):
                 profile.before(step)
+                last = step == config.train.steps
                 with progress.time("data"):
-                    batch = global_batch(broken.take(next(batches)), self.mesh)
+                    loaded, placed = following or self._load(batches)
+                    broken.check(loaded)
+                with progress.time("step"), jax.transfer_guard("disallow"):
+                    state, metrics = self.step(state, placed)
+                with progress.time("data"):
+                    following = None if last else self._load(batches)
                 with progress.time("step"):
-                    with jax.transfer_guard("disallow"):
-                        state, metrics = self.step(state, batch)
+                    jax.block_until_ready(running)
+                    running = metrics
                     pending.append((step, metrics))
                     profile.after(step, metrics)
-                    last = step == config.train.steps
                     stop = asked_to_stop(step)  # read once: the signal may come at any moment
                     log = step % config.log.every == 0 or last
                     save = last or stop or step % config.checkpoint.every == 0
@@ -189,7 +204,7 @@ class Run:
                     pending = []
                 evaluated = last or step % config.eval.every == 0
                 if evaluated:
-                    results = self.evaluate(state)
+                    results = evaluate(state)
                     if results:
                         writer.write(step, results)
                         shown = (f"{name} {value:.3f}" for name, value in results.items() if value is not None)
@@ -207,11 +222,17 @@ class Run:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
 
+    def _load(self, batches: Generator) -> tuple[dict, dict]:
+        """Load the next batch and start to send it; return it and what the devices get of it."""
+        batch = next(batches)
+        inputs = {name: {key: part[key] for key in ("pixels", "label")} for name, part in batch.items()}
+        return batch, self.parts.place(inputs, self.mesh)
+
     def _batches_from(self, step: int) -> Generator[dict, None, None]:
         config = self.experiment.config
         loads = {name: (load, config.data.train[name].batch_size) for name, load in self.experiment.train.items()}
         loader = {"threads": config.loader.threads, "workers": config.loader.workers}
-        return self.batches(loads, config.seed, first=step, shards=local_rows(self.mesh), **loader)
+        return self.parts.batches(loads, config.seed, first=step, shards=local_rows(self.mesh), **loader)
 
     def _batch_of(self, step: int) -> dict:
         with contextlib.closing(self._batches_from(step - 1)) as batches:

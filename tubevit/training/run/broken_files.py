@@ -22,12 +22,11 @@ class BrokenFiles:
         self._found: dict[str, dict[int, str]] = {name: {} for name in loads}
         self._dense: dict[str, list[int]] = {}
 
-    def take(self, batch: dict) -> dict:
-        """Remove `broken` and `dense` (see `training_rows`) from a joint batch; report files that are newly broken.
+    def check(self, batch: dict) -> None:
+        """Report the files of a joint batch that are newly broken, see `training_rows`; count its dense clips.
 
         Raises RunError if too many files of a data set are broken; the message lists them.
         """
-        kept = {}
         for name, sub_batch in batch.items():
             found, source = self._found[name], self._loads[name].source
             for index in {int(i) for i in sub_batch["broken"] if i >= 0} - set(found):
@@ -45,8 +44,6 @@ class BrokenFiles:
                 seen = self._dense.setdefault(name, [0, 0])
                 seen[0] += int(sub_batch["dense"].sum())
                 seen[1] += len(sub_batch["dense"])
-            kept[name] = {key: value for key, value in sub_batch.items() if key not in ("broken", "dense")}
-        return kept
 
     def check_evaluation(self, results: Mapping[str, float | None]) -> None:
         """Check an evaluation, `eval/<name>/broken`; call it once its scores and the state are saved.
