@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import re
 import subprocess
@@ -146,6 +147,54 @@ def test_huge_joint_training_on_256_chips():
     gathered = train["collectives"]["all-gather"]["bytes"]
     assert gathered > 2 * 2 * 600e6  # bfloat16, forward and backward
     assert train["collectives"]["reduce-scatter"]["bytes"] > 2 * 600e6
+
+
+MESHES = """
+import json, sys
+import jax
+import numpy as np
+from tubevit.config import default_config
+from tubevit.preflight.devices import described_devices
+from tubevit.preflight.topology import find_topology
+from tubevit.sharding.mesh import make_mesh
+
+rows = {}
+for name in sys.argv[1:]:
+    devices = described_devices(find_topology(name), 1)
+    for fsdp in (2, 4, 8, 16):
+        settings = default_config().mesh
+        settings.fsdp = fsdp
+        grid = make_mesh(settings, devices).devices
+        rows[f"{name} {fsdp}"] = [list(grid.shape), [[d.coords for d in row] for row in grid[:, :, 0]]]
+json.dump(rows, sys.stdout)
+"""
+
+
+def test_fsdp_may_be_a_part_of_a_physical_axis():
+    """Every device once, and the devices that share parameters are in a line or a block of neighbours."""
+    environment = {**os.environ, **devices.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    names = ("v5e:4x4", "v5e:8x8", "v6e:16x16", "v5p:4x4x4")
+    command = [sys.executable, "-c", MESHES, *names]
+    rows = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(rows) == 4 * len(names)
+    for case, (shape, groups) in rows.items():
+        name, fsdp = case.split()
+        assert shape == [find_topology(name).devices // int(fsdp), int(fsdp), 1]
+        places = [tuple(place) for group in groups for place in group]
+        assert len(set(places)) == find_topology(name).devices
+        for group in groups:
+            sides = [max(axis) - min(axis) + 1 for axis in zip(*group)]
+            assert math.prod(sides) == int(fsdp), case
+
+
+def test_the_smallest_fsdp_that_fits_does_fit():
+    """As README.md has it, without `mesh.fsdp`; half of that size does not fit."""
+    where = find_topology("v5litepod-256")
+    found = preflight("k600:model=tubevit_h16", {}, where, ("train",))
+    fsdp = found["mesh"]["fsdp"]
+    assert found["fits"] and fsdp > 1 and any(note.startswith(f"mesh.fsdp={fsdp}, ") for note in found["notes"])
+    changes = {"mesh.fsdp": str(fsdp // 2)}
+    assert not preflight("k600:model=tubevit_h16", changes, where, ("train",))["fits"]
 
 
 def test_two_slices():
