@@ -25,7 +25,7 @@ from tubevit.training import loop
 at, name, *sys.argv[1:] = sys.argv[1:]
 def batches(*rest, first, **settings):
     for step, batch in enumerate(joint_batches(*rest, first=first, **settings), first + 1):
-        if step == int(at) + 1:  # it is loaded while step `at` runs
+        if int(at) == step - 1 > 0:  # it is loaded while step `at` runs
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)  # until the service has told all
         with open(name, "a") as file:
