@@ -29,6 +29,10 @@ MODELS = {
         tubes="1x8x8/2x8x8", dropout=0.1, pattern="factorised_encoder", temporal_depth=2, class_token=True
     ),
     "rotary": dict(tubes="1x8x8/2x8x8", dropout=0.1, position="rope", pooling="attentive", final_norm="pooled"),
+    "einsum": dict(tubes="1x8x8/2x8x8", width=256, dropout=0.1, stochastic_depth=0.1),
+    "kernel": dict(
+        tubes="1x8x8/2x8x8", width=256, dropout=0.1, stochastic_depth=0.1, attention="kernel", remat="names"
+    ),
     "bootstrapped": dict(
         tubes=TUBES, freeze_below=1, gate_layer=1, tube_width=64, position="learned_2d", class_token=True
     ),
@@ -102,6 +106,13 @@ def test_other_patterns(kind):
     layer = {"rotary": "pooling/blocks", "factorised_encoder": "encoder/temporal/blocks"}.get(kind, "encoder/blocks")
     kernel = functools.reduce(lambda tree, name: tree[name], f"{layer}/mlp/up/kernel".split("/"), many.state["params"])
     assert kernel.addressable_shards[0].data.size == kernel.size / 4  # over fsdp and tensor
+
+
+@pytest.mark.parametrize("mesh", [dict(data=1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_the_kernel_of_tpus(mesh):
+    """Interpreted, and with what its backward pass keeps by name."""
+    expected = losses("einsum", data=1).losses
+    np.testing.assert_allclose(losses("kernel", **mesh).losses, expected, rtol=1e-4)
 
 
 def test_bootstrapped_model():

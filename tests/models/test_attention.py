@@ -132,18 +132,19 @@ def test_on_a_mesh_each_device_takes_its_rows_and_heads():
 
 
 @pytest.mark.parametrize(
-    "name, tokens, expected",
+    "name, tokens, heads, expected",
     [
-        ("auto", 1_176, "einsum"),  # on this CPU
-        ("kernel", 1_176, "kernel"),
-        ("kernel", 2_499, "kernel"),
-        ("kernel", 20_000, "splash"),
-        ("kernel", FEWEST_TOKENS - 1, "einsum"),
-        ("xla", 1_176, "xla"),
+        ("auto", 1_176, 12, "einsum"),  # on this CPU
+        ("kernel", 1_176, 12, "kernel"),
+        ("kernel", 2_499, 12, "kernel"),
+        ("kernel", 20_000, 12, "splash"),
+        ("kernel", FEWEST_TOKENS - 1, 12, "einsum"),
+        ("kernel", 1_176, 3, "einsum"),  # 192 channels are no multiple of 128
+        ("xla", 1_176, 12, "xla"),
     ],
 )
-def test_the_number_of_tokens_decides(name, tokens, expected):
-    assert implementation_for(name, tokens, 12, 64) == expected
+def test_the_shape_decides(name, tokens, heads, expected):
+    assert implementation_for(name, tokens, heads, 64) == expected
 
 
 def test_gpus_have_no_such_kernel():

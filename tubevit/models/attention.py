@@ -33,8 +33,8 @@ def implementation_for(name: str, tokens: int, heads: int, width: int, backend: 
 
     `auto` is `einsum` on CPU, where it takes about half the time of `jax.nn.dot_product_attention`, which transposes
     the scores there; `kernel` on TPU; and elsewhere what that function chooses. Instead of `kernel`, `splash`, the
-    blocked attention of JAX, takes more tokens than fit the memory of the chip, and `einsum` takes very few.
-    `backend` is that of JAX by default.
+    blocked attention of JAX, takes more tokens than fit the memory of the chip. `einsum` takes very few tokens, and
+    heads that together do not fill whole lanes. `backend` is that of JAX by default.
 
     Raises:
         UserError: the kernel is asked for on a GPU.
@@ -46,7 +46,7 @@ def implementation_for(name: str, tokens: int, heads: int, width: int, backend: 
         return name
     if backend == "gpu":
         raise UserError("attention 'kernel' is for TPUs; this is a GPU, which takes 'cudnn' or 'xla'")
-    if tokens < FEWEST_TOKENS:
+    if tokens < FEWEST_TOKENS or heads // _tensor(heads) * width % LANES:
         return "einsum"
     return "kernel" if attention_kernel.fits(tokens, heads, width) else "splash"
 

@@ -148,7 +148,7 @@ class Encoder(nnx.Module):
             block = jax.checkpoint(block, policy=REMAT[config.remat], prevent_cse=not config.scan)
         layers = (params, _layers(added_params, low - first, high - first), jnp.arange(low, high))
         tokens = [group.tokens for group in groups]
-        if any(uses_kernel(config, x.shape[1]) for x in tokens) and not capture:
+        if all(uses_kernel(config, x.shape[1]) for x in tokens) and not capture:
             layers = as_matrices(layers)
         return jax.lax.scan(block, tokens, layers, unroll=1 if config.scan else high - low)
 

@@ -139,8 +139,9 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     A block that the backward pass does not reach keeps nothing. Without remat, a block keeps N (8 D + 2 M) numbers (its
     input, both normalised inputs, query, key and value, the output of attention, the sum after it; the MLP before and
     after GELU) and two score matrices of heads N^2 numbers each. Divided attention keeps N 6 D more, and other patterns
-    have smaller score matrices. With remat `full`, a block keeps only its input. The other policies keep less than no
-    remat, but are counted like it. The second encoder of a factorised encoder is not counted.
+    have smaller score matrices. With remat `full`, a block keeps only its input; with `names` N (3 D + M) numbers (its
+    input, the output of attention, the sum after it, the MLP before GELU). The other policies keep less than no remat,
+    but are counted like it. The second encoder of a factorised encoder is not counted.
 
     Args:
         config: configuration of the model; `precision` gives the bytes per number.
@@ -150,7 +151,9 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     if config.pattern == "factorised_encoder":
         tokens = math.prod(layers[0])
     kept = tokens * config.width
-    if config.remat != "full":
+    if config.remat == "names":
+        kept = tokens * (3 * config.width + config.mlp_dim)
+    elif config.remat != "full":
         heads = config.num_heads // 2 if config.pattern == "factorised_dot" else config.num_heads
         scores = sum(batch * length**2 for batch, length in layers)
         kept = tokens * ((14 if config.pattern == "divided" else 8) * config.width + 2 * config.mlp_dim)
