@@ -121,7 +121,8 @@ class _Heads:
         return scratch
 
 
-def _attend_kernel(q, k, v, out, log_sums, *scratch: Any, width: int, rows: int):
+def _attend_kernel(*blocks: Any, width: int, rows: int):
+    q, k, v, out, log_sums, *scratch = blocks
     heads = _Heads(width, q.shape[2], pl.program_id(2))
     q_copy, k_copy, v_copy, own_out = scratch or _NO_COPIES[:4]
     query, key, value = heads.load(q, q_copy), heads.load(k, k_copy)[...], heads.load(v, v_copy)[...]
@@ -152,11 +153,12 @@ def _attend_kernel(q, k, v, out, log_sums, *scratch: Any, width: int, rows: int)
         heads.each(copy)
 
 
-def _differentiate_kernel(q, k, v, out, d_out, log_sums, gradient, sums, total, *scratch: Any, width: int, rows: int):
+def _differentiate_kernel(*blocks: Any, width: int, rows: int):
     """Take one head a step, with scores as (keys, queries): the statistics are rows then, which need no transposing.
 
     The step of the last head writes the gradient of q, and two more steps those of k and v.
     """
+    q, k, v, out, d_out, log_sums, gradient, sums, total, *scratch = blocks
     step, scale, tokens = pl.program_id(2), width**-0.5, q.shape[1]
     heads = _Heads(width, q.shape[2], step)
     *copies, own = scratch or _NO_COPIES
