@@ -109,6 +109,8 @@ def test_paths_bare_names_and_arguments(experiment):
         ("model.name", "tubevit_s16", "tubevit_s16"),
         ("input.fps", "7.5", 7.5),
         ("input.fps", "none", None),
+        ("model.position", "none", "none"),  # a choice of its own
+        ("model.remat", "none", "none"),
         ("model.width", "24", 24),
         ("model.mean", "0.485,0.456,0.406", (0.485, 0.456, 0.406)),
         ("model.std", "(1, 0.5, 0.25)", (1.0, 0.5, 0.25)),

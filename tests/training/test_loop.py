@@ -16,6 +16,7 @@ import tubevit
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
 from tubevit.data.joint import joint_batches
+from tubevit.errors import RunError
 from tubevit.models.abstract import parameters
 from tubevit.sharding.mesh import global_batch
 from tubevit.training.loop import Parts
@@ -137,6 +138,16 @@ def test_the_next_batch_is_sent_before_a_step_is_awaited(train_tiny, tmp_path):
     for step in range(2, 9):
         expected += [("begun", step), ("sent", step + 1), ("awaited", step - 1)]
     assert list(dict.fromkeys(events)) == [*expected, ("begun", 9), ("awaited", 8), ("awaited", 9)]
+
+
+def test_a_save_comes_before_the_next_batch(train_tiny, tmp_path):
+    def batches(*arguments, **settings):
+        yield from itertools.islice(joint_batches(*arguments, **settings), 3)
+        raise RunError("broken")
+
+    with pytest.raises(RunError, match="broken"):
+        train_tiny(tmp_path, Parts(batches=batches))
+    assert steps(tmp_path / "checkpoints") == [3]
 
 
 def test_a_finished_run_has_nothing_to_do(tiny_run, train_command, tmp_path, read_metrics, capsys):

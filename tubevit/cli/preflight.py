@@ -56,7 +56,7 @@ def run(args, compiler=None) -> None:
     if args.suggest and not found["parts"]["train"]["fits"]:
         logger.info("it does not fit; trying with low effort:")
         found["suggestion"] = suggest(
-            args.config, args.config_overrides, topology, found["devices"], logger.info, compiler
+            args.config, args.config_overrides, topology, found["mesh"], logger.info, compiler
         )
     print(json.dumps(found, indent=2) if args.json else report(found))
     if found["fits"]:

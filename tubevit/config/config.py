@@ -106,7 +106,11 @@ def set_value(config: ConfigDict, path: str, value, prefix: str = "") -> None:
 
 
 def set_key(config: ConfigDict, path: str, text: str) -> None:
-    """Set `a.b.c` to a value read from text (`none` unsets it); raises UserError for an unknown key or a wrong type."""
+    """Set `a.b.c` to a value read from text; `none` unsets it, unless that is one of its choices.
+
+    Raises:
+        UserError: the key is unknown, or the value has another type.
+    """
     known = flatten(config)
     if path not in known:
         inside = sorted({key.removeprefix(f"{path}.").partition(".")[0] for key in known if key.startswith(f"{path}.")})
@@ -116,7 +120,7 @@ def set_key(config: ConfigDict, path: str, text: str) -> None:
             raise UserError(f"unknown key {path!r}; it was renamed to {RENAMED[path]!r}")
         raise unknown("key", path, known)
     key = find_key(path)
-    value = parse(text, key.kind, path, key.range)
+    value = text if text in key.choices else parse(text, key.kind, path, key.range)
     set_value(config, path, value)
     if value is None and "recipe" in config:
         config.recipe.unset += (path,)

@@ -252,7 +252,7 @@ def _keys_of(group: type, prefix: str = "") -> dict[str, Key]:
 @functools.cache
 def _model_keys() -> dict[str, Key]:
     """The fields of `ModelConfig`: None where the architecture sets them."""
-    from tubevit.models.config import ModelConfig  # here, as it imports jax
+    from tubevit.models.config import CHOICES, ModelConfig  # here, as it imports jax
     from tubevit.models.variants import ARCHITECTURES
 
     by_architecture = {"mean", "std"}.union(*ARCHITECTURES.values())
@@ -262,7 +262,8 @@ def _model_keys() -> dict[str, Key]:
             continue
         default = None if name in by_architecture or key.default is dataclasses.MISSING else key.default
         kind = key.kind if key.kind in (str, int, float, bool, tuple) else str
-        found[groups.get(name, "model.") + name] = dataclasses.replace(key, kind=kind, default=default)
+        choices = tuple(CHOICES.get(name, ()))
+        found[groups.get(name, "model.") + name] = dataclasses.replace(key, kind=kind, default=default, choices=choices)
     return found | {"model.name": dataclasses.replace(found["model.name"], default="tubevit_b16")}
 
 

@@ -30,7 +30,7 @@ REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
 }
 GELUS = ("exact", "tanh")
-_CHOICES = {
+CHOICES = {
     "position": POSITIONS, "pooling": POOLINGS, "attention": ATTENTION, "remat": REMAT, "gelu": GELUS,
     "precision": PRECISIONS, "pattern": PATTERNS, "frame_pooling": FRAME_POOLINGS, "final_norm": FINAL_NORMS,
 }  # fmt: skip
@@ -181,7 +181,7 @@ class ModelConfig:
             width, parts = self.channels(tube), tube.sub_windows
             if width % parts:
                 raise UserError(f"width {width} must be divisible by the {parts} sub-windows of {tube}")
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)
         if self.pooling == "cls" and not self.class_token:

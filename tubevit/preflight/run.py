@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -129,11 +130,14 @@ def preflight(
     return completed(merged, topology, top or {})
 
 
-def changes(config: str, overrides: Mapping[str, str], devices: int) -> list[dict[str, str]]:
-    """List overrides that save memory, cheapest first: recomputation, sharded parameters, both, smaller batch parts."""
+def changes(config: str, overrides: Mapping[str, str], devices: int, fsdp: int = 1) -> list[dict[str, str]]:
+    """List overrides that save memory, cheapest first: recomputation, sharded parameters, both, smaller batch parts.
+
+    `fsdp` is the size with which the steps do not fit.
+    """
     settings, *_ = apply_recipe(load_config(config, overrides))
     remat = {} if settings.model.remat == "full" else {"model.remat": "full"}
-    sizes = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > (settings.mesh.fsdp or 1)]
+    sizes = [n for n in (4, 8, 16, 32) if devices % n == 0 and n > fsdp]
     splits = [{"mesh.fsdp": str(n)} for n in dict.fromkeys([*sizes[:1], *sizes[-1:]])]
     tries = [remat, *splits, *(remat | split for split in splits)]
     best, batches = tries[-1], {name: dataset.batch_size for name, dataset in settings.data.train.items()}
@@ -149,15 +153,17 @@ def suggest(
     config: str,
     overrides: Mapping[str, str],
     topology: Topology,
-    devices: int,
+    mesh: Mapping[str, int],
     report: Callable[[str], None],
     compiler: Callable[..., dict] = compile_in_process,
 ) -> dict[str, str] | None:
     """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try.
 
+    `mesh` has the sizes of the axes with which it does not fit.
+
     The tries are compiled with low effort, which needs about as much memory, and what fits again with full effort.
     """
-    for change in changes(config, overrides, devices):
+    for change in changes(config, overrides, math.prod(mesh.values()), mesh["fsdp"]):
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
         compiled = functools.partial(preflight, config, {**overrides, **change}, topology, TRAIN, compiler=compiler)
         try:

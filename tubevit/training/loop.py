@@ -155,7 +155,7 @@ class Run:
     def loop(self, state: dict, start: int, profile: Profile) -> dict[str, float | None]:
         """Train from step `start` to the last one; return the metrics of the last evaluation.
 
-        While a step runs, the batch of the next one is loaded and sent to the devices. At most two steps are queued, so
+        While a step runs, the batch of the next one is loaded and sent to the devices, except before a save. At most two steps are queued, so
         that the devices hold three batches at most. The position in the data follows from the step alone, so that a
         batch that was sent ahead and never used is neither lost nor repeated.
         """
@@ -182,8 +182,9 @@ class Run:
                     broken.check(loaded)
                 with progress.time("step"), jax.transfer_guard("disallow"):
                     state, metrics = self.step(state, placed)
-                with progress.time("data"):
-                    following = None if last else self._load(batches)
+                due = last or step % config.checkpoint.every == 0
+                with progress.time("data"):  # where a save is due it comes first, as a broken file must not prevent it
+                    following = None if due else self._load(batches)
                 with progress.time("step"):
                     jax.block_until_ready(running)
                     running = metrics
@@ -191,7 +192,7 @@ class Run:
                     profile.after(step, metrics)
                     stop = asked_to_stop(step)  # read once: the signal may come at any moment
                     log = step % config.log.every == 0 or last
-                    save = last or stop or step % config.checkpoint.every == 0
+                    save = due or stop
                     if log or save:  # waits for the device; in between it runs ahead
                         pending = [(step, metrics) for metrics in guard.take(pending)]
                 if log or save:
