@@ -72,7 +72,7 @@ def row(experiment: str, changes: dict, topology: str) -> dict:
         **key_of(experiment, changes, topology),
         "devices": result["devices"],
         "fits": result["fits"],
-        "train_peak_gib": _gib(train.get("peak", train.get("needed") or 0)),
+        "train_peak_gib": _gib(train.get("needed") or 0),
         "eval_peak_gib": _gib(evaluation.get("peak", evaluation.get("needed") or 0)),
         "hbm_gib": _gib(result["chip"]["hbm"]),
         "compile_s": round(sum(part["seconds"] for part in result["parts"].values()), 1),
@@ -81,30 +81,35 @@ def row(experiment: str, changes: dict, topology: str) -> dict:
         "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),
     }
-    if "flops" in train:
-        e = train["estimate"]
-        between_slices = sum(row["sent"] for kind, row in train["collectives"].items() if "slices" in kind)
-        within_slice = sum(row["sent"] for kind, row in train["collectives"].items() if "slices" not in kind)
+    return values | train_figures(train) if "flops" in train else values
+
+
+def train_figures(train: dict) -> dict:
+    """Return the columns of a training step that was compiled."""
+    e = train["estimate"]
+    between_slices = sum(row["sent"] for kind, row in train["collectives"].items() if "slices" in kind)
+    within_slice = sum(row["sent"] for kind, row in train["collectives"].items() if "slices" not in kind)
+    values = {
+        "arguments_gib": _gib(train["arguments"]),
+        "temporaries_gib": _gib(train["temporaries"]),
+        "train_peak_gib": _gib(train["peak"]),
+        "tflops": round(train["flops"] / 1e12, 3),
+        "hbm_gb": round(train["hbm_bytes"] / 1e9, 2),
+        "sent_gb": round(within_slice / 1e9, 3),
+        "sent_between_slices_gb": round(between_slices / 1e9, 3),
+        "flops_per_byte": round(train["intensity"]),
+        "step_ms_least": round(1e3 * e["least"], 1),
+        "step_ms_most": round(1e3 * e["most"], 1),
+        "mfu_least": round(e["mfu_least"], 3),
+        "mfu_most": round(e["mfu_most"], 3),
+        "effort": train["effort"],
+    }
+    if "xla" in e:
         values |= {
-            "arguments_gib": _gib(train["arguments"]),
-            "temporaries_gib": _gib(train["temporaries"]),
-            "tflops": round(train["flops"] / 1e12, 3),
-            "hbm_gb": round(train["hbm_bytes"] / 1e9, 2),
-            "sent_gb": round(within_slice / 1e9, 3),
-            "sent_between_slices_gb": round(between_slices / 1e9, 3),
-            "flops_per_byte": round(train["intensity"]),
-            "step_ms_least": round(1e3 * e["least"], 1),
-            "step_ms_most": round(1e3 * e["most"], 1),
-            "mfu_least": round(e["mfu_least"], 3),
-            "mfu_most": round(e["mfu_most"], 3),
-            "effort": train["effort"],
+            "xla_ms": round(1e3 * e["xla"], 1),
+            "kernel_ms": round(1e3 * e["kernels"], 1),
+            "mfu_by_cycles": round(e["mfu_by_cycles"], 3),
         }
-        if "xla" in e:
-            values |= {
-                "xla_ms": round(1e3 * e["xla"], 1),
-                "kernel_ms": round(1e3 * e["kernels"], 1),
-                "mfu_by_cycles": round(e["mfu_by_cycles"], 3),
-            }
     return values
 
 

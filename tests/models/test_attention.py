@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.test_util import check_grads
 
 from tests.models.reference import assert_close
 from tubevit.errors import UserError
 from tubevit.models import attention_kernel
-from tubevit.models.attention import FEWEST_TOKENS, attention, attention_of_rows, implementation_for
+from tubevit.models.attention import FEWEST_TOKENS, attention, implementation_for
+from tubevit.models.attention_rows import attention_of_rows
+from tubevit.models.config import ModelConfig
+from tubevit.models.encoder import Encoder
 
 
 def normal(*shape, seed=0):
@@ -82,33 +86,40 @@ def expected_of_rows(rows, heads, d_out):
 
 
 @functools.partial(jax.jit, static_argnames="heads")
-def differentiated(rows, bias, d_out, heads):
-    """Output, gradient of the rows and gradient of the bias."""
-    out, pull = jax.vjp(lambda rows, bias: attention_of_rows(rows, bias, heads), rows, bias)
+def differentiated(rows, bias, kernel, d_out, heads):
+    """Output, and the gradients of the rows, the bias and the kernel."""
+    out, pull = jax.vjp(lambda *x: attention_of_rows(*x, heads), rows, bias, kernel)
     return out, *pull(d_out)
 
 
-def check_kernel(batch, tokens, heads, width, dtype, tolerance):
-    """The largest differences stay below `tolerance` of the largest value."""
+def check_kernel(batch, tokens, heads, width, dtype, tolerance, out_width=24):
+    """The largest differences stay below `tolerance` of the largest value; without `out_width` nothing is projected."""
     rows = (2 * normal(batch, tokens, 3 * heads * width)).astype(dtype)
-    bias, d_out = 0.5 * normal(3 * heads * width, seed=1), normal(batch, tokens, heads * width, seed=2).astype(dtype)
-    out, d_rows, d_bias = differentiated(rows, bias, d_out, heads)
+    bias, kernel = 0.5 * normal(3 * heads * width, seed=1), None
+    if out_width:
+        kernel = normal(heads * width, out_width, seed=3).astype(dtype)
+    d_out = normal(batch, tokens, out_width or heads * width, seed=2).astype(dtype)
+    out, d_rows, d_bias, d_kernel = differentiated(rows, bias, kernel, d_out, heads)
     assert out.dtype == d_rows.dtype == dtype and d_bias.dtype == jnp.float32
-    wanted, gradient = expected_of_rows(rows + bias.astype(dtype), heads, d_out)
-    for found, expected in ((out, wanted), (d_rows, gradient), (d_bias, gradient.sum((0, 1)))):
+    by = np.eye(heads * width) if kernel is None else np.asarray(kernel, np.float64)
+    d = np.asarray(d_out, np.float64)
+    attended, gradient = expected_of_rows(rows + bias.astype(dtype), heads, d @ by.T)
+    pairs = [(out, attended @ by), (d_rows, gradient), (d_bias, gradient.sum((0, 1)))]
+    pairs += [] if kernel is None else [(d_kernel, np.einsum("bnh,bnd->hd", attended, d))]
+    for found, expected in pairs:
         assert_close(np.asarray(found, np.float32), expected, tolerance)
 
 
 @pytest.mark.parametrize(
-    "tokens, heads, width",
+    "tokens, heads, width, out_width",
     [
-        (196, 4, 64),  # two heads share 128 lanes
-        (100, 8, 80),  # 8 heads of 80 fill 640 lanes
-        (1_100, 1, 128),  # several chunks in both directions, and a rest
+        (196, 4, 64, 24),  # two heads share 128 lanes
+        (100, 8, 80, 24),  # 8 heads of 80 fill 640 lanes
+        (1_100, 1, 128, None),  # several chunks in both directions, and a rest
     ],
 )
-def test_the_kernel_equals_the_definition(tokens, heads, width):
-    check_kernel(1, tokens, heads, width, jnp.float32, 1e-5)
+def test_the_kernel_equals_the_definition(tokens, heads, width, out_width):
+    check_kernel(1, tokens, heads, width, jnp.float32, 1e-5, out_width)
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
@@ -122,13 +133,25 @@ def test_the_kernel_in_bfloat16():
 
 
 def test_on_a_mesh_each_device_takes_its_rows_and_heads():
-    rows, bias, d_out = normal(4, 64, 3 * 4 * 16), normal(3 * 4 * 16, seed=1), normal(4, 64, 4 * 16, seed=2)
-    expected = differentiated(rows, bias, d_out, 4)
+    rows, bias, d_out = normal(4, 64, 3 * 4 * 16), normal(3 * 4 * 16, seed=1), normal(4, 64, 24, seed=2)
+    arguments = rows, bias, normal(4 * 16, 24, seed=3), d_out
+    expected = differentiated(*arguments, 4)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P())) for x in (rows, bias, d_out)]
+        placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P())) for x in arguments]
         for found, wanted in zip(differentiated(*placed, 4), expected, strict=True):
             assert_close(found, wanted, 1e-6)
+
+
+def test_with_names_each_layer_runs_the_forward_kernel_once():
+    sizes = dict(width=128, depth=3, num_heads=2, mlp_dim=32, tubes="small", frames=16, size=64)
+    config = ModelConfig(name="tiny", attention="kernel", remat="names", **sizes)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, jnp.float32, rngs=nnx.Rngs(0))))
+    tokens = jax.ShapeDtypeStruct((2, FEWEST_TOKENS, 128), jnp.float32)
+    gradient = jax.grad(lambda state, x: nnx.merge(graph, state)(x).sum())
+    jaxpr = str(jax.make_jaxpr(gradient)(state, tokens))
+    # In the loop over layers, interpreted and compiled.
+    assert jaxpr.count("name=attention_forward") == jaxpr.count("name=attention_backward") == 2
 
 
 @pytest.mark.parametrize(
@@ -147,9 +170,43 @@ def test_the_shape_decides(name, tokens, heads, expected):
     assert implementation_for(name, tokens, heads, 64) == expected
 
 
+@pytest.mark.parametrize(
+    "device, name, dtype, width, expected",
+    [
+        ("tpu", "auto", jnp.bfloat16, 64, "kernel"),
+        ("gpu", "auto", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", "auto", jnp.float32, 64, "xla"),  # cuDNN's fused attention is for bfloat16
+        ("gpu", "auto", jnp.bfloat16, 12, "xla"),
+        ("gpu", "xla", jnp.bfloat16, 64, "xla"),
+        ("other", "auto", jnp.bfloat16, 64, "xla"),
+    ],
+)
+def test_the_device_decides(device, name, dtype, width, expected):
+    assert implementation_for(name, 1_176, 12, width, dtype, device, lambda: True) == expected
+    if expected == "cudnn":
+        assert implementation_for(name, 1_176, 12, width, dtype, device, lambda: False) == "xla"
+
+
+@pytest.mark.parametrize(
+    "kind, tokens, heads, width, expected",
+    [
+        ("TPU v5 lite", 2_499, 16, 80, "kernel"),
+        ("TPU v5 lite", 4_000, 16, 80, "splash"),
+        ("TPU v5", 2_499, 16, 80, "splash"),
+        ("TPU v4", 1_176, 12, 64, "kernel"),
+        ("TPU v4", 1_176, 16, 80, "splash"),
+    ],
+)
+def test_the_memory_of_the_chip_decides(kind, tokens, heads, width, expected):
+    device = AbstractDevice(kind, num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert implementation_for("auto", tokens, heads, width) == expected
+
+
 def test_gpus_have_no_such_kernel():
     with pytest.raises(UserError, match="'kernel' is for TPUs.*'cudnn'"):
-        implementation_for("kernel", 196, 12, 64, backend="gpu")
+        implementation_for("kernel", 196, 12, 64, device="gpu")
 
 
 @pytest.mark.parametrize("heads, width, lanes", [(12, 64, 128), (16, 80, 640), (3, 64, 192), (2, 128, 128), (1, 8, 8)])

@@ -14,7 +14,7 @@ from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, RATE, SHARE
 # Patterns of the keys that do not change the result of a training run.
 _CHANGE_NOTHING = (
     "mesh.*", "loader.*", "log.*", "checkpoint.*", "eval.*", "data.eval.*", "data.train.*.allow_overlap", "input.path",
-    "train.skip_nonfinite", "compilation_cache",
+    "train.skip_nonfinite", "compilation_cache", "model.remat", "model.scan", "model.attention",
 )  # fmt: skip
 
 

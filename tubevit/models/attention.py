@@ -1,6 +1,5 @@
 """Multi-head self-attention (paper section 3.1), by the implementation that suits the device."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,8 @@ from jaxtyping import Float
 from tubevit.errors import UserError
 from tubevit.models import attention_kernel
 from tubevit.models.attention_kernel import LANES
-from tubevit.models.config import ModelConfig
+from tubevit.models.attention_rows import attention_of_rows, head_shards, on_each_device
+from tubevit.models.config import PRECISIONS, ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import BATCH_AXES
 
@@ -28,27 +28,57 @@ _SPLASH_SIZES = (
 FEWEST_TOKENS = 64  # of a sequence for the kernel, which handles the sequences one by one
 
 
-def implementation_for(name: str, tokens: int, heads: int, width: int, backend: str | None = None) -> str:
+def platform() -> str:
+    """Return the platform that is traced for, `cpu`, `tpu` or `gpu`: that of the mesh in use, else that of JAX."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = device.platform if device else jax.default_backend()
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
+def preferred(name: str, device: str) -> str:
+    """Return the implementation that `auto` stands for on a platform.
+
+    On CPU, `jax.nn.dot_product_attention` transposes the scores, and takes about twice the time of `einsum`.
+    """
+    return {"cpu": "einsum", "tpu": "kernel", "gpu": "cudnn"}.get(device, "xla") if name == "auto" else name
+
+
+def _has_fused() -> bool:
+    """Whether the GPU is of NVIDIA's Ampere generation (8.0) or later."""
+    capability = getattr(jax.devices()[0], "compute_capability", "0")
+    return capability.replace(".", "").isdigit() and float(capability) >= 8.0
+
+
+def implementation_for(
+    name: str,
+    tokens: int,
+    heads: int,
+    width: int,
+    dtype=jnp.bfloat16,
+    device: str | None = None,
+    has_fused: Callable[[], bool] = _has_fused,
+) -> str:
     """Return what computes attention over so many tokens and heads of `width` channels, where `name` leaves it open.
 
-    `auto` is `einsum` on CPU, where it takes about half the time of `jax.nn.dot_product_attention`, which transposes
-    the scores there; `kernel` on TPU; and elsewhere what that function chooses. Instead of `kernel`, `splash`, the
-    blocked attention of JAX, takes more tokens than fit the memory of the chip. `einsum` takes very few tokens, and
-    heads that together do not fill whole lanes. `backend` is that of JAX by default.
+    Instead of `kernel`, `splash`, the blocked attention of JAX, takes more tokens than fit the memory of the chip.
+    `einsum` takes very few tokens, and heads that together do not fill whole lanes. `auto` is `xla` on GPUs that lack
+    cuDNN's fused attention, and for shapes or a dtype that it does not take. `device` is `platform()` by default, and
+    `has_fused` tells whether a GPU has fused attention.
 
     Raises:
         UserError: the kernel is asked for on a GPU.
     """
-    backend = backend or jax.default_backend()
-    if name == "auto":
-        name = {"cpu": "einsum", "tpu": "kernel"}.get(backend, name)
-    if name != "kernel":
-        return name
-    if backend == "gpu":
+    device = device or platform()
+    chosen = preferred(name, device)
+    if chosen == "cudnn" and name == "auto":
+        return chosen if dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128 and has_fused() else "xla"
+    if chosen != "kernel":
+        return chosen
+    if device == "gpu":
         raise UserError("attention 'kernel' is for TPUs; this is a GPU, which takes 'cudnn' or 'xla'")
-    if tokens < FEWEST_TOKENS or heads // _tensor(heads) * width % LANES:
+    if tokens < FEWEST_TOKENS or heads // head_shards(heads) * width % LANES:
         return "einsum"
-    return "kernel" if attention_kernel.fits(tokens, heads, width) else "splash"
+    return "kernel" if attention_kernel.fits(tokens, heads, width, dtype) else "splash"
 
 
 def attention(query: Heads, key: Heads, value: Heads, implementation: str, softcap: float | None = None) -> Heads:
@@ -56,14 +86,14 @@ def attention(query: Heads, key: Heads, value: Heads, implementation: str, softc
 
     Args:
         query, key, value: heads of tokens.
-        implementation: `einsum`, `splash`, or what `jax.nn.dot_product_attention` takes, None to let it choose.
+        implementation: `einsum`, `splash`, or what `jax.nn.dot_product_attention` takes.
         softcap: see `ModelConfig`.
     """
     if implementation == "splash" and softcap is None:
         return _splash(query, key, value)
     if implementation != "einsum" and softcap is None:
-        chosen: dict = {} if implementation == "auto" else {"implementation": implementation}
-        return jax.nn.dot_product_attention(query, key, value, **chosen)
+        chosen: Any = implementation
+        return jax.nn.dot_product_attention(query, key, value, implementation=chosen)
     query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
     # The scores of two heads at a time fit the cache.
     heads = [slice(i, i + 2) for i in range(0, query.shape[1], 2)]
@@ -88,8 +118,8 @@ def _capped(scores: Array, softcap: float | None) -> Array:
 def uses_kernel(config: ModelConfig, tokens: int) -> bool:
     """Return whether the kernel reads the projections of so many tokens as they are."""
     plain = config.position != "rope" and config.pattern != "factorised_dot" and config.softcap is None
-    heads = config.num_heads
-    return plain and implementation_for(config.attention, tokens, heads, config.width // heads) == "kernel"
+    heads, dtype = config.num_heads, PRECISIONS[config.precision]
+    return plain and implementation_for(config.attention, tokens, heads, config.width // heads, dtype) == "kernel"
 
 
 def as_matrices(layers):
@@ -122,7 +152,9 @@ def _splash(query: Heads, key: Heads, value: Heads) -> Heads:
         def local(query, key, value):
             mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * query.shape[1])
             sizes = splash.BlockSizes(**dict.fromkeys(_SPLASH_SIZES, block))
-            kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+            kernel = splash.make_splash_mha_single_device(
+                mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name="attention"
+            )
             segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)  # no token attends to the padding
             ids = splash.SegmentIds(segment, segment)
             return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(query, key, value)
@@ -134,42 +166,8 @@ def _splash(query: Heads, key: Heads, value: Heads) -> Heads:
         out: Any = jax.lax.platform_dependent(*padded_arrays, cpu=run(True), default=run(False))
         return out[:, :, :tokens].swapaxes(1, 2)
 
-    spec = PartitionSpec(BATCH_AXES, None, "tensor" if _tensor(heads) > 1 else None)
-    return _on_each_device(attend, (spec,) * 3, spec)(query * query.shape[-1] ** -0.5, key, value)
-
-
-def attention_of_rows(
-    rows: Float[Array, "B N 3Hd"], bias: Float[Array, " 3Hd"] | None, heads: int
-) -> Float[Array, "B N Hd"]:
-    """Compute attention by the kernel, see `attention_kernel.attention`.
-
-    Where a mesh that splits them is in use, each device takes its own rows and heads.
-    """
-    tensor = _tensor(heads)
-    if tensor == 1:
-        specs, local = (by_clip := PartitionSpec(BATCH_AXES), PartitionSpec()), attention_kernel.attention
-        return _on_each_device(functools.partial(local, heads=heads), specs, by_clip)(rows, bias)
-
-    def of_heads(rows, bias):
-        bias = None if bias is None else bias.reshape(-1)
-        return attention_kernel.attention(rows.reshape(*rows.shape[:2], -1), bias, heads // tensor)
-
-    specs = (PartitionSpec(BATCH_AXES, None, None, "tensor"), PartitionSpec(None, "tensor"))
-    apart = rows.reshape(*rows.shape[:2], 3, -1), None if bias is None else bias.reshape(3, -1)
-    return _on_each_device(of_heads, specs, PartitionSpec(BATCH_AXES, None, "tensor"))(*apart)
-
-
-def _tensor(heads: int) -> int:
-    """Return over how many devices the heads are split."""
-    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    return tensor if heads % tensor == 0 else 1
-
-
-def _on_each_device(function: Callable, specs: tuple[PartitionSpec, ...], out_spec: PartitionSpec) -> Callable:
-    """Apply a function to the parts of each device, where a mesh is in use; XLA cannot split a kernel itself."""
-    if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().auto_axes):
-        return function
-    return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)
+    spec = PartitionSpec(BATCH_AXES, None, "tensor" if head_shards(heads) > 1 else None)
+    return on_each_device(attend, (spec,) * 3, spec)(query * query.shape[-1] ** -0.5, key, value)
 
 
 class Attention(nnx.Module):
@@ -198,7 +196,6 @@ class Attention(nnx.Module):
             out = jnp.concatenate([over_time, layout.over_space(self._attend, qkv[:, :, :, half:])], axis=2)
         else:
             out = self._attend(qkv)
-        out = checkpoint_name(out, "attention")
         return self.out(out.reshape(-1, *self.out.in_features)).reshape(x.shape)
 
     def _of_rows(self, x: Array) -> Array:
@@ -206,7 +203,8 @@ class Attention(nnx.Module):
         width, dtype = x.shape[-1], self.qkv.dtype
         kernel, of_out = (layer.kernel[...].astype(dtype) for layer in (self.qkv, self.out))
         bias = None if self.qkv.bias is None else self.qkv.bias[...].reshape(-1)
-        out = attention_of_rows(x @ kernel.reshape(width, -1), bias, self.config.num_heads) @ of_out.reshape(-1, width)
+        rows = x @ kernel.reshape(width, -1)
+        out: Array = attention_of_rows(rows, bias, of_out.reshape(-1, width), self.config.num_heads)
         return out if self.out.bias is None else out + self.out.bias[...].astype(dtype)
 
     def _qkv(self, x: Array, layout: TokenLayout) -> Array:
@@ -218,11 +216,12 @@ class Attention(nnx.Module):
 
     def _attend(self, qkv: Float[Array, "B N 3 H d"]) -> Heads:
         tokens, heads, width = qkv.shape[1], *qkv.shape[3:]
-        implementation = implementation_for(self.config.attention, tokens, heads, width)
+        implementation = implementation_for(self.config.attention, tokens, heads, width, qkv.dtype)
         if implementation == "kernel" and self.softcap is None:
-            rows = attention_of_rows(qkv.reshape(*qkv.shape[:2], -1), None, heads)
+            rows: Array = attention_of_rows(qkv.reshape(*qkv.shape[:2], -1), None, None, heads)
             return rows.reshape(*qkv.shape[:2], heads, width)
-        return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation, self.softcap)
+        out = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation, self.softcap)
+        return checkpoint_name(out, "attention")
 
     def weights(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> list[Float[Array, "_ _ _"]]:
         """Compute softmax(q k / sqrt(d)) in float32, the mean over the heads.

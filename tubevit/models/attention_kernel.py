@@ -3,7 +3,7 @@
 A kernel reads blocks of whole heads of q, k and v out of the rows of their projection, (B, N, 3 H d). All keys of a
 head lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the
 logarithms of the sums of exp(score). With them the backward pass computes the weights again. It returns the gradient of
-the rows, and the sum of that gradient, which is the gradient of the bias.
+the rows, and the sums of that gradient, of which that of the bias follows.
 
 A block of 128 lanes may hold several heads. Products then take all 128 lanes, with those of other heads set to 0: that
 takes the matrix unit as long as a narrower product, and saves shifting lanes. Heads whose widths do not divide 128 are
@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 LANES = 128
-VMEM_BYTES = 64 * 2**20
+_SHARE = 0.9  # of the memory on the chip; the rest is for the compiler
 _FORWARD_ROWS, _BACKWARD_ROWS = 128, 512  # queries at a time
 _NO_COPIES: tuple[Any, ...] = (None,) * 6
 _LOG2_E = 1.4426950408889634  # the chip computes powers of 2
@@ -34,50 +33,32 @@ def block_lanes(heads: int, width: int) -> int:
     return next(whole, heads * width)
 
 
-def fits(tokens: int, heads: int, width: int) -> bool:
-    """Return whether the backward pass over this many tokens, heads and channels per head fits VMEM."""
-    lanes = block_lanes(heads, width)
-    blocks = 6 * 2 * 4 * tokens * lanes + 3 * 4 * tokens * lanes  # six operands, twice for overlap, and sums in float32
-    scratch = 0 if lanes <= LANES else (5 + 3) * 4 * tokens * LANES
-    scores = 3 * 4 * tokens * _BACKWARD_ROWS
-    return blocks + scratch + scores < VMEM_BYTES
+def vmem_bytes() -> int:
+    """Return the size of the on-chip memory of the TPU that is traced for; of other devices, that of a v5p."""
+    return pltpu.get_tpu_info().vmem_capacity_bytes if pltpu.is_tpu_device() else 64 * 2**20
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def attention(rows: Float[Array, "B N 3Hd"], bias: Float[Array, " 3Hd"] | None, heads: int) -> Float[Array, "B N Hd"]:
-    """Compute softmax(q k / sqrt(d)) v of q, k and v = rows + bias, for each head.
-
-    Args:
-        rows: q, k and v of all heads, each (H, d).
-        bias: their biases; None if they are added already.
-        heads: H.
-    """
-    return _attend(_biased(rows, bias), heads)[0]
+def fits(tokens: int, heads: int, width: int, dtype=jnp.bfloat16) -> bool:
+    """Return whether the backward pass over this many tokens, heads and channels per head fits on the chip."""
+    return _needed(tokens, heads, width, dtype) <= _SHARE * vmem_bytes()
 
 
-def _biased(rows: Array, bias: Array | None) -> Array:
-    return rows if bias is None else rows + bias.astype(rows.dtype)
-
-
-def _forward(rows, bias, heads: int):
-    rows = _biased(rows, bias)
-    out, log_sums = _attend(rows, heads)
-    # The unnamed output goes on: jax.checkpoint copies a named one that is used as well as kept.
-    return out, (rows, checkpoint_name(out, "attention"), checkpoint_name(log_sums, "attention"), bias)
-
-
-def _backward(heads: int, kept, gradient):
-    rows, out, log_sums, bias = kept
-    d_rows, sums = _differentiate(rows, out, log_sums, gradient, heads)
-    return d_rows, None if bias is None else sums.astype(bias.dtype)
-
-
-attention.defvjp(_forward, _backward)
+def _needed(tokens: int, heads: int, width: int, dtype) -> int:
+    """Return the bytes on the chip of the backward pass: operands, twice for overlap, sums, copies and scores."""
+    lanes, size = block_lanes(heads, width), jnp.dtype(dtype).itemsize
+    blocks = (6 * 2 * size + 3 * 4) * tokens * lanes
+    copies = (5 * size + 3 * 4) * tokens * -(-width // LANES) * LANES if _is_copied(width, lanes) else 0
+    return blocks + copies + 3 * 4 * tokens * min(tokens, _BACKWARD_ROWS)
 
 
 def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     """Multiply matrices over an axis of each, in float32."""
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _as_row(column: Array) -> Array:
+    """Turn a column into a row; v4 has no instruction for a reshape that does so, but for transposing."""
+    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
 
 
 class _Heads:
@@ -137,7 +118,7 @@ def _attend_kernel(*blocks: Any, width: int, rows: int):
         weights = jnp.exp2((scores - largest) * (scale * _LOG2_E))
         sums = weights.sum(axis=1, keepdims=True)
         result = (_product(weights.astype(value.dtype), value, 1, 0) / sums).astype(out.dtype)
-        log_sums[0, 0, :, chunk] = (largest * scale + jnp.log(sums)).reshape(1, -1)
+        log_sums[0, 0, :, chunk] = _as_row(largest * scale + jnp.log(sums))
         if scratch:
             own_out[chunk] = result
         elif heads.masked:
@@ -178,7 +159,7 @@ def _differentiate_kernel(*blocks: Any, width: int, rows: int):
         def differentiate(chunk):
             of_queries, d = heads.own(query[chunk]), heads.own(d_result[chunk])
             product = d.astype(jnp.float32) * result[chunk].astype(jnp.float32)
-            delta = product.sum(axis=1, keepdims=True).reshape(1, -1)
+            delta = product.T.sum(axis=0, keepdims=True)
             exponents = _product(key, of_queries, 1, 1) * (scale * _LOG2_E) - log_sums[0, 0, :, chunk] * _LOG2_E
             weights = jnp.exp2(exponents)  # (keys, queries)
             d_scores = (weights * (_product(value, d, 1, 1) - delta)).astype(of_queries.dtype)
@@ -209,8 +190,13 @@ def _differentiate_kernel(*blocks: Any, width: int, rows: int):
         sums[0] = scaled.sum(axis=0, keepdims=True)
 
 
-def _attend(rows: Array, heads: int) -> tuple[Array, Array]:
-    """Return the output (B, N, H d) and the logarithms of the sums (B, H, 1, N), float32."""
+def attend(rows: Float[Array, "B N 3Hd"], heads: int) -> tuple[Float[Array, "B N Hd"], Float[Array, "B H 1 N"]]:
+    """Compute softmax(q k / sqrt(d)) v for each head, and the logarithms of its sums of exp(score), float32.
+
+    Args:
+        rows: q, k and v of all heads, each (H, d).
+        heads: H.
+    """
     batch, tokens, width, lanes, blocks = _blocks(rows, heads)
     each = lanes // width
     part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, head: (clip, 0, i * blocks + block))  # noqa: E731
@@ -223,18 +209,23 @@ def _attend(rows: Array, heads: int) -> tuple[Array, Array]:
             jax.ShapeDtypeStruct((batch, tokens, heads * width), rows.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32),
         ],
-        scratch_shapes=_copies(4, rows, width, lanes), compiler_params=_PARAMETERS,
+        scratch_shapes=_copies(4, rows, width, lanes), compiler_params=_parameters(rows, heads),
         cost_estimate=_cost(rows, heads, products=2, arrays=4), name="attention_forward",
     )  # fmt: skip
 
 
-def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads: int):
-    """Return the gradient of the rows (B, N, 3 H d), and the sums of that over clips and tokens, (3 H d,) float32."""
+def differentiate(
+    rows: Float[Array, "B N 3Hd"], out: Float[Array, "B N Hd"], log_sums: Array, d_out: Array, heads: int
+) -> tuple[Float[Array, "B N 3Hd"], Float[Array, "B 1 3Hd"]]:
+    """Compute the gradient of the rows from that of the output, and the sums of the former over the tokens, float32.
+
+    `out` and `log_sums` are what `attend` returned.
+    """
     batch, tokens, width, lanes, blocks = _blocks(rows, heads)
     each = lanes // width
     part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, step: (clip, 0, i * blocks + block))  # noqa: E731
     written = lambda block, step: jnp.maximum(step - (each - 1), 0) * blocks + block  # noqa: E731
-    gradient, sums = _call(
+    return _call(
         functools.partial(_differentiate_kernel, width=width, rows=_BACKWARD_ROWS),
         rows, rows, rows, out, d_out, log_sums,
         grid=(batch, blocks, each + 2),
@@ -255,10 +246,9 @@ def _differentiate(rows: Array, out: Array, log_sums: Array, d_out: Array, heads
             pltpu.VMEM((3, tokens, lanes), jnp.float32), *_copies(5, rows, width, lanes),
             *([pltpu.VMEM((3, tokens, width), jnp.float32)] if _is_copied(width, lanes) else []),
         ],
-        compiler_params=_PARAMETERS,
+        compiler_params=_parameters(rows, heads),
         cost_estimate=_cost(rows, heads, products=5, arrays=8), name="attention_backward",
     )  # fmt: skip
-    return gradient, sums.sum((0, 1))
 
 
 def _call(kernel, *operands: Array, **settings) -> Any:
@@ -293,6 +283,10 @@ def _cost(rows: Array, heads: int, products: int, arrays: int) -> pl.CostEstimat
     )  # fmt: skip
 
 
-_PARAMETERS = pltpu.CompilerParams(
-    dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
-)
+def _parameters(rows: Array, heads: int) -> pltpu.CompilerParams:
+    """Let a kernel use half of a large chip's memory, or what it needs; the rest keeps what XLA prefetches."""
+    needed = _needed(rows.shape[1], heads, rows.shape[2] // (3 * heads), rows.dtype)
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary"),
+        vmem_limit_bytes=min(max(64 * 2**20, needed * 10 // 9), vmem_bytes()),
+    )

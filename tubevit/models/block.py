@@ -11,7 +11,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, PRNGKeyArray
 
-from tubevit.models.attention import FEWEST_TOKENS, Attention, implementation_for
+from tubevit.models.attention import Attention, platform, preferred
 from tubevit.models.config import ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 
@@ -54,14 +54,14 @@ class Mlp(nnx.Module):
         self.up = nnx.Linear(config.width, config.mlp_dim, **settings)
         self.down = nnx.Linear(config.mlp_dim, config.width, **settings)
         self.gelu = config.gelu
-        # With (B, N) apart, XLA transposes on CPU; with flat rows, it changes layouts on TPU.
-        self.flat = implementation_for(config.attention, FEWEST_TOKENS, 1, 1) == "einsum"
+        self.attention = config.attention
 
     def __call__(
         self, x: Float[Array, "*rows D"], rate: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*rows D"]:
         """Transform each row; `rate` is the dropout rate of the hidden layer."""
-        rows = x.reshape(-1, x.shape[-1]) if self.flat else x
+        # With (B, N) apart, XLA transposes on CPU; with flat rows, it changes layouts on TPU.
+        rows = x.reshape(-1, x.shape[-1]) if preferred(self.attention, platform()) == "einsum" else x
         hidden = gelu(checkpoint_name(self.up(rows), "up"), self.gelu)
         return self.down(dropout(hidden, rate, key)).reshape(x.shape)
 
@@ -186,7 +186,8 @@ class LayerNorm(nnx.LayerNorm):
     bias: nnx.Param
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        return normalise(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
+        scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])  # a model read from a file has NumPy's
+        return normalise(x.astype(self.dtype), scale, bias, self.epsilon)
 
 
 def layer_norm(config: ModelConfig, dtype, *, rngs: nnx.Rngs) -> LayerNorm:

@@ -112,10 +112,13 @@ class ModelConfig:
         gate_layer: index of the block after which the gate is applied (equation 8); None disables the gate.
         gate_per_channel: learn one alpha per channel instead of a single one.
         freeze_below: index of the first trained block; no gradient reaches the blocks before it. Changes no output.
-        remat: activations kept for the backward pass: `none` (keep everything), `dots`, `dots_no_batch` or `full`
-            (recompute everything). Changes no output.
-        scan: whether the blocks are compiled once, as a loop. Changes no output.
-        attention: implementation of attention, `auto`, `einsum`, `xla` or `cudnn`. Changes no output.
+        remat: activations kept for the backward pass: `none` (keep everything), `dots`, `dots_no_batch`, `names` (the
+            output of attention, the sum after it, the MLP before GELU and the statistics of the normalisations) or
+            `full` (recompute everything). Changes no output.
+        scan: whether the blocks are compiled once, as a loop. Unrolled they take longer to compile and less time to
+            run on TPUs. Changes no output.
+        attention: implementation of attention: `einsum`, `xla`, `cudnn` (NVIDIA GPUs), `kernel` (TPUs), or `auto`, which
+            chooses by device and shape, see `models.attention.implementation_for`. Changes no output.
         precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32.
 
     Raises:

@@ -155,9 +155,9 @@ class Run:
     def loop(self, state: dict, start: int, profile: Profile) -> dict[str, float | None]:
         """Train from step `start` to the last one; return the metrics of the last evaluation.
 
-        While a step runs, the batch of the next one is loaded and sent to the devices, except before a save. At most two steps are queued, so
-        that the devices hold three batches at most. The position in the data follows from the step alone, so that a
-        batch that was sent ahead and never used is neither lost nor repeated.
+        While a step runs, the batch of the next one is loaded and sent to the devices, except before a save. At most
+        two steps are queued, so that the devices hold three batches at most. The position in the data follows from the
+        step alone, so that a batch that was sent ahead and never used is neither lost nor repeated.
         """
         config, results, pending, running, following = self.experiment.config, {}, [], None, None
         evaluate = self.parts.make_evaluation(self.experiment, self.mesh)
