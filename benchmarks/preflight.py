@@ -30,13 +30,17 @@ FSDP = {"mesh.fsdp": 16}
 TWO_SLICES = {"mesh.slices": 2, "data.train.k600.batch_size": 512, "data.train.imagenet.batch_size": 512}
 FULL = {"model.remat": "full"}
 ROWS = [  # experiment, changes, topology
+    ("k600", {"mesh.fsdp": 4}, "v5e:4x4"),
+    ("k600", {"mesh.fsdp": 8}, "v5e:8x8"),
+    ("k600:model=tubevit_l16", {"mesh.fsdp": 4, "model.scan": False}, "v6e:4x4"),
     ("k600:model=tubevit_h16", FSDP, "v5e:16x16"),
     ("k600:model=tubevit_h16", FSDP, "v6e:16x16"),
     ("k600:model=tubevit_h16", {}, "v5p:4x8x8"),
     ("k600:model=tubevit_h16", FSDP | TWO_SLICES, "v5e:16x16"),
+    ("k600:model=tubevit_l16", {"mesh.fsdp": 4}, "v6e:4x4"),
+    ("k600:model=tubevit_l16", {}, "v6e:16x16"),
     ("k600", FULL | {"train.grad_accum_steps": 8}, "v5e:2x2"),
     ("k600", {}, "v5e:8x8"),
-    ("k600:model=tubevit_l16", {}, "v6e:16x16"),
     ("k400", {}, "v6e:8x8"),
     ("k700", {}, "v5p:2x4x4"),
     ("imagenet", {}, "v5e:2x4"),
