@@ -23,7 +23,7 @@ quickstart:
 
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/extras
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/extras
 
 # Tests that need more than the core, or take long: peers in torch, compilers for TPUs and GPUs, the site, a wheel in its
 # own environment, and jobs of several processes. Everything they need is installed on the first call.

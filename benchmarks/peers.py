@@ -171,7 +171,7 @@ def rate_call(library: str, rate: str, tiny: bool):
 
         square, heads = jnp.ones((side, side)), jax.random.normal(jax.random.key(0), shape)
         product = jax.jit(lambda a: a @ a)
-        attend = jax.jit(lambda x: attention(x, x, x, "auto"))
+        attend = jax.jit(lambda x: attention(x, x, x, "einsum"))
         call = {"matmul": lambda: product(square), "attention": lambda: attend(heads)}[rate]
         return lambda: jax.block_until_ready(call())
     import torch

@@ -23,6 +23,9 @@ from tubevit.preflight.run import compile_in_process, preflight
 from tubevit.preflight.topology import GIB, find_topology
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
+# Four of the steps as they were at commit 76d898f, before the attention kernel: its checkout with this script and
+# tubevit/preflight of today. With model.remat=full where the step did not fit otherwise.
+BEFORE = CSV.with_name("preflight_before.csv")
 PAGE = pathlib.Path(__file__).parent.parent / "docs/preflight.md"
 BEGIN, END = "<!-- written by benchmarks/preflight.py -->\n", "<!-- end -->\n"
 FULL_EFFORT_LIMIT = 1200  # seconds: no row has low effort, however busy the machine is
@@ -146,8 +149,32 @@ def page(rows: list[dict]) -> str:
             f"| {r['step_ms_least']} to {r['step_ms_most']} | {_percent(r['mfu_least'])} to {_percent(r['mfu_most'])} "
             f"| {_cycles(r)} |"
         )
+    lines += ["", *comparison(rows)]
     compilers = ", ".join(dict.fromkeys(f"jax {r['jax']} and {r['compiler']}" for r in rows))
     return "\n".join([*lines, "", f"Figures per device and step, compiled with {compilers}. Times are {FORMULA}.", ""])
+
+
+def comparison(rows: list[dict]) -> list[str]:
+    """Write a table of the rows of `BEFORE`, each beside the first row of its experiment and topology."""
+    lines = [
+        "Steps before attention was a kernel and activations were kept by name → now:", "",
+        "| experiment | topology | changes | peak of training, GiB | HBM GB | sent GB | cycles, ms | MFU by cycles |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for old in read(BEFORE).values():
+        new = next(
+            r for r in rows if r["xla_ms"] and (r["experiment"], r["topology"]) == (old["experiment"], old["topology"])
+        )
+        cells = [f"`{old['experiment']}`", f"`{old['topology']}`", _pair(old, new, "changes")]
+        cells += [_pair(old, new, key) for key in ("train_peak_gib", "hbm_gb", "sent_gb")]
+        times = (f"{float(r['xla_ms']) + float(r['kernel_ms']):.1f}" for r in (old, new))
+        shares = (_percent(r["mfu_by_cycles"]) for r in (old, new))
+        lines.append(f"| {' | '.join([*cells, ' → '.join(times), ' → '.join(shares)])} |")
+    return lines
+
+
+def _pair(old: dict, new: dict, key: str) -> str:
+    return " → ".join(r[key].replace(" ", ", ") or "none" for r in (old, new))
 
 
 def _cycles(r: dict) -> str:
@@ -168,11 +195,11 @@ def write_page(rows: list[dict]) -> None:
     PAGE.write_text(before + BEGIN + page(rows) + END + rest.partition(END)[2])
 
 
-def read() -> dict[tuple, dict]:
-    """Read the rows of the csv by the columns that identify them."""
-    if not CSV.exists():
+def read(path: pathlib.Path = CSV) -> dict[tuple, dict]:
+    """Read the rows of a csv by the columns that identify them."""
+    if not path.exists():
         return {}
-    with CSV.open() as file:
+    with path.open() as file:
         return {(r["experiment"], r["changes"], r["topology"]): r for r in csv.DictReader(file)}
 
 

@@ -49,7 +49,9 @@ def get_config(
         config.model.name = "vit_ti8" if stage == "vit" else "tubevit_ti8"
         config.model.depth = DEPTH
     config.seed = seed
-    config.model.scan = False  # few blocks: unrolled they train faster on CPU
+    config.model.update(
+        scan=False, remat="none"
+    )  # few blocks on CPU: memory is not short, and unrolled they are faster
     config.input.fps = 8.0
     if stage == "vit":
         name, data, scale = "still_digits", dict(source="still_digits", head="digit"), 1.3

@@ -15,10 +15,12 @@ from jax.test_util import check_grads
 from tests.models.reference import assert_close
 from tubevit.errors import UserError
 from tubevit.models import attention_kernel
+from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.attention import FEWEST_TOKENS, attention, implementation_for
 from tubevit.models.attention_rows import attention_of_rows
 from tubevit.models.config import ModelConfig
 from tubevit.models.encoder import Encoder
+from tubevit.models.variants import model_config
 
 
 def normal(*shape, seed=0):
@@ -113,8 +115,8 @@ def check_kernel(batch, tokens, heads, width, dtype, tolerance, out_width=24):
 @pytest.mark.parametrize(
     "tokens, heads, width, out_width",
     [
-        (196, 4, 64, 24),  # two heads share 128 lanes
-        (100, 8, 80, 24),  # 8 heads of 80 fill 640 lanes
+        (539, 2, 64, 24),  # two heads share 128 lanes
+        (196, 8, 80, 24),  # 8 heads of 80 fill 640 lanes
         (1_100, 1, 128, None),  # several chunks in both directions, and a rest
     ],
 )
@@ -128,30 +130,102 @@ def test_the_kernel_takes_any_shape(batch, tokens, heads, width):
     check_kernel(batch, tokens, heads, width, jnp.float32, 1e-5)
 
 
-def test_the_kernel_in_bfloat16():
-    check_kernel(1, 150, 2, 64, jnp.bfloat16, 4 * float(jnp.finfo(jnp.bfloat16).eps))
+@pytest.mark.parametrize("heads, width", [(2, 64), (8, 80)])
+def test_the_kernel_in_bfloat16(heads, width):
+    check_kernel(1, 150, heads, width, jnp.bfloat16, 4 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
 def test_on_a_mesh_each_device_takes_its_rows_and_heads():
     rows, bias, d_out = normal(4, 64, 3 * 4 * 16), normal(3 * 4 * 16, seed=1), normal(4, 64, 24, seed=2)
-    arguments = rows, bias, normal(4 * 16, 24, seed=3), d_out
-    expected = differentiated(*arguments, 4)
+    kernel = normal(4 * 16, 24, seed=3)
+    expected = differentiated(rows, bias, kernel, d_out, 4)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    arguments = rows.reshape(4, 64, 3, -1), bias.reshape(3, -1), kernel, d_out
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P())) for x in arguments]
         for found, wanted in zip(differentiated(*placed, 4), expected, strict=True):
-            assert_close(found, wanted, 1e-6)
+            assert_close(found.reshape(wanted.shape), wanted, 1e-6)
+        jaxpr = str(jax.make_jaxpr(differentiated, static_argnums=4)(*arguments, 4))
+    # XLA cannot split a kernel on TPUs: each device gets one clip, and the q, k and v of two of the four heads.
+    assert jaxpr.count("shard_map[") == 2 and "f32[1,64,3,32]" in jaxpr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(gate_layer=0, freeze_below=1, layer_scale=0.1),
+        dict(add_attention=1, qkv_bias=False, dropout=0.3, remat="names"),
+    ],
+    ids=["gated", "added"],
+)
+def test_every_option_works_with_the_kernel(options):
+    """Output and gradients are those of einsums."""
+    sizes = dict(width=128, depth=2, num_heads=2, mlp_dim=32, tubes="small", frames=16, size=64)
+    tokens = normal(2, FEWEST_TOKENS + 1, 128)  # one more, as with a class token
+
+    def run(attention):
+        config = ModelConfig(name="tiny", attention=attention, **sizes, **options)
+        graph, state = nnx.split(Encoder(config, jnp.float32, rngs=nnx.Rngs(0)))
+        loss = lambda state, x: (nnx.merge(graph, state)(x, jax.random.key(0)) * tokens).sum()  # noqa: E731
+        traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(state, tokens)
+        return jax.tree.leaves(traced.lower().compile()(state, tokens)), str(traced.jaxpr)
+
+    (found, jaxpr), (expected, _) = run("kernel"), run("einsum")
+    assert "name=attention_forward" in jaxpr
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def mesh_of(kind, platform):
+    """A mesh of one device that need not be here."""
+    device = AbstractDevice(kind, num_cores=1, platform=platform)
+    return AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
+
+
+def gradient_of_an_encoder(tokens, **fields):
+    """The jaxpr as text, for two samples of 128 channels."""
+    sizes = dict(width=128, depth=3, num_heads=2, mlp_dim=32, tubes="small", frames=16, size=64)
+    config = ModelConfig(name="tiny", **sizes, **fields)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, jnp.float32, rngs=nnx.Rngs(0))))
+    tokens = jax.ShapeDtypeStruct((2, tokens, 128), jnp.float32)
+    return str(jax.make_jaxpr(jax.grad(lambda state, x: nnx.merge(graph, state)(x).sum()))(state, tokens))
 
 
 def test_with_names_each_layer_runs_the_forward_kernel_once():
-    sizes = dict(width=128, depth=3, num_heads=2, mlp_dim=32, tubes="small", frames=16, size=64)
-    config = ModelConfig(name="tiny", attention="kernel", remat="names", **sizes)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, jnp.float32, rngs=nnx.Rngs(0))))
-    tokens = jax.ShapeDtypeStruct((2, FEWEST_TOKENS, 128), jnp.float32)
-    gradient = jax.grad(lambda state, x: nnx.merge(graph, state)(x).sum())
-    jaxpr = str(jax.make_jaxpr(gradient)(state, tokens))
+    jaxpr = gradient_of_an_encoder(FEWEST_TOKENS, attention="kernel", remat="names")
     # In the loop over layers, interpreted and compiled.
     assert jaxpr.count("name=attention_forward") == jaxpr.count("name=attention_backward") == 2
+
+
+@pytest.mark.parametrize("kind, platform, flat", [("cpu", "cpu", True), ("TPU v5 lite", "tpu", False)])
+def test_rows_of_the_mlp_are_flat_on_cpu(kind, platform, flat):
+    """Two samples of 72 tokens, in the MLP of 32 units."""
+    with jax.sharding.use_abstract_mesh(mesh_of(kind, platform)):
+        jaxpr = gradient_of_an_encoder(72)
+    assert ("[144,32]" in jaxpr) == flat and ("[2,72,32]" in jaxpr) == (not flat)
+
+
+@pytest.mark.parametrize(
+    "name, kernel",
+    [
+        ("tubevit_b16", True),
+        ("tubevit_h16", True),
+        ("vit_b32", False),  # 50 tokens
+        ("timesformer_b16", True),  # in each frame; einsums over time
+        ("vivit_fe_b16x2", True),
+        ("videomae_b16", True),
+        ("vjepa2_l16", True),  # rotary positions
+    ],
+)
+def test_the_step_of_a_model_on_tpus(name, kernel):
+    """Traced as on v5e, in bfloat16, whatever the pattern of attention."""
+    config = model_config(name, num_classes=3, precision="bfloat16", remat="names")
+    pixels = jax.ShapeDtypeStruct((1, *config.shape, 3), jnp.uint8)
+    graph, params = graph_of(config), abstract_parameters(config)
+    with jax.sharding.use_abstract_mesh(mesh_of("TPU v5 lite", "tpu")):
+        loss = lambda params, pixels: nnx.merge(graph, params)(pixels).astype(jnp.float32).sum()  # noqa: E731
+        jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params, pixels))
+    assert ("name=attention_forward" in jaxpr or "splash" in jaxpr) == kernel
 
 
 @pytest.mark.parametrize(
@@ -198,9 +272,7 @@ def test_the_device_decides(device, name, dtype, width, expected):
     ],
 )
 def test_the_memory_of_the_chip_decides(kind, tokens, heads, width, expected):
-    device = AbstractDevice(kind, num_cores=1, platform="tpu")
-    mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh_of(kind, "tpu")):
         assert implementation_for("auto", tokens, heads, width) == expected
 
 

@@ -15,7 +15,7 @@ from tubevit.errors import UserError
 from tubevit.models import attention_kernel
 from tubevit.models.attention_kernel import LANES
 from tubevit.models.attention_rows import attention_of_rows, head_shards, on_each_device
-from tubevit.models.config import PRECISIONS, ModelConfig
+from tubevit.models.config import ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import BATCH_AXES
 
@@ -58,12 +58,12 @@ def implementation_for(
     device: str | None = None,
     has_fused: Callable[[], bool] = _has_fused,
 ) -> str:
-    """Return what computes attention over so many tokens and heads of `width` channels, where `name` leaves it open.
+    """Return the implementation for a number of tokens and for heads of `width` channels.
 
-    Instead of `kernel`, `splash`, the blocked attention of JAX, takes more tokens than fit the memory of the chip.
-    `einsum` takes very few tokens, and heads that together do not fill whole lanes. `auto` is `xla` on GPUs that lack
-    cuDNN's fused attention, and for shapes or a dtype that it does not take. `device` is `platform()` by default, and
-    `has_fused` tells whether a GPU has fused attention.
+    `splash`, JAX's blocked attention, replaces `kernel` where the tokens do not fit the chip. `einsum` replaces it for
+    fewer than `FEWEST_TOKENS` tokens, and where the heads of a device do not fill whole lanes. `auto` is `xla` on GPUs
+    that lack cuDNN's fused attention, and for shapes or a dtype that it does not take. `device` is `platform()` by
+    default, and `has_fused` tells whether a GPU has fused attention.
 
     Raises:
         UserError: the kernel is asked for on a GPU.
@@ -115,20 +115,20 @@ def _capped(scores: Array, softcap: float | None) -> Array:
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
-def uses_kernel(config: ModelConfig, tokens: int) -> bool:
+def uses_kernel(config: ModelConfig, tokens: int, dtype) -> bool:
     """Return whether the kernel reads the projections of so many tokens as they are."""
     plain = config.position != "rope" and config.pattern != "factorised_dot" and config.softcap is None
-    heads, dtype = config.num_heads, PRECISIONS[config.precision]
+    heads = config.num_heads
     return plain and implementation_for(config.attention, tokens, heads, config.width // heads, dtype) == "kernel"
 
 
-def as_matrices(layers):
+def as_matrices(layers, heads: int):
     """Reshape stacked kernels of attention to matrices, (L, D, 3 H d) and (L, H d, D), as the Pallas kernel needs them.
 
     A loop over layers otherwise changes the layout of each slice, and of each slice of the gradient. Heads that are
     split over devices stay apart.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
+    if head_shards(heads) > 1:
         return layers
 
     def flat(path, x):
@@ -187,7 +187,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "B N D"], layout: TokenLayout = UNKNOWN) -> Float[Array, "B N D"]:
         """Attend; a `layout` is needed for rotary positions and for `factorised_dot`."""
-        if uses_kernel(self.config, x.shape[1]):
+        if uses_kernel(self.config, x.shape[1], self.qkv.dtype):
             return self._of_rows(x)
         qkv = self._qkv(x, layout)
         if self.split:
@@ -200,11 +200,12 @@ class Attention(nnx.Module):
 
     def _of_rows(self, x: Array) -> Array:
         """Attend with all heads side by side in rows, which the kernel reads as they are."""
-        width, dtype = x.shape[-1], self.qkv.dtype
+        width, dtype, heads = x.shape[-1], self.qkv.dtype, self.config.num_heads
         kernel, of_out = (layer.kernel[...].astype(dtype) for layer in (self.qkv, self.out))
-        bias = None if self.qkv.bias is None else self.qkv.bias[...].reshape(-1)
-        rows = x @ kernel.reshape(width, -1)
-        out: Array = attention_of_rows(rows, bias, of_out.reshape(-1, width), self.config.num_heads)
+        shape = (3, -1) if head_shards(heads) > 1 else (-1,)  # no sharding splits the heads of q, k and v in one axis
+        bias = None if self.qkv.bias is None else self.qkv.bias[...].reshape(shape)
+        rows = jnp.tensordot(x, kernel.reshape(width, *shape), 1)
+        out: Array = attention_of_rows(rows, bias, of_out.reshape(-1, width), heads)
         return out if self.out.bias is None else out + self.out.bias[...].astype(dtype)
 
     def _qkv(self, x: Array, layout: TokenLayout) -> Array:
@@ -218,7 +219,8 @@ class Attention(nnx.Module):
         tokens, heads, width = qkv.shape[1], *qkv.shape[3:]
         implementation = implementation_for(self.config.attention, tokens, heads, width, qkv.dtype)
         if implementation == "kernel" and self.softcap is None:
-            rows: Array = attention_of_rows(qkv.reshape(*qkv.shape[:2], -1), None, None, heads)
+            shape = (3, -1) if head_shards(heads) > 1 else (-1,)
+            rows: Array = attention_of_rows(qkv.reshape(*qkv.shape[:2], *shape), None, None, heads)
             return rows.reshape(*qkv.shape[:2], heads, width)
         out = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation, self.softcap)
         return checkpoint_name(out, "attention")

@@ -3,7 +3,7 @@
 A kernel reads blocks of whole heads of q, k and v out of the rows of their projection, (B, N, 3 H d). All keys of a
 head lie in VMEM, so that each chunk of queries has its whole rows of scores at once. The forward pass keeps the
 logarithms of the sums of exp(score). With them the backward pass computes the weights again. It returns the gradient of
-the rows, and the sums of that gradient, of which that of the bias follows.
+the rows and its sums over the tokens, from which the gradient of the bias follows.
 
 A block of 128 lanes may hold several heads. Products then take all 128 lanes, with those of other heads set to 0: that
 takes the matrix unit as long as a narrower product, and saves shifting lanes. Heads whose widths do not divide 128 are
@@ -34,7 +34,7 @@ def block_lanes(heads: int, width: int) -> int:
 
 
 def vmem_bytes() -> int:
-    """Return the size of the on-chip memory of the TPU that is traced for; of other devices, that of a v5p."""
+    """Return the bytes of on-chip memory of the TPU that is traced for; other devices count as a v5p."""
     return pltpu.get_tpu_info().vmem_capacity_bytes if pltpu.is_tpu_device() else 64 * 2**20
 
 
@@ -57,7 +57,7 @@ def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
 
 
 def _as_row(column: Array) -> Array:
-    """Turn a column into a row; v4 has no instruction for a reshape that does so, but for transposing."""
+    """Turn a column into a row, by a transpose: v4 has no instruction for such a reshape."""
     return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
 
 

@@ -11,7 +11,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, PRNGKeyArray
 
-from tubevit.models.attention import Attention, platform, preferred
+from tubevit.models.attention import Attention, platform
 from tubevit.models.config import ModelConfig
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 
@@ -54,14 +54,13 @@ class Mlp(nnx.Module):
         self.up = nnx.Linear(config.width, config.mlp_dim, **settings)
         self.down = nnx.Linear(config.mlp_dim, config.width, **settings)
         self.gelu = config.gelu
-        self.attention = config.attention
 
     def __call__(
         self, x: Float[Array, "*rows D"], rate: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*rows D"]:
         """Transform each row; `rate` is the dropout rate of the hidden layer."""
         # With (B, N) apart, XLA transposes on CPU; with flat rows, it changes layouts on TPU.
-        rows = x.reshape(-1, x.shape[-1]) if preferred(self.attention, platform()) == "einsum" else x
+        rows = x.reshape(-1, x.shape[-1]) if platform() == "cpu" else x
         hidden = gelu(checkpoint_name(self.up(rows), "up"), self.gelu)
         return self.down(dropout(hidden, rate, key)).reshape(x.shape)
 
@@ -161,19 +160,19 @@ def _normalise(x, scale, bias, epsilon: float):
     inverse = jax.lax.rsqrt(variance + epsilon)
     mean, inverse = checkpoint_name(mean, "statistics"), checkpoint_name(inverse, "statistics")
     normal = (wide - mean) * inverse
-    return (normal * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+    return (normal * scale + bias).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 def _normalise_backward(epsilon: float, kept, gradient):
-    x, mean, inverse, scale = kept
-    gradient = jax.lax.optimization_barrier(gradient)  # otherwise XLA computes the product before it again
+    x, mean, inverse, scale, bias = kept
+    gradient = jax.lax.optimization_barrier(gradient)  # without it XLA computes the product that makes this twice
     gradient = gradient.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse
     rows = tuple(range(x.ndim - 1))
     d_scale, d_bias = (gradient * normal).sum(axis=rows), gradient.sum(axis=rows)
     inner = gradient * scale
     along = inner.mean(axis=-1, keepdims=True) + normal * (inner * normal).mean(axis=-1, keepdims=True)
-    return ((inner - along) * inverse).astype(x.dtype), d_scale, d_bias
+    return ((inner - along) * inverse).astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
 normalise.defvjp(_normalise, _normalise_backward)

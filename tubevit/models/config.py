@@ -115,10 +115,10 @@ class ModelConfig:
         remat: activations kept for the backward pass: `none` (keep everything), `dots`, `dots_no_batch`, `names` (the
             output of attention, the sum after it, the MLP before GELU and the statistics of the normalisations) or
             `full` (recompute everything). Changes no output.
-        scan: whether the blocks are compiled once, as a loop. Unrolled they take longer to compile and less time to
-            run on TPUs. Changes no output.
-        attention: implementation of attention: `einsum`, `xla`, `cudnn` (NVIDIA GPUs), `kernel` (TPUs), or `auto`, which
-            chooses by device and shape, see `models.attention.implementation_for`. Changes no output.
+        scan: whether the blocks are compiled once, as a loop. Unrolled they take longer to compile and, by the
+            compiler's cycles, less time to run on TPUs. Changes no output.
+        attention: implementation of attention: `einsum`, `xla`, `cudnn` (NVIDIA GPUs), `kernel` (TPUs), or `auto`,
+            which chooses by device and shape, see `models.attention.implementation_for`. Changes no output.
         precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32.
 
     Raises:

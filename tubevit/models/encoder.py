@@ -148,8 +148,9 @@ class Encoder(nnx.Module):
             block = jax.checkpoint(block, policy=REMAT[config.remat], prevent_cse=not config.scan)
         layers = (params, _layers(added_params, low - first, high - first), jnp.arange(low, high))
         tokens = [group.tokens for group in groups]
-        if all(uses_kernel(config, x.shape[1]) for x in tokens) and not capture:
-            layers = as_matrices(layers)
+        whole = config.pattern != "divided" and not capture  # each layer attends to whole sequences
+        if whole and all(uses_kernel(config, x.shape[1], self.dtype) for x in tokens):
+            layers = as_matrices(layers, config.num_heads)
         return jax.lax.scan(block, tokens, layers, unroll=1 if config.scan else high - low)
 
 
@@ -182,14 +183,14 @@ class TemporalEncoder(Encoder):
         Raises:
             UserError: the clip has another number of frames than the positions.
         """
-        times = [Group(self._over_time(*group), group.key) for group in groups]
+        times = [Group(self._over_time(group), group.key) for group in groups]
         encoded, weights = self._run_blocks(times, capture)
         counts = [len(x.tokens) // (len(group.tokens) // group.layout.grid[0]) for x, group in zip(times, groups)]
         return [einops.rearrange(x, "(b s) t d -> b (t s) d", s=s) for x, s in zip(encoded, counts)], weights
 
-    def _over_time(self, frames: Array, _, layout: TokenLayout) -> Float[Array, "BS m D"]:
+    def _over_time(self, group: Group) -> Float[Array, "BS m D"]:
         """Arrange what is taken of each frame by its place, and add the positions and the class token."""
-        position, is_2d = self.position[...], self.config.tubes.is_2d
+        frames, layout, position, is_2d = group.tokens, group.layout, self.position[...], self.config.tubes.is_2d
         position = position[:1] if layout.grid[0] == 1 and is_2d else position  # an image is the first frame
         if layout.grid[0] != len(position):
             expected = f"{len(position)} times at which the default clip has tokens"

@@ -140,8 +140,9 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
     input, both normalised inputs, query, key and value, the output of attention, the sum after it; the MLP before and
     after GELU) and two score matrices of heads N^2 numbers each. Divided attention keeps N 6 D more, and other patterns
     have smaller score matrices. With remat `full`, a block keeps only its input; with `names` N (3 D + M) numbers (its
-    input, the output of attention, the sum after it, the MLP before GELU). The other policies keep less than no remat,
-    but are counted like it. The second encoder of a factorised encoder is not counted.
+    input, the output of attention, the sum after it, the MLP before GELU), divided attention N D more. The other
+    policies keep less than no remat, but are counted like it. The second encoder of a factorised encoder is not
+    counted.
 
     Args:
         config: configuration of the model; `precision` gives the bytes per number.
@@ -152,7 +153,7 @@ def activation_bytes(config: ModelConfig, shape: Triple) -> int:
         tokens = math.prod(layers[0])
     kept = tokens * config.width
     if config.remat == "names":
-        kept = tokens * (3 * config.width + config.mlp_dim)
+        kept = tokens * ((4 if config.pattern == "divided" else 3) * config.width + config.mlp_dim)
     elif config.remat != "full":
         heads = config.num_heads // 2 if config.pattern == "factorised_dot" else config.num_heads
         scores = sum(batch * length**2 for batch, length in layers)

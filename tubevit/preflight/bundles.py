@@ -59,9 +59,9 @@ def _code(kernel: Instruction, body: dict[str, Instruction]) -> tuple:
 
 
 def count_bundles(text: str) -> int | None:
-    """Count the bundles that run in one call of a kernel, or return None if a loop depends on data."""
+    """Count the bundles that run in one call of a kernel; None if a loop depends on data, or the format is unknown."""
     bundles, regions, last = _parse(text)
-    return _Run(bundles, regions).count(last)
+    return _Run(bundles, regions).count(last) if last else None
 
 
 def _parse(text: str) -> tuple[dict[int, list[_Scalar]], dict[str, int], int]:
@@ -174,7 +174,7 @@ class _Run:
         if opcode == "sst":
             return self._value(scalar.operands[1])
         values = [self._value(operand) for operand in scalar.operands]
-        if opcode == "scalar_select":
+        if opcode == "scalar_select" and len(values) == 3:
             condition, yes, no = values
             return None if condition is None else yes if condition else no
         if opcode == "por" and 1 in values:
@@ -188,10 +188,11 @@ class _Run:
 
 def _computed(opcode: str, values: list[int]) -> int | None:
     name, _, kind = opcode.partition(".")
-    if name == "scmp":
+    if name == "scmp" and len(values) == 2:
         relation, _, kind = kind.partition(".")
         a, b = (value % 2**32 if kind.startswith("u32") else value for value in values)
-        return int({"eq": a == b, "ne": a != b, "lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b}[relation])
+        known = {"eq": a == b, "ne": a != b, "lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b}
+        return int(known[relation]) if relation in known else None
     if len(values) == 1:
         return {"smov": values[0], "pmov": values[0], "pneg": int(not values[0])}.get(name)
     if len(values) != 2:

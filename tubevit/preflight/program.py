@@ -64,7 +64,7 @@ def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
     """Return the training step and its abstract arguments (state, batch); raises UserError if they do not divide."""
     optimizer = make_optimizer(plan.config)
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
-    check_sharding(state["params"], mesh)
+    check_sharding(abstract_parameters(plan.model), mesh)
     state = _abstract(state, shardings(state, mesh))
     return make_step(graph_of(plan.model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
 

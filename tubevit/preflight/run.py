@@ -117,6 +117,7 @@ def preflight(
     check_trains(load_config(config, overrides))
     if topology.is_gpu and (top or {}).get("cycles"):
         raise UserError(f"--top-cycles is for TPUs, as XLA states no cycles for {topology.name}; use --top-bytes")
+    effort = "full" if topology.is_gpu else effort  # that of GPUs has no setting
     # In separate processes, because a failing compiler may abort its process.
     groups = [[part for part in group if part in parts] for group in (TRAIN, REST)]
     results = [compiler(config, overrides, topology, group, effort) for group in groups if group]
@@ -159,16 +160,15 @@ def suggest(
 ) -> dict[str, str] | None:
     """Return the first of `changes` with which the training step fits, or None; `report` gets a line for each try.
 
-    `mesh` has the sizes of the axes with which it does not fit.
-
-    The tries are compiled with low effort, which needs about as much memory, and what fits again with full effort.
+    Each try is compiled with low effort, which needs about as much memory. One that fits is compiled again with full
+    effort. `mesh` has the sizes of the axes with which the step does not fit.
     """
     for change in changes(config, overrides, math.prod(mesh.values()), mesh["fsdp"]):
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
         compiled = functools.partial(preflight, config, {**overrides, **change}, topology, TRAIN, compiler=compiler)
         try:
             part = compiled(effort="low")["parts"]["train"]
-            part = compiled(effort="full")["parts"]["train"] if part["fits"] else part
+            part = compiled(effort="full")["parts"]["train"] if part["fits"] and not topology.is_gpu else part
         except UserError as error:  # for example, the batch is not divisible
             report(f"  {flags}: {error}")
             continue

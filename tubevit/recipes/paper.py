@@ -50,7 +50,8 @@ def paper_config(column: str, model: str | None) -> ConfigDict:
     config = default_config()
     config.model.update(name=model, dropout=values.get("dropout", 0.0), remat="names")
     if model:
-        # Unrolled, nothing is stacked, and layers overlap with exchanges; L and H then take many minutes to compile.
+        # Without the loop no activation is stacked, and the exchanges of a layer overlap with other layers. L and H
+        # keep it, because they would take many minutes to compile.
         config.model.scan = model_config(model).width >= LARGE
     config.input.update(frames=values["frames"], fps=values["fps"])
     config.optimizer.update(learning_rate=values.get("learning_rate", rate), weight_decay=decay)

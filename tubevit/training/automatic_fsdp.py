@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from tubevit.errors import UserError
+from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.flops import activation_bytes
 from tubevit.sharding.hosts import run_on_main
@@ -86,7 +87,7 @@ def choose_fsdp(config: ConfigDict, model: ModelConfig, devices: int, memory: in
     state = jax.eval_shape(functools.partial(initial_state, model, make_optimizer(config), config.seed))
     estimates: dict[int, Estimate] = {}
     limit = f"of {memory / _GIB:.2f} GiB per device"
-    for mesh in _meshes(config.mesh, devices, state["params"]):
+    for mesh in _meshes(config.mesh, devices, abstract_parameters(model)):
         fsdp = mesh.shape["fsdp"]
         estimates[fsdp] = estimate(config, model, state, mesh)
         if estimates[fsdp].total <= SHARE * memory:
