@@ -8,7 +8,12 @@ patch kernel, with its positions and its class token. The tubes and all blocks b
 the first trained block has the gate of equation 8. `widen=` and `position=` choose alternatives, see
 docs/bootstrapping.md. `tubevit convert` converts an image ViT of Hugging Face, timm or big_vision to `large`.
 
-Hardware: intended for a TPU pod slice; small models run anywhere.
+Hardware: TPUs for a large ViT; small models run anywhere. By the cycles that the compiler expects (docs/preflight.md),
+never run or timed, one clip per chip is a waste. Choose a slice with several clips per chip.
+
+    model        slice      mesh.fsdp  ms/step  of peak    hours chip-hours
+    vit_h16      v5e:16x16  1              39        14 %      0.5        139
+
 Time: with the last 8 of 32 blocks, a step takes about half as long as in full fine-tuning
 (benchmarks/bootstrap_step.csv).
 Expected: the paper reports 89.7 % top-1 on Kinetics-600 (B to H, last 8 blocks and gate; Table 6). Nobody has

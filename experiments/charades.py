@@ -6,7 +6,7 @@
 With `interpolated=true`, the 3D tubes are longer and wider versions of one kernel (appendix B). The checkpoint is
 trained by `--config k600:model=tubevit_l16 --config.model.tubes=interpolated`.
 
-Hardware: intended for a TPU pod slice.
+Hardware: TPUs; tubevit_l16 is efficient where each chip has several clips, as k600 on v6e:4x4 with mesh.fsdp=4.
 Time: 300,000 steps of 64 clips of 128x224x224; we have neither run nor timed it.
 Expected: the paper reports a mAP of 61.8 % with 4x3 views (L, the tubes of the Kinetics model) and 66.2 % with
 interpolated kernels (Table 13). Nobody has reproduced them. The paper's text mentions Mixup but Table 10 shows none; it

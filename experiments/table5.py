@@ -10,7 +10,8 @@
 | patches_2d | joint, with the 2D tube alone, on every 16th frame (section 3.2) | 87.6 % |
 | inflated_3d | Kinetics with 2x16x16 patches, inflated from the model of init= | 88.4 % |
 
-Hardware: intended for a TPU pod slice. Time: 300,000 steps each; we have neither run nor timed them.
+Hardware: TPUs, as for k600 with tubevit_l16: v6e:4x4 with mesh.fsdp=4.
+Time: 300,000 steps each; we have neither run nor timed them.
 Expected: the column above; nobody has reproduced it. For this table, the paper gives neither the size of the inflated
 patches nor the strides of the 2D ones; we chose them. With 64 frames, the row inflated_3d has 6,272 tokens.
 """

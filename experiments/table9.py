@@ -9,7 +9,13 @@
 | last_4 | pooling, head and the last 4 blocks | 81.1 % |
 | full | everything | 81.4 % |
 
-Hardware: intended for a TPU pod slice. Time: 50,000 steps each; we have neither run nor timed them.
+Hardware: TPUs. Choose a slice with several clips per chip.
+Time: 50,000 steps each, by the cycles that the compiler expects (docs/preflight.md; row full). We have neither run nor
+timed them.
+
+    model        slice      mesh.fsdp  ms/step  of peak    hours chip-hours
+    vit_b16      v5e:8x8    1              22        28 %      0.3         20
+
 Expected: the column above; nobody has reproduced it.
 """
 

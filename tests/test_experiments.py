@@ -4,6 +4,7 @@
 """
 
 import ast
+import csv
 import json
 import os
 import pathlib
@@ -157,3 +158,27 @@ def test_table_10():
         assert paper_config("k400", name).optimizer.weight_decay == 1e-5
     with pytest.raises(UserError, match="unknown column of Table 10 'k500'; did you mean"):
         paper_config("k500", "tubevit_b16")
+
+
+HARDWARE = re.compile(r"^    (\w+) +(v\S+) +(\d+) +(\d+) +(\d+) % +([\d.]+) +(\d+)$", re.MULTILINE)
+
+
+def test_tables_of_slices_are_those_of_the_benchmark():
+    """Milliseconds, share of the peak, hours and chip-hours follow from the rows of benchmarks/preflight.csv."""
+    with (GOLDEN.parent.parent / "benchmarks/preflight.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = 0
+    for path in sorted(experiments_folder().glob("*.py")):
+        for model, topology, fsdp, *figures in HARDWARE.findall(path.read_text()):
+            changes = "" if fsdp == "1" else f"mesh.fsdp={fsdp}"
+            default = load_config(path.stem).model.name in (None, model)
+            names = {path.stem, f"{path.stem}:row=full"} if default else {f"{path.stem}:model={model}"}
+            key = changes, topology
+            (row,) = (r for r in rows if r["experiment"] in names and (r["changes"], r["topology"]) == key)
+            milliseconds = float(row["xla_ms"]) + float(row["kernel_ms"])
+            hours = milliseconds * apply_recipe(load_config(row["experiment"]))[0].train.steps / 3.6e6
+            share = 100 * float(row["mfu_by_cycles"])
+            expected = f"{milliseconds:.0f} {share:.0f} {hours:.1f} {hours * int(row['devices']):.0f}".split()
+            assert figures == expected, (path.name, model, topology)
+            found += 1
+    assert found >= 10

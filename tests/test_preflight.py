@@ -446,3 +446,21 @@ def test_commands_of_the_page():
         overrides = dict(re.findall(r"--config\.(\S+?)=(\S+)", rest))
         load_config(config, overrides)
         find_topology(topology)
+
+
+@pytest.mark.parametrize(
+    "experiment, topology, limits",
+    [
+        ("k600", "v5e:8x8", {"hbm_gb": 9, "ms": 40}),
+        ("k600", "v5e:4x4", {"train_peak_gib": 8, "ms": 140}),
+        ("k600:model=tubevit_l16", "v6e:4x4", {"hbm_gb": 80, "ms": 175}),
+        ("k600:model=tubevit_h16", "v5e:16x16", {"hbm_gb": 8, "ms": 65, "sent_gb": 5.2}),
+    ],
+)
+def test_steps_are_within_their_limits(experiment, topology, limits):
+    """By the rows of the benchmark, which test_step_budget.py of the extras compiles again; not measured on a TPU."""
+    rows = script("benchmarks/preflight.py").read().values()
+    row = next(row for row in rows if (row["experiment"], row["topology"]) == (experiment, topology))
+    found = {key: float(row[key]) for key in row if key in limits}
+    found["ms"] = float(row["xla_ms"]) + float(row["kernel_ms"])
+    assert all(found[key] <= limit for key, limit in limits.items()), found
