@@ -72,8 +72,9 @@ def test_an_empty_batch(tiny, fields):
             for empty in (
                 video[:0], take_windows(video[:0], model.config.tubes), jax.tree.map(lambda x: x[:0], windows)
             ):  # fmt: skip
-                assert model(empty, head=head).shape == (0, classes)
-                assert model(empty, head=head).dtype == jnp.float32
+                logits = jax.eval_shape(lambda x, head=head: model(x, head=head), empty)
+                assert logits.shape == (0, classes) and logits.dtype == jnp.float32
+        assert model(clips[:0], head="motion").shape == (0, 8)
     assert model.features(clips[:0]).shape == (0, 24) == model.features(clips[:0], key=jax.random.key(0)).shape
     assert model.encode(clips[:0]).shape == (0, *model.encode(clips).shape[1:])
 
