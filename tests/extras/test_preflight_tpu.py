@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -164,14 +165,13 @@ def test_fsdp_may_be_a_part_of_a_physical_axis():
             assert math.prod(sides) == int(fsdp), case
 
 
-def test_the_smallest_fsdp_that_fits_does_fit():
-    """Half of the size that is chosen does not fit. With low effort, which needs about as much memory."""
-    where, everything = find_topology("v5litepod-256"), {"model.remat": "none"}
-    found = preflight("k600:model=tubevit_h16", everything, where, ("train",), effort="low")
+def test_the_size_of_fsdp_that_is_chosen_fits():
+    """As README.md has it, without `mesh.fsdp`; the estimate is that of the compiler, or somewhat more."""
+    found = preflight("k600:model=tubevit_h16", {}, find_topology("v5litepod-256"), ("train",), effort="low")
     fsdp = found["mesh"]["fsdp"]
-    assert found["fits"] and fsdp > 1 and any(note.startswith(f"mesh.fsdp={fsdp}, ") for note in found["notes"])
-    changes = everything | {"mesh.fsdp": str(fsdp // 2)}
-    assert not preflight("k600:model=tubevit_h16", changes, where, ("train",), effort="low")["fits"]
+    (note,) = (note for note in found["notes"] if note.startswith(f"mesh.fsdp={fsdp}, "))
+    estimate = float(re.search(r"about ([\d.]+) GiB", note).group(1)) * GIB
+    assert found["fits"] and fsdp > 1 and 0.9 < estimate / found["parts"]["train"]["peak"] < 1.5
 
 
 def test_two_slices():
@@ -182,10 +182,10 @@ def test_two_slices():
 
 
 def test_what_does_not_fit(capsys):
-    assert main(["preflight", "--config", "k600", "--topology", "v5e:2x2"]) == 1
+    assert main(["preflight", "--config", "k600:model=tubevit_l16", "--topology", "v5e:2x2"]) == 1
     out, err = capsys.readouterr()
     assert "DOES NOT FIT: train needs " in out and " of 15.75 GiB, " in out
-    assert err.startswith("tubevit: k600 does not fit v5e:2x2: train needs ") and err.count("\n") == 1
+    assert err.startswith("tubevit: k600:model=tubevit_l16 does not fit v5e:2x2: train needs ") and err.count("\n") == 1
 
 
 def test_described_gpus():
