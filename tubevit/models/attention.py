@@ -35,14 +35,6 @@ def platform() -> str:
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
-def preferred(name: str, device: str) -> str:
-    """Return the implementation that `auto` stands for on a platform.
-
-    On CPU, `jax.nn.dot_product_attention` transposes the scores, and takes about twice the time of `einsum`.
-    """
-    return {"cpu": "einsum", "tpu": "kernel", "gpu": "cudnn"}.get(device, "xla") if name == "auto" else name
-
-
 def _has_fused() -> bool:
     """Whether the GPU is of NVIDIA's Ampere generation (8.0) or later."""
     capability = getattr(jax.devices()[0], "compute_capability", "0")
@@ -69,11 +61,13 @@ def implementation_for(
         UserError: the kernel is asked for on a GPU.
     """
     device = device or platform()
-    chosen = preferred(name, device)
-    if chosen == "cudnn" and name == "auto":
-        return chosen if dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128 and has_fused() else "xla"
-    if chosen != "kernel":
-        return chosen
+    if name == "auto":
+        if device == "gpu":
+            return "cudnn" if dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128 and has_fused() else "xla"
+        # On CPU, `jax.nn.dot_product_attention` transposes the scores, and takes about twice the time of einsums.
+        name = {"cpu": "einsum", "tpu": "kernel"}.get(device, "xla")
+    if name != "kernel":
+        return name
     if device == "gpu":
         raise UserError("attention 'kernel' is for TPUs; this is a GPU, which takes 'cudnn' or 'xla'")
     if tokens < FEWEST_TOKENS or heads // head_shards(heads) * width % LANES:

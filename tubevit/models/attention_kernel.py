@@ -23,7 +23,6 @@ from jaxtyping import Float
 LANES = 128
 _SHARE = 0.9  # of the memory on the chip; the rest is for the compiler
 _FORWARD_ROWS, _BACKWARD_ROWS = 128, 512  # queries at a time
-_NO_COPIES: tuple[Any, ...] = (None,) * 6
 _LOG2_E = 1.4426950408889634  # the chip computes powers of 2
 
 
@@ -105,7 +104,7 @@ class _Heads:
 def _attend_kernel(*blocks: Any, width: int, rows: int):
     q, k, v, out, log_sums, *scratch = blocks
     heads = _Heads(width, q.shape[2], pl.program_id(2))
-    q_copy, k_copy, v_copy, own_out = scratch or _NO_COPIES[:4]
+    q_copy, k_copy, v_copy, own_out = scratch or [None] * 4
     query, key, value = heads.load(q, q_copy), heads.load(k, k_copy)[...], heads.load(v, v_copy)[...]
     scale, tokens = width**-0.5, q.shape[1]
     chunks = [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
@@ -142,7 +141,7 @@ def _differentiate_kernel(*blocks: Any, width: int, rows: int):
     q, k, v, out, d_out, log_sums, gradient, sums, total, *scratch = blocks
     step, scale, tokens = pl.program_id(2), width**-0.5, q.shape[1]
     heads = _Heads(width, q.shape[2], step)
-    *copies, own = scratch or _NO_COPIES
+    *copies, own = scratch or [None] * 6
     d_q, d_k, d_v = range(3)
 
     @pl.when(step == 0)
@@ -199,12 +198,12 @@ def attend(rows: Float[Array, "B N 3Hd"], heads: int) -> tuple[Float[Array, "B N
     """
     batch, tokens, width, lanes, blocks = _blocks(rows, heads)
     each = lanes // width
-    part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, head: (clip, 0, i * blocks + block))  # noqa: E731
     log_sums = pl.BlockSpec((1, 1, 1, tokens), lambda clip, block, head: (clip, block * each + head, 0, 0))
     return _call(
         functools.partial(_attend_kernel, width=width, rows=_FORWARD_ROWS),
         rows, rows, rows,
-        grid=(batch, blocks, each), in_specs=[part(0), part(1), part(2)], out_specs=[part(0), log_sums],
+        grid=(batch, blocks, each), in_specs=[_part(rows, heads, i) for i in (0, 1, 2)],
+        out_specs=[_part(rows, heads, 0), log_sums],
         out_shape=[
             jax.ShapeDtypeStruct((batch, tokens, heads * width), rows.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32),
@@ -223,14 +222,13 @@ def differentiate(
     """
     batch, tokens, width, lanes, blocks = _blocks(rows, heads)
     each = lanes // width
-    part = lambda i: pl.BlockSpec((1, tokens, lanes), lambda clip, block, step: (clip, 0, i * blocks + block))  # noqa: E731
     written = lambda block, step: jnp.maximum(step - (each - 1), 0) * blocks + block  # noqa: E731
     return _call(
         functools.partial(_differentiate_kernel, width=width, rows=_BACKWARD_ROWS),
         rows, rows, rows, out, d_out, log_sums,
         grid=(batch, blocks, each + 2),
         in_specs=[
-            *(part(i) for i in (0, 1, 2, 0, 0)),
+            *(_part(rows, heads, i) for i in (0, 1, 2, 0, 0)),
             pl.BlockSpec(
                 (1, 1, 1, tokens), lambda clip, block, step: (clip, block * each + jnp.minimum(step, each - 1), 0, 0)
             ),
@@ -263,6 +261,12 @@ def _blocks(rows: Array, heads: int) -> tuple[int, int, int, int, int]:
     width = channels // (3 * heads)
     lanes = block_lanes(heads, width)
     return batch, tokens, width, lanes, heads * width // lanes
+
+
+def _part(rows: Array, heads: int, part: int) -> pl.BlockSpec:
+    """Return the blocks of q, k or v (0, 1, 2) in the rows; those of arrays (B, N, H d) are like those of q."""
+    _, tokens, _, lanes, blocks = _blocks(rows, heads)
+    return pl.BlockSpec((1, tokens, lanes), lambda clip, block, step: (clip, 0, part * blocks + block))
 
 
 def _is_copied(width: int, lanes: int) -> bool:

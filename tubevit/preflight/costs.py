@@ -58,10 +58,8 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             opcode = instruction.opcode.removesuffix("-start")
             between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
             if opcode == "send" and between:
-                kind, size = (
-                    between.group(1).lower().replace("_", "-"),
-                    shape_of(body, instruction.operands[0])[0].bytes,
-                )
+                kind = between.group(1).lower().replace("_", "-")
+                size = shape_of(body, instruction.operands[0])[0].bytes
                 found.append(Collective(kind, size, 0, times, between_slices=True))
             if opcode not in KINDS:
                 continue

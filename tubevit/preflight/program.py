@@ -22,10 +22,10 @@ from tubevit.training.step import initial_state, make_step
 from tubevit.windows import TubeBatch, sample_shapes
 
 
-def for_device(plan: Resolved, attention: str) -> Resolved:
-    """Replace the attention `auto`, which depends on the machine, by the implementation for another device."""
+def without_cudnn(plan: Resolved) -> Resolved:
+    """Replace the attention `auto` by XLA's, because cuDNN's cannot be compiled without a GPU."""
     model = plan.model
-    return dataclasses.replace(plan, model=model.replace(attention=attention)) if model.attention == "auto" else plan
+    return dataclasses.replace(plan, model=model.replace(attention="xla")) if model.attention == "auto" else plan
 
 
 def abstract_batch(plan: Resolved, mesh: Mesh) -> dict:

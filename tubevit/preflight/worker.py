@@ -59,7 +59,8 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str], effort: 
 
     target, settings = find_topology(topology), load_config(config, overrides)
     check_installed(target)
-    plan = program.for_device(resolve(settings, assume_missing=True), "xla" if target.is_gpu else "kernel")
+    plan = resolve(settings, assume_missing=True)
+    plan = program.without_cudnn(plan) if target.is_gpu else plan
     devices = described_devices(target, settings.mesh.slices)
     mesh, notes = training_mesh(plan.config, plan.model, devices, target.chip.hbm)
     result = {

@@ -15,6 +15,7 @@ from tubevit.errors import UserError
 from tubevit.models.placement import BATCH_AXES
 
 AXES = (*BATCH_AXES, "tensor")
+AnyMesh = Mesh | AbstractMesh  # with these axes, where only their sizes are read
 
 
 def mesh_shape(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
@@ -91,7 +92,7 @@ def make_mesh(settings: ConfigDict, devices: Sequence | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+def batch_shards(mesh: AnyMesh) -> int:
     """Return the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

@@ -10,11 +10,11 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tubevit.errors import UserError
+from tubevit.sharding.mesh import AnyMesh
 
-AnyMesh = Mesh | AbstractMesh  # with axes data, fsdp and tensor; the rules only read their sizes
 SMALL = 2**14  # numbers; to gather smaller arrays costs more time than the memory is worth
 # The axis that `tensor` splits, counted from the end; the first match holds.
 TENSOR_RULES = (

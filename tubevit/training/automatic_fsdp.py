@@ -14,8 +14,8 @@ from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.flops import activation_bytes
 from tubevit.sharding.hosts import run_on_main
-from tubevit.sharding.mesh import AXES, batch_shards, is_automatic, make_mesh, mesh_shape
-from tubevit.sharding.rules import AnyMesh, check_sharding, device_bytes
+from tubevit.sharding.mesh import AXES, AnyMesh, batch_shards, is_automatic, make_mesh, mesh_shape
+from tubevit.sharding.rules import check_sharding, device_bytes
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state
 

@@ -224,10 +224,12 @@ class Run:
         return results
 
     def _load(self, batches: Generator) -> tuple[dict, dict]:
-        """Load the next batch and start to send it; return it and what the devices get of it."""
-        batch = next(batches)
-        inputs = {name: {key: part[key] for key in ("pixels", "label")} for name, part in batch.items()}
-        return batch, self.parts.place(inputs, self.mesh)
+        """Load the next batch and start to send it; return what stays on the host, and what the devices get."""
+        inputs, others = {}, {}
+        for name, part in next(batches).items():
+            inputs[name] = {key: part[key] for key in ("pixels", "label")}
+            others[name] = {key: value for key, value in part.items() if key not in inputs[name]}
+        return others, self.parts.place(inputs, self.mesh)
 
     def _batches_from(self, step: int) -> Generator[dict, None, None]:
         config = self.experiment.config
