@@ -9,11 +9,15 @@ import re
 
 from tubevit.preflight.hlo import Instruction, Program, is_kernel, shape_of
 
+# Products of all queries with all keys in each of its kernels; both backward ones compute the scores again.
+_SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+
 
 def flops(program: Program, multiply: bool = True) -> int:
     """Count the FLOPs of all matrix products and convolutions, 2 per multiply-add.
 
-    Kernels count with the FLOPs that their authors declare, see `cost_estimate` of `pallas_call`.
+    Kernels count with the FLOPs that their authors declare, see `cost_estimate` of `pallas_call`; those of splash
+    attention, which declare none, with their products.
     """
     total = 0
     for name, times, _ in program.runs(multiply):
@@ -25,9 +29,20 @@ def flops(program: Program, multiply: bool = True) -> int:
             elif instruction.opcode == "dot" or is_cublas:
                 total += times * _dot_flops(instruction, body)
             elif is_kernel(instruction):
-                declared = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
-                total += times * int(declared.group(1)) if declared else 0
+                total += times * _kernel_flops(instruction, body)
     return total
+
+
+def _kernel_flops(instruction: Instruction, body: dict[str, Instruction]) -> int:
+    declared = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
+    if declared:
+        return int(declared.group(1))
+    splash = re.search(r"splash_mha_(fwd|dkv|dq)_", instruction.name)
+    if not splash:
+        return 0
+    arrays = [shape_of(body, name)[0] for name in instruction.operands]
+    query = next(array.dims for array in arrays if array.dtype in ("bf16", "f32"))  # masks are integers
+    return _SPLASH_PRODUCTS[splash.group(1)] * 2 * math.prod(query) * query[-2]  # ([B,] heads, tokens, width)
 
 
 def _dot_flops(instruction: Instruction, body: dict[str, Instruction]) -> int:
