@@ -118,6 +118,9 @@ def check_kernel(batch, tokens, heads, width, dtype, tolerance, out_width=24):
         (539, 2, 64, 24),  # two heads share 128 lanes
         (196, 8, 80, 24),  # 8 heads of 80 fill 640 lanes
         (1_100, 1, 128, None),  # several chunks in both directions, and a rest
+        (704, 8, 80, 24),
+        (1_176, 2, 64, 24),
+        (2_499, 2, 64, 24),
     ],
 )
 def test_the_kernel_equals_the_definition(tokens, heads, width, out_width):
