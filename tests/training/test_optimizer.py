@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,8 @@ import pytest
 
 from tubevit.config import default_config
 from tubevit.errors import UserError
-from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
+from tubevit.training.loop import Parts
+from tubevit.training.optimizer import learning_rate_schedule, make_optimizer, with_average
 
 STEPS, WARMUP = 20, 4
 
@@ -127,3 +130,52 @@ def test_first_moment_in_bfloat16(tiny_run, train_tiny, read_metrics, read_array
 def test_unknown_dtype_of_the_first_moment(tiny_config):
     with pytest.raises(UserError, match="optimizer.mu_dtype 'bfloat'.*bfloat16"):
         tiny_config({"optimizer.mu_dtype": "bfloat"})
+
+
+def test_average_equals_float64_by_hand():
+    """Beside an optimiser that it does not change; exchanging it with the parameters twice changes nothing."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(0, 1, (4, 3)), "bias": rng.normal(0, 1, 3)}
+    plain, averaged = (make_optimizer(config(ema_decay=decay)) for decay in (0.0, 0.6))
+    with jax.enable_x64(True):
+        ours = theirs = jax.tree.map(jnp.asarray, params)
+        state, other = averaged.init(ours), plain.init(theirs)
+        expected = params
+        for step in range(8):
+            grads = jax.tree.map(lambda value: jnp.asarray(rng.normal(0, 1, value.shape)), params)
+            updates, state = averaged.update(grads, state, ours)
+            ours = optax.apply_updates(ours, updates)
+            updates, other = plain.update(grads, other, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+            share = min(0.6, (1 + step) / (10 + step))
+            expected = {key: share * expected[key] + (1 - share) * np.asarray(theirs[key]) for key in params}
+    whole = {"params": ours, "opt_state": state}
+    for key in params:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+        np.testing.assert_allclose(with_average(whole)["params"][key], expected[key], rtol=1e-12)
+        assert np.abs(expected[key] - ours[key]).max() > 0.01
+    twice = with_average(with_average(whole))
+    jax.tree.map(np.testing.assert_array_equal, twice, whole)
+
+
+def test_average_is_saved_evaluated_and_resumed(tiny_run, train_tiny, read_metrics, read_arrays, tmp_path):
+    """The run itself is the same; its checkpoints have averages as parameters, and resume to the same bytes."""
+    evaluated = []
+    parts = Parts(make_evaluation=lambda experiment, mesh: lambda state: evaluated.append(state["params"]) or {})
+    train_tiny(tmp_path / "a", parts, **{"optimizer.ema_decay": 0.5, "checkpoint.keep": 3})
+    losses = [
+        [line["train/loss"] for line in read_metrics(run) if "train/loss" in line] for run in (tmp_path / "a", tiny_run)
+    ]
+    assert losses[0] == losses[1]
+    saved, last = read_arrays(tmp_path / "a", 9), read_arrays(tiny_run, 9)
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(evaluated[-1])[0]}
+    for name, leaf in flat.items():
+        assert saved[f"['params']{name}"] == np.asarray(leaf).tobytes()
+        assert last[f"['params']{name}"] == saved[f"['optimizer']['average']{name}"]
+    kernel = "['params']['tokenizer']['tubes']['0']['kernel']"
+    assert saved[kernel] != last[kernel]
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for step in (6, 9):
+        shutil.rmtree(tmp_path / "b" / "checkpoints" / str(step))
+    train_tiny(tmp_path / "b", **{"optimizer.ema_decay": 0.5, "checkpoint.keep": 3})
+    assert read_arrays(tmp_path / "b", 9) == saved

@@ -18,6 +18,7 @@ from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.sharding.agreement import agree
 from tubevit.sharding.hosts import run_on_all
 from tubevit.sharding.rules import put, shardings
+from tubevit.training.optimizer import with_average
 from tubevit.training.step import initial_state, state_of
 from tubevit.transfer.initialise import TUBES, initialise
 from tubevit.zoo.names import open_checkpoint
@@ -46,7 +47,8 @@ def begin(experiment: Experiment, optimizer: optax.GradientTransformation, workd
     params, frozen = jax.jit(split, out_shardings=placement)(params)
     opt_state = checkpoint.read("optimizer", _placed(abstract["opt_state"], mesh))
     logger.info(f"resuming {workdir} from step {step}")
-    return {"step": put(np.int32(step), mesh), "params": params, "frozen": frozen, "opt_state": opt_state}, step
+    state = {"step": put(np.int32(step), mesh), "params": params, "frozen": frozen, "opt_state": opt_state}
+    return with_average(state), step
 
 
 def _sources(init, resumed) -> dict:

@@ -28,7 +28,7 @@ from tubevit.sharding.rules import check_sharding
 from tubevit.training.automatic_fsdp import training_mesh
 from tubevit.training.begin import begin
 from tubevit.training.evaluation import make_evaluation
-from tubevit.training.optimizer import learning_rate_schedule, make_optimizer
+from tubevit.training.optimizer import learning_rate_schedule, make_optimizer, with_average
 from tubevit.training.run.broken_files import BrokenFiles
 from tubevit.training.run.lease import Lease
 from tubevit.training.run.nonfinite import NonFiniteGuard
@@ -205,7 +205,7 @@ class Run:
                     pending = []
                 evaluated = last or step % config.eval.every == 0
                 if evaluated:
-                    results = evaluate(state)
+                    results = evaluate(with_average(state))
                     if results:
                         writer.write(step, results)
                         shown = (f"{name} {value:.3f}" for name, value in results.items() if value is not None)
@@ -214,7 +214,7 @@ class Run:
                 if save:
                     with progress.time("save"):
                         writer.sync()  # a bucket's log must not be behind its checkpoint
-                        checkpoints.save(state, metadata, results if evaluated else None, wait=bool(last or stop))
+                        checkpoints.save(with_average(state), metadata, results if evaluated else None, wait=bool(last or stop))
                 if evaluated:
                     broken.check_evaluation(results)
                 if stop and not last:

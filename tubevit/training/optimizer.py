@@ -1,8 +1,14 @@
-"""Adam with coupled weight decay (the paper's, Table 10) or AdamW; linear warm-up, then cosine to 0."""
+"""Adam with coupled weight decay (the paper's, Table 10) or AdamW; linear warm-up, then cosine to 0.
+
+Beside it, an exponential moving average of the parameters.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from ml_collections import ConfigDict
 
 
@@ -14,7 +20,7 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Make the optimiser of `config.optimizer`.
+    """Make the optimiser of `config.optimizer`, which with `ema_decay` also averages the parameters.
 
     `adam` adds the weight decay to the gradient (the paper calls it L2), `adamw` to the update. Only kernels decay,
     not biases or the scales of normalisation layers.
@@ -30,4 +36,42 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     adam = [optax.scale_by_adam(settings.b1, settings.b2, mu_dtype=mu_dtype)]
     clip = [optax.clip_by_global_norm(settings.grad_clip_norm)] if settings.grad_clip_norm is not None else []
     middle = decay + adam if settings.name == "adam" else adam + decay
-    return optax.chain(*clip, *middle, optax.scale_by_learning_rate(learning_rate_schedule(config)))
+    optimizer = optax.chain(*clip, *middle, optax.scale_by_learning_rate(learning_rate_schedule(config)))
+    return averaging(optimizer, settings.ema_decay) if settings.ema_decay else optimizer
+
+
+class Averaging(NamedTuple):
+    """State of `averaging`: the number of steps, the average of the parameters, and the optimiser's own state."""
+
+    count: Array
+    average: dict
+    inner: optax.OptState
+
+
+def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """Keep an exponential moving average of the parameters in the optimiser's state.
+
+    Step t keeps the share min(decay, (1 + t) / (10 + t)) of the average, so that it soon forgets the first parameters.
+    """
+
+    def init(params) -> Averaging:
+        return Averaging(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params), optimizer.init(params))
+
+    def update(grads, state: Averaging, params):
+        updates, inner = optimizer.update(grads, state.inner, params)
+        share = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        average = optax.incremental_update(optax.apply_updates(params, updates), state.average, 1.0 - share)
+        return updates, Averaging(state.count + 1, average, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_average(state: dict) -> dict:
+    """Exchange the parameters of a training state with their average, if it has one.
+
+    Checkpoints and evaluations have the average as their parameters. The second call undoes the first.
+    """
+    optimizer = state["opt_state"]
+    if not isinstance(optimizer, Averaging):
+        return state
+    return state | {"params": optimizer.average, "opt_state": optimizer._replace(average=state["params"])}
