@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from tubevit.cli import main
 from tubevit.config import dataset_config
 from tubevit.data.sources import open_source
 from tubevit.errors import UserError
+from tubevit.evaluation import pixels
 from tubevit.evaluation.probe import open_probe, probe_probabilities
 
 
@@ -18,7 +20,8 @@ def lists(digits_cache, tmp_path_factory):
     """Clips with labels of their own, 24 to learn from and 8 held out, whose classes no head has."""
     lines = (digits_cache / "motion.csv").read_text().splitlines()[1:]
     rows = [line.split(",") for line in lines]
-    text = "".join(f"{digits_cache / path},{'xyz'[len(label) % 3]},{split}\n" for path, label, split, *_ in rows)
+    rows = [row[:3] for row in rows if row[2] != "val"]
+    text = "".join(f"{digits_cache / path},{'xyz'[len(label) % 3]},{split}\n" for path, label, split in rows)
     path = tmp_path_factory.mktemp("probe") / "clips.csv"
     path.write_text("path,label,split\n" + text)
     return path
@@ -96,7 +99,7 @@ def test_splits_and_labels_that_are_refused(tiny, lists, tmp_path):
     def refused(text, part, split="test", tmp=tmp_path / "a.csv"):
         tmp.write_text("path,label,split\n" + text)
         with pytest.raises(UserError, match=part):
-            open_probe(config, "data", dataset_config(source=str(tmp), split=split), "tubes")
+            open_probe("linear", config, "data", dataset_config(source=str(tmp), split=split), "tubes")
 
     clips = iter(open_source(str(lists), "all").keys)
     row = lambda *labels, split: "".join(f"{next(clips)},{label},{split}\n" for label in labels)  # noqa: E731
@@ -106,3 +109,48 @@ def test_splits_and_labels_that_are_refused(tiny, lists, tmp_path):
     refused(row("a", "b", split="test"), "unknown split")
     refused(row("a", split="train") + row("a", split="test"), "two classes or more")
     refused(row("a", "b|c", split="train") + row("a", split="test"), "one label per file")
+
+
+def test_pixels_as_numpy(tiny_run, lists, capsys):
+    """Ridge regression by its normal equations, in float64, on grey clips that are computed here."""
+    command = [
+        "evaluate",
+        "--checkpoint",
+        tiny_run,
+        "--data",
+        lists,
+        "--probe",
+        "pixels",
+        "--json",
+        "--out",
+        "/dev/null",
+    ]
+    assert main(list(map(str, command))) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    model, grey = tubevit.load_model(tiny_run), []
+    for source in (open_source(str(lists), split) for split in ("train", "test")):
+        clips = [tubevit.read_video(path, **{**model.input, "size": pixels.SIDE}) for path in source.keys]
+        grey += [np.stack(clips).astype(float).mean(axis=-1).reshape(len(clips), -1) / 127.5 - 1, source.labels]
+    x, y, z, labels = grey
+    x, z = x - x.mean(axis=0), z - x.mean(axis=0)
+    targets = 2.0 * np.eye(3)[y] - 1
+    centred, gram, errors = targets - targets.mean(axis=0), x @ x.T, {}
+    for penalty in pixels.PENALTIES:
+        hat = np.linalg.solve(gram + penalty * np.eye(len(x)), gram) + 1 / len(x)  # with the intercept
+        residuals = (targets - targets.mean(axis=0) - (hat - 1 / len(x)) @ centred) / (1 - np.diag(hat))[:, None]
+        errors[penalty] = (residuals**2).mean()
+    best = min(errors, key=errors.get)
+    outputs = z @ x.T @ np.linalg.solve(gram + best * np.eye(len(x)), centred) + targets.mean(axis=0)
+    assert record["top1"] == (outputs.argmax(axis=1) == labels).mean()
+    shares = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    assert record["loss"] == pytest.approx(-np.log(shares[range(8), labels]).mean(), rel=1e-4)
+    assert (record["probe"], record["train_clips_used"], record["clips_used"]) == ("pixels", 24, 8)
+
+
+def test_pixels_of_some_files(lists):
+    source = open_source(str(lists), "train")
+    some = pixels.some_files(source, 5)
+    assert some.keys == [source.keys[i] for i in (0, 5, 11, 17, 23)] and len(some.labels) == 5
+    assert pixels.some_files(source, 24) is source
+    read = dataclasses.replace(source, read=lambda index: index)
+    assert [pixels.some_files(read, 5).media(i) for i in range(5)] == [0, 5, 11, 17, 23]

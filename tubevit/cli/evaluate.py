@@ -28,9 +28,9 @@ def add_arguments(parser) -> None:
     add_data_arguments(parser)
     add(
         "--probe",
-        choices=("linear", "knn"),
+        choices=("linear", "knn", "pixels"),
         help="score frozen features instead of a head: fit a classifier to the features of the train split, "
-        "whatever its classes",
+        "whatever its classes; `pixels` fits it to small grey clips instead, which is what a model should exceed",
     )
     add(
         "--out",

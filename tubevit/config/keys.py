@@ -97,8 +97,8 @@ class _Optimizer:  # the defaults are those of the base model on Kinetics (Table
     b1: float = _key(0.9, "decay rate of Adam's first moment", RATE)
     b2: float = _key(0.999, "decay rate of Adam's second moment", RATE)
     ema_decay: float = _key(
-        0.0, "decay rate of an exponential moving average of the parameters, which is then what is evaluated and saved; "
-        "0 disables it", RATE,
+        0.0, "decay rate of an exponential moving average of the parameters, which is what is evaluated and saved; 0 "
+        "disables it", RATE,
     )  # fmt: skip
     mu_dtype: str = _key(
         "float32", "dtype in which Adam's first moment is stored; `bfloat16` saves 2 bytes per parameter",

@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint on the data of its run, of an experiment, or on any source."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from tubevit.evaluation.evaluate import (
     write_tables,
 )
 from tubevit.evaluation.forward import make_forward
+from tubevit.evaluation.pixels import grey_values
 from tubevit.evaluation.probe import open_probe, probe_source
 from tubevit.models.abstract import parameters
 from tubevit.models.config import ModelConfig
@@ -65,7 +67,8 @@ class EvalOptions:
         batch_size: batch size of every data set.
         views: temporal x spatial views, such as `4x3`.
         average: what is averaged over views, `probabilities` or `logits`.
-        probe: `linear` or `knn`: score frozen features in place of a head, see `PROBES`.
+        probe: `linear` or `knn`: score frozen features in place of a head; `pixels`: a linear model of small grey
+            clips in place of the checkpoint's; see `PROBES`.
         allow_overlap: accept a csv that lists a file in two splits.
         max_broken: largest share of files that cannot be decoded, see `failure`.
 
@@ -134,7 +137,9 @@ def evaluate_checkpoint(
     params = put(parameters(loaded), mesh)
     threads = (config or run).get("loader", {}).get("threads", THREADS)
     settings = EvalSettings(views, threads, mesh=mesh)
-    open_loads = open_probe if options.probe else lambda *opened: (open_eval(*opened),)
+    open_loads = (
+        functools.partial(open_probe, options.probe) if options.probe else lambda *opened: (open_eval(*opened),)
+    )
     opened = run_on_all(lambda: {name: open_loads(model, name, d, path) for name, d in datasets.items()})
     agree(lambda: _entries(options, datasets, opened))
     evaluations = []
@@ -145,6 +150,7 @@ def evaluate_checkpoint(
         for note in dict.fromkeys(note for load in loads for note in load.source.notes):
             logger.info(note)
         forward = make_forward(model, None if options.probe else dataset.head, mesh, views.average)
+        forward = grey_values(mesh) if options.probe == "pixels" else forward
         start = time.perf_counter()
         if options.probe:
             predictions, probe = probe_source(options.probe, forward, params, loads, batch_size, settings)

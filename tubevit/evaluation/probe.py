@@ -1,4 +1,4 @@
-"""Probes of frozen features: a linear classifier or nearest neighbours, scored on a held-out split."""
+"""Probes of frozen features, a linear classifier or nearest neighbours, and of pixels, scored on a held-out split."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import default_head, open_source
 from tubevit.data.sources.splits import canonical_split
 from tubevit.errors import UserError
+from tubevit.evaluation import pixels
 from tubevit.evaluation.evaluate import EvalSettings, Predictions, predict_source
 from tubevit.models.config import ModelConfig
 
@@ -20,16 +21,20 @@ PROBES = {
     "linear": "logistic regression on features with mean 0 and deviation 1 over the training split, "
     f"C = {INVERSE_PENALTY:g}, at most {ITERATIONS} iterations of L-BFGS",
     "knn": f"votes of the {NEIGHBOURS} nearest files of the training split, exp(cosine / {TEMPERATURE}) each",
+    "pixels": pixels.DESCRIPTION,
 }
 
 
-def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) -> tuple[SampleLoader, SampleLoader]:
+def open_probe(
+    kind: str, model: ModelConfig, name: str, dataset: ConfigDict, path: str
+) -> tuple[SampleLoader, SampleLoader]:
     """Open the split that a probe is trained on, `train`, and the held-out split of the data set.
 
     The source gives the classes: the model needs no head for them.
 
     Args:
-        model: configuration of the model.
+        kind: a probe, see `PROBES`.
+        model: configuration of the model; `pixels` takes its frames and frame rate only.
         name: name of the data set.
         dataset: its source, held-out split and, for embedded data, head.
         path: `input.path`.
@@ -49,6 +54,8 @@ def open_probe(model: ModelConfig, name: str, dataset: ConfigDict, path: str) ->
     if len(np.unique(train.labels)) < 2:
         raise UserError(f"{name}: a probe needs two classes or more in the training split of {dataset.source}")
     test = test.with_classes(train.classes)
+    if kind == "pixels":
+        return tuple(pixels.load_small(part, model.frames, model.fps) for part in (pixels.some_files(train), test))
     return load_for(model, train, dataset.augment, path), load_for(model, test, dataset.augment, path)
 
 
@@ -58,7 +65,7 @@ def probe_probabilities(
     """Train a probe and predict (m, classes) float64, whose rows sum to 1; see `PROBES`. It is deterministic.
 
     Args:
-        kind: `linear` or `knn`.
+        kind: a probe, see `PROBES`.
         features, labels: (n, D) features and (n,) class indices of the training split.
         held_out: (m, D) features to predict for.
         classes: number of classes; a class that does not occur in training gets probability 0.
@@ -68,6 +75,11 @@ def probe_probabilities(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    probabilities = np.zeros((len(held_out), classes))
+    if kind == "pixels":
+        found, shares = pixels.fit_ridge(features, labels, held_out)
+        probabilities[:, found] = shares
+        return probabilities
     if kind == "linear":
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=ITERATIONS))
     else:
@@ -75,7 +87,6 @@ def probe_probabilities(
         votes = lambda distances: np.exp(-distances / TEMPERATURE)  # noqa: E731
         probe = KNeighborsClassifier(count, metric="cosine", weights=votes)
     probe.fit(features, labels)
-    probabilities = np.zeros((len(held_out), classes))
     probabilities[:, probe.classes_] = probe.predict_proba(held_out)
     return probabilities
 
@@ -91,8 +102,8 @@ def probe_source(
     """Train a probe on the features of one split, averaged over views, and predict the files of another.
 
     Args:
-        kind: `linear` or `knn`.
-        forward: forward pass that returns features, see `make_forward`.
+        kind: a probe, see `PROBES`.
+        forward: forward pass that returns features, see `make_forward` and `pixels.grey_values`.
         params: parameters of the model.
         loads: training split and held-out split, see `open_probe`.
         batch_size, settings: see `predict_source`.

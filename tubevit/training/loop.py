@@ -214,7 +214,8 @@ class Run:
                 if save:
                     with progress.time("save"):
                         writer.sync()  # a bucket's log must not be behind its checkpoint
-                        checkpoints.save(with_average(state), metadata, results if evaluated else None, wait=bool(last or stop))
+                        scores = results if evaluated else None
+                        checkpoints.save(with_average(state), metadata, scores, wait=bool(last or stop))
                 if evaluated:
                     broken.check_evaluation(results)
                 if stop and not last:
