@@ -26,6 +26,7 @@ from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
 from tubevit.sharding.mesh import check_batch, global_batch, local_rows
 from tubevit.sharding.rules import check_sharding
 from tubevit.training.automatic_fsdp import training_mesh
+from tubevit.training.baseline import pixel_baseline, warn_if_worse
 from tubevit.training.begin import begin
 from tubevit.training.evaluation import make_evaluation
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer, with_average
@@ -105,10 +106,15 @@ def train(
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
         logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
+        baseline = None
+        if resolved.decoding is not None:  # fine-tuning
+            baseline = pixel_baseline(experiment, workdir, resolved.decoding)
         state, start = begin(experiment, optimizer, workdir, mesh)
         step = parts.make_step(graph_of(model), optimizer, config, mesh)
         run = Run(experiment, mesh, workdir, lease, step, parts)
-        return run.loop(state, start, Profile(workdir, profile))
+        results = run.loop(state, start, Profile(workdir, profile))
+        warn_if_worse(baseline, results)
+        return results
 
 
 def _entries(experiment: Experiment) -> dict:
