@@ -8,6 +8,7 @@ import pytest
 
 from tubevit.config import default_config
 from tubevit.errors import UserError
+from tubevit.models.abstract import parameters
 from tubevit.training.loop import Parts
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer, with_average
 
@@ -93,8 +94,6 @@ def test_equals_float64_by_hand(name, decay, clip):
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_only_kernels_decay(name, tiny):
     """With a gradient of 0, what moves decays."""
-    from tubevit.models.abstract import parameters
-
     params = parameters(tiny())
     optimizer = make_optimizer(config(name=name, weight_decay=0.1))
     state = optimizer.init(params)
@@ -179,3 +178,50 @@ def test_average_is_saved_evaluated_and_resumed(tiny_run, train_tiny, read_metri
         shutil.rmtree(tmp_path / "b" / "checkpoints" / str(step))
     train_tiny(tmp_path / "b", **{"optimizer.ema_decay": 0.5, "checkpoint.keep": 3})
     assert read_arrays(tmp_path / "b", 9) == saved
+
+
+def test_muon_makes_momentum_orthogonal(tiny):
+    """The first update of each matrix has the singular vectors of its gradient and nearly equal singular values, with
+    a root mean square near 0.2; all other parameters are updated as by AdamW."""
+    params, rng = parameters(tiny(depth=2)), np.random.default_rng(0)
+    grads = jax.tree.map(lambda value: jnp.asarray(rng.normal(0, 1, value.shape), jnp.float32), params)
+    updates = {}
+    for name in ("muon", "adamw"):
+        optimizer = make_optimizer(config(name=name, weight_decay=0.1))
+        update = jax.jit(optimizer.update)
+        _, state = update(grads, optimizer.init(params), params)  # at a learning rate of 0
+        updates[name] = flat(update(grads, state, params)[0])
+    params, grads, rate = flat(params), flat(grads), learning_rate(1)
+    matrices = {"qkv": (2, 24, 3, 24), "out": (2, 24, 24), "up": (2, 24, 40), "down": (2, 40, 24)}
+    seen = 0
+    for path, update in updates["muon"].items():
+        part = path.split("/")[-2]
+        if "encoder/blocks" not in path or not path.endswith("kernel"):
+            np.testing.assert_allclose(update, updates["adamw"][path], rtol=1e-6, atol=1e-10)
+            continue
+        seen += 1
+        step, gradient = (x.reshape(matrices[part]) for x in (-update / rate - 0.1 * params[path], grads[path]))
+        if part == "qkv":
+            step, gradient = (x.swapaxes(1, 2).reshape(6, 24, 24) for x in (step, gradient))
+        for ours, of in zip(step, gradient, strict=True):
+            left, values, right = np.linalg.svd(of, full_matrices=False)
+            inner = left.T @ ours @ right.T / (0.2 * max(ours.shape) ** 0.5)
+            large = np.diag(inner)[values > 0.1 * values[0]]  # five iterations do not bring the smallest to 1
+            assert len(large) > 18 and 0.6 < large.min() and large.max() < 1.3
+            assert np.abs(inner - np.diag(np.diag(inner))).max() < 1e-3
+    assert seen == 4
+
+
+def flat(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_muon_trains_and_resumes(train_tiny, read_arrays, tmp_path):
+    """With the momentum in bfloat16; the run from step 6 ends with the same bytes."""
+    changes = {"optimizer.name": "muon", "optimizer.mu_dtype": "bfloat16", "checkpoint.keep": 3}
+    train_tiny(tmp_path, **changes)
+    whole = read_arrays(tmp_path, 9)
+    shutil.rmtree(tmp_path / "checkpoints" / "9")
+    train_tiny(tmp_path, **changes)
+    assert read_arrays(tmp_path, 9) == whole
