@@ -11,6 +11,7 @@ from tubevit.config.keys import InputPath
 from tubevit.config.resolve import Resolved
 from tubevit.data.augment import Augment
 from tubevit.data.pipeline import SampleLoader
+from tubevit.data.small_copy import small_copy
 from tubevit.data.sources import Source, default_head, open_source
 from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
@@ -46,10 +47,12 @@ def open_experiment(resolved: Resolved) -> Experiment:
     """
     config, model, open_source = resolved.config, resolved.model, resolved.open_source
     check_trains(config)
-    train = {
-        name: load_for(model, open_source(d.source, d.split, d.head, d.allow_overlap), d.augment, config.input.path)
-        for name, d in config.data.train.items()
-    }
+    train = {}
+    for name, d in config.data.train.items():
+        source = open_source(d.source, d.split, d.head, d.allow_overlap)
+        if d.copy_short_side is not None:
+            source = small_copy(source, d.split, d.copy_short_side, config.loader.max_broken)
+        train[name] = load_for(model, source, d.augment, config.input.path)
     evaluation = {
         name: open_eval(model, name, dataset, config.input.path, open_source)
         for name, dataset in config.data.eval.items()

@@ -200,6 +200,10 @@ class _Dataset:
     batch_size: int = _key(32, "global batch size", COUNT)
     loss_weight: float = _key(1.0, "factor of its loss", NOT_NEGATIVE)
     allow_overlap: bool = _key(False, "accept a csv that lists a file in two splits")
+    copy_short_side: int | None = _key(
+        None, "in `data.train`: short side of copies of larger files, which are made once in the cache and decode in a "
+        "fraction of the time; training reads them instead; none reads the files themselves", Range(int, least=16),
+    )  # fmt: skip
     published_top1: float | None = _key(
         None, "in `data.eval`: a published top-1 accuracy, which is shown beside the measured one", SHARE
     )
