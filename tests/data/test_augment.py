@@ -193,3 +193,13 @@ def test_errors(fields, message):
     with pytest.raises(UserError) as error:
         Augment(**fields)
     assert message in str(error.value)
+
+
+def test_speed():
+    """Factors from a half to 2, as many slower as faster; without it nothing is drawn."""
+    factors = [Augment(speed=2.0).clip_speed(rng(seed)) for seed in range(300)]
+    assert 0.5 <= min(factors) < 0.52 and 1.95 < max(factors) <= 2 and 120 < sum(f < 1 for f in factors) < 180
+    random = rng()
+    assert Augment().clip_speed(random) == 1.0 and random.uniform() == rng().uniform()
+    with pytest.raises(UserError, match="augment.speed must be at least 1"):
+        Augment(speed=0.5)

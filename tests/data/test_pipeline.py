@@ -247,3 +247,16 @@ def test_the_position_in_time_is_drawn(digits_cache):
         matches = [start for start in range(9) if (whole[start : start + 8] == clip).all()]
         starts[matches[0]] += 1
     assert set(range(1, 8)) <= set(starts) <= set(range(9))
+
+
+def test_speed_changes_the_time_between_frames(tmp_path):
+    """Of 200 frames at 25 per second; 6 at 5 per second are 5 apart, from a half to twice as many with a speed of 2."""
+    write_clip(tmp_path / "a.mp4", range(0, 8000, 40), size=(64, 64))
+    (tmp_path / "a.csv").write_text("path,label,split\na.mp4,0,train\n")
+    load = SampleLoader(open_source(str(tmp_path / "a.csv"), "train"), 6, 5.0, 64, Augment(speed=2.0))
+    apart = []
+    for seed in range(30):
+        steps = np.diff(indices(load.augmented(0, np.random.default_rng(seed))[0]))
+        assert np.ptp(steps) <= 1
+        apart.append(steps.mean())
+    assert 2.4 < min(apart) < 3 and 8 < max(apart) < 10.1

@@ -67,6 +67,8 @@ class Augment:
         scale: the side of the square crop is the short side of the frame over a factor drawn from 1 to `scale`.
         area: smallest share of the frame that a rectangular crop covers (random resized crop); excludes `scale`.
         ratio: the aspect ratio of such a rectangle is drawn from 1 / ratio to ratio.
+        speed: the frame rate of a clip is multiplied by a factor drawn from 1 / speed to speed, so that it covers more
+            or less time; without effect where frames are spread over the whole video.
         flip: mirror half of the clips horizontally; only if the labels allow it.
         rand_layers: number of RandAugment operations for each clip; 2 in the paper.
         rand_magnitude: magnitude of RandAugment, 0 to 10; 10 in the paper.
@@ -80,6 +82,7 @@ class Augment:
     scale: float = _ranged(1.0, least=1)
     area: float = _ranged(1.0, above=0, most=1)
     ratio: float = _ranged(4 / 3, least=1)
+    speed: float = _ranged(1.0, least=1, most=4)
     flip: bool = False
     rand_layers: int = _ranged(0, least=0, most=100)
     rand_magnitude: float = _ranged(10.0, least=0, most=randaugment.STRONGEST)
@@ -99,6 +102,10 @@ class Augment:
     def clip_position(self, rng: np.random.Generator) -> float:
         """Sample where in the video the clip lies, 0 (beginning) to 1 (end)."""
         return float(rng.uniform()) if self.random_crop else 0.5
+
+    def clip_speed(self, rng: np.random.Generator) -> float:
+        """Sample the factor of a clip's frame rate, see `speed`."""
+        return 1.0 if self.speed == 1 else float(np.exp(rng.uniform(-np.log(self.speed), np.log(self.speed))))
 
     def sample_transform(
         self, shape: tuple[int, int], frames: int, size: int, rng: np.random.Generator

@@ -42,14 +42,14 @@ class SampleLoader:
     augment: Augment
     tubes: TubeSet | None = None
 
-    def decode(self, index: int, clip_position: float, *, spread: bool = False) -> list[Frame]:
+    def decode(self, index: int, clip_position: float, *, spread: bool = False, speed: float = 1.0) -> list[Frame]:
         """Decode a clip of file `index`, or an image, for `warp.sample`; raises DecodeError, which names the file.
 
-        With `spread`, the frames are spread over the whole video, whatever `fps` is.
+        `speed` multiplies `fps`. With `spread`, the frames are spread over the whole video, whatever `fps` is.
         """
         use_one_opencv_thread()
         try:
-            fps = None if spread else self.fps
+            fps = None if spread or self.fps is None else self.fps * speed
             decoded = decode_media(self.source.media(index), self.frames, fps, clip_position)
             self.source.check_kind(index, decoded.kind)
             return decoded.frames
@@ -66,7 +66,7 @@ class SampleLoader:
         Raises:
             DecodeError: the file is broken.
         """
-        frames = self.decode(index, self.augment.clip_position(rng))
+        frames = self.decode(index, self.augment.clip_position(rng), speed=self.augment.clip_speed(rng))
         transform = self.augment.sample_transform(frame_size(frames[0]), len(frames), self.size, rng)
         pixels = self._pixels(transform(frames, self.size, self._grids))
         return pixels, self.tubes is not None and not transform.pointwise
