@@ -51,7 +51,9 @@ def test_small_clips_from_scratch(clips):
     assert (dataset.source, dataset.split, dataset.batch_size) == (data, "train", 32)
     assert (config.data.eval.data.source, config.data.eval.data.split) == (data, "val")
     assert config.train.steps == 30_000 // 32 and config.optimizer.warmup_steps == config.train.steps // 10
-    assert config.optimizer.learning_rate == 1.2e-3 and dataset.augment.random_crop and not dataset.augment.flip
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("muon", 1e-2, 0.2)
+    assert config.optimizer.ema_decay == 1 - 10 / config.train.steps and config.checkpoint.keep_best == "eval/data/top1"
+    assert dataset.augment.random_crop and not dataset.augment.flip and dataset.copy_short_side is None
     text = "\n".join(lines)
     assert "300 files to train, 100 to evaluate (split val), 2 classes; median short side 32 pixels, 2.0 s" in text
     assert f"{config.train.steps} steps of 32 (100 epochs)" in text
@@ -68,12 +70,32 @@ def test_few_clips_are_seen_more_often(clips, count, batch_size, steps):
     assert config.data.train.data.augment.area == (0.3 if count > 1000 else 0.5)
 
 
+def test_large_files_are_copied(clips):
+    """If they are twice as large as 1.5 times the input; the copies decode faster."""
+    data = clips(8, size=(200, 260))
+    small, large = (resolve(finetune_config(data, model="tubevit_nano8")) for data in (clips(8, size=(180, 260)), data))
+    assert small.config.data.train.data.copy_short_side is None
+    assert (
+        large.config.data.train.data.copy_short_side == 96
+        and large.decoding < probe(open_source(data, "train")).decoding
+    )
+    assert "copies with a short side of 96 pixels" in "\n".join(large.notes)
+    config, _ = resolved(data, model="tubevit_nano8")
+    config.data.train.data.copy_short_side = None  # as --config.data.train.data.copy_short_side=none does
+    assert "copies" not in "\n".join(resolve(config).notes)
+
+
 def test_large_frames_and_long_videos(clips):
     config, _ = resolved(clips(8, size=(130, 100), frames=40, fps=1), flip=True)
     assert config.model.name == "tubevit_ti16" and (config.input.frames, config.input.size) == (32, 224)
     assert config.input.fps == 3.2 and config.data.train.data.augment.flip  # 32 frames over 10 of the 40 seconds
     config, _ = resolved(clips(8), model="tubevit_s16")
-    assert config.model.name == "tubevit_s16" and config.optimizer.learning_rate == 3e-4
+    assert config.model.name == "tubevit_s16"
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == (
+        "adamw",
+        3e-4,
+        0.05,
+    )
 
 
 def test_images(tmp_path):
@@ -90,7 +112,7 @@ def test_from_a_checkpoint(clips, tiny_run):
     stored = tubevit.load_model(tiny_run).config
     assert config.init.checkpoint == str(tiny_run) and config.model.tubes == str(stored.tubes)
     assert (config.model.width, config.model.depth, config.input.fps) == (stored.width, stored.depth, 8.0)
-    assert config.optimizer.learning_rate == 1.6e-3 and f"from {tiny_run}" in lines[1]  # 1.2e-3 * 96 / 24 / 3
+    assert config.optimizer.learning_rate == 0.013 and f"from {tiny_run}" in lines[1]  # 1e-2 * 96 / 24 / 3
     with pytest.raises(UserError, match="model= goes without init="):
         finetune_config(clips(8), str(tiny_run), "tubevit_b16")
 

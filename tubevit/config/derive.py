@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -24,6 +25,9 @@ PROBED = 12  # files that are looked at
 LONGEST_SPAN = 10.0  # seconds that a clip covers at most: Kinetics' clips are as long
 SMALL = 96  # pixels of the short side up to which the models of the embedded data are taken
 LARGE = 1024  # width of L
+NARROW = 96  # width up to which Muon takes the place of AdamW in fine-tuning: wider models were not tried
+COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
+COPIED_FILES = 20_000  # most files that are copied
 KINETICS_FPS = 15.0
 
 
@@ -120,18 +124,26 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
     epochs, fewest, most = (30, 5_000, 20_000) if checkpoint else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
-    rate = 1.2e-3 * 96 / stored.width * (1 / 3 if checkpoint else 1)
+    narrow = stored.width <= NARROW
+    rate = (1e-2 if narrow else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1)
+    copy_side = 16 * math.ceil(COPY_SIDE * stored.size / 16)
+    copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
+    decoding = looks.decoding * ((copy_side / looks.short_side) ** 2 if copied else 1)
     values |= {
+        "optimizer.name": "muon" if narrow else "adamw", "optimizer.weight_decay": 0.2 if narrow else 0.05,
+        "optimizer.b2": 0.98 if narrow else 0.999, "optimizer.ema_decay": max(1 - 10 / steps, 0.0),
         "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": steps // 10,
+        "data.train.data.copy_short_side": copy_side if copied else None,
         "train.steps": steps, "train.label_smoothing": 0.0 if train.multi_label else 0.1,
         "data.train.data.batch_size": batch_size,
         "data.train.data.augment.area": 0.5 if len(train) < 10_000 else 0.3,
         "data.eval.data.batch_size": batch_size, "data.eval.data.split": split,
         "eval.every": max(steps // 5, 1), "checkpoint.every": max(steps // 5, 1),
+        "checkpoint.keep_best": f"eval/data/{'map' if train.multi_label else 'top1'}",
         "log.every": max(steps // 50, 1),
     }  # fmt: skip
     notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head, overlap)), looks)
-    return values, notes, looks.decoding
+    return values, notes, decoding
 
 
 def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDict) -> list[str]:
@@ -143,14 +155,19 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDi
     fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
     augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     epochs = config.train.steps * dataset.batch_size / len(train)
+    copies = [
+        f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
+        f"(about {max(len(train) * looks.decoding / 60, 1):.0f} minutes of one core)"
+    ]
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
         f"median short side {looks.short_side} pixels{length}",
         f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
-        f"{config.optimizer.warmup_steps}, learning rate {config.optimizer.learning_rate:g} "
+        f"{config.optimizer.warmup_steps}, {config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} "
         "(--config.KEY=VALUE changes any)",
+        *(copies if dataset.copy_short_side is not None else []),
         "augmentation: " + ", ".join(f"{key} {value:g}" for key, value in augment.items() if value) + "; up to "
         f"{config.loader.max_broken:.0%} of the files may be broken",
     ]

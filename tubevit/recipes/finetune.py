@@ -23,7 +23,13 @@ def finetune_config(
     | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
     | samples seen | 100 epochs, at least 20,000 and at most 40,000 (or 3 epochs) | 30, 5,000, 20,000 (or 3) |
-    | learning rate | 1.2e-3 at a width of 96, inversely proportional to the width | a third of it |
+    | optimiser | Muon up to a width of 96, else AdamW | likewise |
+    | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
+    | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
+
+    If the files are at least twice as large as needed, training reads small copies of them, see `small_copy`, unless
+    there are more than 20,000. The average of the parameters (`ema_decay`) is evaluated and saved, and the checkpoint
+    with the best held-out top-1 (or mAP) is kept beside the last one.
 
     A plain ViT gets 3D tubes if the data is videos, see `inflated_config`. With `tubes`, a dense video model becomes a
     sparse one: kernels and positions of other tubes come from those of its only tube, see `sparse_config`.
@@ -48,7 +54,9 @@ def finetune_config(
     for path in defining_keys() if init else ["model.name"]:
         set_value(config, path, None)
     config.model.scan = None if init else False
-    config.optimizer.update(name="adamw", learning_rate=None, warmup_steps=None, weight_decay=0.05, grad_clip_norm=1.0)
+    for key in ("name", "learning_rate", "warmup_steps", "weight_decay", "b2", "ema_decay"):
+        config.optimizer[key] = None
+    config.optimizer.grad_clip_norm = 1.0
     config.train.update(steps=None, label_smoothing=None)
     augment = {"random_crop": True, "area": None, "flip": flip, "colour_jitter": 0.2}
     config.data.train.data = dataset_config(source=data, batch_size=None, augment=augment)
