@@ -90,9 +90,9 @@ class Recorded(SampleLoader):
 
     clips: list = dataclasses.field(default_factory=list)
 
-    def decode(self, index, position):
+    def decode(self, index, position, **options):
         self.clips.append((self.source.keys[index], position))
-        return super().decode(index, position)
+        return super().decode(index, position, **options)
 
 
 def loader(
