@@ -9,7 +9,7 @@ from flax import nnx
 import tubevit
 from tubevit.cli import main
 from tubevit.config import load_config
-from tubevit.config.derive import probe
+from tubevit.config.derive import default_model, probe
 from tubevit.config.resolve import resolve
 from tubevit.data.moving_digits import write_video
 from tubevit.data.sources import open_source
@@ -86,7 +86,10 @@ def test_large_files_are_copied(clips):
 
 
 def test_large_frames_and_long_videos(clips):
-    config, _ = resolved(clips(8, size=(130, 100), frames=40, fps=1), flip=True)
+    assert [default_model(*case) for case in ((97, "tpu"), (96, "tpu"), (500, "cpu"))] == [
+        "tubevit_ti16", "tubevit_nano8", "tubevit_nano8",
+    ]  # fmt: skip
+    config, _ = resolved(clips(8, size=(130, 100), frames=40, fps=1), flip=True, model="tubevit_ti16")
     assert config.model.name == "tubevit_ti16" and (config.input.frames, config.input.size) == (32, 224)
     assert config.input.fps == 3.2 and config.data.train.data.augment.flip  # 32 frames over 10 of the 40 seconds
     config, _ = resolved(clips(8), model="tubevit_s16")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -101,6 +102,11 @@ def probe(source: Source) -> Probe:
     return Probe(int(np.median(sides)), float(np.median(known)) if known else None, float(np.median(times)))
 
 
+def default_model(short_side: int, backend: str) -> str:
+    """Return the architecture to train from scratch: one that a CPU trains in minutes, or that suits small frames."""
+    return "tubevit_nano8" if backend == "cpu" or short_side <= SMALL else "tubevit_ti16"
+
+
 def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     """See the table of `tubevit.recipes.finetune.finetune_config`."""
     checkpoint, data = config.recipe.checkpoint, config.data.train.data.source
@@ -116,7 +122,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
             stored = inflated_config(stored)
         values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
     else:
-        stored = model_config(config.recipe.model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16"))
+        stored = model_config(config.recipe.model or default_model(looks.short_side, jax.default_backend()))
         values = {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
     if looks.seconds is not None:
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)

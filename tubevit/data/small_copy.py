@@ -34,7 +34,7 @@ def small_copy(source: Source, split: str, short_side: int, max_broken: float) -
     folder = str(cache_folder() / "copies" / _digest(source, short_side))
     if not storage.exists(storage.join(folder, INDEX)):
         logger.info(f"copying {len(source)} files of {source.name} with a short side of {short_side} to {folder}")
-    counts = write_shards(source, split, folder, short_side=short_side, processes=len(os.sched_getaffinity(0)))
+    counts = write_shards(source, split, folder, short_side=short_side, processes=_cores())
     if counts["rejected"]:
         message = f"{counts['rejected']} of the {len(source)} files of {source.name} are broken, see {folder}"
         if counts["rejected"] > max_broken * len(source):
@@ -42,6 +42,11 @@ def small_copy(source: Source, split: str, short_side: int, max_broken: float) -
         logger.warning(f"{message}; they are left out")
     copied = open_source(f"shards:{folder}", split).with_classes(source.classes)
     return dataclasses.replace(copied, name=source.name, listed=source.listed, notes=source.notes)
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _digest(source: Source, short_side: int) -> str:

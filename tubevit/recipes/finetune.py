@@ -20,7 +20,7 @@ def finetune_config(
 
     | | from scratch | from a checkpoint |
     |---|---|---|
-    | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
+    | model, input size, frames | `tubevit_nano8` on a CPU or up to a short side of 96, else `tubevit_ti16` | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
     | samples seen | 100 epochs, at least 20,000 and at most 40,000 (or 3 epochs) | 30, 5,000, 20,000 (or 3) |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
