@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -15,7 +16,6 @@ from tubevit.errors import UserError
 def clips(tmp_path, monkeypatch):
     """A source of four clips, one of them small; the cache is empty."""
     monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # this process copies
     for i, (height, width) in enumerate([(96, 128), (128, 96), (96, 96), (30, 40)]):
         write_video(tmp_path / f"{i}.mp4", np.full((6, height, width, 3), 60 * i + 30, np.uint8), 6)
     rows = [f"{i}.mp4,{'ba'[i % 2]},train" for i in range(4)]
@@ -41,7 +41,9 @@ def test_copies_are_small_and_made_once(clips, tmp_path, caplog):
     os.utime(tmp_path / "0.mp4", (1, 1))  # another file under the same name
     small_copy(clips(), "train", 48, 0.01)
     small_copy(clips(), "train", 32, 0.01)
-    assert len(os.listdir(cache_folder() / "copies")) == 3
+    renamed = dataclasses.replace(clips(), name="./list.csv")  # another spelling of the same source
+    assert small_copy(renamed, "train", 48, 0.01).name == "./list.csv"
+    assert len(os.listdir(cache_folder() / "copies")) == 4
 
 
 def test_broken_files(clips, tmp_path, caplog):

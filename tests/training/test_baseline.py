@@ -36,6 +36,9 @@ def test_what_grey_values_tell(experiment, tmp_path, caplog):
     stored = json.loads((tmp_path / "baseline.json").read_text())
     (tmp_path / "baseline.json").write_text(json.dumps(stored | {"top1": 0.25}))
     assert pixel_baseline(opened, tmp_path, 0.01) == 0.25
+    assert pixel_baseline(experiment(["dark", "bright", "bright"]), tmp_path, 0.01) != 0.25  # other labels
+    (tmp_path / "baseline.json").write_text("{")
+    assert pixel_baseline(opened, tmp_path, 0.01) == 1.0
 
 
 def test_some_files_where_decoding_is_slow(experiment, tmp_path):

@@ -45,14 +45,13 @@ def run(args) -> None:
 
 
 def _print_sharding(config) -> None:
-    from tubevit.config.experiment import open_experiment
     from tubevit.config.resolve import resolve_on_main
     from tubevit.models.abstract import abstract_parameters
     from tubevit.sharding.hosts import is_main
     from tubevit.sharding.rules import sharding_table
     from tubevit.training.loop import checked_mesh
 
-    experiment = open_experiment(resolve_on_main(config))
-    mesh = checked_mesh(experiment)
+    resolved = resolve_on_main(config)
+    mesh = checked_mesh(resolved)
     if is_main():
-        print(sharding_table(abstract_parameters(experiment.model), mesh))
+        print(sharding_table(abstract_parameters(resolved.model), mesh))

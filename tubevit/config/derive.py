@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -29,6 +28,7 @@ LARGE = 1024  # width of L
 NARROW = 96  # width up to which Muon takes the place of AdamW in fine-tuning: wider models were not tried
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
 COPIED_FILES = 20_000  # most files that are copied
+_OF_COPYING = 4  # times as long as decoding a clip: all frames are decoded, and encoded again
 KINETICS_FPS = 15.0
 
 
@@ -102,11 +102,6 @@ def probe(source: Source) -> Probe:
     return Probe(int(np.median(sides)), float(np.median(known)) if known else None, float(np.median(times)))
 
 
-def default_model(short_side: int, backend: str) -> str:
-    """Return the architecture to train from scratch: one that a CPU trains in minutes, or that suits small frames."""
-    return "tubevit_nano8" if backend == "cpu" or short_side <= SMALL else "tubevit_ti16"
-
-
 def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     """See the table of `tubevit.recipes.finetune.finetune_config`."""
     checkpoint, data = config.recipe.checkpoint, config.data.train.data.source
@@ -122,7 +117,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
             stored = inflated_config(stored)
         values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
     else:
-        stored = model_config(config.recipe.model or default_model(looks.short_side, jax.default_backend()))
+        stored = model_config(config.recipe.model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16"))
         values = {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
     if looks.seconds is not None:
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
@@ -130,14 +125,14 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
     epochs, fewest, most = (30, 5_000, 20_000) if checkpoint else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
-    narrow = stored.width <= NARROW
-    rate = (1e-2 if narrow else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1)
+    name = config.optimizer.name or ("muon" if stored.width <= NARROW else "adamw")
+    muon = name == "muon"
+    rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1)
     copy_side = 16 * math.ceil(COPY_SIDE * stored.size / 16)
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
-    decoding = looks.decoding * ((copy_side / looks.short_side) ** 2 if copied else 1)
     values |= {
-        "optimizer.name": "muon" if narrow else "adamw", "optimizer.weight_decay": 0.2 if narrow else 0.05,
-        "optimizer.b2": 0.98 if narrow else 0.999, "optimizer.ema_decay": max(1 - 10 / steps, 0.0),
+        "optimizer.name": name, "optimizer.weight_decay": 0.2 if muon else 0.05,
+        "optimizer.b2": 0.98 if muon else 0.999, "optimizer.ema_decay": max(1 - 10 / steps, 0.0),
         "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": steps // 10,
         "data.train.data.copy_short_side": copy_side if copied else None,
         "train.steps": steps, "train.label_smoothing": 0.0 if train.multi_label else 0.1,
@@ -149,7 +144,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "log.every": max(steps // 50, 1),
     }  # fmt: skip
     notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head, overlap)), looks)
-    return values, notes, decoding
+    return values, notes, looks.decoding
 
 
 def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDict) -> list[str]:
@@ -163,7 +158,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDi
     epochs = config.train.steps * dataset.batch_size / len(train)
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
-        f"(about {max(len(train) * looks.decoding / 60, 1):.0f} minutes of one core)"
+        f"(about {max(_OF_COPYING * len(train) * looks.decoding / 60, 1):.0f} minutes)"
     ]
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "

@@ -115,6 +115,9 @@ def probe_source(
         UserError: fewer than two classes of the training split can be decoded.
     """
 
+    if kind == "pixels":  # it sees whole squares of the frames, however large they are for the model
+        settings = dataclasses.replace(settings, views=dataclasses.replace(settings.views, short_side=None))
+
     def features(load: SampleLoader, part: str) -> Predictions:
         progress = settings.progress and f"{settings.progress}, {part}"
         return predict_source(forward, params, load, batch_size, dataclasses.replace(settings, progress=progress))

@@ -1,5 +1,7 @@
 """What a linear model of small grey clips reaches on the data of a fine-tuning run; a warning if the run is worse."""
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ from tubevit.errors import DecodeError, UserError
 from tubevit.evaluation.evaluate import EvalSettings, predict_source
 from tubevit.evaluation.metrics import score
 from tubevit.evaluation.pixels import MOST_FILES, SIDE, fit_ridge, grey_values, load_small, some_files
+from tubevit.sharding.agreement import SourceEntries, mapping_entries
 from tubevit.sharding.hosts import run_on_main
 
 logger = logging.getLogger(__name__)
@@ -45,14 +48,18 @@ def pixel_baseline(experiment: Experiment, workdir: str | os.PathLike, decoding:
 
 
 def _known(experiment: Experiment, workdir: str | os.PathLike, decoding: float) -> dict | None:
-    path = storage.join(workdir, _FILE)
-    if storage.exists(path):
-        return json.loads(storage.read_bytes(path))
-    train, held_out, model = experiment.train["data"].source, experiment.eval["data"].source, experiment.model
+    path, model = storage.join(workdir, _FILE), experiment.model
+    train, held_out = experiment.train["data"].source, experiment.eval["data"].source
+    entries = [*mapping_entries({"frames": model.frames, "fps": model.fps}), *SourceEntries(train)[:]]
+    digest = hashlib.sha256(storage.encode("\n".join([*entries, *SourceEntries(held_out)[:]]))).hexdigest()
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        known = json.loads(storage.read_bytes(path))
+        if known["of"] == digest:
+            return known
     if train.multi_label or held_out.multi_label or len(np.unique(train.labels)) < 2:
         return None
     start, threads = time.perf_counter(), experiment.config.loader.threads
-    most = min(MOST_FILES, max(int(_SECONDS * threads / max(decoding, 1e-3)), 32))
+    most = min(2 * MOST_FILES, max(int(_SECONDS * threads / max(decoding, 1e-3)), 32))
     share = min(1.0, most / (len(train) + len(held_out)))
     parts = [some_files(source, max(int(share * len(source)), 16)) for source in (train, held_out)]
     values, settings = [], EvalSettings(threads=threads, host=BatchShards())
@@ -71,7 +78,7 @@ def _known(experiment: Experiment, workdir: str | os.PathLike, decoding: float) 
     classes, shares = fit_ridge(x, y, z)
     probabilities[:, classes] = shares
     result = {"top1": score(probabilities, labels)["top1"], "train": len(x), "held_out": len(z)}
-    result |= {"seconds": round(time.perf_counter() - start, 1)}
+    result |= {"seconds": round(time.perf_counter() - start, 1), "of": digest}
     storage.write_text(path, json.dumps(result) + "\n")
     return result
 
@@ -81,6 +88,6 @@ def warn_if_worse(baseline: float | None, results: dict[str, float | None]) -> N
     reached = results.get("eval/data/top1")
     if baseline is not None and reached is not None and reached < baseline:
         logger.warning(
-            f"the model has top1 {reached:.3f}, less than the {baseline:.3f} of a linear model of its pixels: "
-            "docs/faq.md says what usually helps"
+            f"the model has top1 {reached:.3f}, less than the {baseline:.3f} of a linear model of pixels, see "
+            "baseline.json; docs/faq.md says what usually helps"
         )

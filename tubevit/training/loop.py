@@ -17,7 +17,7 @@ from tubevit import storage, writable
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.run_checkpoints import Checkpoints
 from tubevit.config.experiment import Experiment, open_experiment
-from tubevit.config.resolve import resolve_on_main
+from tubevit.config.resolve import Resolved, resolve_on_main
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.recipes.finetune import expected_time
@@ -126,7 +126,7 @@ def _entries(experiment: Experiment) -> dict:
     return files | {"the resolved configuration": mapping_entries(experiment.config.to_dict())}
 
 
-def checked_mesh(experiment: Experiment) -> Mesh:
+def checked_mesh(experiment: Experiment | Resolved) -> Mesh:
     """Make the mesh of an experiment; raises UserError if it does not fit devices, batches or parameters."""
     config = experiment.config
     mesh, notes = training_mesh(config, experiment.model)

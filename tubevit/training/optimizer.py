@@ -62,7 +62,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def _matrix_of(path) -> str | None:
     """Return the name of a matrix of encoder blocks, a key of `_MATRICES`; None for other parameters."""
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    ends = (end for end in _MATRICES if name.endswith(f"/{end}") and "blocks/" in name)
+    ends = (end for end in _MATRICES if name.endswith(end) and "blocks/" in name)  # of time_attention, too
     return next(ends, None)
 
 
