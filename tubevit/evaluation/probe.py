@@ -55,7 +55,8 @@ def open_probe(
         raise UserError(f"{name}: a probe needs two classes or more in the training split of {dataset.source}")
     test = test.with_classes(train.classes)
     if kind == "pixels":
-        return tuple(pixels.load_small(part, model.frames, model.fps) for part in (pixels.some_files(train), test))
+        train, test = (pixels.load_small(part, model.frames, model.fps) for part in (pixels.some_files(train), test))
+        return train, test
     return load_for(model, train, dataset.augment, path), load_for(model, test, dataset.augment, path)
 
 
