@@ -93,9 +93,11 @@ def train(
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     agree(lambda: {"the configuration": mapping_entries(config.to_dict())})
     resolved = resolve_on_main(config)
-    experiment = run_on_all(lambda: open_experiment(resolved))
+    for note in resolved.notes:
+        logger.info(note)
+    experiment = run_on_all(lambda: open_experiment(resolved))  # may take minutes: it makes copies
     agree(lambda: _entries(experiment))
-    for note in [*resolved.notes, *experiment.notes]:
+    for note in experiment.notes:
         logger.info(note)
     if resolved.decoding is not None and is_main():
         logger.info(expected_time(resolved))
