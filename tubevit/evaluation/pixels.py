@@ -1,4 +1,4 @@
-"""A linear model of small grey clips: what it reaches without any learned feature, a trained model should exceed."""
+"""A linear model of small grey clips, without learned features: a trained model should be better."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def load_small(source: Source, frames: int, fps: float | None) -> SampleLoader:
 
 
 def some_files(source: Source, most: int = MOST_FILES) -> Source:
-    """Return a source of at most so many of the files, evenly spread."""
+    """Return a source of at most `most` of the files, evenly spread over it."""
     if len(source) <= most:
         return source
     chosen = np.unique(np.linspace(0, len(source) - 1, most).astype(int))

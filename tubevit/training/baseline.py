@@ -52,7 +52,7 @@ def _known(experiment: Experiment, workdir: str | os.PathLike, decoding: float) 
     train, held_out = experiment.train["data"].source, experiment.eval["data"].source
     entries = [*mapping_entries({"frames": model.frames, "fps": model.fps}), *SourceEntries(train)[:]]
     digest = hashlib.sha256(storage.encode("\n".join([*entries, *SourceEntries(held_out)[:]]))).hexdigest()
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         known = json.loads(storage.read_bytes(path))
         if known["of"] == digest:
             return known
