@@ -14,8 +14,14 @@ Hardware: any; use a small model for few clips. Time: printed when the run start
 Expected: depends on the data; docs/colabs/2_finetune.md shows a run.
 """
 
-from tubevit.recipes.finetune import finetune_config
+from tubevit.recipes.finetune import CLOSEST, finetune_config
 
 
-def get_config(data: str = "moving_digits", init: str = "", model: str = "", flip: bool = False, tubes: str = ""):
+def get_config(
+    data: str = "moving_digits",
+    init: str | None = CLOSEST,
+    model: str | None = None,
+    flip: bool = False,
+    tubes: str | None = None,
+):
     return finetune_config(data, init or None, model or None, flip, tubes or None)

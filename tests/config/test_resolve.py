@@ -19,7 +19,7 @@ ABSENT["data"] = "k400:absent/list.csv@absent/clips"
 @pytest.fixture
 def finetuned(digits_cache):
     """`finetuned({"train.steps": "7"})`: the fine-tuning configuration on the embedded data, resolved."""
-    return lambda changes=(): resolve(load_config("finetune:data=moving_digits", dict(changes)))
+    return lambda changes=(): resolve(load_config("finetune:data=moving_digits,init=none", dict(changes)))
 
 
 @pytest.mark.parametrize("path", sorted(experiments_folder().glob("*.py")), ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ import tubevit
 from tubevit.cli import main
 from tubevit.config import load_config
 from tubevit.config.config import set_key
-from tubevit.config.derive import probe
+from tubevit.config.derive import closest_release, probe
 from tubevit.config.resolve import resolve
 from tubevit.data.moving_digits import write_video
 from tubevit.data.sources import open_source
@@ -44,7 +44,7 @@ def resolved(*arguments, **changes):
 
 def test_small_clips_from_scratch(clips):
     data = clips(400)
-    found = resolve(finetune_config(data))
+    found = resolve(finetune_config(data, None))
     config, lines = found.config, found.notes
     assert config.model.name == "tubevit_nano8" and (config.input.frames, config.input.size) == (16, 64)
     assert config.input.fps == 8.0  # 16 frames over 2 seconds
@@ -66,7 +66,7 @@ def test_small_clips_from_scratch(clips):
 )
 def test_few_clips_are_seen_more_often(clips, count, batch_size, steps):
     """Three quarters are for training; a batch has as many of them as a power of two goes."""
-    config, _ = resolved(clips(count))
+    config, _ = resolved(clips(count), None)
     assert config.train.steps == steps and config.data.train.data.batch_size == batch_size
     assert config.data.train.data.augment.area == (0.3 if count > 1000 else 0.5)
 
@@ -86,14 +86,14 @@ def test_large_files_are_copied(clips):
 def test_the_learning_rate_follows_the_optimiser(clips):
     """Also where the user names it."""
     for name, expected in (("adamw", (1.2e-3, 0.05, 0.999)), ("muon", (1e-2, 0.2, 0.98))):
-        config = finetune_config(clips(8))
+        config = finetune_config(clips(8), None)
         config.optimizer.name = name
         found = resolve(config).config.optimizer
         assert (found.learning_rate, found.weight_decay, found.b2) == expected
 
 
 def test_large_frames_and_long_videos(clips):
-    config, _ = resolved(clips(8, size=(130, 100), frames=40, fps=1), flip=True)
+    config, _ = resolved(clips(8, size=(130, 100), frames=40, fps=1), None, flip=True)
     assert config.model.name == "tubevit_ti16" and (config.input.frames, config.input.size) == (32, 224)
     assert config.input.fps == 3.2 and config.data.train.data.augment.flip  # 32 frames over 10 of the 40 seconds
     config, _ = resolved(clips(8), model="tubevit_s16")
@@ -110,7 +110,7 @@ def test_images(tmp_path):
         for label in "ab":
             (tmp_path / split / label).mkdir(parents=True)
             cv2.imwrite(str(tmp_path / split / label / "x.png"), np.zeros((20, 30, 3), np.uint8))
-    config, lines = resolved(str(tmp_path))
+    config, lines = resolved(str(tmp_path), None)
     assert config.input.fps is None and config.data.eval.data.split == "test" and "input 1x64x64" in lines[1]
 
 
@@ -122,6 +122,25 @@ def test_from_a_checkpoint(clips, tiny_run):
     assert config.optimizer.learning_rate == 0.013 and f"from {tiny_run}" in lines[1]  # 1e-2 * 96 / 24 / 3
     with pytest.raises(UserError, match="model= goes without init="):
         finetune_config(clips(8), str(tiny_run), "tubevit_b16")
+
+
+def test_few_clips_begin_from_the_closest_release(clips):
+    """Unless the user wants another model, or none."""
+    data, released = clips(8, size=(200, 260)), "tubevit_nano8@moving_digits"
+    config, lines = resolved(data)
+    assert config.init.checkpoint == closest_release(200) == released
+    assert (config.model.name, config.input.size, config.input.frames) == ("tubevit_nano8", 64, 16)
+    assert f"from {released} (init=none begins from scratch)" in lines[1]
+    assert resolved(clips(6_800))[0].init.checkpoint is None
+    for arguments, changes in (
+        ((None,), {}), ((), {"init.checkpoint": "none"}), ((), {"model.name": "tubevit_ti8"}),
+        ((), {"model.depth": "2"}), (("closest", "tubevit_ti8"), {}), ((None, "tubevit_ti8"), {}),
+    ):  # fmt: skip
+        config = finetune_config(data, *arguments)
+        for key, value in changes.items():
+            set_key(config, key, value)
+        found = resolve(config)
+        assert found.config.init.checkpoint is None and "from scratch, " in found.notes[1]
 
 
 def test_other_tubes_from_a_dense_model(clips, randomised, tiny_run, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tubevit.config.config import check_config, flatten, locked, model_fields, set_value
-from tubevit.config.keys import defining_keys
+from tubevit.config.keys import defining_keys, find_key
 from tubevit.data.decode import decode_media
 from tubevit.data.sources import CLASSES, Source, default_head, held_out_split, open_source
 from tubevit.data.warp import frame_size
@@ -20,10 +20,12 @@ from tubevit.models.variants import model_config
 from tubevit.transfer.dense import sparse_config
 from tubevit.transfer.small_to_large import bootstrapped_config, inflated_config
 from tubevit.zoo.names import named_config, open_checkpoint
+from tubevit.zoo.registry import read_index
 
 PROBED = 12  # files that are looked at
 LONGEST_SPAN = 10.0  # seconds that a clip covers at most: Kinetics' clips are as long
 SMALL = 96  # pixels of the short side up to which the models of the embedded data are taken
+FEW = 5_000  # training files below which fine-tuning begins from a released checkpoint
 LARGE = 1024  # width of L
 NARROW = 96  # width up to which Muon takes the place of AdamW in fine-tuning: wider models were not tried
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
@@ -104,11 +106,14 @@ def probe(source: Source) -> Probe:
 
 def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     """See the table of `tubevit.recipes.finetune.finetune_config`."""
-    checkpoint, data = config.recipe.checkpoint, config.data.train.data.source
+    data = config.data.train.data.source
     head, overlap = config.data.train.data.head or default_head(data, "data"), config.data.train.data.allow_overlap
     train = open_source(data, "train", head, overlap)
     split = held_out_split(data, head, overlap, open_source)
     looks, fps = probe(train), None
+    checkpoint = config.init.checkpoint
+    if config.recipe.closest and len(train) < FEW and not _sets_model(config):
+        checkpoint = checkpoint or closest_release(looks.short_side)
     if checkpoint:
         stored = open_checkpoint(checkpoint).model
         if config.recipe.tubes:
@@ -118,7 +123,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
     else:
         stored = model_config(config.recipe.model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16"))
-        values = {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
+        values = {path: find_key(path).default for path in defining_keys()} | {"model.scan": False}
+        values |= {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
     if looks.seconds is not None:
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
@@ -131,7 +137,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     copy_side = 16 * math.ceil(COPY_SIDE * stored.size / 16)
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
     values |= {
-        "optimizer.name": name, "optimizer.weight_decay": 0.2 if muon else 0.05,
+        "init.checkpoint": checkpoint, "optimizer.name": name, "optimizer.weight_decay": 0.2 if muon else 0.05,
         "optimizer.b2": 0.98 if muon else 0.999, "optimizer.ema_decay": max(1 - 10 / steps, 0.0),
         "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": steps // 10,
         "data.train.data.copy_short_side": copy_side if copied else None,
@@ -143,11 +149,28 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "checkpoint.keep_best": f"eval/data/{'map' if train.multi_label else 'top1'}",
         "log.every": max(steps // 50, 1),
     }  # fmt: skip
-    notes = functools.partial(_finetune_notes, train, len(open_source(data, split, head, overlap)), looks)
+    held_out = len(open_source(data, split, head, overlap))
+    notes = functools.partial(_finetune_notes, train, held_out, looks, config.recipe.closest)
     return values, notes, looks.decoding
 
 
-def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDict) -> list[str]:
+def closest_release(short_side: int) -> str:
+    """Return the released checkpoint whose input is closest to frames of a size, the smallest of several.
+
+    Raises UserError if the index of the released checkpoints is damaged.
+    """
+    releases = read_index().values()
+    return min(releases, key=lambda each: (abs(math.log(each.input["size"] / short_side)), each.bytes)).name
+
+
+def _sets_model(config: ConfigDict) -> bool:
+    """Whether the user set what defines a model, or asked for no checkpoint."""
+    flat = flatten(config)
+    asked = [path for path in defining_keys() if path.startswith("model.") and flat[path] is not None]
+    return bool(asked) or "init.checkpoint" in config.recipe.unset
+
+
+def _finetune_notes(train: Source, held_out: int, looks: Probe, closest: bool, config: ConfigDict) -> list[str]:
     dataset, split = config.data.train.data, config.data.eval.data.split
     model = model_config(**model_fields(config), num_classes=max(len(train.classes), 1))
     image = train.modality == "image"
@@ -156,6 +179,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDi
     fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
     augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     epochs = config.train.steps * dataset.batch_size / len(train)
+    begun = " (init=none begins from scratch)" if config.init.checkpoint and closest else ""
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
         f"(about {max(_OF_COPYING * len(train) * looks.decoding / 60, 1):.0f} minutes)"
@@ -163,7 +187,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, config: ConfigDi
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
         f"median short side {looks.short_side} pixels{length}",
-        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}, "
+        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{begun}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
         f"{config.optimizer.warmup_steps}, {config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} "

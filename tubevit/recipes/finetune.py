@@ -10,11 +10,12 @@ from tubevit.config.resolve import Resolved
 from tubevit.errors import UserError
 from tubevit.models.flops import count_flops
 
+CLOSEST = "closest"
 _COPIES_DECODE = 0.1  # of the time of the files; 0.07 was measured for 426x240 pixels
 
 
 def finetune_config(
-    data: str, init: str | None = None, model: str | None = None, flip: bool = False, tubes: str | None = None
+    data: str, init: str | None = CLOSEST, model: str | None = None, flip: bool = False, tubes: str | None = None
 ) -> ConfigDict:
     """Return a configuration that trains on `data` and evaluates on its split `val`, else `test`.
 
@@ -46,16 +47,17 @@ def finetune_config(
     Raises:
         UserError: both `init` and `model` are given, or `tubes` without `init`.
     """
+    closest = init == CLOSEST and not model
+    init = None if init == CLOSEST else init
     if init and model:
         raise UserError("model= goes without init=: the checkpoint has its own")
     if tubes and not init:
         raise UserError("tubes= goes with init=, a dense video model; --config.model.tubes=... sets those of a new one")
     config = default_config()
-    request_recipe(config, "finetune", checkpoint=init, model=model, tubes=tubes)
+    request_recipe(config, "finetune", closest=closest, model=model, tubes=tubes)
     config.init.update(checkpoint=init, tubes="dense" if tubes else "same")
-    for path in defining_keys() if init else ["model.name"]:
+    for path in [*defining_keys(), "model.scan"]:
         set_value(config, path, None)
-    config.model.scan = None if init else False
     for key in ("name", "learning_rate", "warmup_steps", "weight_decay", "b2", "ema_decay"):
         config.optimizer[key] = None
     config.optimizer.grad_clip_norm = 1.0
