@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tubevit
+from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,16 @@ def test_another_source(run, done, digits_cache, tmp_path):
         assert [record[key] for key in ("top1", "top5")] == [stored[key] for key in ("top1", "top5")]
         assert np.isclose(record["loss"], stored["loss"], rtol=1e-5)
         assert json.loads(out.read_text()) == [record]
+
+
+def test_another_split(run, done, tmp_path):
+    """Of every data set, whether the run or an experiment names them."""
+    for flags in ([], ["--config", TINY]):
+        command = ["evaluate", "--workdir", run, "--split", "train", "--json", "--out", tmp_path / "out.json", *flags]
+        records = json.loads(done(command))
+        assert [(each["dataset"], each["split"]) for each in records] == [
+            ("moving_digits", "train"), ("still_digits", "train")
+        ]  # fmt: skip
 
 
 def test_a_saved_model(run, done, refused, tmp_path, digits_cache):

@@ -27,6 +27,7 @@ def add_arguments(parser) -> None:
         metavar="FILE[:arg=value,...]",
         help="experiment that was trained, compared with the configuration of the run",
     )
+    add("--split", help="split to evaluate on, for example test (default: that of the run)")
     add("--licence", default="Apache-2.0", help="licence of the weights (default Apache-2.0, that of the code)")
     add(
         "--url",
@@ -40,16 +41,17 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit.evaluation import evaluate_checkpoint
+    from tubevit.evaluation import EvalOptions, evaluate_checkpoint
     from tubevit.zoo.names import open_checkpoint
     from tubevit.zoo.registry import checkpoints_folder
     from tubevit.zoo.release import ReleaseOptions, release
 
     records: list[dict] = []
+    evaluated = EvalOptions(split=args.split)
 
     def evaluate(stored) -> list[dict]:
         logger.info(f"evaluating {args.name}")
-        records.extend(evaluation.record for evaluation in evaluate_checkpoint(stored, progress=True))
+        records.extend(evaluation.record for evaluation in evaluate_checkpoint(stored, evaluated, progress=True))
         if failed := [record["failed"] for record in records if record["failed"]]:
             raise RunError(f"{args.name} is not released: {'; '.join(failed)}")
         return records
@@ -57,7 +59,7 @@ def run(args) -> None:
     checkpoint = open_checkpoint(args.workdir, args.step)
     options = ReleaseOptions(
         "bfloat16" if args.bfloat16 else "float32", args.licence,
-        config=_experiment(args, checkpoint.experiment) if args.config else "",
+        config=_experiment(args, checkpoint.experiment) if args.config else "", split=args.split,
         urls=tuple(args.url), archive=f"{args.name}.tar", replace=args.replace,
     )  # fmt: skip
     try:

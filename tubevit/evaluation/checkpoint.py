@@ -62,7 +62,7 @@ class EvalOptions:
             gives the protocol of an evaluation: the checkpoint must be of its architecture and input, and clips have
             its `input.fps`.
         data: a source to evaluate instead of `data.eval`.
-        split: split of `data`; by default val, else test, else all files.
+        split: split of every data set; for `data` by default val, else test, else all files.
         head: head for `data`; may be omitted if the model has one head.
         batch_size: batch size of every data set.
         views: temporal x spatial views, such as `4x3`.
@@ -90,8 +90,8 @@ class EvalOptions:
     def __post_init__(self):
         if self.data and self.config is not None:
             raise UserError("pass --data or --config, not both")
-        if not self.data and (self.split or self.head):
-            raise UserError("--split and --head go with --data")
+        if not self.data and self.head:
+            raise UserError("--head goes with --data")
         if self.batch_size is not None:
             COUNT.check("batch_size", self.batch_size)
         if self.max_broken is not None:
@@ -230,7 +230,10 @@ def _mesh(run: Mapping) -> Mesh:
 
 def _experiment(options: EvalOptions) -> ConfigDict:
     config = cast(ConfigDict, options.config)
-    return apply_recipe(allow_overlap(config) if options.allow_overlap else config)[0]
+    config = apply_recipe(allow_overlap(config) if options.allow_overlap else config)[0]
+    for dataset in config.data.eval.values():
+        dataset.split = options.split or dataset.split
+    return config
 
 
 def _datasets(checkpoint: Checkpoint, options: EvalOptions) -> Mapping[str, ConfigDict]:
@@ -242,8 +245,9 @@ def _datasets(checkpoint: Checkpoint, options: EvalOptions) -> Mapping[str, Conf
     stored = checkpoint.experiment.get("data", {}).get("eval", {})
     if not stored:
         raise UserError(f"{checkpoint} names no evaluation data: pass --data SOURCE or --config FILE")
-    overlap = {"allow_overlap": True} if options.allow_overlap else {}
-    return {name: dataset_config(**values | overlap) for name, values in stored.items()}
+    changes = {"allow_overlap": True} if options.allow_overlap else {}
+    changes |= {"split": options.split} if options.split else {}
+    return {name: dataset_config(**values | changes) for name, values in stored.items()}
 
 
 def _head(checkpoint: Checkpoint, options: EvalOptions) -> str:

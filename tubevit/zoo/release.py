@@ -34,6 +34,7 @@ class ReleaseOptions:
         dtype: `float32` or `bfloat16`, of the stored weights.
         licence: licence of the weights.
         config: the experiment that trained it, see `Release`.
+        split: the split that `evaluate` takes of each data set; None for that of the run.
         urls: addresses where the archive will be, mirrors after the first. The weights are then written to `archive`,
             not to `checkpoints/`.
         archive: file for the weights; by default NAME.tar in the current folder.
@@ -47,6 +48,7 @@ class ReleaseOptions:
     dtype: str = "float32"
     licence: str = "Apache-2.0"
     config: str = ""
+    split: str | None = None
     urls: tuple[str, ...] = ()
     archive: str | os.PathLike | None = None
     replace: bool = False
@@ -182,7 +184,8 @@ def _entry(
         input={"frames": model.frames, "fps": model.fps, "size": model.size, "range": "uint8 0..255 or float -1..1"},
         classes={head: each.classes for head, each in model.heads},
         metrics=tuple(_metrics(record, data["eval"][record["dataset"]]["source"]) for record in records),
-        command=f"tubevit evaluate --checkpoint {name}", config=options.config,
+        command=f"tubevit evaluate --checkpoint {name}" + (f" --split {options.split}" if options.split else ""),
+        config=options.config,
         commit=_commit(),
     )  # fmt: skip
 
