@@ -39,7 +39,9 @@ def finetune_config(
 
     Args:
         data: a source with a split `train`.
-        init: a checkpoint as `load_model` takes it; None begins from random parameters.
+        init: a checkpoint as `load_model` takes it; None begins from random parameters. The default begins
+            from the released checkpoint whose input is closest to the frames if there are fewer than 5,000 files, no
+            `model` is given and no key that defines the model is set, and otherwise from random parameters.
         model: the architecture, instead of the one that follows from the size of the frames; not with `init`.
         flip: mirror half of the clips; only where the labels allow it.
         tubes: a preset or the text of other tubes for a dense video model; only with `init`.
