@@ -131,6 +131,7 @@ def test_few_clips_begin_from_the_closest_release(clips):
     assert config.init.checkpoint == closest_release(200) == released
     assert (config.model.name, config.input.size, config.input.frames) == ("tubevit_nano8", 64, 16)
     assert f"from {released} (init=none begins from scratch)" in lines[1]
+    assert config.train.steps == 10_000  # as many as from scratch, unlike wide models
     assert resolved(clips(6_800))[0].init.checkpoint is None
     for arguments, changes in (
         ((None,), {}), ((), {"init.checkpoint": "none"}), ((), {"model.name": "tubevit_ti8"}),

@@ -27,7 +27,7 @@ LONGEST_SPAN = 10.0  # seconds that a clip covers at most: Kinetics' clips are a
 SMALL = 96  # pixels of the short side up to which the models of the embedded data are taken
 FEW = 5_000  # training files below which fine-tuning begins from a released checkpoint
 LARGE = 1024  # width of L
-NARROW = 96  # width up to which Muon takes the place of AdamW in fine-tuning: wider models were not tried
+NARROW = 96  # width up to which Muon takes the place of AdamW and a checkpoint is trained as long as from scratch
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
 COPIED_FILES = 20_000  # most files that are copied
 _OF_COPYING = 4  # times as long as decoding a clip: all frames are decoded, and encoded again
@@ -129,7 +129,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
     batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
-    epochs, fewest, most = (30, 5_000, 20_000) if checkpoint else (100, 20_000, 40_000)
+    little = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
+    epochs, fewest, most = (30, 5_000, 20_000) if little else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
     name = config.optimizer.name or ("muon" if stored.width <= NARROW else "adamw")
     muon = name == "muon"

@@ -25,7 +25,7 @@ def finetune_config(
     |---|---|---|
     | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
-    | samples seen | 100 epochs, at least 20,000 and at most 40,000 (or 3 epochs) | 30, 5,000, 20,000 (or 3) |
+    | samples | 100 epochs, 20,000 to 40,000 (or 3 epochs) | likewise up to a width of 96, else 30, 5,000 to 20,000 |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
     | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
     | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
