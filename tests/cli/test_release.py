@@ -39,7 +39,7 @@ def places(tmp_path_factory, digits_cache):
 @pytest.fixture(scope="module")
 def released(places, tiny_run):
     """The folder of the tiny run's last checkpoint, released."""
-    flags = ["--bfloat16", "--config", TINY, "--licence", "CC-BY-4.0", "--split", "test"]
+    flags = ["--bfloat16", "--config", TINY, "--licence", "CC-BY-4.0", "--split", "train"]
     assert main(["release", str(tiny_run), NAME, *flags]) == 0
     return places / NAME
 
@@ -56,7 +56,7 @@ def test_the_entry(released, digits_cache):
     assert row["data"] == {"moving_digits": "moving_digits", "still_digits": "still_digits"}
     assert row["input"] == {"frames": 16, "fps": 8.0, "size": 32, "range": "uint8 0..255 or float -1..1"}
     assert row["classes"] == {"motion": 8, "digit": 10}
-    assert row["command"] == f"tubevit evaluate --checkpoint {NAME} --split test"
+    assert row["command"] == f"tubevit evaluate --checkpoint {NAME} --split train"
     root = pathlib.Path(tubevit.__file__).parent.parent
     if (root / ".git").exists():
         head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -104,9 +104,9 @@ def test_the_card(released, places, tiny_run):
         f"# {NAME}\n", "24 wide, 1 blocks, 2 heads", "trained for 9 steps", "- `moving_digits`: `moving_digits`",
         "head `digit` takes images, 10 classes: 0, 1, 2", "head `motion` takes videos, 8 classes: ",
         "Clips of 16 frames at 8 frames per second, 32x32 pixels. Images of 32x32 pixels. RGB, uint8 0..255",
-        f"| moving_digits | test | motion | 1x1 | 8 | {motion['correct']} | {100 * motion['top1']:.2f} % |",
-        f"| still_digits | test | digit | 1x1 | 4 | {still['correct']} |",
-        f"    tubevit evaluate --checkpoint {NAME} --split test\n",
+        f"| moving_digits | train | motion | 1x1 | 24 | {motion['correct']} | {100 * motion['top1']:.2f} % |",
+        f"| still_digits | train | digit | 1x1 | {still['clips']} | {still['correct']} |",
+        f"    tubevit evaluate --checkpoint {NAME} --split train\n",
         f"    tubevit train --workdir DIR --config {TINY}\n",
         "## Curves\n\n![loss](loss.svg)\n\n![accuracy](accuracy.svg)\n",
         "## Licence\n\nCC-BY-4.0\n", "## Limits\n\n- The model knows only the classes above",

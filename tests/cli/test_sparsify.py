@@ -51,6 +51,7 @@ def test_the_same_tubes_score_the_same(dense, digits_cache, done, tmp_path):
         (["--tubes", "smal"], ["unknown tube preset 'smal'; did you mean 'small'"]),
         (["--tubes", "paper"], ["a clip of 8x32x32", "is too small for tube 16x4x4"]),
         (["--tubes", "4x8x8/8x8x8", "--views", "2x1"], ["--views goes with --data"]),
+        (["--tubes", "4x8x8/8x8x8", "--split", "test"], ["--split goes with --data"]),
         (["--tubes", "4x8x8/8x8x8", "--head", "motion"], ["--head goes with --data"]),
         (["--tubes", "4x8x8/8x8x8", "--data", "clips.cvs"], ["clips.cvs"]),
     ],

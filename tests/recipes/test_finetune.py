@@ -112,6 +112,8 @@ def test_images(tmp_path):
             cv2.imwrite(str(tmp_path / split / label / "x.png"), np.zeros((20, 30, 3), np.uint8))
     config, lines = resolved(str(tmp_path), None)
     assert config.input.fps is None and config.data.eval.data.split == "test" and "input 1x64x64" in lines[1]
+    config, lines = resolved(str(tmp_path))
+    assert config.init.checkpoint == closest_release(20) and "input 1x64x64" in lines[1]
 
 
 def test_from_a_checkpoint(clips, tiny_run):
@@ -130,8 +132,9 @@ def test_few_clips_begin_from_the_closest_release(clips):
     config, lines = resolved(data)
     assert config.init.checkpoint == closest_release(200) == released
     assert (config.model.name, config.input.size, config.input.frames) == ("tubevit_nano8", 64, 16)
-    assert f"from {released} (init=none begins from scratch)" in lines[1]
-    assert config.train.steps == 10_000  # as many as from scratch, unlike wide models
+    assert f"from {released} (init={released} keeps this choice, init=none begins from scratch), " in lines[1]
+    assert resolved(data, "")[0] == config and resolved(data, released)[0] == config
+    assert config.train.steps == 20_000 // 4  # as many as from scratch, unlike wide models
     assert resolved(clips(6_800))[0].init.checkpoint is None
     for arguments, changes in (
         ((None,), {}), ((), {"init.checkpoint": "none"}), ((), {"model.name": "tubevit_ti8"}),
@@ -142,6 +145,29 @@ def test_few_clips_begin_from_the_closest_release(clips):
             set_key(config, key, value)
         found = resolve(config)
         assert found.config.init.checkpoint is None and "from scratch, " in found.notes[1]
+
+
+def test_the_closest_release_with_keys_of_the_user(clips, tiny_run):
+    """What needs a checkpoint is allowed, another input size or checkpoint is taken, another model is refused."""
+    data = clips(8, size=(300, 360))
+
+    def with_keys(arguments=(), **keys):
+        config = finetune_config(data, *arguments)
+        for key, value in keys.items():
+            set_key(config, key.replace("__", "."), value)
+        return resolve(config)
+
+    frozen = with_keys(train__freeze_below="2")
+    assert frozen.model.freeze_below == 2 and frozen.config.init.checkpoint == closest_release(300)
+    larger = with_keys(input__size="96").config
+    assert (larger.input.size, larger.model.width) == (96, 96)
+    assert larger.data.train.data.copy_short_side == 144  # 1.5 times the input
+    named = with_keys(init__checkpoint=str(tiny_run))
+    assert named.model.width == 24 and f"from {tiny_run}, " in named.notes[1]
+    with pytest.raises(UserError, match="model= goes without init="):
+        with_keys(("closest", "tubevit_ti8"), init__checkpoint=str(tiny_run))
+    with pytest.raises(UserError, match="would freeze random parameters"):
+        with_keys((None,), train__freeze_below="2")
 
 
 def test_other_tubes_from_a_dense_model(clips, randomised, tiny_run, tmp_path):

@@ -36,7 +36,8 @@ def run(args) -> None:
     from tubevit.zoo.names import open_checkpoint
 
     options = data_options(args)
-    flags = [name for name in ("batch_size", "views", "average", "allow_overlap", "max_broken") if getattr(args, name)]
+    names = ("split", "batch_size", "views", "average", "allow_overlap", "max_broken")
+    flags = [name for name in names if getattr(args, name)]
     if flags and not args.data:
         raise UserError(f"--{flags[0].replace('_', '-')} goes with --data")
     if storage.exists(args.out):

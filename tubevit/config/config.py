@@ -234,7 +234,7 @@ def check_config(config: ConfigDict) -> None:
             find_key(path).check(path, value)
     Views.from_keys(config.eval)
     pairs(config.init.rename)
-    if config.init.checkpoint is None:
+    if config.init.checkpoint is None and not config.get("recipe", {}).get("closest"):  # which may choose one
         unused = [key for key in ("skip", "rename", "tubes") if config.init[key] != find_key(f"init.{key}").default]
         if unused:
             raise UserError(f"init.{unused[0]} goes with init.checkpoint, which is not set")

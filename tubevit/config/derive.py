@@ -27,7 +27,8 @@ LONGEST_SPAN = 10.0  # seconds that a clip covers at most: Kinetics' clips are a
 SMALL = 96  # pixels of the short side up to which the models of the embedded data are taken
 FEW = 5_000  # training files below which fine-tuning begins from a released checkpoint
 LARGE = 1024  # width of L
-NARROW = 96  # width up to which Muon takes the place of AdamW and a checkpoint is trained as long as from scratch
+NARROW = 96  # width up to which fine-tuning takes Muon, not AdamW, and trains a checkpoint as long as from scratch
+MODEL_OR_CHECKPOINT = "model= goes without init=: the checkpoint has its own"
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
 COPIED_FILES = 20_000  # most files that are copied
 _OF_COPYING = 4  # times as long as decoding a clip: all frames are decoded, and encoded again
@@ -111,9 +112,12 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     train = open_source(data, "train", head, overlap)
     split = held_out_split(data, head, overlap, open_source)
     looks, fps = probe(train), None
-    checkpoint = config.init.checkpoint
-    if config.recipe.closest and len(train) < FEW and not _sets_model(config):
-        checkpoint = checkpoint or closest_release(looks.short_side)
+    checkpoint, chosen = config.init.checkpoint, False
+    if checkpoint and config.recipe.model:
+        raise UserError(MODEL_OR_CHECKPOINT)
+    if not checkpoint and config.recipe.closest and len(train) < FEW and not _asks_for_random_parameters(config):
+        checkpoint = closest_release(config.input.size or looks.short_side)
+        chosen = checkpoint is not None
     if checkpoint:
         stored = open_checkpoint(checkpoint).model
         if config.recipe.tubes:
@@ -129,13 +133,13 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
     batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
-    little = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
-    epochs, fewest, most = (30, 5_000, 20_000) if little else (100, 20_000, 40_000)
+    short = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
+    epochs, fewest, most = (30, 5_000, 20_000) if short else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
     name = config.optimizer.name or ("muon" if stored.width <= NARROW else "adamw")
     muon = name == "muon"
     rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1)
-    copy_side = 16 * math.ceil(COPY_SIDE * stored.size / 16)
+    copy_side = 16 * math.ceil(COPY_SIDE * (config.input.size or stored.size) / 16)
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
     values |= {
         "init.checkpoint": checkpoint, "optimizer.name": name, "optimizer.weight_decay": 0.2 if muon else 0.05,
@@ -151,27 +155,29 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "log.every": max(steps // 50, 1),
     }  # fmt: skip
     held_out = len(open_source(data, split, head, overlap))
-    notes = functools.partial(_finetune_notes, train, held_out, looks, config.recipe.closest)
+    notes = functools.partial(_finetune_notes, train, held_out, looks, chosen)
     return values, notes, looks.decoding
 
 
-def closest_release(short_side: int) -> str:
-    """Return the released checkpoint whose input is closest to frames of a size, the smallest of several.
+def closest_release(size: int) -> str | None:
+    """Return the released checkpoint whose input is closest to a size in pixels, the smallest of several.
 
-    Raises UserError if the index of the released checkpoints is damaged.
+    Returns None if there is no release. Raises UserError if the index of the released checkpoints is damaged.
     """
     releases = read_index().values()
-    return min(releases, key=lambda each: (abs(math.log(each.input["size"] / short_side)), each.bytes)).name
+    distance = lambda each: (abs(math.log(each.input["size"] / size)), each.bytes)  # noqa: E731
+    found = min(releases, key=distance, default=None)
+    return found and found.name
 
 
-def _sets_model(config: ConfigDict) -> bool:
-    """Whether the user set what defines a model, or asked for no checkpoint."""
+def _asks_for_random_parameters(config: ConfigDict) -> bool:
+    """Whether the user asked for no checkpoint, or set a key of the model, which a checkpoint has its own of."""
     flat = flatten(config)
-    asked = [path for path in defining_keys() if path.startswith("model.") and flat[path] is not None]
-    return bool(asked) or "init.checkpoint" in config.recipe.unset
+    model = [path for path in defining_keys() if path.startswith("model.") and flat[path] is not None]
+    return bool(model) or "init.checkpoint" in config.recipe.unset
 
 
-def _finetune_notes(train: Source, held_out: int, looks: Probe, closest: bool, config: ConfigDict) -> list[str]:
+def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: bool, config: ConfigDict) -> list[str]:
     dataset, split = config.data.train.data, config.data.eval.data.split
     model = model_config(**model_fields(config), num_classes=max(len(train.classes), 1))
     image = train.modality == "image"
@@ -180,7 +186,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, closest: bool, c
     fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
     augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     epochs = config.train.steps * dataset.batch_size / len(train)
-    begun = " (init=none begins from scratch)" if config.init.checkpoint and closest else ""
+    choice = f" (init={config.init.checkpoint} keeps this choice, init=none begins from scratch)" if chosen else ""
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
         f"(about {max(_OF_COPYING * len(train) * looks.decoding / 60, 1):.0f} minutes)"
@@ -188,7 +194,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, closest: bool, c
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
         f"median short side {looks.short_side} pixels{length}",
-        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{begun}, "
+        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{choice}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
         f"{config.optimizer.warmup_steps}, {config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} "

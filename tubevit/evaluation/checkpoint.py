@@ -232,8 +232,15 @@ def _experiment(options: EvalOptions) -> ConfigDict:
     config = cast(ConfigDict, options.config)
     config = apply_recipe(allow_overlap(config) if options.allow_overlap else config)[0]
     for dataset in config.data.eval.values():
-        dataset.split = options.split or dataset.split
+        dataset.update(_other_split(dataset, options))
     return config
+
+
+def _other_split(dataset: Mapping | ConfigDict, options: EvalOptions) -> dict:
+    """Return the keys of a data set that another split changes: what was published is of its own split."""
+    if options.split in (None, dataset.get("split")):
+        return {}
+    return {"split": options.split, "published_top1": None}
 
 
 def _datasets(checkpoint: Checkpoint, options: EvalOptions) -> Mapping[str, ConfigDict]:
@@ -245,9 +252,8 @@ def _datasets(checkpoint: Checkpoint, options: EvalOptions) -> Mapping[str, Conf
     stored = checkpoint.experiment.get("data", {}).get("eval", {})
     if not stored:
         raise UserError(f"{checkpoint} names no evaluation data: pass --data SOURCE or --config FILE")
-    changes = {"allow_overlap": True} if options.allow_overlap else {}
-    changes |= {"split": options.split} if options.split else {}
-    return {name: dataset_config(**values | changes) for name, values in stored.items()}
+    overlap = {"allow_overlap": True} if options.allow_overlap else {}
+    return {name: dataset_config(**values | overlap | _other_split(values, options)) for name, values in stored.items()}
 
 
 def _head(checkpoint: Checkpoint, options: EvalOptions) -> str:

@@ -5,6 +5,7 @@ import time
 from ml_collections import ConfigDict
 
 from tubevit.config.config import dataset_config, default_config, request_recipe, set_value
+from tubevit.config.derive import MODEL_OR_CHECKPOINT
 from tubevit.config.keys import defining_keys
 from tubevit.config.resolve import Resolved
 from tubevit.errors import UserError
@@ -25,7 +26,7 @@ def finetune_config(
     |---|---|---|
     | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
-    | samples | 100 epochs, 20,000 to 40,000 (or 3 epochs) | likewise up to a width of 96, else 30, 5,000 to 20,000 |
+    | samples | 100 epochs, 20,000 to 40,000 (or 3 epochs) | up to a width of 96 the same; else 30, 5,000 to 20,000 |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
     | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
     | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
@@ -39,9 +40,9 @@ def finetune_config(
 
     Args:
         data: a source with a split `train`.
-        init: a checkpoint as `load_model` takes it; None begins from random parameters. The default begins
-            from the released checkpoint whose input is closest to the frames if there are fewer than 5,000 files, no
-            `model` is given and no key that defines the model is set, and otherwise from random parameters.
+        init: a checkpoint as `load_model` takes it, None for random parameters, or `closest`: the released checkpoint
+            whose input is closest to `input.size`, by default to the short side of the frames, if there are fewer than
+            5,000 files, no `model` is given and no key of the group `model` is set; otherwise random parameters.
         model: the architecture, instead of the one that follows from the size of the frames; not with `init`.
         flip: mirror half of the clips; only where the labels allow it.
         tubes: a preset or the text of other tubes for a dense video model; only with `init`.
@@ -49,10 +50,10 @@ def finetune_config(
     Raises:
         UserError: both `init` and `model` are given, or `tubes` without `init`.
     """
-    closest = init == CLOSEST and not model
-    init = None if init == CLOSEST else init
+    closest = init in (CLOSEST, "") and not model
+    init = None if init in (CLOSEST, "") else init
     if init and model:
-        raise UserError("model= goes without init=: the checkpoint has its own")
+        raise UserError(MODEL_OR_CHECKPOINT)
     if tubes and not init:
         raise UserError("tubes= goes with init=, a dense video model; --config.model.tubes=... sets those of a new one")
     config = default_config()
