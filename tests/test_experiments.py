@@ -93,7 +93,7 @@ def test_headers(path):
         spec = re.search(r"--config (\S+)", command).group(1)
         name, _, arguments = spec.partition(":")
         assert name == path.stem and ("--workdir " if " train " in command else "--checkpoint ") in command
-        known = re.findall(r"(\w+): \w+ = ", path.read_text())
+        known = re.findall(r"(\w+): [\w |]+ = ", path.read_text())
         assert {item.split("=")[0] for item in arguments.split(",") if item} <= set(known)
 
 
