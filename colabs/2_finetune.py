@@ -88,9 +88,10 @@ if not data:
 # %% [markdown]
 # ## Train
 #
-# The chosen settings are printed first. Without `init=`, fewer than 5,000 files start from the released checkpoint
-# whose input is closest to them; `init=none` starts from random parameters, which needs more videos and steps. The same
-# from a shell: `tubevit train --config finetune:data=clips.csv,init=NAME --workdir runs/finetuned`.
+# The chosen settings are printed first. Without `init=`, training on fewer than 5,000 files starts from the released
+# checkpoint whose input size is closest to that of the frames. `init=none` starts from random parameters, which needs
+# more videos and steps. The same from a shell:
+# `tubevit train --config finetune:data=clips.csv,init=NAME --workdir runs/finetuned`.
 
 # %%
 install_logging()  # shows progress

@@ -123,7 +123,7 @@ def test_from_a_checkpoint(clips, tiny_run):
     assert (config.model.width, config.model.depth, config.input.fps) == (stored.width, stored.depth, 8.0)
     assert config.optimizer.learning_rate == 0.013 and f"from {tiny_run}" in lines[1]  # 1e-2 * 96 / 24 / 3
     with pytest.raises(UserError, match="model= goes without init="):
-        finetune_config(clips(8), str(tiny_run), "tubevit_b16")
+        resolved(clips(8), str(tiny_run), "tubevit_b16")
 
 
 def test_few_clips_begin_from_the_closest_release(clips):

@@ -43,10 +43,7 @@ def add_arguments(parser) -> None:
 def add_data_arguments(parser) -> None:
     """Add the flags that say how `--data` is read."""
     add = parser.add_argument
-    add(
-        "--split",
-        help="split (default: that of the configuration; of --data: val, else test, else all files)",
-    )
+    add("--split", help="split to read (default: that of the configuration; of --data val, else test, else all files)")
     add("--head", help="head for --data; may be omitted if the model has one head")
     add("--batch-size", type=COUNT, help="batch size (default: that of the configuration, 16 for --data)")
     add("--views", metavar="TxS", help="temporal x spatial views, e.g. 4x3 (default: eval.views of the configuration)")

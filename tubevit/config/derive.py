@@ -28,7 +28,6 @@ SMALL = 96  # pixels of the short side up to which the models of the embedded da
 FEW = 5_000  # training files below which fine-tuning begins from a released checkpoint
 LARGE = 1024  # width of L
 NARROW = 96  # width up to which fine-tuning takes Muon, not AdamW, and trains a checkpoint as long as from scratch
-MODEL_OR_CHECKPOINT = "model= goes without init=: the checkpoint has its own"
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
 COPIED_FILES = 20_000  # most files that are copied
 _OF_COPYING = 4  # times as long as decoding a clip: all frames are decoded, and encoded again
@@ -107,17 +106,16 @@ def probe(source: Source) -> Probe:
 
 def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     """See the table of `tubevit.recipes.finetune.finetune_config`."""
-    data = config.data.train.data.source
+    checkpoint, data = config.init.checkpoint, config.data.train.data.source
+    if checkpoint and config.recipe.model:
+        raise UserError("model= goes without init=: the checkpoint has its own")
     head, overlap = config.data.train.data.head or default_head(data, "data"), config.data.train.data.allow_overlap
     train = open_source(data, "train", head, overlap)
     split = held_out_split(data, head, overlap, open_source)
     looks, fps = probe(train), None
-    checkpoint, chosen = config.init.checkpoint, False
-    if checkpoint and config.recipe.model:
-        raise UserError(MODEL_OR_CHECKPOINT)
+    chosen = None
     if not checkpoint and config.recipe.closest and len(train) < FEW and not _asks_for_random_parameters(config):
-        checkpoint = closest_release(config.input.size or looks.short_side)
-        chosen = checkpoint is not None
+        checkpoint = chosen = closest_release(config.input.size or looks.short_side)
     if checkpoint:
         stored = open_checkpoint(checkpoint).model
         if config.recipe.tubes:
@@ -164,20 +162,18 @@ def closest_release(size: int) -> str | None:
 
     Returns None if there is no release. Raises UserError if the index of the released checkpoints is damaged.
     """
-    releases = read_index().values()
-    distance = lambda each: (abs(math.log(each.input["size"] / size)), each.bytes)  # noqa: E731
-    found = min(releases, key=distance, default=None)
-    return found and found.name
+    ranked = [(abs(math.log(each.input["size"] / size)), each.bytes, name) for name, each in read_index().items()]
+    return min(ranked)[-1] if ranked else None
 
 
 def _asks_for_random_parameters(config: ConfigDict) -> bool:
-    """Whether the user asked for no checkpoint, or set a key of the model, which a checkpoint has its own of."""
+    """Return whether the user set `init.checkpoint` to none, or a key of the model, which a checkpoint would fix."""
     flat = flatten(config)
     model = [path for path in defining_keys() if path.startswith("model.") and flat[path] is not None]
     return bool(model) or "init.checkpoint" in config.recipe.unset
 
 
-def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: bool, config: ConfigDict) -> list[str]:
+def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | None, config: ConfigDict) -> list[str]:
     dataset, split = config.data.train.data, config.data.eval.data.split
     model = model_config(**model_fields(config), num_classes=max(len(train.classes), 1))
     image = train.modality == "image"
@@ -186,7 +182,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: bool, co
     fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
     augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     epochs = config.train.steps * dataset.batch_size / len(train)
-    choice = f" (init={config.init.checkpoint} keeps this choice, init=none begins from scratch)" if chosen else ""
+    choice = f" (init={chosen} keeps this choice, init=none begins from scratch)" if chosen else ""
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
         f"(about {max(_OF_COPYING * len(train) * looks.decoding / 60, 1):.0f} minutes)"

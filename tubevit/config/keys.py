@@ -213,7 +213,7 @@ class _Dataset:
 @_group
 class _Recipe:
     name: str = _key("", "which of the two", choices=("finetune", "bootstrap"))
-    closest: bool = _key(False, "finetune: begin from the closest released checkpoint if the files are few")
+    closest: bool = _key(False, "finetune: begin from the closest released checkpoint if there are few files")
     model: str | None = _key(None, "finetune: the architecture, if there is no checkpoint")
     tubes: str | None = _key(None, "finetune: other tubes for the checkpoint of a dense video model")
     small: str | None = _key(None, "bootstrap: the tube model")

@@ -237,7 +237,7 @@ def _experiment(options: EvalOptions) -> ConfigDict:
 
 
 def _other_split(dataset: Mapping | ConfigDict, options: EvalOptions) -> dict:
-    """Return the keys of a data set that another split changes: what was published is of its own split."""
+    """Return the keys that `options.split` changes; a published accuracy belongs to the configured split only."""
     if options.split in (None, dataset.get("split")):
         return {}
     return {"split": options.split, "published_top1": None}

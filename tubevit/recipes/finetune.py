@@ -5,7 +5,6 @@ import time
 from ml_collections import ConfigDict
 
 from tubevit.config.config import dataset_config, default_config, request_recipe, set_value
-from tubevit.config.derive import MODEL_OR_CHECKPOINT
 from tubevit.config.keys import defining_keys
 from tubevit.config.resolve import Resolved
 from tubevit.errors import UserError
@@ -26,10 +25,13 @@ def finetune_config(
     |---|---|---|
     | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
-    | samples | 100 epochs, 20,000 to 40,000 (or 3 epochs) | up to a width of 96 the same; else 30, 5,000 to 20,000 |
+    | schedule | long | long up to a width of 96, else short |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
     | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
     | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
+
+    The long schedule is 100 epochs, but at least 20,000 and at most 40,000 samples. The short one is 30 epochs, between
+    5,000 and 20,000 samples. If the largest number is less than 3 epochs, it is 3 epochs.
 
     If the files are at least twice as large as needed, training reads small copies of them, see `small_copy`, unless
     there are more than 20,000. The average of the parameters (`ema_decay`) is evaluated and saved, and the checkpoint
@@ -48,12 +50,10 @@ def finetune_config(
         tubes: a preset or the text of other tubes for a dense video model; only with `init`.
 
     Raises:
-        UserError: both `init` and `model` are given, or `tubes` without `init`.
+        UserError: `tubes` is given without `init`. `resolve` refuses `init` together with `model`.
     """
     closest = init in (CLOSEST, "") and not model
     init = None if init in (CLOSEST, "") else init
-    if init and model:
-        raise UserError(MODEL_OR_CHECKPOINT)
     if tubes and not init:
         raise UserError("tubes= goes with init=, a dense video model; --config.model.tubes=... sets those of a new one")
     config = default_config()
