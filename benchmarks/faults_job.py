@@ -242,4 +242,4 @@ def small_data() -> None:
     from tubevit.data.sources.embedded import embedded_folder
 
     if not embedded_folder().exists():
-        make_moving_digits(embedded_folder(), train_clips=24, test_digits=4)
+        make_moving_digits(embedded_folder(), train_clips=24, train_digits=20, held_out_digits=2)

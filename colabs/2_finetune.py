@@ -75,7 +75,7 @@ from tubevit.visualize.evaluated import evaluate_stored
 from tubevit.zoo.names import open_checkpoint
 
 if not data:
-    make_moving_digits("example", train_clips=clips, test_digits=max(clips // 10, 1))
+    make_moving_digits("example", train_clips=clips, held_out_digits=max(clips // 20, 1))
     axes = ("horizontal", "falling", "vertical", "rising")  # of right, down_right, down, down_left and their opposites
     with open("example/motion.csv") as source, open("example/axis.csv", "w", newline="") as target:
         rows = csv.writer(target)

@@ -105,13 +105,13 @@ TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
 @pytest.fixture(scope="session")
 def digits_cache(tmp_path_factory):
-    """The folder of the embedded data, 24 training clips and 4 test digits, where the sources look for it."""
+    """The folder of the embedded data, 24 training clips and 2 digits of val and of test, where the sources look for it."""
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUBEVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        make_moving_digits(embedded_folder(), train_clips=24, test_digits=4)
+        make_moving_digits(embedded_folder(), train_clips=24, train_digits=20, held_out_digits=2)
         yield embedded_folder()
 
 

@@ -125,7 +125,7 @@ from tubevit.data import moving_digits
 from tubevit.data.decode import decode_clip
 from tubevit.data.sources import embedded, open_source
 
-few = functools.partial(moving_digits.make_moving_digits, train_clips=8, test_digits=6)
+few = functools.partial(moving_digits.make_moving_digits, train_clips=8, train_digits=8, held_out_digits=2)
 embedded.make_moving_digits = few
 source = open_source("moving_digits", "test")
 inode = embedded.embedded_folder().stat().st_ino
@@ -142,8 +142,8 @@ def test_first_runs_at_once(tmp_path):
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     outputs = [process.communicate()[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
-    assert outputs == [["12", "240"]] * 4
-    assert os.listdir(tmp_path / "cache") == ["moving_digits_v1"]
+    assert outputs == [["8", "160"]] * 4
+    assert os.listdir(tmp_path / "cache") == ["moving_digits_v2"]
 
 
 @pytest.mark.parametrize("existed", [False, True])
@@ -151,7 +151,7 @@ def test_two_that_make_the_digits(tmp_path, existed):
     """Both begin before one has finished; whichever comes last, the folder is whole and has one of both contents."""
     place, barrier = tmp_path / "digits", threading.Barrier(2, timeout=60)
     if existed:
-        make_moving_digits(place, 3, 1, 1)
+        make_moving_digits(place, 3, 1, 1, 1)
 
     def progress(done: int, total: int) -> None:
         if done == total:
@@ -159,7 +159,7 @@ def test_two_that_make_the_digits(tmp_path, existed):
 
     def make(seed: int):
         try:
-            return make_moving_digits(place, seed, 2, 1, progress)
+            return make_moving_digits(place, seed, 2, 1, 1, progress)
         except MadeMeanwhile as error:
             return error
 
@@ -170,7 +170,7 @@ def test_two_that_make_the_digits(tmp_path, existed):
     digests = []
     for folder in (place, *(tmp_path / f"seed{seed}" for seed in (1, 2))):
         if folder != place:
-            make_moving_digits(folder, int(folder.name[-1]), 2, 1)
+            make_moving_digits(folder, int(folder.name[-1]), 2, 1, 1)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests.append(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest())
     assert digests[0] in digests[1:]

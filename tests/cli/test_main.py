@@ -150,13 +150,13 @@ def test_tracebacks_of_defects_and_with_debug(monkeypatch, capsys):
 
 
 def test_make_moving_digits(done, refused, tmp_path, digits_cache):
-    text = done(["make-moving-digits", tmp_path / "a", "--train-clips", 8, "--test-digits", 1, "--seed", 5])
-    assert "8 train clips, 2 test clips, 1347 train images, 1 test images" in text
-    assert len(list((tmp_path / "a" / "videos").rglob("*.mp4"))) == 10
+    text = done(["make-moving-digits", tmp_path / "a", "--train-clips", 8, "--held-out-digits", 1, "--seed", 5])
+    assert "8 train clips, 4 val clips, 4 test clips, 5388 train images, 2 val images, 2 test images" in text
+    assert len(list((tmp_path / "a" / "videos").rglob("*.mp4"))) == 16
     (tmp_path / "file").write_text("")
     refused(["make-moving-digits", tmp_path / "file"], f"{tmp_path}/file")
     refused(["make-moving-digits", tmp_path / "file" / "x"], f"cannot write {tmp_path}/file/x")
     refused(
-        ["make-moving-digits", tmp_path / "b", "--test-digits", 451],
-        "--test-digits: must be at least 1 and at most 450; found '451'",
+        ["make-moving-digits", tmp_path / "b", "--held-out-digits", 226],
+        "--held-out-digits: must be at least 1 and at most 225; found '226'",
     )

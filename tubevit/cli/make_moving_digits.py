@@ -8,13 +8,13 @@ HELP = "write the embedded data (moving and still handwritten digits) as files"
 EXAMPLES = (
     "tubevit make-moving-digits        # in the cache, where the sources moving_digits and still_digits look",
     "tubevit make-moving-digits data/moving_digits",
-    "tubevit make-moving-digits data/small --train-clips 200 --test-digits 20 --seed 1",
+    "tubevit make-moving-digits data/small --train-clips 200 --held-out-digits 20 --seed 1",
 )
 
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
-    from tubevit.data.moving_digits import TEST_DIGITS, TRAIN_CLIPS
+    from tubevit.data.moving_digits import HELD_OUT_DIGITS, TRAIN_CLIPS, TRAIN_DIGITS
 
     add = parser.add_argument
     add("folder", nargs="?", metavar="DIR", help="folder for videos/, images/ and three csv files")
@@ -24,8 +24,13 @@ def add_arguments(parser) -> None:
     )  # fmt: skip
     add("--train-clips", type=COUNT, default=TRAIN_CLIPS, help=f"number of training clips (default {TRAIN_CLIPS})")
     add(
-        "--test-digits", type=Range(int, least=1, most=TEST_DIGITS), default=TEST_DIGITS,
-        help=f"number of test digits, each in two clips and one image (default and maximum {TEST_DIGITS})",
+        "--train-digits", type=Range(int, least=1, most=TRAIN_DIGITS), default=TRAIN_DIGITS,
+        help=f"number of training digits, each in four images (default and maximum {TRAIN_DIGITS})",
+    )  # fmt: skip
+    add(
+        "--held-out-digits", type=Range(int, least=1, most=HELD_OUT_DIGITS), default=HELD_OUT_DIGITS,
+        help="number of digits of val and of test, each in four clips and two images "
+        f"(default and maximum {HELD_OUT_DIGITS})",
     )  # fmt: skip
 
 
@@ -48,5 +53,7 @@ def run(args) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        counts = make_moving_digits(folder, args.seed, args.train_clips, args.test_digits, progress)
+        counts = make_moving_digits(
+            folder, args.seed, args.train_clips, args.train_digits, args.held_out_digits, progress
+        )
     print(f"{folder}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()))

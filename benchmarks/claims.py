@@ -1,0 +1,197 @@
+"""Test the paper's claims on the embedded data.
+
+    python benchmarks/claims.py --workdir runs/claims [--only 2] [--seeds 0]
+    python benchmarks/claims_page.py        # writes the page, its figure and the table of README.md (extra `plot`)
+
+Trains the variants of experiments/claims.py and the stages of experiments/digits_bootstrap.py, and writes a row of
+benchmarks/claims.csv for each variant and seed. Rows that are there are not repeated, and interrupted runs resume. All
+variants have the schedule that was chosen on `val` with `joint`; none was tuned.
+
+Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
+
+from benchmarks.results import read, write  # noqa: E402
+
+CSV = pathlib.Path(__file__).with_suffix(".csv")
+SPLITS = ("val", "test")
+KEY = ("variant", "seed")
+FIELDS = [
+    *KEY, "step", *(f"{kind}_{split}" for kind in ("clips", "images") for split in SPLITS), "step_gflop", "parameters",
+    "seconds",
+]  # fmt: skip
+STAGES = ("vit", "last_fc", "last", "gate", "full", "scratch")
+STAGE_STEPS = 300
+# Stages that train more per step, with the steps that take as many FLOPs as the stage `gate`.
+EQUAL = {"full_equal": "full", "scratch_equal": "scratch"}
+DENSE = ("dense", "vivit", "timesformer", "factorised")
+# Evaluations of another run, without training. Positions are fixed, so that a model takes any strides.
+DENSER = {
+    "denser_time": "4x4x4/4x16x16%2x1x1_8x2x2/3x16x16+2x4x4%1x2x2_2x6x6/4x16x16+0x8x8_1x8x8/8x8x8",
+    "denser_space": "4x4x4/8x8x8%2x1x1_8x2x2/3x8x8+2x4x4%1x2x2_2x6x6/8x8x8+0x8x8_1x8x8/16x4x4",
+}
+VIEWS = {"views_2x1": "2x1", "views_4x1": "4x1"}
+CLAIMS = {
+    1: ("joint", "two_stage", "video", "images"),
+    2: ("joint", "learned", "no_position", "no_stride"),
+    3: ("joint", "tubes_1", "tubes_2", "tubes_3"),
+    4: ("joint", "no_s2d"),
+    5: ("joint", "no_s2d", "interpolated"),
+    6: ("joint", *DENSER, "half_clip", *VIEWS),
+    7: ("two_stage", "added_1", "added_2", "added_3"),
+    8: ("joint", *STAGES, *EQUAL),
+    9: ("joint", "video", *DENSE),
+}
+BEFORE = (
+    {"two_stage": ("images",)} | {f"added_{n}": ("images",) for n in (1, 2, 3)}
+    | dict.fromkeys(DENSER, ("joint",)) | dict.fromkeys(VIEWS, ("half_clip",))
+    | dict.fromkeys(STAGES[1:], ("joint", "vit")) | dict.fromkeys(EQUAL, ("joint", "vit"))
+    | dict.fromkeys(DENSE, ("video",))
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """The runs of a seed, and how they are trained.
+
+    Attributes:
+        folder: holds a run for each variant and seed.
+        overrides: flags for all runs that are trained.
+    """
+
+    folder: pathlib.Path
+    seed: int
+    overrides: tuple[str, ...] = ()
+
+    def path(self, variant: str) -> pathlib.Path:
+        """Return the folder of a run."""
+        return self.folder / f"{variant}_{self.seed}"
+
+    def train(self, variant: str, spec: str) -> dict:
+        """Train a run, or resume it, and return its row."""
+        from tubevit.cli import main
+
+        run, cache = self.path(variant), f"--config.compilation_cache={self.folder.absolute()}/compiled"
+        if main(["train", "--config", f"{spec},seed={self.seed}", "--workdir", str(run), cache, *self.overrides]):
+            raise SystemExit(f"{run} failed")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        last = next(line for line in reversed(lines) if any(key.startswith("eval/") for key in line))
+        spent, before = 0.0, 0
+        for line in lines:
+            if "time/step" in line:
+                spent += (line["step"] - before) * (line["time/data"] + line["time/step"])
+                before = line["step"]
+        row = {"step": last["step"], "seconds": round(spent), **step_costs(run)}
+        return row | {key.split("/")[1]: round(last[key], 4) for key in last if key.endswith("/top1")}
+
+    def evaluate(self, variant: str) -> dict:
+        """Evaluate the run that a variant without training is about, and return its row."""
+        import tubevit
+        from tubevit.evaluation import EvalOptions, evaluate_checkpoint
+        from tubevit.zoo.names import open_checkpoint
+
+        run, options = self.path(BEFORE[variant][0]), {}
+        experiment = open_checkpoint(run).experiment
+        if variant in VIEWS:
+            options["views"] = VIEWS[variant]
+        else:
+            run, trained = self.path(variant), run
+            if not run.exists():
+                tubevit.save_model(tubevit.load_model(trained, tubes=DENSER[variant]), run)
+        row = {"step": 0, "seconds": 0}
+        for name, data in experiment["data"]["eval"].items():
+            chosen = EvalOptions(
+                data=data["source"], split=data["split"], head=data["head"], batch_size=data["batch_size"], **options
+            )
+            row[name] = round(evaluate_checkpoint(run, chosen)[0].record["top1"], 4)
+        return row
+
+    def measure(self, variant: str) -> dict:
+        """Return the row of a variant; the runs that it begins from are trained first."""
+        for other in BEFORE.get(variant, ()):
+            self.measure(other)
+        stage = EQUAL.get(variant, variant)
+        if variant in DENSER or variant in VIEWS:
+            row = self.evaluate(variant)
+        elif variant == "vit":
+            row = self.train(variant, "digits_bootstrap:stage=vit")
+        elif stage in STAGES:
+            steps = STAGE_STEPS
+            if variant in EQUAL:
+                self.measure("gate")
+                steps = round(steps * step_costs(self.path("gate"))["step_gflop"] / self.stage_gflop(stage))
+            starts = f"small={self.path('joint')},large={self.path('vit')}"
+            row = self.train(variant, f"digits_bootstrap:stage={stage},steps={steps},{starts}")
+        else:
+            spec = f"claims:variant={variant},runs={self.folder}"
+            row = self.train(variant, spec + (f",clips={self.clips(variant)}" if variant in DENSE else ""))
+        return {"variant": variant, "seed": self.seed, **row}
+
+    def clips(self, variant: str) -> int:
+        """Return how many clips of a dense model take the FLOPs of a step of `video`, the sparse one."""
+        spec = f"claims:variant={variant},runs={self.folder},clips="
+        return round(step_costs(self.path("video"))["step_gflop"] / _planned_gflop(spec + "1"))
+
+    def stage_gflop(self, stage: str) -> float:
+        """Return the GFLOP of a step of a stage that need not have run."""
+        starts = f"small={self.path('joint')},large={self.path('vit')}"
+        return _planned_gflop(f"digits_bootstrap:stage={stage},{starts}")
+
+
+def step_costs(run: pathlib.Path) -> dict:
+    """Count the GFLOP of a training step of a run, and the parameters of its model."""
+    from tubevit.models.flops import count_parameters
+    from tubevit.zoo.names import open_checkpoint
+
+    checkpoint = open_checkpoint(run)
+    gflop = _gflop(checkpoint.model, checkpoint.experiment["data"]["train"])
+    return {"step_gflop": round(gflop, 3), "parameters": count_parameters(checkpoint.model)}
+
+
+def _planned_gflop(spec: str) -> float:
+    from tubevit.config import load_config
+    from tubevit.config.resolve import resolve
+
+    plan = resolve(load_config(spec))
+    return _gflop(plan.model, plan.config.data.train)
+
+
+def _gflop(model, datasets) -> float:
+    from tubevit.models.flops import training_flops
+
+    total = 0
+    for name, data in datasets.items():
+        shape = model.shape if name == "clips" else (1, *model.shape[1:])
+        total += data["batch_size"] * training_flops(model, shape, data["head"])
+    return total / 1e9
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/claims"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", type=int, nargs="+", choices=CLAIMS, default=list(CLAIMS), help="numbers of claims")
+    parser.add_argument("--out", type=pathlib.Path, default=CSV)
+    args, overrides = parser.parse_known_args(arguments)
+    variants = dict.fromkeys(variant for claim in args.only for variant in CLAIMS[claim])
+    for seed in args.seeds:
+        runs = Runs(args.workdir, seed, tuple(overrides))
+        for variant in variants:
+            if any((row["variant"], row["seed"]) == (variant, str(seed)) for row in read(args.out)):
+                continue
+            row = runs.measure(variant)
+            print(row, flush=True)
+            write(args.out, FIELDS, [*read(args.out), row])  # read again: another process may run other seeds
+
+
+if __name__ == "__main__":
+    main()
