@@ -133,18 +133,20 @@ class Runs:
             row = self.train(variant, f"digits_bootstrap:stage={stage},steps={steps},{starts}")
         else:
             spec = f"claims:variant={variant},runs={self.folder}"
-            row = self.train(variant, spec + (f",clips={self.clips(variant)}" if variant in DENSE else ""))
+            if variant in DENSE:
+                spec += f",clips={clips_of_equal_flops(variant, step_costs(self.path('video'))['step_gflop'])}"
+            row = self.train(variant, spec)
         return {"variant": variant, "seed": self.seed, **row}
-
-    def clips(self, variant: str) -> int:
-        """Return how many clips of a dense model take the FLOPs of a step of `video`, the sparse one."""
-        spec = f"claims:variant={variant},runs={self.folder},clips="
-        return round(step_costs(self.path("video"))["step_gflop"] / _planned_gflop(spec + "1"))
 
     def stage_gflop(self, stage: str) -> float:
         """Return the GFLOP of a step of a stage that need not have run."""
         starts = f"small={self.path('joint')},large={self.path('vit')}"
         return _planned_gflop(f"digits_bootstrap:stage={stage},{starts}")
+
+
+def clips_of_equal_flops(variant: str, gflop: float) -> int:
+    """Return how many clips of a dense model take `gflop` in a training step."""
+    return round(gflop / _planned_gflop(f"claims:variant={variant},clips=1"))
 
 
 def step_costs(run: pathlib.Path) -> dict:

@@ -36,7 +36,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["parameters"]
 workdir = "runs/joint"  # the folder of the run; an existing run is resumed
-steps = 900
+steps = 1000
 changes = {}  # keys of the configuration to change, such as {"optimizer.learning_rate": "1e-3"}
 
 # %% [markdown]
@@ -69,8 +69,8 @@ for name, dataset in config.data.train.items():
 # %% [markdown]
 # ## Train
 #
-# From a shell: `tubevit train --config quickstart --workdir runs/joint`. 900 steps take about 5 minutes on 2 CPU
-# cores.
+# From a shell: `tubevit train --config quickstart --workdir runs/joint`. 1,000 steps take about 5 minutes on 2
+# CPU cores.
 
 # %%
 install_logging()  # shows progress

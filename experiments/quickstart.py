@@ -12,7 +12,7 @@ Expected: see README.md.
 from tubevit.config import dataset_config, default_config
 
 
-def get_config(seed: int = 0, steps: int = 1200):
+def get_config(seed: int = 0, steps: int = 1000):
     config = default_config()
     config.seed = seed
     config.model.name = "tubevit_nano8"
@@ -21,7 +21,7 @@ def get_config(seed: int = 0, steps: int = 1200):
     crops, evaluated = {"random_crop": True, "scale": 1.1}, {"split": "val", "batch_size": 50}
     for name, source, head, batch_size in (
         ("moving_digits", "moving_digits", "motion", 8),
-        ("digit_motion", "moving_digits", "digit_motion", 12),
+        ("digit_motion", "moving_digits", "digit_motion", 16),
         ("still_digits", "still_digits", "digit", 64),
     ):
         data = dict(source=source, head=head)
@@ -30,7 +30,7 @@ def get_config(seed: int = 0, steps: int = 1200):
     config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=steps // 10, weight_decay=0.2)
     config.optimizer.update(b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)
     config.train.steps = steps
-    config.eval.every = 400
+    config.eval.every = 500
     config.checkpoint.every = 200  # a multiple of log.every: resumed runs log the same averages
     config.loader.threads = 2
     config.log.every = 20

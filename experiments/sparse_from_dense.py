@@ -4,8 +4,8 @@
     tubevit train --config sparse_from_dense:init=runs/dense,tubes=4x8x8/4x16x16 --workdir runs/sparse
 
 Without `init` this trains a ViViT of all 256 tubelets of 4x8x8 to tell the direction of motion. With `init` and `tubes`
-it fine-tunes the model of other tubes whose kernels and positions come from the dense one (`init.tubes=dense`). `clips`
-takes another source, and `split` another split to evaluate on: the settings were chosen on 600 of the training clips.
+it fine-tunes the model of other tubes whose kernels and positions come from the dense one (`init.tubes=dense`).
+Settings were chosen on the split `val`; `split=test` evaluates on the other one.
 
 Hardware: 2 CPU cores. Time: 4 minutes for the dense model; `python benchmarks/sparse_from_dense.py` runs everything,
 with 3 seeds.
@@ -23,8 +23,7 @@ def get_config(
     tubes: str = DENSE,
     seed: int = 0,
     steps: int | None = None,
-    clips: str = "moving_digits",
-    split: str = "test",
+    split: str = "val",
 ):
     dense = tubes == DENSE
     config = default_config()
@@ -35,9 +34,12 @@ def get_config(
     if init:
         config.init.update(checkpoint=init, tubes="dense")
     config.data.train.moving_digits = dataset_config(
-        source=clips, head="motion", batch_size=16 if dense else 8, augment={"random_crop": True, "scale": 1.1}
+        source="moving_digits",
+        head="motion",
+        batch_size=16 if dense else 8,
+        augment={"random_crop": True, "scale": 1.1},
     )
-    config.data.eval.moving_digits = dataset_config(source=clips, split=split, head="motion", batch_size=50)
+    config.data.eval.moving_digits = dataset_config(source="moving_digits", split=split, head="motion", batch_size=50)
     config.optimizer.update(
         name="adam", learning_rate=1.2e-3, warmup_steps=50 if dense else 20, weight_decay=0.0, grad_clip_norm=1.0
     )

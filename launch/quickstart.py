@@ -42,18 +42,19 @@ def main() -> None:
     seconds = {"installation": run("make", "--no-print-directory", "setup")}
     seconds["data"] = run(tubevit, "make-moving-digits")
     seconds["training"] = run(tubevit, "train", "--config", config, "--workdir", args.workdir)
-    seconds["evaluation"] = run(tubevit, "evaluate", "--workdir", args.workdir)
+    seconds["evaluation"] = run(tubevit, "evaluate", "--workdir", args.workdir, "--split", "test")
     seconds["time controls"] = run(str(ROOT / ".venv/bin/python"), "launch/time_controls.py", args.workdir)
 
     workdir = ROOT / args.workdir
     records = {record["dataset"]: record for record in json.loads((workdir / "eval.json").read_text())}
-    motion, still = records["moving_digits"], records["still_digits"]
+    motion, both, still = (records[name] for name in ("moving_digits", "digit_motion", "still_digits"))
     control = json.loads((workdir / "time_controls.json").read_text())
     print("\nsummary")
     for part, value in seconds.items():
         print(f"  {part:42s} {value:7.1f} s")
     print(f"  {'total':42s} {sum(seconds.values()):7.1f} s")
     print(f"  held-out motion, top-1, {motion['clips_used']} clips {'':11s} {motion['top1']:7.1%}")
+    print(f"  held-out digit x motion, top-1, {both['clips_used']} clips {'':2s} {both['top1']:7.1%}")
     print(f"  held-out still digits, top-1, {still['clips_used']} images {'':4s} {still['top1']:7.1%}")
     print(f"  {'frames shuffled in each clip, top-1':42s} {control['shuffled_top1']:7.1%}")
     print(f"  {'reversed clips: opposite motion predicted':42s} {control['reversed_to_opposite']:7.1%}")

@@ -105,7 +105,7 @@ TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
 @pytest.fixture(scope="session")
 def digits_cache(tmp_path_factory):
-    """The folder of the embedded data, 24 training clips and 2 digits of val and of test, where the sources look for it."""
+    """The folder of the embedded data where the sources look: 24 training clips, 2 digits of val and of test."""
     from tubevit.data.moving_digits import make_moving_digits
     from tubevit.data.sources.embedded import embedded_folder
 

@@ -1,69 +1,76 @@
-"""Sparse and dense models, trained and timed: equal FLOPs, held-out digits, and pages that say what the csv does."""
-
-import csv
+"""Claims and times as rows of csv files: equal FLOPs, verdicts, and pages that say what the csv does."""
 
 import pytest
 
 from tests.scripts import script
 from tubevit.config import load_config
+from tubevit.config.resolve import resolve
 from tubevit.models.flops import training_flops
-from tubevit.models.variants import model_config
 
-claim, peers = script("benchmarks/seed_claim.py"), script("benchmarks/peers.py")
-
-
-def row(variant, init, equal, seed, top1):
-    values = {"step": "1", "clips": "2", "images": "3", "step_gflop": "1.5", "parameters": "1000"}
-    keys = dict(zip(claim.KEY, (str(seed), variant, init, equal)))
-    return {**values, **keys, "val_top1": "0.1", "test_top1": str(top1)}
+claims, page = script("benchmarks/claims.py"), script("benchmarks/claims_page.py")
+peers = script("benchmarks/peers.py")
 
 
-def test_steps_have_equal_flops():
+def rows_of(values, column="clips"):
+    """Rows of the csv from `{variant: top-1 of each seed}`."""
+    empty = dict.fromkeys(claims.FIELDS, "")
+    return [
+        empty | {"variant": variant, "seed": str(seed), f"{column}_test": str(top1)}
+        for variant, tops in values.items() for seed, top1 in enumerate(tops)
+    ]  # fmt: skip
+
+
+def test_dense_models_have_the_flops_of_sparse_ones(digits_cache, tmp_path):
     """Half a clip more or less; counted here from the models of the experiment."""
 
-    def of(variant, shape):
-        name = load_config(f"seed_claim:variant={variant}").model.name
-        return training_flops(model_config(name, num_classes=8), shape, "default")
+    def of_a_clip(variant):
+        model = resolve(load_config(f"claims:variant={variant}")).model
+        return training_flops(model, (16, 64, 64), "digit_motion")
 
-    ours = claim.CLIPS * of("tubevit", (16, 64, 64)) + claim.IMAGES * of("tubevit", (1, 64, 64))
-    assert claim.step_gflop("tubevit", claim.CLIPS, claim.IMAGES) == pytest.approx(ours / 1e9)
-    for variant in claim.DENSE:
-        clips, images = claim.batch(variant, "flops")
-        clip = of(variant, (16, 64, 64))
-        assert images == 0 and abs(clips * clip - ours) <= clip / 2
-        assert claim.batch(variant, "clips") == (claim.CLIPS, 0)
+    config = load_config("claims:variant=video")
+    ours = config.data.train.clips.batch_size * of_a_clip("video")
+    for variant in claims.DENSE:
+        clips = claims.clips_of_equal_flops(variant, ours / 1e9)
+        assert abs(clips * of_a_clip(variant) - ours) <= of_a_clip(variant) / 2 and clips < 16
 
 
-def test_digits_of_validation_are_held_out(digits_cache, tmp_path):
-    """All clips of a digit are in one split; paths, labels and the test split stay as they are."""
-    with open(digits_cache / "motion.csv") as file:
-        before = {str(digits_cache / row["path"]): row for row in csv.DictReader(file)}
-    with open(claim.held_out(tmp_path)["moving_digits"]) as file:
-        after = {row["path"]: row for row in csv.DictReader(file)}
-    assert after.keys() == before.keys()
-    splits = {(before[path]["instance"], row["split"]) for path, row in after.items()}
-    assert len(splits) == len({instance for instance, _ in splits}) and {split for _, split in splits} > {"val"}
-    for path, row in after.items():
-        assert row["label"] == before[path]["label"]
-        assert row["split"] == before[path]["split"] or (row["split"], before[path]["split"]) == ("val", "train")
+def test_every_variant_is_of_a_claim_and_described():
+    known = {variant for variants in claims.CLAIMS.values() for variant in variants}
+    experiment, stages = script("experiments/claims.py"), script("experiments/digits_bootstrap.py")
+    assert known == {*experiment.VARIANTS, *stages.STAGES, *claims.EQUAL, *claims.DENSER, *claims.VIEWS}
+    assert known - page.LABELS.keys() == {"joint", "learned", "interpolated"}  # their names say it
+    for each in page.STATEMENTS:
+        assert set(each.variants) <= {*claims.CLAIMS[each.claim], "joint"}
+    assert {each.claim for each in page.STATEMENTS} == claims.CLAIMS.keys()
 
 
-def test_verdict_compares_the_ranges():
-    tops = {"tubevit": (0.5, 0.6, 0.7), "joint": (0.2, 0.3, 0.4), "divided": (0.1, 0.2, 0.9), "factorised": (0.8,) * 3}
-    rows = [
-        row(variant, init, "both" if variant == "tubevit" else "flops", seed, top1 + (init == "image") / 20)
-        for variant, values in tops.items() for init in claim.INITS for seed, top1 in enumerate(values)
-    ]  # fmt: skip
-    lines = [" ".join(line.split()) for line in claim.verdict(rows, "flops")]
-    assert len(lines) == 3
-    for line in lines[:2]:
-        better, overlapping, worse = line.split("; it ")
-        assert "better in every seed than joint attention" in better
-        assert "higher mean, but with overlapping ranges, than divided attention" in overlapping
-        assert "worse in every seed than the factorised encoder" in worse
-    assert lines[2].count("+5.0 points") == 4 and claim.verdict(rows, "clips") == []
-    (line,) = [line for line in claim.table(rows, "flops") if line.startswith("| divided")]
-    assert line.split(" | ")[-2:] == ["40.0 % (10.0 to 90.0)", "45.0 % (15.0 to 95.0) |"]
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ({"joint": (0.5, 0.6, 0.7), "no_stride": (0.4, 0.5, 0.6)}, "**confirmed**"),
+        ({"joint": (0.5, 0.6, 0.7), "no_stride": (0.4, 0.7, 0.6)}, "**not confirmed**"),
+        ({"joint": (0.5, 0.6), "no_stride": (0.6, 0.7)}, "**the opposite** (2 seeds so far)"),
+        ({"joint": (0.5,), "no_stride": ()}, "not run yet"),
+    ],
+)
+def test_verdicts_compare_seed_by_seed(values, expected):
+    (statement,) = [each for each in page.STATEMENTS if each.variants == ("joint", "no_stride")]
+    assert page.verdict(statement, rows_of(values)) == expected
+
+
+def test_verdicts_of_several_comparisons():
+    (statement,) = [each for each in page.STATEMENTS if each.variants == ("joint", "two_stage", "video")]
+    rows = rows_of({"joint": (0.5,) * 3, "two_stage": (0.4,) * 3, "video": (0.45,) * 3})
+    text = "**joint > two stages: confirmed; two stages > clips alone: the opposite**"
+    assert page.verdict(statement, rows) == text
+    (statement,) = [each for each in page.STATEMENTS if each.close]
+    near, far = ((0.5, 0.49, 0.485), (0.5, 0.5, 0.4))
+    for values, expected in ((near, "**confirmed**"), (far, "**the opposite**")):
+        assert page.verdict(statement, rows_of({"no_s2d": (0.5,) * 3, "interpolated": values})) == expected
+    line = page.table(rows_of({"vit": (0.9, 0.8), "joint": (0.7, 0.8)}, "images"))[-1]
+    assert "not run yet" in line
+    (line,) = [each for each in page.table(rows_of({"vit": (0.9, 0.8)}, "images")) if "image ViT" in each]
+    assert "image ViT 85.0 (80.0 to 90.0)" in line
 
 
 def test_peers_are_compared_within_a_library():
@@ -92,8 +99,9 @@ def test_peers_are_compared_within_a_library():
     assert peers.table(rows, "forward") == ["Not measured yet."] and peers.findings(rows, "forward") == []
 
 
-@pytest.mark.parametrize("name", ["seed_claim", "peers"])
-def test_pages_are_written_from_the_csv(name):
-    module = script(f"benchmarks/{name}.py")
-    text, rows = module.PAGE.read_text(), module.read(module.CSV)
-    assert module.page(text, rows) == text and module.BEGIN in text and script("benchmarks/results.py").END in text
+def test_pages_are_written_from_the_csv():
+    for module, paths in ((page, page.PAGES), (peers, (peers.PAGE,))):
+        for path in paths:
+            text = path.read_text()
+            assert module.page(text, module.read(module.CSV)) == text and module.BEGIN in text
+            assert script("benchmarks/results.py").END in text

@@ -39,7 +39,7 @@ SPECS = [
     "eval_published:model=vivit_b16x2", "eval_published:model=timesformer_b16,data=ssv2",
     "eval_published:model=vjepa2_g16,data=ssv2",
     "sparse_from_dense", "sparse_from_dense:init=dense,tubes=core",
-    *(f"seed_claim:variant={variant}" for variant in ("vit", "tubevit", "joint", "divided", "factorised")),
+    *(f"claims:variant={variant}" for variant in ("joint", "images", "interpolated", "added_3", "dense", "factorised")),
 ]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_resolved_form(spec):
 def test_models_take_their_input(spec):
     """Clips and, where there are images to train on, images; shapes only."""
     config, *_ = apply_recipe(load_config(spec))
-    images = ("imagenet", "still_digits")
+    images = ("imagenet", "still_digits", "images")
     heads = {name: (9, "image" if name in images else "video") for name in config.data.train or config.data.eval}
     model = model_config(**model_fields(config), heads=heads)
     for name, (_, modality) in heads.items():

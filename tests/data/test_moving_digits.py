@@ -8,8 +8,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from tubevit.data import moving_digits
 from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.moving_digits import (
-    DIRECTIONS, FRAMES, SIZE, SPLITS, make_moving_digits, render_clip, velocity, write_video,
-)  # fmt: skip
+    DIRECTIONS,
+    FRAMES,
+    SIZE,
+    SPLITS,
+    make_moving_digits,
+    render_clip,
+    velocity,
+    write_video,
+)
 from tubevit.errors import UserError
 
 OPPOSITE = {name: DIRECTIONS[(i + 4) % 8] for i, name in enumerate(DIRECTIONS)}
@@ -100,7 +107,7 @@ def test_every_held_out_clip_has_its_exact_reversal(digits_cache):
 
 @pytest.fixture(scope="module")
 def draws(tmp_path_factory):
-    """The folder of the data, and positions (clip, frame, 2) and labels of its 8,000 training clips as they are drawn."""
+    """The folder of the data, and positions (clip, frame, 2) and labels of its 8,000 training clips as drawn."""
     folder = tmp_path_factory.mktemp("draws")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving_digits, "FRAMES", 1)  # one frame is rendered and none encoded: it takes long

@@ -20,21 +20,6 @@ def test_bootstrap_step(tmp_path):
     assert int(frozen["state_mib"]) < int(full["state_mib"])
 
 
-def test_digits_bootstrap(digits_cache, tmp_path):
-    """All that it does, two steps each, of narrow models; a second call trains nothing again."""
-    module, out = script("benchmarks/digits_bootstrap.py"), tmp_path / "out.csv"
-    narrow = ["--config.train.steps=2", "--config.eval.every=2", "--config.log.every=1"]
-    arguments = ["--workdir", str(tmp_path / "runs"), "--seeds", "3", "--out", str(out), *narrow]
-    module.main([*arguments, "--stages", "small", "vit", "last_fc"])
-    small, vit, last = csv.DictReader(out.open())
-    assert [row["stage"] for row in (small, vit, last)] == ["small", "vit", "last_fc"] and last["seed"] == "3"
-    assert 0 <= float(last["video_top1"]) <= 1 and float(vit["still_digits_top1"]) >= 0
-    assert vit["video_top1"] == "" and last["still_digits_top1"] == ""
-    changed = (tmp_path / "runs/last_fc_3/checkpoints/2").stat().st_mtime
-    module.main([*arguments, "--stages", "last_fc"])
-    assert (tmp_path / "runs/last_fc_3/checkpoints/2").stat().st_mtime == changed
-
-
 def test_sparse_from_dense(digits_cache, tmp_path):
     """All that it does, two steps each; a second call measures nothing again."""
     module, out = script("benchmarks/sparse_from_dense.py"), tmp_path / "out.csv"
@@ -53,20 +38,24 @@ def test_sparse_from_dense(digits_cache, tmp_path):
     content, kernels = out.read_text(), module.plain_tubes()
     module.main(arguments)
     assert out.read_text() == content and "%" not in kernels
-    split = [row["split"] for row in csv.DictReader((tmp_path / "runs/motion.csv").open())]
-    assert split == ["train"] * 12 + ["val"] * 12 + ["test"] * 8
 
 
-def test_seed_claim(digits_cache, tmp_path):
-    """An image ViT, TubeViT, and a model with layers over time that begins from the ViT; no row is repeated."""
-    module, out = script("benchmarks/seed_claim.py"), tmp_path / "out.csv"
+def test_claims(digits_cache, tmp_path):
+    """Runs that begin from others, equal FLOPs, other strides and views; no row is repeated."""
+    module, out = script("benchmarks/claims.py"), tmp_path / "out.csv"
     short = ["--config.train.steps=2", "--config.eval.every=2", "--config.log.every=1", "--config.mesh.data=1"]
     arguments = ["--workdir", str(tmp_path / "runs"), "--seeds", "3", "--out", str(out), *short]
-    for only in ("vit_scratch", "factorised_image_flops", "vit_scratch"):
-        module.main([*arguments, "--only", only])
-    vit, ours, factorised = module.read(out)
-    assert [row["variant"] for row in (vit, ours, factorised)] == ["vit", "tubevit", "factorised"]
-    assert ours["equal"] == "both" and factorised["equal"] == "flops" and {vit["step"], ours["step"]} == {"2"}
-    assert float(factorised["step_gflop"]) == pytest.approx(float(ours["step_gflop"]), rel=0.06)
-    for row in (vit, ours, factorised):
-        assert 0 <= float(row["val_top1"]) <= 1 and 0 <= float(row["test_top1"]) <= 1 and float(row["seconds"]) > 0
+    module.main([*arguments, "--only", "7"])
+    assert [row["variant"] for row in module.read(out)] == [*module.CLAIMS[7]]
+    module.main([*arguments, "--only", "6", "7"])
+    rows = {row["variant"]: row for row in module.read(out)}
+    assert list(rows) == [*module.CLAIMS[7], *module.CLAIMS[6]] == [row["variant"] for row in module.read(out)]
+    for variant, row in rows.items():
+        assert (0 <= float(row["clips_val"]) <= 1) and (row["images_test"] == "") == (variant in module.CLAIMS[7])
+        assert row["step"] == ("0" if variant in (*module.DENSER, *module.VIEWS) else "2")
+    costs = [float(rows[variant]["step_gflop"]) for variant in module.CLAIMS[7]]
+    assert costs == sorted(costs) and costs[0] < costs[-1]
+    runs = module.Runs(tmp_path / "runs", 3, tuple(short))
+    vit, full = (runs.measure(variant) for variant in ("vit", "full_equal"))
+    assert vit["images_val"] >= 0 and full["parameters"] > 6 * int(rows["joint"]["parameters"])
+    assert runs.stage_gflop("full") == pytest.approx(full["step_gflop"], rel=1e-3)
