@@ -84,36 +84,23 @@ class Runs:
         if main(["train", "--config", f"{spec},seed={self.seed}", "--workdir", str(run), cache, *self.overrides]):
             raise SystemExit(f"{run} failed")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        last = next(line for line in reversed(lines) if any(key.startswith("eval/") for key in line))
         spent, before = 0.0, 0
         for line in lines:
             if "time/step" in line:
                 spent += (line["step"] - before) * (line["time/data"] + line["time/step"])
                 before = line["step"]
-        row = {"step": last["step"], "seconds": round(spent), **step_costs(run)}
-        return row | {key.split("/")[1]: round(last[key], 4) for key in last if key.endswith("/top1")}
+        return {"step": before, "seconds": round(spent), **step_costs(run), **accuracies(run)}
 
     def evaluate(self, variant: str) -> dict:
         """Evaluate the run that a variant without training is about, and return its row."""
         import tubevit
-        from tubevit.evaluation import EvalOptions, evaluate_checkpoint
-        from tubevit.zoo.names import open_checkpoint
 
-        run, options = self.path(BEFORE[variant][0]), {}
-        experiment = open_checkpoint(run).experiment
+        trained, run = self.path(BEFORE[variant][0]), self.path(variant)
         if variant in VIEWS:
-            options["views"] = VIEWS[variant]
-        else:
-            run, trained = self.path(variant), run
-            if not run.exists():
-                tubevit.save_model(tubevit.load_model(trained, tubes=DENSER[variant]), run)
-        row = {"step": 0, "seconds": 0}
-        for name, data in experiment["data"]["eval"].items():
-            chosen = EvalOptions(
-                data=data["source"], split=data["split"], head=data["head"], batch_size=data["batch_size"], **options
-            )
-            row[name] = round(evaluate_checkpoint(run, chosen)[0].record["top1"], 4)
-        return row
+            return {"step": 0, **accuracies(trained, views=VIEWS[variant])}
+        if not run.exists():
+            tubevit.save_model(tubevit.load_model(trained, tubes=DENSER[variant]), run)
+        return {"step": 0, **accuracies(run, like=trained)}
 
     def measure(self, variant: str) -> dict:
         """Return the row of a variant; the runs that it begins from are trained first."""
@@ -142,6 +129,20 @@ class Runs:
         """Return the GFLOP of a step of a stage that need not have run."""
         starts = f"small={self.path('joint')},large={self.path('vit')}"
         return _planned_gflop(f"digits_bootstrap:stage={stage},{starts}")
+
+
+def accuracies(run: pathlib.Path, like: pathlib.Path | None = None, **options) -> dict[str, float]:
+    """Evaluate a checkpoint on `val` and `test` of the data that it was trained on, or of another run's."""
+    from tubevit.evaluation import EvalOptions, evaluate_checkpoint
+    from tubevit.zoo.names import open_checkpoint
+
+    found = {}
+    for name, data in open_checkpoint(like or run).experiment["data"]["eval"].items():
+        chosen = {key: data[key] for key in ("head", "batch_size")} | {"data": data["source"]} | options
+        for split in SPLITS:
+            (evaluation,) = evaluate_checkpoint(run, EvalOptions(split=split, **chosen))
+            found[f"{name}_{split}"] = round(evaluation.record["top1"], 4)
+    return found
 
 
 def clips_of_equal_flops(variant: str, gflop: float) -> int:

@@ -131,7 +131,7 @@ print("tanh(alpha):", np.tanh(np.asarray(model.encoder.gate[...])))
 # ## Where the model looks
 
 # %%
-held_out = evaluate_stored(model, "clips_val", checkpoint.experiment["data"]["eval"]["clips_val"])
+held_out = evaluate_stored(model, "clips", checkpoint.experiment["data"]["eval"]["clips"])
 clip = held_out.clip(0)
 probabilities = held_out.predictions.probabilities[0]
 answer = f"{held_out.source.classes[probabilities.argmax()]} ({probabilities.max():.0%})"

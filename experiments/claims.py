@@ -77,13 +77,10 @@ def get_config(
             size = clips if name == "clips" else images
             crops = {"random_crop": True, "scale": 1.1}
             config.data.train[name] = dataset_config(source=source, head=head, batch_size=size, augment=crops)
-            for split in ("val", "test"):
-                config.data.eval[f"{name}_{split}"] = dataset_config(
-                    source=source, head=head, split=split, batch_size=50
-                )
+            config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
     config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=steps // 10, weight_decay=0.2)
     config.optimizer.update(b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)
-    config.train.steps = config.eval.every = steps  # all splits are evaluated once, at the end
+    config.train.steps = config.eval.every = steps
     config.checkpoint.update(every=100, keep=1)
     config.loader.threads = 1
     config.log.every = 20

@@ -56,8 +56,7 @@ def get_config(
         source=source, head=head, batch_size=batch_size or (32 if vit else 16),
         augment={"random_crop": True, "scale": 1.1},
     )  # fmt: skip
-    for split in ("val", "test"):
-        config.data.eval[f"{name}_{split}"] = dataset_config(source=source, head=head, split=split, batch_size=50)
+    config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
     steps = steps or (2000 if vit else 300)
     config.optimizer.update(name="muon", learning_rate=5e-3, warmup_steps=steps // 10, weight_decay=0.2)
     config.optimizer.update(b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)

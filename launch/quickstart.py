@@ -46,19 +46,18 @@ def main() -> None:
     seconds["time controls"] = run(str(ROOT / ".venv/bin/python"), "launch/time_controls.py", args.workdir)
 
     workdir = ROOT / args.workdir
-    records = {record["dataset"]: record for record in json.loads((workdir / "eval.json").read_text())}
-    motion, both, still = (records[name] for name in ("moving_digits", "digit_motion", "still_digits"))
+    records = json.loads((workdir / "eval.json").read_text())
     control = json.loads((workdir / "time_controls.json").read_text())
     print("\nsummary")
     for part, value in seconds.items():
         print(f"  {part:42s} {value:7.1f} s")
     print(f"  {'total':42s} {sum(seconds.values()):7.1f} s")
-    print(f"  held-out motion, top-1, {motion['clips_used']} clips {'':11s} {motion['top1']:7.1%}")
-    print(f"  held-out digit x motion, top-1, {both['clips_used']} clips {'':2s} {both['top1']:7.1%}")
-    print(f"  held-out still digits, top-1, {still['clips_used']} images {'':4s} {still['top1']:7.1%}")
+    for record in records:
+        text = f"held-out {record['head'].replace('_', ' x ')}, top-1, {record['clips_used']} files"
+        print(f"  {text:42s} {record['top1']:7.1%}")
     print(f"  {'frames shuffled in each clip, top-1':42s} {control['shuffled_top1']:7.1%}")
     print(f"  {'reversed clips: opposite motion predicted':42s} {control['reversed_to_opposite']:7.1%}")
-    print(f"  checkpoint: {motion['checkpoint']}")
+    print(f"  checkpoint: {records[0]['checkpoint']}")
     print(f"  predict:    {tubevit} predict --checkpoint {args.workdir} {control['example']}")
 
 

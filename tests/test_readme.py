@@ -216,8 +216,8 @@ def test_quickstart_summary(tiny_run, tmp_path, monkeypatch, capsys):
         c[0] if c[0] == "make" else c[1] for c in called if "time_controls" not in c[1]
     ]
     assert "quickstart:seed=3" in called[2]
-    assert re.search(r"held-out motion, top-1, 8 clips +\d+\.\d%", out)
-    assert re.search(r"held-out still digits, top-1, 4 images +\d+\.\d%", out)
+    assert re.search(r"held-out motion, top-1, 8 files +\d+\.\d%", out)
+    assert re.search(r"held-out digit, top-1, 4 files +\d+\.\d%", out)
     assert re.search(r"shuffled.+\d+\.\d%", out) and re.search(r"opposite motion predicted +\d+\.\d%", out)
     predict = shlex.split(re.search(r"predict: +\S+ (predict .+)", out).group(1))
     monkeypatch.chdir(tmp_path)

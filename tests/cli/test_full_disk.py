@@ -66,6 +66,7 @@ def content(folder) -> dict:
     return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
+DIGITS = "make-moving-digits {out}/new --train-clips 2 --train-digits 200 --held-out-digits 1"
 COMMANDS = {
     "convert to ours": (2000, "convert {inputs}/vit.safetensors {out}/new"),
     "convert to ours, one array": (None, "convert {inputs}/vit.safetensors {out}/new"),
@@ -74,9 +75,9 @@ COMMANDS = {
     "export safetensors": (2000, "export {inputs}/model {out}/new --format safetensors"),
     "export jax": (2000, "export {inputs}/model {out}/new --format jax --platforms cpu"),
     "sparsify": (2000, "sparsify {inputs}/dense {out}/new --tubes 2x8x8/4x16x16"),
-    "make-moving-digits, clips": (1000, "make-moving-digits {out}/new --train-clips 2 --held-out-digits 1"),
-    "make-moving-digits, all": (0, "make-moving-digits {out}/new --train-clips 2 --held-out-digits 1"),
-    "make-moving-digits, lists": (20_000, "make-moving-digits {out}/new --train-clips 2 --held-out-digits 1"),
+    "make-moving-digits, clips": (1000, DIGITS),
+    "make-moving-digits, all": (0, DIGITS),
+    "make-moving-digits, lists": (20_000, DIGITS),
     "predict --csv": (40, "predict --checkpoint {inputs}/model --csv {out}/new.csv {inputs}/0.mp4 {inputs}/1.mp4"),
     "predict --features": (100, "predict --checkpoint {inputs}/model --features {out}/new.npz {inputs}/0.mp4"),
     "evaluate": (100, "evaluate --checkpoint {inputs}/model --data {inputs}/clips.csv --out {out}/new.json"),
