@@ -76,59 +76,61 @@ class Runs:
         """Return the folder of a run."""
         return self.folder / f"{variant}_{self.seed}"
 
-    def train(self, variant: str, spec: str) -> dict:
-        """Train a run, or resume it, and return its row."""
+    def measure(self, variant: str) -> dict:
+        """Train a variant, and what it begins from, unless that is done; return its row."""
+        self.prepare(variant)
+        run, row = self.path(variant), {"variant": variant, "seed": self.seed, "step": 0}
+        if variant in VIEWS:
+            return row | accuracies(self.path(BEFORE[variant][0]), views=VIEWS[variant])
+        if variant in DENSER:
+            return row | accuracies(run, like=self.path(BEFORE[variant][0]))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        spent = 0.0
+        for line in lines:
+            if "time/step" in line:
+                spent += (line["step"] - row["step"]) * (line["time/data"] + line["time/step"])
+                row["step"] = line["step"]
+        return row | {"seconds": round(spent), **step_costs(run), **accuracies(run)}
+
+    def prepare(self, variant: str) -> None:
+        """Make the run of a variant, and those that it begins from, unless they are there."""
+        import tubevit
+
+        for other in BEFORE.get(variant, ()):
+            self.prepare(other)
+        stage = EQUAL.get(variant, variant)
+        if variant in DENSER and not self.path(variant).exists():
+            trained = tubevit.load_model(self.path(BEFORE[variant][0]), tubes=DENSER[variant])
+            tubevit.save_model(trained, self.path(variant))
+        elif variant == "vit":
+            self.train(variant, "digits_bootstrap:stage=vit")
+        elif stage in STAGES:
+            steps = STAGE_STEPS
+            if variant in EQUAL:
+                steps = round(steps * self.stage_gflop("gate") / self.stage_gflop(stage))
+            self.train(variant, f"digits_bootstrap:stage={stage},steps={steps},{self.starts}")
+        elif variant in DENSE:
+            clips = clips_of_equal_flops(variant, step_costs(self.path("video"))["step_gflop"])
+            self.train(variant, f"claims:variant={variant},clips={clips}")
+        elif variant not in (*DENSER, *VIEWS):
+            self.train(variant, f"claims:variant={variant},runs={self.folder}")
+
+    def train(self, variant: str, spec: str) -> None:
+        """Train a run, or resume it."""
         from tubevit.cli import main
 
         run, cache = self.path(variant), f"--config.compilation_cache={self.folder.absolute()}/compiled"
         if main(["train", "--config", f"{spec},seed={self.seed}", "--workdir", str(run), cache, *self.overrides]):
             raise SystemExit(f"{run} failed")
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        spent, before = 0.0, 0
-        for line in lines:
-            if "time/step" in line:
-                spent += (line["step"] - before) * (line["time/data"] + line["time/step"])
-                before = line["step"]
-        return {"step": before, "seconds": round(spent), **step_costs(run), **accuracies(run)}
 
-    def evaluate(self, variant: str) -> dict:
-        """Evaluate the run that a variant without training is about, and return its row."""
-        import tubevit
-
-        trained, run = self.path(BEFORE[variant][0]), self.path(variant)
-        if variant in VIEWS:
-            return {"step": 0, **accuracies(trained, views=VIEWS[variant])}
-        if not run.exists():
-            tubevit.save_model(tubevit.load_model(trained, tubes=DENSER[variant]), run)
-        return {"step": 0, **accuracies(run, like=trained)}
-
-    def measure(self, variant: str) -> dict:
-        """Return the row of a variant; the runs that it begins from are trained first."""
-        for other in BEFORE.get(variant, ()):
-            self.measure(other)
-        stage = EQUAL.get(variant, variant)
-        if variant in DENSER or variant in VIEWS:
-            row = self.evaluate(variant)
-        elif variant == "vit":
-            row = self.train(variant, "digits_bootstrap:stage=vit")
-        elif stage in STAGES:
-            steps = STAGE_STEPS
-            if variant in EQUAL:
-                self.measure("gate")
-                steps = round(steps * step_costs(self.path("gate"))["step_gflop"] / self.stage_gflop(stage))
-            starts = f"small={self.path('joint')},large={self.path('vit')}"
-            row = self.train(variant, f"digits_bootstrap:stage={stage},steps={steps},{starts}")
-        else:
-            spec = f"claims:variant={variant},runs={self.folder}"
-            if variant in DENSE:
-                spec += f",clips={clips_of_equal_flops(variant, step_costs(self.path('video'))['step_gflop'])}"
-            row = self.train(variant, spec)
-        return {"variant": variant, "seed": self.seed, **row}
+    @property
+    def starts(self) -> str:
+        """The arguments of digits_bootstrap that name what the large model comes from."""
+        return f"small={self.path('joint')},large={self.path('vit')}"
 
     def stage_gflop(self, stage: str) -> float:
         """Return the GFLOP of a step of a stage that need not have run."""
-        starts = f"small={self.path('joint')},large={self.path('vit')}"
-        return _planned_gflop(f"digits_bootstrap:stage={stage},{starts}")
+        return _planned_gflop(f"digits_bootstrap:stage={stage},{self.starts}")
 
 
 def accuracies(run: pathlib.Path, like: pathlib.Path | None = None, **options) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Files that the code wrote before its rooms were moved and keys renamed: they load, resume and evaluate as they did.
 
 tests/data/before_rooms holds a run of tests/tiny.py at step 4 of 4 (12 wide, 1 head, an MLP of 16, batches accumulated
-from 2 parts), the same model saved, and what the old code measured: the evaluation, and the next two steps.
+from 2 parts), the same model saved, and what the evaluation and the next two steps give. The old code measured this on
+the embedded data of that time. When these were replaced, it was measured again by code that gave the old figures.
 """
 
 import json
