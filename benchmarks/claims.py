@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
-from benchmarks.results import read, write  # noqa: E402
+from benchmarks.results import read, read_metrics, steps_and_seconds, write  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 SPLITS = ("val", "test")
@@ -84,13 +83,8 @@ class Runs:
             return row | accuracies(self.path(BEFORE[variant][0]), views=VIEWS[variant])
         if variant in DENSER:
             return row | accuracies(run, like=self.path(BEFORE[variant][0]))
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        spent = 0.0
-        for line in lines:
-            if "time/step" in line:
-                spent += (line["step"] - row["step"]) * (line["time/data"] + line["time/step"])
-                row["step"] = line["step"]
-        return row | {"seconds": round(spent), **step_costs(run), **accuracies(run)}
+        steps, seconds = steps_and_seconds(read_metrics(run))
+        return row | {"step": steps, "seconds": seconds, **step_costs(run), **accuracies(run)}
 
     def prepare(self, variant: str) -> None:
         """Make the run of a variant, and those that it begins from, unless they are there."""

@@ -1,8 +1,9 @@
-"""What the benchmarks do alike with their results: rows of a csv file, a part of a page, a figure."""
+"""What the benchmarks do alike with their results: metrics of a run, rows of a csv file, a part of a page, a figure."""
 
 from __future__ import annotations
 
 import csv
+import json
 import pathlib
 
 END = "<!-- end of results -->\n"
@@ -22,6 +23,21 @@ def write(path: pathlib.Path, fields: list[str], rows) -> None:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_metrics(run: pathlib.Path) -> list[dict]:
+    """Read the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_and_seconds(lines: list[dict]) -> tuple[int, int]:
+    """Return how many steps a run had, and how many seconds they took, without evaluations and saves."""
+    spent, before = 0.0, 0
+    for line in lines:
+        if "time/step" in line:
+            spent += (line["step"] - before) * (line["time/data"] + line["time/step"])
+            before = line["step"]
+    return before, round(spent)
 
 
 def replace(page: str, begin: str, lines: list[str]) -> str:

@@ -59,3 +59,28 @@ def test_claims(digits_cache, tmp_path):
     vit, full = (runs.measure(variant) for variant in ("vit", "full_equal"))
     assert vit["images_val"] >= 0 and full["parameters"] > 6 * int(rows["joint"]["parameters"])
     assert runs.stage_gflop("full") == pytest.approx(full["step_gflop"], rel=1e-3)
+
+
+def test_finetuning(digits_cache, tmp_path):
+    """Two steps of a narrow model, its checkpoints with other views; no row is repeated, none without a change."""
+    module, out = script("benchmarks/finetuning.py"), tmp_path / "out.csv"
+    narrow = {"model.width": 24, "model.depth": 1, "model.num_heads": 2, "model.mlp_dim": 32, "mesh.data": 1}
+    short = {"train.steps": 2, "eval.every": 1, "checkpoint.every": 1, "log.every": 1, "loader.threads": 1}
+    flags = [f"--config.{key}={value}" for key, value in (narrow | short).items()]
+    arguments = ["--workdir", str(tmp_path / "runs"), "--seeds", "3", "--out", str(out), *flags]
+    module.main([*arguments, "--settings", "short", "views_4x3"])
+    # A key of the model begins from scratch anyway, so that there is nothing to measure for `scratch`.
+    module.main([*arguments, "--settings", "recipe", "scratch", "short"])
+    rows = {row["setting"]: row for row in module.read(out)}
+    assert list(rows) == ["short", "views_4x3", "recipe"] == [row["setting"] for row in module.read(out)]
+    listed = module.read(tmp_path / "runs/digits/clips_3.csv")
+    for row in rows.values():
+        assert row["set"] == "digits" and row["seed"] == "3" and int(row["classes"]) > 1
+        assert int(row["clips"]) + int(row["held_out"]) == len(listed) and int(row["held_out"]) > 0
+        assert all(0 <= float(row[column]) <= 1 for column in ("pixels", "last", "best"))
+        assert row["setting"] in module.VIEWS or float(row["last"]) <= float(row["best"])
+    assert (rows["short"]["steps"], rows["recipe"]["steps"]) == ("1", "2")
+    content = out.read_text()
+    module.main([*arguments, "--settings", "recipe", "views_4x3"])
+    assert out.read_text() == content
+    assert module.page(module.PAGE.read_text(), module.read(out)).count("| the recipe") == 2
