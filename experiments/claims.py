@@ -3,9 +3,9 @@
     tubevit train --config claims:variant=images --workdir runs/claims/images_0
     tubevit train --config claims:variant=two_stage --workdir runs/claims/two_stage_0
 
-All variants have the width, depth and schedule of `joint`, which were chosen on `val` with `joint` alone, and as many
-video steps. They learn digit x motion (80 classes) from clips of 300 digits, and `joint` in the same steps digits from
-images of 1,347.
+All variants have the width, depth and schedule of `joint`, which were chosen on `val` with `joint` alone. They learn
+digit x motion (80 classes) from clips of 300 digits. Those that are trained jointly also learn digits from images of
+1,347, in the same steps.
 
 | variants | what differs from `joint` | claim |
 |---|---|---|
@@ -13,7 +13,7 @@ images of 1,347.
 | video, images | only clips, only images | Table 5 |
 | two_stage | only clips, beginning from `images` | Table 5 |
 | learned, no_position, no_stride | the position embedding | Table 7a |
-| tubes_1, tubes_2, tubes_3 | the 2D tube and the first of the others | Table 7b |
+| tubes_1, tubes_2, tubes_3 | the 2D tube and the first 0, 1 or 2 others | Table 7b |
 | no_s2d | no space-to-depth | Table 7c |
 | interpolated | `no_s2d` with one kernel, interpolated for each 3D tube | Table 7e |
 | half_clip | clips of half the time, for several views at evaluation | Table 7f |

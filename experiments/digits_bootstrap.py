@@ -4,8 +4,8 @@
     tubevit train --config digits_bootstrap:stage=gate,small=runs/quickstart,large=runs/digits_vit --workdir runs/gate
 
 The small model (width 96, 3 blocks) knows digit x motion from clips of 300 digits. The ViT (width 192, 6 blocks) has
-seen no clip, but images of all 1,347 training digits, and knows them better than the small model does. The model that
-they form learns digit x motion (80 classes) from the same clips:
+seen no clip, but images of all 1,347 training digits, and is meant to know them better than the small model does. The
+model that they form learns digit x motion (80 classes) from the same clips:
 
 | stage | what is trained |
 |---|---|
@@ -35,7 +35,6 @@ def get_config(
     large: str = "vit_ti8",
     seed: int = 0,
     steps: int | None = None,
-    batch_size: int | None = None,
 ):
     if stage not in STAGES:
         raise unknown("stage", stage, STAGES)
@@ -53,7 +52,7 @@ def get_config(
     config.input.fps = 8.0
     name, source, head = ("images", "still_digits", "digit") if vit else ("clips", "moving_digits", "digit_motion")
     config.data.train[name] = dataset_config(
-        source=source, head=head, batch_size=batch_size or (32 if vit else 16),
+        source=source, head=head, batch_size=32 if vit else 16,
         augment={"random_crop": True, "scale": 1.1},
     )  # fmt: skip
     config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)

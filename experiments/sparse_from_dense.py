@@ -5,7 +5,7 @@
 
 Without `init` this trains a ViViT of all 256 tubelets of 4x8x8 to tell the direction of motion. With `init` and `tubes`
 it fine-tunes the model of other tubes whose kernels and positions come from the dense one (`init.tubes=dense`).
-Settings were chosen on the split `val`; `split=test` evaluates on the other one.
+Settings were chosen on a validation split; `split=test` evaluates on `test`.
 
 Hardware: 2 CPU cores. Time: 4 minutes for the dense model; `python benchmarks/sparse_from_dense.py` runs everything,
 with 3 seeds.

@@ -202,7 +202,7 @@ def test_quickstart_summary(tiny_run, tmp_path, monkeypatch, capsys):
     def run(*command):
         called.append(command)
         if command[0].endswith("tubevit") and command[1] == "evaluate":
-            assert main([*command[1:3], str(tmp_path / command[3])]) == 0
+            assert main([*command[1:3], str(tmp_path / command[3]), *command[4:]]) == 0
         if "launch/time_controls.py" in command:
             script(command[1]).main(str(tmp_path / command[2]))
         return 1.0
@@ -215,7 +215,7 @@ def test_quickstart_summary(tiny_run, tmp_path, monkeypatch, capsys):
     assert ["make", "make-moving-digits", "train", "evaluate"] == [
         c[0] if c[0] == "make" else c[1] for c in called if "time_controls" not in c[1]
     ]
-    assert "quickstart:seed=3" in called[2]
+    assert "quickstart:seed=3" in called[2] and called[3][-2:] == ("--split", "test")
     assert re.search(r"held-out motion, top-1, 8 files +\d+\.\d%", out)
     assert re.search(r"held-out digit, top-1, 4 files +\d+\.\d%", out)
     assert re.search(r"shuffled.+\d+\.\d%", out) and re.search(r"opposite motion predicted +\d+\.\d%", out)

@@ -9,7 +9,7 @@ from tubevit.ranges import WHOLE
 logger = logging.getLogger(__name__)
 HELP = "release a checkpoint of a run: write its weights, evaluate them, write a model card and an entry in the index"
 EXAMPLES = (
-    "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart",
+    "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart --split test",
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --step 600",
     "tubevit release runs/k600 tubevit_b16@k600 --url https://example.org/tubevit_b16@k600.tar",
 )
