@@ -56,7 +56,8 @@ def get_config(
         augment={"random_crop": True, "scale": 1.1},
     )  # fmt: skip
     config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
-    steps = steps or (2000 if vit else 300)
+    if steps is None:
+        steps = 2000 if vit else 300
     config.optimizer.update(name="muon", learning_rate=5e-3, warmup_steps=steps // 10, weight_decay=0.2)
     config.optimizer.update(b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)
     config.train.steps = steps

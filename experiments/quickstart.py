@@ -27,7 +27,7 @@ def get_config(seed: int = 0, steps: int = 1000):
         data = dict(source=source, head=head)
         config.data.train[name] = dataset_config(**data, batch_size=batch_size, augment=crops)
         config.data.eval[name] = dataset_config(**data, **evaluated)
-    config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=steps // 10, weight_decay=0.2)
+    config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=100, weight_decay=0.2)
     config.optimizer.update(b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)
     config.train.steps = steps
     config.eval.every = 500

@@ -44,7 +44,9 @@ def get_config(
         name="adam", learning_rate=1.2e-3, warmup_steps=50 if dense else 20, weight_decay=0.0, grad_clip_norm=1.0
     )
     config.optimizer.b2 = 0.98
-    config.train.steps = steps = steps or (300 if dense else 200)
+    if steps is None:
+        steps = 300 if dense else 200
+    config.train.steps = steps
     config.eval.every = 50
     config.checkpoint.every = steps
     config.loader.threads = 2
