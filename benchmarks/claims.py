@@ -108,7 +108,7 @@ class Runs:
             self.train(variant, f"digits_bootstrap:stage={stage},steps={steps},{self.starts}")
         elif variant in DENSE:
             clips = clips_of_equal_flops(variant, step_costs(self.path("joint"))["step_gflop"])
-            self.train(variant, f"claims:variant={variant},clips={clips}")
+            self.train(variant, f"claims:variant={variant},clip_batch={clips}")
         elif variant not in (*DENSER, *VIEWS):
             self.train(variant, f"claims:variant={variant},runs={self.folder}")
 
@@ -146,7 +146,7 @@ def accuracies(run: pathlib.Path, like: pathlib.Path | None = None, **options) -
 
 def clips_of_equal_flops(variant: str, gflop: float) -> int:
     """Return how many clips of a dense model take `gflop` in a training step."""
-    return round(gflop / _planned_gflop(f"claims:variant={variant},clips=1"))
+    return round(gflop / _planned_gflop(f"claims:variant={variant},clip_batch=1"))
 
 
 def step_costs(run: pathlib.Path) -> dict:

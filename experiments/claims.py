@@ -20,7 +20,7 @@ digit x motion (80 classes) from clips of 300 digits. Those that are trained joi
 | added_1, added_2, added_3 | `two_stage` with new attention layers before the last blocks | Table 8 |
 | dense, vivit, timesformer, factorised | as `video`, but all tubelets of 4x8x8; the last three as published | Table 2 |
 
-`clips` and `images` set the batch sizes. `runs` is the folder of the runs that others begin from.
+`clip_batch` and `image_batch` set the batch sizes. `runs` is the folder of the runs that others begin from.
 
 Hardware: 2 CPU cores. Time: 3 to 5 minutes for a variant; `python benchmarks/claims.py` runs all, with 3 seeds.
 Expected: see docs/reproducing.md.
@@ -60,21 +60,20 @@ def get_config(
     variant: str = "joint",
     seed: int = 0,
     steps: int = 600,
-    clips: int = CLIPS,
-    images: int = IMAGES,
+    clip_batch: int = CLIPS,
+    image_batch: int = IMAGES,
     runs: str = "runs/claims",
 ):
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
-    sizes = {"clips": clips, "images": images} | VARIANTS[variant]
+    sizes = {"clips": clip_batch, "images": image_batch} | VARIANTS[variant]
     config = default_config()
     config.seed = seed
     config.model.name = "tubevit_nano8"
     config.model.scan = False  # three blocks: unrolled they train faster on CPU
     config.input.fps = 8.0
     for name, source, head in (("clips", "moving_digits", "digit_motion"), ("images", "still_digits", "digit")):
-        if sizes.pop(name):
-            size = clips if name == "clips" else images
+        if size := sizes.pop(name):
             crops = {"random_crop": True, "scale": 1.1}
             config.data.train[name] = dataset_config(source=source, head=head, batch_size=size, augment=crops)
             config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
