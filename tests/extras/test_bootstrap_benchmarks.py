@@ -57,7 +57,7 @@ def test_claims(digits_cache, tmp_path):
     assert costs == sorted(costs) and costs[0] < costs[-1]
     runs = module.Runs(tmp_path / "runs", 3, tuple(short))
     vit, full = (runs.measure(variant) for variant in ("vit", "full_equal"))
-    assert vit["images_val"] >= 0 and full["parameters"] > 6 * int(rows["joint"]["parameters"])
+    assert vit["images_val"] >= 0 and full["parameters"] > 6 * int(rows["no_s2d"]["parameters"])
     assert runs.stage_gflop("full") == pytest.approx(full["step_gflop"], rel=1e-3)
 
 
