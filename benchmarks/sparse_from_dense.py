@@ -13,14 +13,13 @@ which the settings were chosen.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
-from benchmarks.results import read, replace, svg_pyplot, write  # noqa: E402
+from benchmarks.results import read, read_metrics, replace, svg_pyplot, write  # noqa: E402
 
 SUBSETS = {"half": "4x8x8/8x8x8", "quarter": "4x8x8/4x16x16"}
 STARTS = {
@@ -50,8 +49,8 @@ class Seed:
         spec = f"sparse_from_dense:seed={self.seed},steps={steps},split={self.split}{arguments}"
         if main(["train", "--config", spec, "--workdir", str(run), *flags, *self.overrides]):
             raise SystemExit(f"{run} failed")
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [(line["step"], line[key]) for line in lines if (key := "eval/moving_digits/top1") in line]
+        key = "eval/moving_digits/top1"
+        return [(line["step"], line[key]) for line in read_metrics(run) if key in line]
 
     def top1(self, checkpoint: pathlib.Path) -> float:
         """Evaluate a checkpoint."""

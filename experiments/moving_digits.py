@@ -5,7 +5,7 @@
 Each of the three label sets of the embedded data has its own head: 8 directions of motion, 80 pairs of digit and
 motion, and 10 digits. The images show all training digits, the clips only 300 of them.
 
-Hardware: 2 CPU cores. Time: 20 minutes.
+Hardware: CPU. Time: 50 minutes on one core, beside another run on the second one.
 Expected: see checkpoints/tubevit_nano8@moving_digits/README.md.
 """
 

@@ -67,7 +67,7 @@ def split_instances(seed: int) -> dict[str, np.ndarray]:
 
 
 def _draw(instance: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a digit and what it is shown on: its opacity (side, side), its colour (3,), the background (64, 64, 3)."""
+    """Draw at random how a digit looks: its opacity (side, side), its colour (3,) and the background (64, 64, 3)."""
     side = int(rng.integers(*_SPRITE))
     coarse = rng.uniform(0, 110, (4, 4, 3)).astype(np.float32)
     background = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
