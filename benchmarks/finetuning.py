@@ -1,6 +1,6 @@
 """Measure how well the recipe of `finetune` learns from few clips, and what other settings would change.
 
-    python benchmarks/finetuning.py --workdir runs/finetuning --sets digits ultrasound=DIR mine=clips.csv
+    python benchmarks/finetuning.py --workdir runs/finetuning --sets digits ultrasound=DIR fights=DIR mine=clips.csv
     python benchmarks/finetuning.py --settings recipe scratch scratch+mixup --seeds 0    # a part, or combinations
     python benchmarks/finetuning.py --page                          # writes the tables of docs/finetuning.md
 
@@ -14,6 +14,9 @@ are there are not repeated, and interrupted runs resume. `--config.KEY=VALUE` ch
   https://github.com/nickdnickd/covid19_ultrasound at commit 3414d25e1f0493b521575997ba183e68a5f4a2a4. They have several
   licences, and are for non-commercial use, so that nothing of them is stored here. No medical claim is made. The label
   is the beginning of a file's name. The seed chooses which of four folds is held out; no patient is in two folds.
+- `fights=DIR`: 300 clips of surveillance cameras, with and without a fight, where DIR is a copy of
+  https://github.com/seymanurakti/fight-detection-surv-dataset at commit ff83b7c521e5ca4eb67a212cc42dbc54f39d6290 (MIT).
+  The seed chooses which of four folds is held out; clips that were cut from one video are in one fold.
 - `NAME=LIST.csv`: a csv as `finetune` takes it, with its own splits.
 
 Accuracies are top-1 on the held-out clips, of the last checkpoint and of the best one. The latter is chosen on the same
@@ -34,7 +37,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
 from benchmarks.claims_page import mean_and_range  # noqa: E402
-from benchmarks.finetuning_sets import make_list  # noqa: E402
+from benchmarks.finetuning_sets import FOLDERS, make_list  # noqa: E402
 from benchmarks.results import read, read_metrics, replace, steps_and_seconds, write  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
@@ -221,7 +224,8 @@ def _setting(text: str) -> str:
 def _set(text: str) -> str:
     name, _, where = text.partition("=")
     if not name.isidentifier() or (name == "digits") == bool(where):
-        raise argparse.ArgumentTypeError(f"expected digits, ultrasound=DIR or NAME=LIST.csv; found {text}")
+        folders = ", ".join(f"{folder}=DIR" for folder in FOLDERS)
+        raise argparse.ArgumentTypeError(f"expected digits, {folders} or NAME=LIST.csv; found {text}")
     return text
 
 

@@ -11,7 +11,7 @@ from benchmarks.results import read, write
 
 FIELDS = ["path", "label", "split"]
 CLIPS, CLASSES = 520, 26  # training clips and classes of the set `digits`
-FOLDS, FEWEST = 4, 8  # folds of the set `ultrasound`, and the fewest clips of a label that is used
+FOLDS, FEWEST = 4, 8  # folds of real sets, and the fewest clips of a label that is used
 
 
 def digits_list(rows: list[dict], seed: int) -> list[dict]:
@@ -74,7 +74,7 @@ def folds_of(groups: Iterable[tuple[str, str]], folds: int = FOLDS) -> dict[str,
 
 
 def ultrasound_list(folder: pathlib.Path, seed: int) -> list[dict]:
-    """List the ultrasound clips: the fold that the seed chooses is the split `val`, the others are `train`."""
+    """List the clips of lung ultrasound, divided into folds by patient."""
     from tubevit.data.suffixes import is_hidden, named_kind
 
     def without_suffix(name: str) -> str:
@@ -92,18 +92,48 @@ def ultrasound_list(folder: pathlib.Path, seed: int) -> list[dict]:
         if named_kind(path.name) == "video" and not is_hidden(str(inside)) and "label_uncertain" not in inside.parts:
             name = without_suffix(path.name)
             clips.append((str(path.absolute()), name[:3], patients.get(name) or source_of(name)))
+    return in_folds(clips, seed)
+
+
+def fights_list(folder: pathlib.Path, seed: int) -> list[dict]:
+    """List the clips of surveillance cameras, divided into folds by the video that they were cut from."""
+    sources, source = {}, None
+    for line in (folder / "videos.txt").read_text().splitlines():
+        if line.startswith("http"):
+            source = line.strip()
+        elif of_set := re.match(r"\s*nofi(\d+)\s*-\s*nofi(\d+)\s*:\s*(.+)", line):  # the clips of another data set
+            first, last, name = of_set.groups()
+            sources |= dict.fromkeys((f"nofi{number:03}" for number in range(int(first), int(last) + 1)), name)
+        elif clip := re.match(r"\s*((?:no)?fi\d+)\s*:", line):
+            sources[clip[1]] = source
+    paths = (path for name in ("fight", "noFight") for path in sorted((folder / name).glob("*.mp4")))
+    clips = ((str(path.absolute()), path.parent.name, sources.get(path.stem, path.stem)) for path in paths)
+    return in_folds(list(clips), seed)
+
+
+def in_folds(clips: list[tuple[str, str, str]], seed: int) -> list[dict]:
+    """Divide clips into folds. The fold that the seed chooses is the split `val`, the others are `train`.
+
+    Args:
+        clips: the path, the label and the group of each clip. A group is in one fold. Labels of fewer than `FEWEST`
+            clips are left out.
+        seed: chooses the fold that is held out, in turn.
+    """
     count = collections.Counter(label for _, label, _ in clips)
     clips = [clip for clip in clips if count[clip[1]] >= FEWEST]
-    folds = folds_of((patient, label) for _, label, patient in clips)
-    splits = ("val" if folds[patient] == seed % FOLDS else "train" for _, _, patient in clips)
+    folds = folds_of((group, label) for _, label, group in clips)
+    splits = ("val" if folds[group] == seed % FOLDS else "train" for _, _, group in clips)
     return [dict(zip(FIELDS, (path, label, split))) for (path, label, _), split in zip(clips, splits)]
+
+
+FOLDERS = {"ultrasound": ultrasound_list, "fights": fights_list}
 
 
 def make_list(spec: str, seed: int, folder: pathlib.Path) -> str:
     """Return the path of a set's csv, which is written to the folder unless the set is a csv itself.
 
     Args:
-        spec: `digits`, `ultrasound=DIR` or `NAME=LIST.csv`, see benchmarks/finetuning.py.
+        spec: `digits`, `ultrasound=DIR`, `fights=DIR` or `NAME=LIST.csv`, see benchmarks/finetuning.py.
         seed: chooses classes and clips, or the fold that is held out.
         folder: receives the csv.
     """
@@ -115,8 +145,8 @@ def make_list(spec: str, seed: int, folder: pathlib.Path) -> str:
         open_source("moving_digits", "val", "digit_motion")  # makes the data
         rows = digits_list(read(embedded_folder() / "digit_motion.csv"), seed)
         rows = [{**row, "path": embedded_folder().absolute() / row["path"]} for row in rows]
-    elif name == "ultrasound":
-        rows = ultrasound_list(pathlib.Path(where), seed)
+    elif name in FOLDERS:
+        rows = FOLDERS[name](pathlib.Path(where), seed)
     else:
         return where
     if not rows:

@@ -2,6 +2,7 @@
 
 import collections
 import inspect
+import pathlib
 
 import pytest
 
@@ -118,6 +119,34 @@ def test_no_patient_is_in_two_splits(ultrasound):
         assert len(rows) == len(patient_of)
         held_out.append({row["path"] for row in rows if row["split"] == "val"})
     assert held_out[0] == held_out[4] and sum(map(len, held_out[:4])) == len(set.union(*held_out)) == len(patient_of)
+
+
+def test_no_video_is_in_two_splits(tmp_path):
+    """Lines as in the public repository: clips below the address of their video, and ranges from other data sets."""
+    groups = {"a": ["fi001", "fi002", "nofi001"], "b": ["fi003", "nofi002"]}
+    groups["set"] = [f"nofi{i:03}" for i in range(3, 7)]
+    groups |= {name: [f"fi{i:03}", f"fi{i + 1:03}"] for i, name in ((4, "c"), (6, "d"), (8, "e"))}
+    groups |= {name: [f"nofi{i:03}", f"nofi{i + 1:03}"] for i, name in ((7, "f"), (9, "g"), (11, "unlisted"))}
+    for name in (name for found in groups.values() for name in found):
+        path = tmp_path / ("noFight" if name.startswith("no") else "fight") / f"{name}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    lines = ["nofi003 - nofi006 : A data set"]
+    for group in groups.keys() - {"set", "unlisted"}:
+        lines += [f"https://videos/{group}", *(f" {name}: 0.13.50 - 0.15.60" for name in groups[group]), ""]
+    (tmp_path / "videos.txt").write_text("\n".join(lines))
+    group_of = {name: group for group, found in groups.items() for name in found}
+    group_of |= {"nofi011": "nofi011", "nofi012": "nofi012"}  # without a line: alone
+    held_out = []
+    for seed in range(4):
+        path = pathlib.Path(sets.make_list(f"fights={tmp_path}", seed, tmp_path))
+        groups_of = {"train": set(), "val": set()}
+        for row in module.read(path):
+            groups_of[row["split"]].add(group_of[pathlib.Path(row["path"]).stem])
+        assert not groups_of["train"] & groups_of["val"]
+        assert groups_of["train"] | groups_of["val"] == set(group_of.values())
+        held_out.append(groups_of["val"])
+    assert all(held_out) and sum(map(len, held_out)) == len(set.union(*held_out))
 
 
 def test_lists_are_sources(digits_cache, ultrasound, tmp_path):
