@@ -20,7 +20,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
-from benchmarks.results import read, read_metrics, steps_and_seconds, write  # noqa: E402
+from benchmarks.results import append, read, read_metrics, steps_and_seconds  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 SPLITS = ("val", "test")
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             row = runs.measure(variant)
             print(row, flush=True)
-            write(args.out, FIELDS, [*read(args.out), row])  # read again: another process may run other seeds
+            append(args.out, FIELDS, row)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other f
 
 from benchmarks.claims_page import mean_and_range  # noqa: E402
 from benchmarks.finetuning_sets import FOLDERS, make_list  # noqa: E402
-from benchmarks.results import read, read_metrics, replace, steps_and_seconds, write  # noqa: E402
+from benchmarks.results import append, read, read_metrics, replace, steps_and_seconds  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PAGE = CSV.parent.parent / "docs/finetuning.md"
@@ -254,8 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
             data = data or make_list(spec, seed, args.workdir / name)
             measured = Runs(args.workdir / name, data, seed, overrides).measure(setting)
             print(key | (measured or {"same as": reference(setting)}), flush=True)
-            if measured:  # the csv is read again, since another process may run other seeds
-                write(args.out, FIELDS, [*read(args.out), key | measured])
+            if measured:
+                append(args.out, FIELDS, key | measured)
 
 
 if __name__ == "__main__":

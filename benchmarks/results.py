@@ -25,6 +25,16 @@ def write(path: pathlib.Path, fields: list[str], rows) -> None:
         writer.writerows(rows)
 
 
+def append(path: pathlib.Path, fields: list[str], row: dict) -> None:
+    """Append a row to a csv file, which is made if there is none; other processes may append to it as well."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def read_metrics(run: pathlib.Path) -> list[dict]:
     """Read the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -50,12 +50,12 @@ def get_config(
     config.seed = seed
     config.model.update(scan=False, remat="none")  # few blocks on CPU: memory is not short; unrolled they are faster
     config.input.fps = 8.0
-    name, source, head = ("images", "still_digits", "digit") if vit else ("clips", "moving_digits", "digit_motion")
-    config.data.train[name] = dataset_config(
-        source=source, head=head, batch_size=32 if vit else 16,
-        augment={"random_crop": True, "scale": 1.1},
-    )  # fmt: skip
-    config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
+    sources = {"clips": ("moving_digits", "digit_motion", 16), "images": ("still_digits", "digit", 32)}
+    for name in ("images",) if vit else sources:
+        source, head, size = sources[name]
+        crops = {"random_crop": True, "scale": 1.1}
+        config.data.train[name] = dataset_config(source=source, head=head, batch_size=size, augment=crops)
+        config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
     if steps is None:
         steps = 2000 if vit else 300
     config.optimizer.update(name="muon", learning_rate=5e-3, warmup_steps=steps // 10, weight_decay=0.2)
