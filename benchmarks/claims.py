@@ -30,7 +30,7 @@ FIELDS = [
     "seconds",
 ]  # fmt: skip
 STAGES = ("vit", "last_fc", "last", "gate", "full", "scratch")
-STAGE_STEPS = 300
+STAGE_STEPS = 600
 # Stages that train more per step, with the steps that take as many FLOPs as the stage `gate`.
 EQUAL = {"full_equal": "full", "scratch_equal": "scratch"}
 DENSE = ("dense", "vivit", "timesformer", "factorised")
