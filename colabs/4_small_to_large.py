@@ -44,8 +44,8 @@ changes = {}  # the same for the large video model
 # %% [markdown]
 # ## 1. A large image ViT
 #
-# Here, an image ViT of width 192 with 6 blocks is trained on images of digits, for 600 steps to save time; the released
-# model took one of 2,000. For a real ViT, this step is not needed: `tubevit convert SRC DST` turns a ViT of Hugging
+# Here, an image ViT of width 192 with 6 blocks is trained on images of digits, for 600 steps to save time; that of the
+# released model had 2,000. For a real ViT, this step is not needed: `tubevit convert SRC DST` turns a ViT of Hugging
 # Face, timm, big_vision or AugReg into a checkpoint.
 
 # %%
@@ -85,8 +85,8 @@ metrics = read_metrics(pathlib.Path(workdir, "large", "metrics.jsonl").read_text
 loss_figure(metrics)
 
 # %% [markdown]
-# The run evaluates the 80 classes (chance is 1.25 %) once, at its end. `tubevit_ti8@moving_digits_bootstrap` is such a
-# model that was trained for longer; see docs/bootstrapping.md.
+# The run evaluates the 80 classes (chance is 1.25 %) once, at its end. In
+# `tubevit_ti8@moving_digits_bootstrap`, all blocks were trained; see docs/bootstrapping.md.
 #
 # ## What was reused
 #

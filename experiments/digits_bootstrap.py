@@ -58,8 +58,8 @@ def get_config(
         config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
     if steps is None:
         steps = 2000 if vit else 600
-    config.optimizer.update(name="muon", learning_rate=5e-3 if vit else 1e-2, warmup_steps=steps // 10, weight_decay=0.2)
-    config.optimizer.update(b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)
+    config.optimizer.update(name="muon", learning_rate=5e-3 if vit else 1e-2, weight_decay=0.2)
+    config.optimizer.update(warmup_steps=steps // 10, b2=0.98, grad_clip_norm=1.0, ema_decay=0.99)
     config.train.steps = steps
     config.eval.update(every=steps, views="1x1")
     config.checkpoint.update(every=100, keep=1)

@@ -25,7 +25,7 @@ from tubevit.zoo.registry import read_index
 PROBED = 12  # files that are looked at
 LONGEST_SPAN = 10.0  # seconds that a clip covers at most: Kinetics' clips are as long
 SMALL = 96  # pixels of the short side up to which the models of the embedded data are taken
-FEW = 5_000  # training files below which fine-tuning begins from a released checkpoint
+FEW = 5_000  # training files below which fine-tuning takes a released checkpoint, or a model of that size
 LARGE = 1024  # width of L
 NARROW = 96  # width up to which fine-tuning takes Muon, not AdamW, and trains a checkpoint as long as from scratch
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
@@ -124,7 +124,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
             stored = inflated_config(stored)
         values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
     else:
-        stored = model_config(config.recipe.model or ("tubevit_nano8" if looks.short_side <= SMALL else "tubevit_ti16"))
+        small = looks.short_side <= SMALL or len(train) < FEW
+        stored = model_config(config.recipe.model or ("tubevit_nano8" if small else "tubevit_ti16"))
         values = {path: find_key(path).default for path in defining_keys()} | {"model.scan": False}
         values |= {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
     if looks.seconds is not None:

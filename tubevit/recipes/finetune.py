@@ -23,7 +23,7 @@ def finetune_config(
 
     | | from scratch | from a checkpoint |
     |---|---|---|
-    | model, input size, frames | `tubevit_nano8` up to a short side of 96 pixels, else `tubevit_ti16` | its own |
+    | model, input size, frames | `tubevit_nano8`; `tubevit_ti16` for 5,000 files of more than 96 pixels | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
     | schedule | long | long up to a width of 96, else short |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
