@@ -226,10 +226,10 @@ def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]):
                 pass  # training will tell what is wrong
 
     def notes(config: ConfigDict) -> list[str]:
-        sizes = ", ".join(str(dataset.batch_size) for dataset in config.data.train.values())
+        sizes = " and ".join(f"{dataset.batch_size} {name}" for name, dataset in config.data.train.items())
         return [
             f"bootstrapping: 3D tubes of {recipe.small}, blocks of {recipe.large}; the last {train_last} of "
-            f"{model.depth} blocks are trained, {config.train.steps} steps of {sizes} clips"
+            f"{model.depth} blocks are trained, {config.train.steps} steps of {sizes}"
         ]
 
     return values, notes, None
