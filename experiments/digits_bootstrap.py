@@ -5,7 +5,8 @@
 
 The small model (width 96, 3 blocks) knows digit x motion from clips of 300 digits. The ViT (width 192, 6 blocks) has
 seen no clip, but images of all 1,347 training digits, and is meant to know them better than the small model does. The
-model that they form learns digit x motion (80 classes) from the same clips:
+model that they form learns digit x motion (80 classes) from the same clips, and digits from images in the same steps.
+All of its tokens have the paper's fixed positions, because those of the ViT do not say when a token was:
 
 | stage | what is trained |
 |---|---|
@@ -51,9 +52,10 @@ def get_config(
     config.model.update(scan=False, remat="none")  # few blocks on CPU: memory is not short; unrolled they are faster
     config.input.fps = 8.0
     sources = {"clips": ("moving_digits", "digit_motion", 16), "images": ("still_digits", "digit", 32 if vit else 16)}
-    for name in ("images",) if vit else sources:
-        source, head, size = sources[name]
-        crops = {"random_crop": True, "scale": 1.1}
+    if vit:
+        del sources["clips"]
+    crops = {"random_crop": True, "scale": 1.1}
+    for name, (source, head, size) in sources.items():
         config.data.train[name] = dataset_config(source=source, head=head, batch_size=size, augment=crops)
         config.data.eval[name] = dataset_config(source=source, head=head, split="val", batch_size=50)
     if steps is None:

@@ -23,12 +23,14 @@ def finetune_config(
 
     | | from scratch | from a checkpoint |
     |---|---|---|
-    | model, input size, frames | `tubevit_nano8`; `tubevit_ti16` for 5,000 files of more than 96 pixels | its own |
+    | model, input size, frames | `tubevit_nano8` or `tubevit_ti16` | its own |
     | frame rate | so that a clip covers the median video, at most 10 s | its own if it has one, else likewise |
     | schedule | long | long up to a width of 96, else short |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
     | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
     | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
+
+    `tubevit_ti16` is for 5,000 files or more whose median short side is above 96 pixels.
 
     The long schedule is 100 epochs, but at least 20,000 and at most 40,000 samples. The short one is 30 epochs, between
     5,000 and 20,000 samples. If the largest number is less than 3 epochs, it is 3 epochs.
