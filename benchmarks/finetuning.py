@@ -16,7 +16,8 @@ are there are not repeated, and interrupted runs resume. `--config.KEY=VALUE` ch
   is the beginning of a file's name. The seed chooses which of four folds is held out; no patient is in two folds.
 - `fights=DIR`: 300 clips of surveillance cameras, with and without a fight, where DIR is a copy of
   https://github.com/seymanurakti/fight-detection-surv-dataset at commit ff83b7c521e5ca4eb67a212cc42dbc54f39d6290 (MIT).
-  The seed chooses which of four folds is held out; clips that were cut from one video are in one fold.
+  The seed chooses which of four folds is held out; clips that were cut from one video are in one fold. The list names
+  two videos for one clip, `nofi022`; it counts for the second.
 - `NAME=LIST.csv`: a csv as `finetune` takes it, with its own splits.
 
 Accuracies are top-1 on the held-out clips, of the last checkpoint and of the best one. The latter is chosen on the same
