@@ -167,8 +167,8 @@ def closest_release(size: int) -> str | None:
     return min(ranked)[-1] if ranked else None
 
 
-def about(seconds: float) -> str:
-    """Return an estimate of time in minutes as text."""
+def about_minutes(seconds: float) -> str:
+    """Describe an estimate in seconds as text, in whole minutes."""
     return "about a minute" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
 
 
@@ -191,7 +191,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
     choice = f" (init={chosen} keeps this choice, init=none begins from scratch)" if chosen else ""
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
-        f"({about(_OF_COPYING * len(train) * looks.decoding)})"
+        f"({about_minutes(_OF_COPYING * len(train) * looks.decoding)})"
     ]
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "

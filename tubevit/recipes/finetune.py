@@ -5,7 +5,7 @@ import time
 from ml_collections import ConfigDict
 
 from tubevit.config.config import dataset_config, default_config, request_recipe, set_value
-from tubevit.config.derive import about
+from tubevit.config.derive import about_minutes
 from tubevit.config.keys import defining_keys
 from tubevit.config.resolve import Resolved
 from tubevit.errors import UserError
@@ -85,7 +85,7 @@ def expected_time(resolved: Resolved) -> str:
     of_copies = 1 if dataset.copy_short_side is None else _COPIES_DECODE
     loading = dataset.batch_size * resolved.decoding * of_copies / config.loader.threads
     return (
-        f"expected time: {about(config.train.steps * max(computing, loading))}, without evaluation "
+        f"expected time: {about_minutes(config.train.steps * max(computing, loading))}, without evaluation "
         f"(a step: {computing:.2f} s computing, {loading:.2f} s loading)"
     )
 
