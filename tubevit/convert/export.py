@@ -33,7 +33,15 @@ from jax import export
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import export_folder
 from tubevit.convert.export_folder import (
-    CONFIG, MODEL, NEEDS, check_new_folder, new_folder, program_output, program_shape, save_arrays, with_head,
+    CONFIG,
+    MODEL,
+    NEEDS,
+    check_new_folder,
+    new_folder,
+    program_output,
+    program_shape,
+    save_arrays,
+    with_head,
 )  # fmt: skip
 from tubevit.errors import UserError, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters

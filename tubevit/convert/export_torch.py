@@ -1,4 +1,4 @@
-"""Export models for PyTorch: a folder that needs only torch and safetensors, and ONNX for one head."""
+"""Export models for PyTorch: a folder that needs only torch and safetensors, or an ONNX program for one head."""
 
 import os
 import pathlib
@@ -9,7 +9,15 @@ import numpy as np
 from tubevit.checkpoint.paths import flatten
 from tubevit.convert import twin
 from tubevit.convert.export_folder import (
-    MODEL, modalities, new_folder, program_output, program_shape, save_arrays, with_head, write_config,
+    MODEL,
+    check_new_folder,
+    modalities,
+    new_folder,
+    program_output,
+    program_shape,
+    save_arrays,
+    with_head,
+    write_config,
     write_program_config,
 )  # fmt: skip
 from tubevit.errors import optional_import
@@ -20,11 +28,11 @@ from tubevit.models.tubevit import TubeViT
 OPSET = 23  # of ONNX
 _SOURCE = pathlib.Path(__file__).parent / "tubevit_torch.py"
 _PROGRAM = "model.onnx"
-_LARGEST = 2**31 - 2**20  # bytes of a file of ONNX; larger ones have their parameters in a file beside
+_MOST = 2**30  # bytes of parameters that are kept in the program, a file of less than 2 GB
 
 
 def export_torch(model: TubeViT, folder: str | os.PathLike) -> None:
-    """Write `tubevit_torch.py` with `model.safetensors` and `config.json`, which it reads. Needs no torch.
+    """Write `tubevit_torch.py` with the `model.safetensors` and the `config.json` that it reads. Torch is not needed.
 
     Args:
         model: the model; all heads are kept.
@@ -35,12 +43,58 @@ def export_torch(model: TubeViT, folder: str | os.PathLike) -> None:
     """
     config = model.config
     with new_folder(folder) as inside:
-        save_arrays(_state_dict(model, config), inside / MODEL)
+        save_arrays(state_dict(model, config), inside / MODEL)
         write_config(inside, twin.FORMAT, config, modalities(config), model=twin.description(config))
         shutil.copyfile(_SOURCE, inside / _SOURCE.name)
 
 
-def _state_dict(model: TubeViT, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Return the twin's arrays; `config` may have fewer heads than the model."""
+def export_onnx(model: TubeViT, folder: str | os.PathLike, head: str | None = None) -> None:
+    """Write `model.onnx` and `config.json`; models of more than 1 GiB have their parameters in `model.onnx.data`.
+
+    The program maps `pixels`, uint8 (b, T, H, W, 3) in the model's shape, or (b, H, W, 3) for an image head or a plain
+    ViT with one frame, to `output`, float32 (b, classes): softmax or, for multi-label heads, sigmoid; without a head it
+    is the pooled features (b, D).
+
+    Args:
+        model: the model; only the parameters that the head needs are stored.
+        folder: a local folder that does not exist or is empty; it appears when it is complete.
+        head: name of the head; may be omitted if there is only one, or none (pooled features).
+
+    Raises:
+        UserError: the folder cannot be used, the head does not exist, it takes images but no tube does, or torch or
+            onnxscript is not installed.
+    """
+    check_new_folder(folder)
+    torch = optional_import("torch", "export to ONNX", "onnx")
+    optional_import("onnxscript", "export to ONNX", "onnx")
+    config = with_head(model, head)
+    pixels = torch.zeros((2, *program_shape(config)), dtype=torch.uint8)
+    activations = {"features": torch.nn.Identity(), "softmax": torch.nn.Softmax(-1), "sigmoid": torch.nn.Sigmoid()}
+    module = torch.nn.Sequential(_torch_model(model, config), activations[program_output(config)]).eval()
+    program = torch.onnx.export(
+        module, (pixels,), dynamo=True, opset_version=OPSET, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("b", min=1)},), input_names=["pixels"], output_names=["output"],
+    )  # fmt: skip
+    size = sum(parameter.nbytes for parameter in module.parameters())
+    with new_folder(folder) as inside:
+        program.save(inside / _PROGRAM, external_data=size > _MOST)
+        write_program_config(inside, "onnx", config)
+
+
+def _torch_model(model: TubeViT, config: ModelConfig):
+    """Build the twin of a model in torch, with the heads of `config`."""
+    import torch
+
+    from tubevit.convert import tubevit_torch
+
+    with torch.device("meta"):
+        module = tubevit_torch.TubeViT(twin.description(config))
+    arrays = {name: torch.from_numpy(np.array(array)) for name, array in state_dict(model, config).items()}
+    module.load_state_dict(arrays, assign=True)
+    return module
+
+
+def state_dict(model: TubeViT, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Return the arrays of a model's twin; `config` may have fewer heads than the model."""
     params, table = flatten(parameters(model)), twin.layout(config)
     return table.to_theirs({array.ours: np.asarray(params[array.ours]) for array in table.arrays}, config)

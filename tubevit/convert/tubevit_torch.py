@@ -53,7 +53,7 @@ def sines(centres, width, literal):
 
 
 def resizing(size, new, antialias, gain_norm):
-    """Return the matrix (new, size) of linear interpolation with half-pixel centres; `antialias` filters what shrinks."""
+    """Return the matrix (new, size) of linear interpolation at half-pixel centres; `antialias` filters shrunk axes."""
     places = (torch.arange(new, dtype=torch.float64) + 0.5) * (size / new) - 0.5
     distances = (places[:, None] - torch.arange(size)).abs() / (max(size / new, 1) if antialias else 1)
     weights = (1 - distances).clamp(min=0)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from tubevit.tubes import Tube, TubeSet
 
 FORMAT = "torch"  # in config.json
 _MARK = "tubes.0.bias"  # every twin has it, and no model of another library
-_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
 _NAMES = (  # patterns of our paths, and the twin's names with `*` for the number of the layer
     (r"tokenizer/kernel", "shared_kernel"),
     (r"tokenizer/(tubes/.+)", r"\1"),
@@ -77,30 +77,33 @@ def config_from_description(values: Mapping, source: str) -> ModelConfig:
 
 def unwrapped(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     """Return the arrays of a twin, without the prefixes that wrappers add to names; None for those of other models."""
-    weights = {_WRAPPERS.sub("", name, count=1): array for name, array in weights.items()}
+    weights = {_WRAPPERS.sub("", name): array for name, array in weights.items()}
     return weights if _MARK in weights else None
 
 
-def read(files: list[pathlib.Path], weights: Mapping[str, np.ndarray], config: pathlib.Path, options: Options) -> Foreign:
+def read(
+    files: Sequence[pathlib.Path], weights: Mapping[str, np.ndarray], config: pathlib.Path, options: Options
+) -> Foreign:
     """Read the state dict of a twin.
 
     Args:
         files: the files that were read.
-        weights: the arrays, see `unwrapped`.
+        weights: their arrays, see `unwrapped`.
         config: the config.json of the export.
         options: the user's options.
 
     Raises:
-        UserError: config.json is missing or damaged, or the state dict lacks the heads.
+        UserError: config.json is missing or damaged, or the state dict has no heads although the model has.
     """
     if not config.is_file():
         raise UserError(
-            f"{files[0]} holds the parameters of a model exported with --format {FORMAT}; expected the {config.name} of "
-            f"its export beside it"
+            f"{files[0]} holds parameters of a model that was exported with --format {FORMAT}: put it beside the "
+            f"{config.name} of that export"
         )
     model, notes = config_from_description(read_json(config).get("model", {}), str(config)), ()
     if options.headless:
-        (weights, notes), model = leave_out(weights, ("heads.",)), model.replace(heads=())
+        weights, notes = leave_out(weights, ("heads.",))
+        model = model.replace(heads=())
     elif model.heads and not any(name.startswith("heads.") for name in weights):
         names = ", ".join(name for name, _ in model.heads)
         raise UserError(f"{files[0]} has no heads; expected {names}. --headless makes a checkpoint without heads")
