@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 
-from tubevit.checkpoint.paths import flatten
 from tubevit.convert import twin
 from tubevit.convert.export_folder import (
     MODEL,
@@ -19,14 +18,14 @@ from tubevit.convert.export_folder import (
     with_head,
     write_config,
     write_program_config,
-)  # fmt: skip
+)
 from tubevit.errors import optional_import
-from tubevit.models.abstract import parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 
-OPSET = 23  # of ONNX
-_SOURCE = pathlib.Path(__file__).parent / "tubevit_torch.py"
+OPSET = 23  # the newest that torch writes
+SOURCE = pathlib.Path(__file__).parent / "tubevit_torch.py"
+_NEEDS = ("export to ONNX", "onnx")  # purpose and extra of the packages
 _PROGRAM = "model.onnx"
 _MOST = 2**30  # bytes of parameters that are kept in the program, a file of less than 2 GB
 
@@ -43,9 +42,9 @@ def export_torch(model: TubeViT, folder: str | os.PathLike) -> None:
     """
     config = model.config
     with new_folder(folder) as inside:
-        save_arrays(state_dict(model, config), inside / MODEL)
+        save_arrays(twin.state_dict(model, config), inside / MODEL)
         write_config(inside, twin.FORMAT, config, modalities(config), model=twin.description(config))
-        shutil.copyfile(_SOURCE, inside / _SOURCE.name)
+        shutil.copyfile(SOURCE, inside / SOURCE.name)
 
 
 def export_onnx(model: TubeViT, folder: str | os.PathLike, head: str | None = None) -> None:
@@ -65,12 +64,12 @@ def export_onnx(model: TubeViT, folder: str | os.PathLike, head: str | None = No
             onnxscript is not installed.
     """
     check_new_folder(folder)
-    torch = optional_import("torch", "export to ONNX", "onnx")
-    optional_import("onnxscript", "export to ONNX", "onnx")
+    torch = optional_import("torch", *_NEEDS)
+    optional_import("onnxscript", *_NEEDS)
     config = with_head(model, head)
     pixels = torch.zeros((2, *program_shape(config)), dtype=torch.uint8)
     activations = {"features": torch.nn.Identity(), "softmax": torch.nn.Softmax(-1), "sigmoid": torch.nn.Sigmoid()}
-    module = torch.nn.Sequential(_torch_model(model, config), activations[program_output(config)]).eval()
+    module = torch.nn.Sequential(torch_model(model, config), activations[program_output(config)]).eval()
     program = torch.onnx.export(
         module, (pixels,), dynamo=True, opset_version=OPSET, verbose=False,
         dynamic_shapes=({0: torch.export.Dim("b", min=1)},), input_names=["pixels"], output_names=["output"],
@@ -81,20 +80,13 @@ def export_onnx(model: TubeViT, folder: str | os.PathLike, head: str | None = No
         write_program_config(inside, "onnx", config)
 
 
-def _torch_model(model: TubeViT, config: ModelConfig):
-    """Build the twin of a model in torch, with the heads of `config`."""
-    import torch
-
+def torch_model(model: TubeViT, config: ModelConfig):
+    """Build the twin of a model in torch, with the heads of `config`; raises UserError if torch is not installed."""
+    torch = optional_import("torch", *_NEEDS)
     from tubevit.convert import tubevit_torch
 
     with torch.device("meta"):
         module = tubevit_torch.TubeViT(twin.description(config))
-    arrays = {name: torch.from_numpy(np.array(array)) for name, array in state_dict(model, config).items()}
+    arrays = {name: torch.from_numpy(np.array(array)) for name, array in twin.state_dict(model, config).items()}
     module.load_state_dict(arrays, assign=True)
     return module
-
-
-def state_dict(model: TubeViT, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Return the arrays of a model's twin; `config` may have fewer heads than the model."""
-    params, table = flatten(parameters(model)), twin.layout(config)
-    return table.to_theirs({array.ours: np.asarray(params[array.ours]) for array in table.arrays}, config)

@@ -14,8 +14,9 @@ from tubevit.convert.files import read_json
 from tubevit.convert.foreign import Foreign, Options, leave_out, statistics
 from tubevit.convert.layout import Array, Layout
 from tubevit.errors import UserError
-from tubevit.models.abstract import abstract_parameters
+from tubevit.models.abstract import abstract_parameters, parameters
 from tubevit.models.config import ModelConfig
+from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import Tube, TubeSet
 
 FORMAT = "torch"  # in config.json
@@ -54,6 +55,12 @@ def _array(path: str, shape: tuple[int, ...], heads: Mapping[str, str]) -> Array
         shape = (math.prod(shape),)
     name = re.sub("/(kernel|scale)$", "/weight", name).replace("/", ".")
     return Array(path, (name,), " ".join(map(str, shape)), order)
+
+
+def state_dict(model: TubeViT, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Return the arrays of a model's twin with the heads of `config`, which may be fewer than the model has."""
+    params, table = flatten(parameters(model)), layout(config)
+    return table.to_theirs({array.ours: np.asarray(params[array.ours]) for array in table.arrays}, config)
 
 
 def description(config: ModelConfig) -> dict:
