@@ -346,7 +346,7 @@ class TubeViT(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.c = c = SimpleNamespace(**config)
+        self.config = c = SimpleNamespace(**config)
         self.tubes = nn.ModuleList(Tube(tube, c) for tube in c.tubes)
         if c.interpolated and not all(tube.is_2d for tube in self.tubes):
             self.shared_kernel = nn.Parameter(torch.zeros(c.tube_width or c.width, 3, *SHARED_KERNEL))
@@ -365,7 +365,7 @@ class TubeViT(nn.Module):
         head = next(iter(self.labels)) if head is None and len(self.labels) == 1 else head
         if head not in self.labels:
             raise ValueError(f"expected head=, one of {', '.join(map(repr, self.labels))}; found {head!r}")
-        expected, found = self.c.heads[head]["modality"], "image" if pixels.ndim == 4 else "video"
+        expected, found = self.config.heads[head]["modality"], "image" if pixels.ndim == 4 else "video"
         if expected not in ("any", found):
             raise ValueError(f"head {head!r} takes batches of {expected}s; found a batch of {found}s")
         return self.heads[list(self.labels).index(head)](self.features(pixels))
@@ -373,7 +373,7 @@ class TubeViT(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Compute pooled features (B, D); see `encode`."""
         pooled = self.pooling(self.encode(pixels))
-        return self.pooled_norm(pooled) if self.c.final_norm == "pooled" else pooled
+        return self.pooled_norm(pooled) if self.config.final_norm == "pooled" else pooled
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Compute the tokens (B, N, D) after the encoder, the class token first.
@@ -384,7 +384,7 @@ class TubeViT(nn.Module):
         is_uint8, found = pixels.dtype == torch.uint8, f"{pixels.dtype} {tuple(pixels.shape)}"
         if not (is_uint8 or pixels.is_floating_point()) or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
             raise ValueError(f"expected uint8 or float (B, T, H, W, 3) or (B, H, W, 3); found {found}")
-        c, tubes = self.c, list(self.tubes)
+        c, tubes = self.config, list(self.tubes)
         if pixels.ndim == 4:
             pixels, tubes = pixels[:, None], [tube for tube in tubes if tube.is_2d]
         if not tubes:
