@@ -157,7 +157,7 @@ def test_stochastic_depth_leaves_out_branches_of_samples(tiny):
     torch.testing.assert_close(module.encoder.blocks[0].train().branch(x), x)
 
 
-@pytest.mark.parametrize("case", ["joint", "rope", "factorised_encoder, none"])
+@pytest.mark.parametrize("case", ["joint", "rope"])
 def test_compile_and_export(case, tiny):
     fields, shapes = CASES[case]
     fields = dict(fields)
@@ -173,15 +173,10 @@ def test_compile_and_export(case, tiny):
     assert_close(outputs(compiled, three, head=head), expected, 1e-6)
 
 
-@pytest.mark.parametrize("case, head", [
-    ("joint", "a video"), ("joint", "image"), ("joint", "several"), ("interpolated", None), ("narrow", None),
-    ("rope", None), ("divided", None), ("factorised_encoder", None), ("factorised_dot", None),
-])  # fmt: skip
-def test_onnx(case, head, tiny, tmp_path):
-    """The logarithms of the probabilities agree to 1e-4, for any number of clips."""
-    fields, _ = CASES[case]
-    fields = dict(fields)
-    model = tiny(fields.pop("heads", VIDEO), **fields)
+@pytest.mark.parametrize("head", ["several", "image"])
+def test_onnx(head, tiny, tmp_path):
+    """The logarithms of the probabilities agree to 1e-4, for any number of clips or images."""
+    model = tiny(**CASES["joint"][0])
     export_onnx(model, tmp_path / "a", head)
     session = onnxruntime.InferenceSession(str(tmp_path / "a/model.onnx"))
     config = json.loads((tmp_path / "a/config.json").read_text())
