@@ -45,17 +45,15 @@ def assert_close(found, expected, tolerance, what=""):
 
 
 def inputs_of(config, shapes):
-    """Pairs of pixels and head: the clips and, where there is a 2D tube, their shapes as images."""
-    names = [name for name, _ in config.heads]
-    inputs = [(pixels(shape), names[0]) for shape in shapes]
-    if any(tube.is_2d for tube in config.tubes.tubes):
-        inputs += [(pixels(shape[1:]), names[len(names) // 2]) for shape in shapes]
-    return inputs
+    """Pairs of pixels and the name of the first head that takes them."""
+    kinds = {2: ("image", "any"), 3: ("video", "any")}
+    heads = {n: next(name for name, head in config.heads if head.modality in kind) for n, kind in kinds.items()}
+    return [(pixels(shape), heads[len(shape)]) for shape in shapes]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients(case, tiny):
-    """Logits to 1e-5 of the largest, for clips and images of several shapes, and the gradients of their sum to 1e-4."""
+    """Logits to 1e-5 of the largest, for clips and images, and the gradients of a weighted sum to 1e-4."""
     fields, shapes = CASES[case]
     fields = dict(fields)
     model = tiny(fields.pop("heads", VIDEO), **fields)
@@ -108,7 +106,7 @@ def test_sizes(name):
     """Real widths and depths, and clips and images as small as the tubes allow for a few tokens of each."""
     model = large(name)
     module = torch_model(model, model.config)
-    for x, head in inputs_of(model.config, [(22, 60, 60)]):
+    for x, head in inputs_of(model.config, [(22, 60, 60), (60, 60)]):
         expected = nnx.jit(lambda model, x: model(x, head=head))(model, x)
         assert 0.1 < np.abs(expected).mean() < 10
         assert_close(outputs(module, x, head=head), expected, 1e-5)
@@ -162,8 +160,8 @@ def test_compile_and_export(case, tiny):
     fields, shapes = CASES[case]
     fields = dict(fields)
     model = tiny(fields.pop("heads", VIDEO), **fields)
-    module, head = torch_model(model, model.config).eval(), model.config.heads[0][0]
-    three = pixels(shapes[0], batch=3)
+    module = torch_model(model, model.config).eval()
+    ((_, head), *_), three = inputs_of(model.config, shapes), pixels(shapes[0], batch=3)
     expected = outputs(module, three, head=head)
     dynamic = {"pixels": {0: torch.export.Dim("b")}, "head": None}
     two = torch.from_numpy(three[:2].copy())
