@@ -27,8 +27,14 @@ CASES: dict[str, tuple[dict, tuple]] = {
              norm_epsilon=1e-3, mean=(0.4, 0.5, 0.6)),
         (_ODD,),
     ),
-    "wide": (dict(tubes="small", tube_width=32, position="learned", class_token=True, pooling="mean"), ((16, 64, 64), (64, 64))),
-    "learned_2d": (dict(tubes="small", position="learned_2d", pooling="linear", class_token=True), ((16, 64, 64), (64, 64))),
+    "wide": (
+        dict(tubes="small", tube_width=32, position="learned", class_token=True, pooling="mean"),
+        ((16, 64, 64), (64, 64)),
+    ),
+    "learned_2d": (
+        dict(tubes="small", position="learned_2d", pooling="linear", class_token=True),
+        ((16, 64, 64), (64, 64)),
+    ),
     "rope": (dict(position="rope", pooling="attentive", softcap=3.0, **_DENSE), ((4, 32, 16),)),
     "divided": (
         dict(position="learned_space_time", pattern="divided", layer_scale=0.2, **_FRAMES, **_CLASS),
