@@ -14,6 +14,7 @@ EXAMPLES = (
     "tubevit convert B_16-i21k-300ep.npz vit_b --headless         # vision_transformer, AugReg",
     "tubevit convert siglip.npz siglip_b --prefix params/img      # big_vision",
     "tubevit convert model.safetensors vit_s --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225     # timm, or .pth",
+    "tubevit convert for_torch/trained.pt trained                 # trained in PyTorch, see `export --format torch`",
     "tubevit convert videomae videomae_hf --format hugging-face   # and back",
     "tubevit convert vit_s vit_s.safetensors --format timm",
 )

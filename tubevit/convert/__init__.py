@@ -21,6 +21,7 @@ from tubevit.convert import (
     scenic,
     siglip,
     timm,
+    twin,
     videoprism,
 )
 from tubevit.convert.architecture import check_plain, fold_layer_scale
@@ -111,7 +112,9 @@ def convert(
     clip = "x".join(map(str, foreign.config.shape))
     error = f"{src} does not fit {foreign.config.name} in format {kind}"
     error += "" if foreign.config.is_plain_vit else f" with clips of {clip} (T x H x W)"
-    config, params = fold_layer_scale(foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error))
+    config, params = foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error)
+    if not foreign.is_own:
+        config, params = fold_layer_scale(config, params)
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
     save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign)})
     return Conversion(str(dst), kind, config, foreign.notes)
@@ -138,6 +141,8 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
         if any(flax_vit.AUGREG_MLP in name for name in weights) and options.prefix is None:
             return "augreg", flax_vit.read(path, weights, flax_vit.AUGREG, options)
         return "big-vision", big_vision.read(path, weights, options)
+    if (own := twin.unwrapped(weights)) is not None:
+        return twin.FORMAT, twin.read([path], own, path.parent / CONFIG, options)
     if family := original_video.family_of(weights):
         return family.name, original_video.read(path, weights, options)
     if timm.MARK not in weights and any("embeddings." in name for name in weights):
@@ -146,18 +151,22 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
 
 
 def _foreign_config(src: str | os.PathLike) -> dict | None:
-    """Return the content of config.json if another library wrote it; a workdir has one, too."""
+    """Return the content of config.json if it describes foreign weights or a twin; a workdir has one, too."""
     path = pathlib.Path(src) / CONFIG
     if storage.is_remote(src) or not path.is_file():
         return None
     values = read_json(path)
-    return values if "model_type" in values or "architecture" in values else None
+    known = "model_type" in values or "architecture" in values or values.get("format") == twin.FORMAT
+    return values if known else None
 
 
 def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[str, Foreign]:
     if "architecture" in values:
         weights, files = read_folder(folder)
         return "timm", timm.read(files[0], weights, options, values)
+    if values.get("format") == twin.FORMAT:
+        weights, files = read_folder(folder)
+        return twin.FORMAT, twin.read(files, twin.unwrapped(weights) or weights, folder / CONFIG, options)
     kind = str(values.get("model_type"))
     if kind == "dinov2_with_registers":
         raise UserError(f"{folder} is a {kind}: registers are not supported; use a DINOv2 without them (dinov2)")
