@@ -242,6 +242,14 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(
                 f"train.freeze_below={config.train.freeze_below} would freeze random parameters: set init.checkpoint"
             )
+        if config.train.adapter == "lora":
+            raise UserError("train.adapter=lora would freeze random parameters: set init.checkpoint")
+    if config.train.adapter == "lora" and config.train.freeze_below:
+        raise UserError(
+            f"train.adapter=lora freezes all blocks: set train.freeze_below=0; found {config.train.freeze_below}"
+        )
+    if config.train.adapter == "none" and config.train.lora != default_config().train.lora:
+        raise UserError("the keys of train.lora go with train.adapter=lora; found train.adapter=none")
     if "recipe" not in config:
         from tubevit.models.variants import model_config  # here, as it imports jax
 
@@ -275,6 +283,10 @@ def model_fields(config: ConfigDict) -> dict:
     del fields["path"]
     if config.train.gate and config.model.gate_layer is None:
         fields["gate_layer"] = frozen
+    if config.train.adapter == "lora":
+        from tubevit.models.config import Lora  # here, as it imports jax
+
+        fields["lora"] = Lora(**{**config.train.lora, "targets": names(config.train.lora.targets)})
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -135,9 +135,10 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     short = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
     epochs, fewest, most = (30, 5_000, 20_000) if short else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
-    name = config.optimizer.name or ("muon" if stored.width <= NARROW else "adamw")
+    adapter = config.train.adapter != "none"
+    name = config.optimizer.name or ("muon" if stored.width <= NARROW and not adapter else "adamw")
     muon = name == "muon"
-    rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1)
+    rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1) * (10 if adapter else 1)
     copy_side = 16 * math.ceil(COPY_SIDE * (config.input.size or stored.size) / 16)
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
     values |= {
