@@ -248,8 +248,9 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"train.adapter=lora freezes all blocks: set train.freeze_below=0; found {config.train.freeze_below}"
         )
-    if config.train.adapter == "none" and config.train.lora != default_config().train.lora:
-        raise UserError("the keys of train.lora go with train.adapter=lora; found train.adapter=none")
+    changed = [key for key, value in config.train.lora.items() if value != find_key(f"train.lora.{key}").default]
+    if changed and config.train.adapter == "none":
+        raise UserError(f"train.lora.{changed[0]} goes with train.adapter=lora; found train.adapter=none")
     if "recipe" not in config:
         from tubevit.models.variants import model_config  # here, as it imports jax
 
