@@ -27,7 +27,7 @@ from tubevit.errors import unknown
 from tubevit.recipes.paper import bootstrap_config
 
 DEPTH = 6
-TRAINED = {"last_fc": 0, "last": 2, "gate": 2, "lora": DEPTH, "full": DEPTH}
+TRAINED = {"last_fc": 0, "last": 2, "gate": 2, "lora": None, "full": DEPTH}
 STAGES = ("vit", *TRAINED, "scratch")
 
 

@@ -144,7 +144,11 @@ def test_values_are_read_by_type(key, text, value):
         ("quickstart", {"init.tubes": "random"}, "init.tubes goes with init.checkpoint, which is not set"),
         ("quickstart", {"init.skip": "pooling"}, "init.skip goes with init.checkpoint"),
         ("quickstart", {"train.freeze_below": "1"}, "train.freeze_below=1 would freeze random parameters"),
-        ("quickstart", {"train.adapter": "lora"}, "train.adapter=lora would freeze random parameters: set init.checkpoint"),
+        (
+            "quickstart",
+            {"train.adapter": "lora"},
+            "train.adapter=lora would freeze random parameters: set init.checkpoint",
+        ),
         ("quickstart", {"train.adapter": "lroa"}, "unknown train.adapter 'lroa'; did you mean 'lora'"),
         ("quickstart", {"train.lora.rank": "4"}, "train.lora.rank goes with train.adapter=lora"),
         (

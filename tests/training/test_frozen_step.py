@@ -11,11 +11,11 @@ from flax import nnx
 
 from tubevit.checkpoint.paths import flatten
 from tubevit.config import dataset_config, default_config
-from tubevit.models.abstract import abstract_parameters, parameters
+from tubevit.models.abstract import parameters
 from tubevit.models.config import Head, Lora
 from tubevit.models.flops import training_flops
 from tubevit.models.freeze import join_frozen, split_frozen
-from tubevit.models.lora import adapter_shapes, add_adapter, training_graph
+from tubevit.models.lora import adapter_shapes, training_graph, training_shapes
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import joint_loss, make_step, state_of
 
@@ -75,7 +75,7 @@ def test_layers_of_new_weights_are_trained(model):
 
 def test_an_adapter_is_trained_and_its_base_frozen(model):
     config = model(0, gate_layer=1, add_attention=1, lora=Lora(2)).config
-    params = jax.eval_shape(lambda params: add_adapter(params, config, 0), abstract_parameters(config))
+    params = training_shapes(config)
     trained, frozen = map(flatten, split_frozen(params, config))
     new = ("pooling", "heads", "encoder/gate", "encoder/added")
     assert trained.keys() == adapter_shapes(config).keys() | {p for p in flatten(params) if p.startswith(new)}
@@ -134,7 +134,7 @@ def lowered_step(model, config, s, **fields):
     settings = dataclasses.replace(model(0).config, depth=8, width=64, mlp_dim=256, freeze_below=s, **fields)
     graph = training_graph(settings)
     optimizer = make_optimizer(config)
-    params = jax.eval_shape(lambda params: add_adapter(params, settings, 0), abstract_parameters(settings))
+    params = training_shapes(settings)
     state = jax.eval_shape(lambda p: state_of(p, settings, optimizer), params)
     return make_step(graph, optimizer, config).lower(state, jax.tree.map(jnp.asarray, BATCH))
 
@@ -159,7 +159,9 @@ def test_an_adapter_saves_the_gradients_of_its_base(model, config):
     full, settings = flops(), dataclasses.replace(model(0).config, depth=8, width=64, mlp_dim=256)
     for rank in (2, 8):
         share = flops(lora=Lora(rank)) / full
-        adapted, plain = (training_flops(each, each.shape, "motion") for each in (settings.replace(lora=Lora(rank)), settings))
+        adapted, plain = (
+            training_flops(each, each.shape, "motion") for each in (settings.replace(lora=Lora(rank)), settings)
+        )
         assert 0.6 < share < 0.8 and abs(share - adapted / plain) < 0.04
 
 

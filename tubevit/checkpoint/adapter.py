@@ -1,4 +1,4 @@
-"""The base of an adapter: the checkpoint that holds the frozen parameters, which the adapter's own checkpoints leave out.
+"""The base of an adapter: the checkpoint with the frozen parameters, which the adapter's own checkpoints leave out.
 
 It is named as the user named it, with a hash of the parameters that are taken from it.
 """
@@ -79,5 +79,5 @@ def _digest(params: Mapping[str, Any]) -> str:
     for path in sorted(params):
         array = np.ascontiguousarray(params[path])
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+        digest.update(array)
     return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""Low-rank adapters (LoRA, Hu et al., 2021) beside the linear layers of the encoder's blocks; the model has no part in it.
+"""Low-rank adapters (LoRA, Hu et al., 2021) beside the linear layers of the encoder's blocks.
 
 A layer x W + b with an adapter computes x W + b + alpha / rank (x A) B, so that W needs no gradient. A and B carry the
 names `lora_a` and `lora_b` beside `kernel`, and have its axes: a kernel (L, D, 3, H, d) has A (L, D, r) and B
-(L, r, 3, H, d). B starts from 0, and the model from its base.
+(L, r, 3, H, d). B starts from 0, and the model from its base. The model has no part in this: only the structure by
+which the training step runs it has other layers.
 """
 
 import functools
@@ -75,6 +76,11 @@ def add_adapter(params: dict, config: ModelConfig, seed: int) -> dict:
             values = jax.vmap(initial)(jax.random.split(key, layers)).reshape(leaf.shape)
         added = _with(added, path.split("/"), values)
     return added
+
+
+def training_shapes(config: ModelConfig) -> dict:
+    """Return `abstract_parameters` with those of the adapter, if the model has one."""
+    return jax.eval_shape(lambda params: add_adapter(params, config, 0), abstract_parameters(config))
 
 
 def training_graph(config: ModelConfig) -> nnx.GraphDef:

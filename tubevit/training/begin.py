@@ -77,9 +77,7 @@ def _placed(tree, mesh: Mesh):
     return jax.tree.map(lambda leaf, at: leaf.update(sharding=at), tree, shardings(tree, mesh))
 
 
-def new_state(
-    experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[dict, Base | None]:
+def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[dict, Base | None]:
     """Make the state at step 0, random or from `init.checkpoint`, on its devices; and the base of an adapter."""
     model, seed, init = experiment.model, experiment.config.seed, experiment.config.init
     make = functools.partial(initial_state, model, optimizer, seed)

@@ -21,7 +21,7 @@ from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import Resolved, resolve_on_main
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import abstract_parameters
-from tubevit.models.lora import training_graph
+from tubevit.models.lora import training_graph, training_shapes
 from tubevit.recipes.finetune import expected_time
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
 from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
@@ -109,7 +109,7 @@ def train(
     # The workdir is touched once the configuration is known to be good.
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
-        logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
+        logger.info(parameter_overview.get_parameter_overview(training_shapes(model), include_stats=False))
         baseline = None
         if resolved.decoding is not None:  # fine-tuning
             baseline = pixel_baseline(experiment, workdir, resolved.decoding)

@@ -37,8 +37,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Make the optimiser of `config.optimizer`, which with `ema_decay` also averages the parameters.
 
     `adam` adds the weight decay to the gradient (the paper calls it L2), `adamw` and `muon` to the update. Only kernels
-    and adapters decay, not biases or the scales of normalisation layers. `muon` updates the matrices of encoder blocks by their
-    momentum made orthogonal, as large as Adam's updates, and all other parameters as `adamw` does.
+    and adapters decay, not biases or the scales of normalisation layers. `muon` updates the matrices of encoder blocks
+    by their momentum made orthogonal, as large as Adam's updates, and all other parameters as `adamw` does.
     """
     settings = config.optimizer
 
