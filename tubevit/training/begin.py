@@ -88,8 +88,11 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
     params, notes = run_on_all(lambda: initialise(params, model, init.checkpoint, **settings))
     logger.info("\n  ".join([f"beginning from {init.checkpoint}", *notes]))
     base = None if model.lora is None else run_on_all(lambda: _base(init.checkpoint, params, model))
-    params = put(add_adapter(params, model, seed), mesh)
-    to_state = functools.partial(state_of, model=model, optimizer=optimizer)
+    params = put(params, mesh)
+
+    def to_state(params: dict) -> dict:
+        return state_of(add_adapter(params, model, seed), model, optimizer)
+
     return jax.jit(to_state, out_shardings=shardings(jax.eval_shape(to_state, params), mesh))(params), base
 
 
