@@ -162,7 +162,7 @@ def test_an_adapter_saves_the_gradients_of_its_base(model, config):
         adapted, plain = (
             training_flops(each, each.shape, "motion") for each in (settings.replace(lora=Lora(rank)), settings)
         )
-        assert 0.6 < share < 0.8 and abs(share - adapted / plain) < 0.04
+        assert 0.6 < share < 0.85 and abs(share - adapted / plain) < 0.04
 
 
 @pytest.mark.parametrize("gate", [None, 6])

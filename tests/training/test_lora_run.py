@@ -139,4 +139,4 @@ def test_what_inspect_shows(run, base, stored):
     assert adapted["trainable_share"] == trained / (whole + adapter)
     assert adapted["state_bytes"] == 4 * (whole + adapter + 3 * trained)
     more = describe("x", dataclasses.replace(named_config(base), lora=Lora(RANK + 1)))
-    assert plain["training_flops"] > more["training_flops"] > adapted["training_flops"] > 2 * plain["flops"] * 0.9
+    assert plain["training_flops"] > more["training_flops"] > adapted["training_flops"] > plain["flops"]
