@@ -189,6 +189,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
     fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
     augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     epochs = config.train.steps * dataset.batch_size / len(train)
+    adapter = "" if model.lora is None else f", adapters of rank {model.lora.rank}"
     choice = f" (init={chosen} keeps this choice, init=none begins from scratch)" if chosen else ""
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
@@ -197,7 +198,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
         f"median short side {looks.short_side} pixels{length}",
-        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{choice}, "
+        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{adapter}{choice}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
         f"{config.optimizer.warmup_steps}, {config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} "
