@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, onnx, plot, peers, notebook, docs, dev, lint."""
+"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, int8, onnx, plot, peers, notebook, docs, dev, lint."""
 
 import pathlib
 import re
@@ -48,6 +48,7 @@ setup(
         "gcs": ["gcsfs>=2024.2"],
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
         "onnx": ["torch", "onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
+        "int8": ["qwix>=0.1.8"],
         "plot": ["matplotlib>=3.8"],
         "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],
         "notebook": ["jupytext>=1.17", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29", "matplotlib>=3.8"],

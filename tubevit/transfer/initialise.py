@@ -163,7 +163,10 @@ def _check_frozen(wanted: dict, loaded: dict, model: ModelConfig, zero_tubes: bo
         fresh += [path for path, leaf in loaded.items() if path.startswith("tokenizer/") and not leaf.any()]
     frozen = [path for path in fresh if is_frozen(path, model)]
     if frozen:
+        key, value, off = "train.freeze_below", model.freeze_below, 0
+        if model.lora is not None:
+            key, value, off = "train.adapter", "lora", "none"
         raise UserError(
-            f"frozen by train.freeze_below={model.freeze_below}, but not in a checkpoint: "
-            f"{'; '.join(paths.summarise(frozen))}; expected a checkpoint that has them, or train.freeze_below=0"
+            f"frozen by {key}={value}, but not in a checkpoint: {'; '.join(paths.summarise(frozen))}; expected a "
+            f"checkpoint that has them, or {key}={off}"
         )

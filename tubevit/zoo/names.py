@@ -28,7 +28,7 @@ def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpo
     """
     folder = _find(name, step)
     cached = {"remedy": "delete it, and it is downloaded again"} if is_cached(folder) else {}
-    return Checkpoint(folder, name, **cached)
+    return Checkpoint(folder, name, open_base=open_checkpoint, **cached)
 
 
 def _find(name: str | os.PathLike, step: int | None):
@@ -98,8 +98,8 @@ def load_model(
         num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
         dtype: dtype of the parameters, `float32` or `bfloat16`, in whichever they were saved. The field `precision`
             sets the dtype of the computation.
-        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16"; for another size,
-            learned positions are resized.
+        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16", or quantize="int8" for
+            faster products on accelerators; for another size, learned positions are resized.
 
     Raises:
         UserError: there is no such checkpoint, its files are damaged, it does not fit the model, or the labels of a
