@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev, lint."""
+"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, wandb, mlflow, peers, notebook, docs, dev, lint."""
 
 import pathlib
 import re
@@ -48,6 +48,8 @@ setup(
         "gcs": ["gcsfs>=2024.2"],
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
         "plot": ["matplotlib>=3.8"],
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow-skinny>=3.17"],  # the client alone
         "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],
         "notebook": ["jupytext>=1.17", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29", "matplotlib>=3.8"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"],

@@ -34,8 +34,8 @@ def jobset(args: Namespace, hosts: int) -> dict:
     """Describe a JobSet of GKE: one job per slice and one pod per host.
 
     After preemption (75), or if a container or a node was lost, all pods are restarted together, up to
-    `--max-restarts` times. Any other exit code but 0 ends the JobSet: launch/restart.py has restarted the process in its
-    container until it gave up, or the input was bad.
+    `--max-restarts` times. Any other exit code but 0 ends the JobSet: launch/restart.py has restarted the process in
+    its container until it gave up, or the input was bad.
 
     Args:
         args: the flags of launch/tpu.py.

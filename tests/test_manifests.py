@@ -107,7 +107,7 @@ def test_the_command_reaches_the_container_whole(described, tmp_path):
     git = tmp_path / "git"
     git.write_text(
         "#!/usr/bin/env bash\nmkdir -p tubevit/launch\n"
-        "echo 'printf \"%s\\n\" \"$@\"' >tubevit/launch/host.sh\necho \"$@\" >cloned\n"
+        'echo \'printf "%s\\n" "$@"\' >tubevit/launch/host.sh\necho "$@" >cloned\n'
     )
     git.chmod(0o755)
     _, _, pod = pod_of(described(CALLS["jobset, all flags"]))
@@ -136,7 +136,7 @@ def test_the_tool_gets_the_manifest(tpu, described, monkeypatch, tmp_path, capsy
     for name in ("kubectl", "sky"):
         tool = tmp_path / name
         tool.write_text(
-            "#!/usr/bin/env bash\nfile=${@: -1}\n[ -e \"${file#--filename=}\" ] || file=$2\n"
+            '#!/usr/bin/env bash\nfile=${@: -1}\n[ -e "${file#--filename=}" ] || file=$2\n'
             f'echo "$(basename $0) $1 $2 $PWD" >{tmp_path}/called\ncp "${{file#--filename=}}" {tmp_path}/manifest\n'
             f"exit {code}\n"
         )
