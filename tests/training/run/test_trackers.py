@@ -7,9 +7,7 @@ import threading
 import pytest
 
 from tubevit.errors import RunError, UserError
-from tubevit.training.loop import Parts
-from tubevit.training.run.trackers import TrackedRun, TrackerThread
-from tubevit.training.run.workdir import MetricsWriter, open_metrics
+from tubevit.training.run.trackers import TrackedRun, TrackerThread, start_trackers
 
 CONFIG = {"seed": 0, "data": {"train": {"clips": {"source": "clips.csv"}}}}
 
@@ -36,10 +34,6 @@ class Fake:
     def finish(self, failed):
         self._call("finish", failed)
 
-    def __call__(self, name):  # as make_tracker
-        self.name = name
-        return self
-
 
 @pytest.fixture
 def workdir(tmp_path):
@@ -47,32 +41,32 @@ def workdir(tmp_path):
     return tmp_path
 
 
-def written(workdir, fake, step=0, failed=False):
-    writer = MetricsWriter(workdir, step, ["wandb"], fake)
+def tracked(workdir, fake, step=0, failed=False):
+    """Hands three steps after `step` to a service."""
+    (thread,) = start_trackers(workdir, step, {"wandb": fake})
     for number in range(step + 1, step + 4):
-        writer.write(number, {"train/loss": number / 2, "eval/map": None, "x": float("nan")})
-    writer.close(failed)
+        thread.log(number, {"train/loss": number / 2})
+    thread.close(failed)
     return fake
 
 
-def test_a_service_gets_finite_metrics_in_order(workdir):
-    fake = written(workdir, Fake())
+def test_a_service_gets_the_metrics_in_order(workdir):
+    fake = tracked(workdir, Fake())
     logs = [("log", step, {"train/loss": step / 2}) for step in (1, 2, 3)]
-    assert fake.calls == [("start",), *logs, ("finish", False)] and fake.name == "wandb"
+    assert fake.calls == [("start",), *logs, ("finish", False)]
     assert fake.run.config == {"seed": 0, "data.train.clips.source": "clips.csv"}
     assert fake.run.name == workdir.name and fake.run.folder == workdir
-    assert not list(workdir.glob("events.*"))  # tensorboard was not asked for
-    assert written(workdir, Fake(), failed=True).calls[-1] == ("finish", True)
+    assert tracked(workdir, Fake(), failed=True).calls[-1] == ("finish", True)
+    assert start_trackers(workdir / "nowhere", 0, {}) == []
 
 
 @pytest.mark.parametrize("fails", ["start", "log", "finish"])
 @pytest.mark.parametrize("error", [RuntimeError("no route to host"), SystemExit(3)])
 def test_a_service_that_fails_is_left_out(workdir, said, fails, error):
-    fake = written(workdir, Fake(fails, error))
+    fake = tracked(workdir, Fake(fails, error))
     assert [name for name, *_ in fake.calls].count(fails) == 1 and fake.calls[-1][0] == fails
     (warning,) = said
     assert warning.startswith("wandb gets no more metrics of this run") and warning.endswith(str(error))
-    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_service_that_hangs_delays_nothing(said):
@@ -91,11 +85,12 @@ def test_a_service_that_hangs_delays_nothing(said):
 
 
 def test_a_resumed_run_continues_there(workdir):
-    first = written(workdir, Fake())
-    resumed = written(workdir, Fake(has=3), step=1)  # it has steps 1 to 3, and the run repeats 2 and 3
+    first = tracked(workdir, Fake())
+    assert json.loads((workdir / "tracked_run.json").read_text()) == {"id": first.run.id}
+    resumed = tracked(workdir, Fake(has=3), step=1)  # it has steps 1 to 3, and the run repeats 2 and 3
     assert resumed.run.id == first.run.id
     assert [call[1] for call in resumed.calls if call[0] == "log"] == [4]
-    begun_again = written(workdir, Fake(), step=0)  # no checkpoint: nothing of the earlier run is left
+    begun_again = tracked(workdir, Fake(), step=0)  # no checkpoint: nothing of the earlier run is left
     assert begun_again.run.id != first.run.id
 
 
@@ -108,7 +103,7 @@ def test_secrets_and_paths_stay_here(workdir, said, monkeypatch):
     config = {"data": {"train": {name: {"source": text} for name, text in sources.items()}}}
     (workdir / "config.json").write_text(json.dumps(config))
     error = RuntimeError("https://host/?key=planted-key-1234 in /home/planted-user/.netrc: refused")
-    fake = written(workdir, Fake("log", error))
+    fake = tracked(workdir, Fake("log", error))
     seen = fake.run.config
     assert seen["data.train.a.source"] == "a.csv" and seen["data.train.e.source"] == "gs://bucket/e.csv"
     for text in (str(seen), *said, *(path.read_text() for path in workdir.glob("tracked*"))):
@@ -117,15 +112,23 @@ def test_secrets_and_paths_stay_here(workdir, said, monkeypatch):
     assert "WANDB_API_KEY" in said[0]
 
 
-def test_an_error_of_the_run_is_told(workdir):
-    fake = Fake()
-    with pytest.raises(RunError), open_metrics(workdir, 0, ["mlflow"], fake) as writer:
-        writer.write(1, {"x": 1.0})
+def test_the_writer_passes_on_what_is_finite_and_how_the_run_ends(workdir):
+    from tubevit.training.run.workdir import open_metrics
+
+    made, fake = [], Fake()
+    with (
+        pytest.raises(RunError),
+        open_metrics(workdir, 0, ["mlflow"], lambda name: made.append(name) or fake) as writer,
+    ):
+        writer.write(1, {"x": 1.0, "eval/map": None, "y": float("nan")})
         raise RunError("the loss is not finite")
-    assert fake.calls[-1] == ("finish", True)
+    assert fake.calls == [("start",), ("log", 1, {"x": 1.0}), ("finish", True)] and made == ["mlflow"]
+    assert not list(workdir.glob("events.*"))  # tensorboard was not asked for
 
 
 def test_a_run_ends_well_whatever_its_services_do(train_tiny, tmp_path, capsys):
+    from tubevit.training.loop import Parts
+
     fakes = {"wandb": Fake("log", RuntimeError("no route to host")), "mlflow": Fake()}
     no_evaluation = lambda experiment, mesh: lambda state: {}  # noqa: E731
     parts = Parts(make_evaluation=no_evaluation, make_tracker=lambda name: fakes[name])
