@@ -67,7 +67,7 @@ def wandb_rows(folder):
         record = Record.FromString(data)
         if record.HasField("run"):
             config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            config |= {"id": record.run.run_id, "project": record.run.project}
+            config |= {"id": record.run.run_id, "project": record.run.project, "host": record.run.host}
         if record.HasField("history"):
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             history.append({key: value for key, value in row.items() if key in ("_step", "train/loss")})
@@ -80,6 +80,7 @@ def test_wandb_offline(workdir, monkeypatch):
     (folder,) = workdir.glob("wandb/offline-run-*")
     config, history = wandb_rows(folder)
     assert (config["seed"], config["data.train.clips.source"], config["project"]) == (7, "list.csv", "tubevit")
+    assert config["host"] == "" and "environment variable SOME_TOKEN" in config["data.train.clips.head"]
     assert history == [{"_step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
     assert without_planted([*folder.glob("*.wandb"), *folder.glob("files/**/*")])
     assert write(workdir, "wandb", 1, 4) == []

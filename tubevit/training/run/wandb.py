@@ -9,7 +9,7 @@ from tubevit.training.run.trackers import TrackedRun
 class WandbTracker:
     """A run of Weights & Biases: of the project that W&B is set to (WANDB_PROJECT), or `tubevit`.
 
-    It gets the configuration and the metrics, nothing about the machine, the code or what is printed.
+    It gets the configuration and the metrics; nothing about the host, the code or what is printed.
     """
 
     def __init__(self):
@@ -26,6 +26,7 @@ class WandbTracker:
             console="off",
             disable_code=True,
             disable_git=True,
+            host="",
             save_code=False,
             x_disable_machine_info=True,
             x_disable_meta=True,
@@ -52,3 +53,4 @@ class WandbTracker:
     def finish(self, failed: bool) -> None:
         """Upload the rest and end the run."""
         self._run.finish(exit_code=int(failed))
+        self._wandb.teardown()  # its process writes the end of the file even later
