@@ -1,9 +1,12 @@
 """Metrics to Weights & Biases."""
 
+import logging
 from collections.abc import Mapping
 
 from tubevit.errors import optional_import
 from tubevit.training.run.trackers import TrackedRun
+
+logger = logging.getLogger(__name__)
 
 
 class WandbTracker:
@@ -44,6 +47,8 @@ class WandbTracker:
             allow_val_change=True,
             settings=private,
         )
+        if self._run.url:
+            logger.info(f"metrics go to {self._run.url}")
         return self._run.starting_step - 1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
