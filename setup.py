@@ -1,4 +1,7 @@
-"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, wandb, mlflow, peers, notebook, docs, dev, lint."""
+"""Packaging: `pip install -e .`.
+
+Extras: cuda, tpu, gcs, convert, plot, wandb, mlflow, peers, notebook, docs, dev, lint.
+"""
 
 import pathlib
 import re
