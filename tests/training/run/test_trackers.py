@@ -90,6 +90,8 @@ def test_a_resumed_run_continues_there(workdir):
     resumed = tracked(workdir, Fake(has=3), step=1)  # it has steps 1 to 3, and the run repeats 2 and 3
     assert resumed.run.id == first.run.id
     assert [call[1] for call in resumed.calls if call[0] == "log"] == [4]
+    (workdir / "tracked_run.json").write_text('{"id": "ab')
+    assert tracked(workdir, Fake(), step=1).run.id != first.run.id
     begun_again = tracked(workdir, Fake(), step=0)  # no checkpoint: nothing of the earlier run is left
     assert begun_again.run.id != first.run.id
 

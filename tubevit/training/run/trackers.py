@@ -1,5 +1,6 @@
 """Services that get the metrics of a run beside metrics.jsonl. None of them can delay or end the run."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -87,7 +88,8 @@ def _run_id(workdir: str | os.PathLike, step: int) -> str:
     """Return the id of the run that is resumed from a step, or a new one; the workdir holds it."""
     path = storage.join(workdir, _RUN)
     if step and storage.exists(path):
-        return json.loads(storage.read_bytes(path))["id"]
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the process died while it wrote this file
+            return json.loads(storage.read_bytes(path))["id"]
     content = {"id": uuid.uuid4().hex}
     storage.write_text(path, json.dumps(content) + "\n")
     return content["id"]
