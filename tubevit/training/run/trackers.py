@@ -144,5 +144,5 @@ class TrackerThread:
                     self._tracker.log(step, metrics)
             self._tracker.finish(failed=row)
         except BaseException as error:  # libraries also call sys.exit
-            text = _shown(f"{type(error).__name__}: {error}")
-            logger.warning(f"{self._name} gets no more metrics of this run; metrics.jsonl has them: {text}")
+            reason = f"{type(error).__name__}: {_shown(str(error))}"
+            logger.warning(f"{self._name} gets no more metrics of this run; metrics.jsonl has them: {reason}")
