@@ -28,7 +28,7 @@ test: $(READY)
 # Tests that need more than the core, or take long: peers in torch, compilers for TPUs and GPUs, the site, a wheel in its
 # own environment, and jobs of several processes. Everything they need is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,onnx,tpu,docs,notebook,int8]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,onnx,tpu,docs,notebook,int8,wandb,mlflow]'
 	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras
 
 # Builds the site in build/site; a broken link is an error.

@@ -76,7 +76,7 @@ def test_contract(config):
     } == {*config}
     keys = {
         "model.name", "model.tubes", "input.frames", "input.fps", "input.size", "train.steps", "eval.every",
-        "checkpoint.every", "checkpoint.keep", "loader.threads", "loader.workers", "log.every", "precision",
+        "checkpoint.every", "checkpoint.keep", "loader.threads", "loader.workers", "log.every", "log.to", "precision",
         "eval.views", "init.checkpoint", "init.tubes", "init.skip",
     }  # fmt: skip
     data = ("source", "split", "head", "batch_size", "loss_weight", "augment.flip")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from tubevit.checkpoint.renamed import RENAMED
-from tubevit.config.keys import Key, find_key, keys_of
+from tubevit.config.keys import Key, find_key, keys_of, names
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 from tubevit.ranges import Range
@@ -261,11 +261,6 @@ def check_trains(config: ConfigDict) -> None:
     """Raise UserError if a configuration has no data to train on."""
     if not config.data.train:
         raise UserError("data.train is empty: this experiment only evaluates, see `tubevit evaluate --config`")
-
-
-def names(text: str) -> list[str]:
-    """Split `a, b` into ["a", "b"]."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def pairs(text: str) -> list[tuple[str, ...]]:

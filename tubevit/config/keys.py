@@ -33,6 +33,7 @@ class Key:
         meaning: what it does; empty if the docstring of `home` describes it.
         range: the range of a number, or of each number of a tuple; every numeric key has one.
         choices: the allowed values; empty if any will do.
+        several: whether a value is any number of the choices, joined by commas.
     """
 
     home: type
@@ -42,6 +43,7 @@ class Key:
     meaning: str = ""
     range: Range | None = None
     choices: tuple[str, ...] = ()
+    several: bool = False
 
     def check(self, path: str, value) -> None:
         """Check a value; raises UserError, which names `path`, if it is unset, has another type, or is not allowed."""
@@ -51,11 +53,17 @@ class Key:
             return
         if not isinstance(value, {float: float | int, tuple: tuple | list}.get(self.kind, self.kind)):
             raise UserError(f"{path} must be of type {self.kind.__name__}; found {value!r}")
-        if self.choices and value not in self.choices:
-            raise unknown(path, value, self.choices)
+        for each in names(value) if self.several else (value,):
+            if self.choices and each not in self.choices:
+                raise unknown(path, each, self.choices)
         if self.range:
             for each in value if self.kind is tuple else (value,):
                 self.range.check(path, each)
+
+
+def names(text: str) -> list[str]:
+    """Split `a, b` into ["a", "b"]."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _key(default, meaning: str, range: Range | None = None, **checks):
@@ -195,6 +203,10 @@ class _Mesh:
 @_group
 class _Log:
     every: int = _key(50, "steps between two lines of metrics", COUNT)
+    to: str = _key(
+        "tensorboard", "where metrics go besides metrics.jsonl, joined by commas: `tensorboard`, `wandb` (Weights & "
+        "Biases) and `mlflow`; empty for nowhere", choices=("tensorboard", "wandb", "mlflow"), several=True,
+    )  # fmt: skip
 
 
 @_group

@@ -17,6 +17,7 @@ from tubevit import storage, writable
 from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.run_checkpoints import Checkpoints
+from tubevit.config import names
 from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import Resolved, resolve_on_main
 from tubevit.data.joint import joint_batches
@@ -38,7 +39,8 @@ from tubevit.training.run.nonfinite import NonFiniteGuard
 from tubevit.training.run.preemption import Preempted, preemption
 from tubevit.training.run.profile import Profile
 from tubevit.training.run.progress import Progress
-from tubevit.training.run.workdir import open_metrics, prepare_workdir
+from tubevit.training.run.trackers import Tracker, make_tracker
+from tubevit.training.run.workdir import open_metrics, prepare_workdir, services
 from tubevit.training.step import make_step
 
 logger = logging.getLogger(__name__)
@@ -53,12 +55,14 @@ class Parts:
         batches: makes the joint batches, see `joint_batches`.
         place: sends a batch to the devices, see `global_batch`.
         make_evaluation: (experiment, mesh) -> (state -> metrics), see `make_evaluation`.
+        make_tracker: (name of a service) -> its tracker, see `make_tracker`.
     """
 
     make_step: Callable = make_step
     batches: Callable = joint_batches
     place: Callable = global_batch
     make_evaluation: Callable = make_evaluation
+    make_tracker: Callable[[str], Tracker] = make_tracker
 
 
 ALL_PARTS = Parts()
@@ -91,6 +95,7 @@ def train(
     """
     workdir = storage.as_path(workdir)
     run_on_main(lambda: writable.check_folder(workdir, "name another workdir"))
+    run_on_main(lambda: _check_services(config, parts))
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     agree(lambda: {"the configuration": mapping_entries(config.to_dict())})
@@ -119,6 +124,11 @@ def train(
         results = run.loop(state, start, Profile(workdir, profile))
         warn_if_worse(baseline, results)
         return results
+
+
+def _check_services(config: ConfigDict, parts: Parts) -> None:
+    for name in services(names(config.log.to)):
+        parts.make_tracker(name)
 
 
 def _entries(experiment: Experiment) -> dict:
@@ -177,11 +187,11 @@ class Run:
         metadata |= {} if self.base is None else {"adapter": dataclasses.asdict(self.base)}
         schedule, progress = learning_rate_schedule(config), Progress(config, start)
         broken = BrokenFiles(self.experiment.train, config.loader.max_broken)
-        names = {name: load.source.keys for name, load in self.experiment.train.items()}
-        guard = NonFiniteGuard(self.workdir, names, self._batch_of, config.train.skip_nonfinite)
+        files = {name: load.source.keys for name, load in self.experiment.train.items()}
+        guard = NonFiniteGuard(self.workdir, files, self._batch_of, config.train.skip_nonfinite)
         keep = config.checkpoint
         with (
-            contextlib.closing(open_metrics(self.workdir, start)) as writer,
+            open_metrics(self.workdir, start, names(config.log.to), self.parts.make_tracker) as writer,
             contextlib.closing(Checkpoints(self.workdir, keep.keep, keep.keep_best)) as checkpoints,
             contextlib.closing(self._batches_from(start)) as batches,
             contextlib.closing(profile),
