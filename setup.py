@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev, lint."""
+"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, beam, convert, plot, peers, notebook, docs, dev, lint."""
 
 import pathlib
 import re
@@ -46,6 +46,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
         "gcs": ["gcsfs>=2024.2"],
+        "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2024.2"],
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
         "plot": ["matplotlib>=3.8"],
         "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],

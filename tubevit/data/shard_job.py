@@ -84,7 +84,7 @@ def write_shard(job: Job, number: int, order: list[int], progress: Callable[[], 
 
 @contextlib.contextmanager
 def _workspace(job: Job) -> Iterator[str]:
-    """Yield a local folder for an unfinished shard: beside the finished ones, or a temporary one if those are remote."""
+    """Yield a local folder for an unfinished shard: beside the finished ones, or a temporary one for a bucket."""
     if storage.is_remote(job.folder):
         with tempfile.TemporaryDirectory() as folder:
             yield folder
