@@ -13,7 +13,7 @@ from tubevit.data import recode
 def without_simd(monkeypatch):
     """A function after which FFmpeg and x264 use no instructions that processors may lack."""
     maps = pathlib.Path("/proc/self/maps").read_text()
-    (library,) = {line.split()[-1] for line in maps.splitlines() if "libavutil" in line}
+    (library,) = {line.split()[-1] for line in maps.splitlines() if "av.libs/libavutil" in line}
     force = ctypes.CDLL(library).av_force_cpu_flags
 
     def switch_off():

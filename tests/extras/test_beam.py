@@ -1,4 +1,4 @@
-"""`shard-videos --runner`, which `make test-extras` runs in an environment of its own: tests with a real Apache Beam."""
+"""`shard-videos --runner` with Apache Beam; `make test-extras` runs this file in an environment of its own."""
 
 import json
 import os
@@ -153,7 +153,7 @@ assert pickle.loads({pickle.dumps(beam_engine.write_staged)!r})(1, {path!r}, {di
         (
             "dataflow",
             [*CLOUD, "max_num_worker=3"],
-            "unknown option of --beam 'max_num_worker'; did you mean 'max_num_workers'",
+            "--beam 'max_num_worker'; did you mean 'max_num_workers'",
         ),
         ("direct", ["direct_num_workers=two"], "--beam: .*direct_num_workers: invalid int value: 'two'"),
         ("direct", ["runner=FlinkRunner"], "expected the runner as --runner"),
