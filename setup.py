@@ -49,6 +49,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
         "gcs": ["gcsfs>=2024.2"],
+        "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2024.2"],
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
         "onnx": ["torch", "onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
         "int8": ["qwix>=0.1.8"],

@@ -211,6 +211,11 @@ def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
     operate(path, lambda filesystem, inner: filesystem.put_file(os.fspath(file), inner))
 
 
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file; raises FileNotFoundError if it does not exist, and the errors of `read_bytes`."""
+    operate(path, lambda filesystem, inner: filesystem.rm_file(inner))
+
+
 def is_device(path: str | os.PathLike) -> bool:
     """Whether a path is a device or a pipe, such as /dev/stdout, which is written to but never replaced."""
     local = not is_remote(path) and os.path.exists(path) and not os.path.isdir(path)

@@ -24,7 +24,7 @@ FLAGS = {
     "make-moving-digits": {"--seed"},
     "report": {"--out"},
     "release": {"--step", "--bfloat16", "--config", "--licence", "--url", "--replace"},
-    "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--json"},
+    "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--runner", "--beam", "--json"},
     "completion": {"--help"},
 }
 
