@@ -87,6 +87,9 @@ def torch_model(model: TubeViT, config: ModelConfig):
 
     with torch.device("meta"):
         module = tubevit_torch.TubeViT(twin.description(config))
-    arrays = {name: torch.from_numpy(np.array(array)) for name, array in twin.state_dict(model, config).items()}
+    arrays = {
+        name: torch.from_numpy(np.require(array, requirements="W"))
+        for name, array in twin.state_dict(model, config).items()
+    }
     module.load_state_dict(arrays, assign=True)
     return module

@@ -40,7 +40,7 @@ def load_model(folder):
 
 
 def indices(*counts):
-    """Return where the points of a grid stand, in row-major order: (N, axes), float64."""
+    """Return the indices of all places of a grid, in row-major order: (N, axes), float64."""
     return torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in counts))
 
 
@@ -96,10 +96,10 @@ class Tube(nn.Module):
         return counts
 
     def padded(self, shape):
-        """Return the padding before the first window along t, y and x; it stands behind the offset."""
+        """Return how far the first window begins before the offset along t, y and x: the padding of `same`."""
         axes = zip(self.grid(shape), self.stride, self.kernel, shape, self.offset)
         missing = [(n - 1) * stride + kernel - (size - offset) for n, stride, kernel, size, offset in axes]
-        return [max(each, 0) // 2 for each in missing]  # 0 unless the padding is `same`
+        return [max(each, 0) // 2 for each in missing]  # windows of `valid` miss nothing
 
     def centres(self, shape):
         """Return the centres (t, y, x) of what each token reads, in frames and pixels: (N, 3), float64."""
@@ -108,7 +108,7 @@ class Tube(nn.Module):
         return indices(*self.grid(shape)) * torch.tensor(self.stride) + torch.tensor(first, dtype=torch.float64)
 
     def forward(self, clip, shared=None):
-        """Project a standardised clip (B, 3, T, H, W) to tokens (B, N, D); `shared` is the kernel of all such tubes."""
+        """Project a standardised clip (B, 3, T, H, W) to tokens (B, N, D); 3D tubes may share a kernel."""
         shape, edges = clip.shape[2:], []
         grid, weight = self.grid(shape), self.weight if shared is None or self.is_2d else self.resized(shared)
         axes = zip(grid, self.padded(shape), self.offset, self.steps, self.parts, self.kernel)
@@ -248,7 +248,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Blocks, maybe with a gate (equation 8), a layer normalisation, and maybe a second encoder over time."""
+    """Blocks, a layer normalisation, and where a model has them, a gate (equation 8) and a second encoder over time."""
 
     def __init__(self, c, tube):
         super().__init__()
