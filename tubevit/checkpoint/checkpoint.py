@@ -25,14 +25,14 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import as_heads
 
 # A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
-_METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
+METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
 _WAIT = 10.0  # seconds that a thread of a failed save may take to end
 
 
 def is_whole(path: str | os.PathLike) -> bool:
     """Whether a folder is a complete checkpoint."""
-    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else _METADATA_FILE))
+    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else METADATA_FILE))
 
 
 def steps(folder: str | os.PathLike) -> list[int]:

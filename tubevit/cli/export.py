@@ -15,7 +15,7 @@ EXAMPLES = (
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo")
     add("folder", metavar="DIR", help="new or empty folder")
     add("--format", required=True, choices=("safetensors", "jax"))
     add("--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)")
