@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev, lint."""
+"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, hub, plot, peers, notebook, docs, dev, lint."""
 
 import pathlib
 import re
@@ -47,6 +47,7 @@ setup(
         "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
         "gcs": ["gcsfs>=2024.2"],
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
+        "hub": ["huggingface_hub>=2.4", "safetensors>=0.4.3"],
         "plot": ["matplotlib>=3.8"],
         "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],
         "notebook": ["jupytext>=1.17", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29", "matplotlib>=3.8"],
@@ -62,6 +63,7 @@ setup(
             "gcsfs>=2024.2",
             "gcp-storage-emulator",
             "safetensors>=0.4.3",
+            "huggingface_hub>=2.4",
             "flatbuffers>=24",
             "matplotlib>=3.8",
             "jupytext>=1.17",

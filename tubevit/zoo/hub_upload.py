@@ -9,7 +9,7 @@ from tubevit.checkpoint.checkpoint import METADATA_FILE
 from tubevit.errors import UserError, optional_import
 from tubevit.models.config import ModelConfig
 from tubevit.zoo.hub_client import LOG_IN, clear_errors, connect
-from tubevit.zoo.hub_name import HubName, is_hub_name, parse_hub_name
+from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
 from tubevit.zoo.registry import Release
 
 # Identifiers of licences that the Hub knows; others are named `other`, with their name beside it.
@@ -36,9 +36,7 @@ class HubUpload:
     def __init__(self, address: str, replace: bool = False):
         self.name = parse_hub_name(address)
         if self.name.revision or self.name.path:
-            raise UserError(
-                f"a release is uploaded to the main branch of a repository, hf://owner/repo; found {address}"
-            )
+            raise UserError(f"a release is uploaded to the root of a repository, hf://owner/repo; found {address}")
         self._api = connect()
         with clear_errors(self.name, self._api):
             if not self.secrets():

@@ -19,8 +19,8 @@ def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpo
     """Open a checkpoint by its name.
 
     Args:
-        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released model,
-            `arch@tag`, see `find_release`; or a model on the Hub, `hf://owner/repo[@revision][:subfolder]`, see
+        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released
+            model, `arch@tag`, see `find_release`; or a model on the Hub, `hf://owner/repo[@revision][:subfolder]`, see
             `open_hub`. An existing path takes precedence over a released model.
         step: which checkpoint of a workdir; None takes the last one.
 
@@ -98,9 +98,9 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released model,
-            `arch@tag`, one of `list_models(pretrained=True)`; or a model on the Hugging Face Hub,
-            `hf://owner/repo[@revision][:subfolder]`, also of another library that `convert` reads.
+        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released
+            model, `arch@tag`, one of `list_models(pretrained=True)`; or a model on the Hugging Face Hub,
+            `hf://owner/repo[@revision][:subfolder]`, also one of another library that `convert` reads.
         step: which checkpoint of a workdir; None takes the last one.
         num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
         dtype: dtype of the parameters, `float32` or `bfloat16`, in whichever they were saved. The field `precision`

@@ -23,8 +23,8 @@ class Release:
 
     Attributes:
         name: `arch@tag`; the tag names data and variant.
-        source: where the weights are: "" for `checkpoints/NAME`, `hf://owner/repo@commit` for the Hub, or the address of
-            a folder that fsspec can read, such as `gs://bucket/folder`.
+        source: where the weights are: "" for `checkpoints/NAME`, `hf://owner/repo@commit` for the Hub, or the address
+            of a folder that fsspec can read, such as `gs://bucket/folder`.
         sha256: hash of the manifest of the folder, which has the hashes of all its files.
         bytes: size of these files in all.
         licence: licence of the weights.

@@ -61,7 +61,7 @@ class ReleaseOptions:
 
 
 class _Stored(Checkpoint):
-    """The weights as they are stored, with the configuration of the run: its paths lead to the data, but are private."""
+    """The weights as they are stored, with the configuration of the run, whose paths are private but needed here."""
 
     def __init__(self, folder: pathlib.Path, run: Checkpoint):
         super().__init__(folder)
@@ -172,8 +172,8 @@ def check_new(name: str, checkpoint: Checkpoint, options: ReleaseOptions = Relea
     folder = registry.checkpoints_folder()
     if not is_checkout() and not options.to:
         raise UserError(
-            f"{folder} belongs to the installed package; release from a checkout (pip install -e .), or publish it with "
-            "--to hf://owner/repo"
+            f"{folder} belongs to the installed package; release from a checkout (pip install -e .), or publish it "
+            "with --to hf://owner/repo"
         )
     architecture, model = registry.check_name(name), checkpoint.model
     if architecture not in ARCHITECTURES:
