@@ -64,7 +64,7 @@ class HubUpload:
         operations: list = [hub.CommitOperationAdd(file, str(folder / file)) for file in files]
         with clear_errors(self.name, self._api):
             if not self._exists:
-                self._api.create_repo(self.name.repo)
+                self._api.create_repo(self.name.repo, exist_ok=True)
             for file in self._api.list_repo_files(self.name.repo):
                 if file.startswith("params/") and file not in files:
                     operations.append(hub.CommitOperationDelete(file))
