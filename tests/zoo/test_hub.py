@@ -379,7 +379,7 @@ def test_a_damaged_cache(hub, saved, model):
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged: .*; delete the folder models--owner--model, and it is downloaded"):
+    with pytest.raises(UserError, match="is damaged: .*; delete .*/hub/models--owner--model, and it is fetched"):
         tubevit.load_model(NAME)
 
 

@@ -26,6 +26,7 @@ from tubevit.models.flops import count_parameters
 from tubevit.storage import stays_inside
 from tubevit.zoo.hub_client import clear_errors, connect
 from tubevit.zoo.hub_name import HubName, parse_hub_name
+from tubevit.zoo.registry import cached_remedy
 
 logger = logging.getLogger(__name__)
 LARGEST_WEIGHTS = 40_000_000_000  # bytes of all files of a model: ten times the largest that can be converted
@@ -243,8 +244,7 @@ def _as_saved(name: HubName, folder: pathlib.Path) -> Checkpoint:
 
     Raises UserError if it claims arrays that its files cannot hold, which would only fill the memory.
     """
-    remedy = f"delete the folder models--{name.repo.replace('/', '--')}, and it is downloaded again"
-    checkpoint = Checkpoint(folder, str(name), remedy)
+    checkpoint = Checkpoint(folder, str(name), **cached_remedy(folder))
     stored = sum(listed_files((folder / MANIFEST).read_bytes(), str(name)).values())
     claimed = count_parameters(checkpoint.model)
     if claimed > _COMPRESSION * stored:

@@ -10,7 +10,7 @@ from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.zoo.hub_name import is_hub_name
-from tubevit.zoo.registry import find_release, is_release, list_models
+from tubevit.zoo.registry import cached_remedy, find_release, is_release, list_models
 
 _CONVERT = "tubevit convert SRC DST makes a checkpoint from the weights of another library"
 
@@ -29,7 +29,8 @@ def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpo
         RunError: a model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
     if not is_hub_name(name):
-        return Checkpoint(_find(name, step), name)
+        folder = _find(name, step)
+        return Checkpoint(folder, name, **cached_remedy(folder))
     if step is not None:
         raise UserError(f"{name} is a model on the Hub, which has no steps; found step {step}")
     from tubevit.zoo.hub import open_hub

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from tubevit import storage
 from tubevit.checkpoint.manifest import is_complete
+from tubevit.data.sources.embedded import cache_folder
 from tubevit.errors import RunError, UserError, unknown
 from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
 
@@ -85,7 +86,7 @@ def check_source(source: str) -> None:
     """Raise UserError unless `source` is "", a name on the Hub, or an address of fsspec."""
     if is_hub_name(source):
         parse_hub_name(source)
-    elif source and not re.match(r"[a-z0-9]+://[^/\s]", str(source)):
+    elif source and not re.match(r"[a-z0-9]+://\S", str(source)):
         raise UserError(
             "the source of a released checkpoint is hf://owner/repo, or the address of a folder such as "
             f"gs://bucket/folder; found {source!r}"
@@ -143,6 +144,15 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         return sorted(fnmatch.filter(read_index(), pattern))
     families = list(dict.fromkeys(name.split("_")[0] for name in ARCHITECTURES))
     return sorted(fnmatch.filter(ARCHITECTURES, pattern), key=lambda name: families.index(name.split("_")[0]))
+
+
+def cached_remedy(folder: pathlib.PurePath) -> dict[str, str]:
+    """Return the argument `remedy` of a Checkpoint whose folder may lie in the cache, from where it can be deleted."""
+    cache = cache_folder()
+    if cache not in folder.parents:
+        return {}
+    mine = cache.joinpath(*folder.relative_to(cache).parts[:2])
+    return {"remedy": f"delete {mine}, and it is fetched again"}
 
 
 def find_release(name: str) -> pathlib.PurePath:
