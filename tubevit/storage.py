@@ -212,8 +212,13 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 
 def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Copy a local file of any size to `path`; raises the errors of `write_bytes`."""
-    operate(path, lambda filesystem, inner: filesystem.put_file(os.fspath(file), inner))
+    """Copy a local file of any size to `path`, and create its folders; raises the errors of `write_bytes`."""
+
+    def put(filesystem, inner):
+        filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)  # nothing in a bucket, which has no folders
+        filesystem.put_file(os.fspath(file), inner)
+
+    operate(path, put)
 
 
 def download(path: str | os.PathLike, file: str | os.PathLike) -> None:

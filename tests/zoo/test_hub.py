@@ -9,13 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save
 
 import tubevit
 from tests.convert.test_both_ways import PLAIN
 from tests.convert.test_torch_file import name as opcode
 from tests.convert.test_torch_file import write as write_torch
-from tests.zoo.hub_server import TOKEN, HubServer
+from tests.zoo.hub_server import TOKEN
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.manifest import is_complete
 from tubevit.checkpoint.paths import flatten
@@ -32,20 +33,6 @@ from tubevit.zoo.names import named_config, open_checkpoint
 
 REPO = "owner/model"
 NAME = f"hf://{REPO}"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """An empty Hub, for a user who is not logged in, and an empty cache."""
-    import huggingface_hub
-
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +244,7 @@ def test_offline(hub, saved, foreign, model, vit, monkeypatch, capfd):
         RunError, match=r"^hf://owner/none is not in the cache, and http://localhost:\d+ does not answer: "
     ):
         tubevit.load_model("hf://owner/none")
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     same(model, tubevit.load_model(NAME))
     with pytest.raises(RunError, match="hf://owner/none is not in the cache.*offline mode is enabled"):
         tubevit.load_model("hf://owner/none")

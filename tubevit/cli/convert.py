@@ -41,16 +41,16 @@ def run(args) -> None:
     """Run the verb."""
     from tubevit.convert import convert
     from tubevit.convert.foreign import Options
+    from tubevit.zoo.hub import convert_hub
     from tubevit.zoo.hub_name import is_hub_name
     from tubevit.zoo.names import open_checkpoint
 
     mean, std = args.mean and tuple(args.mean), args.std and tuple(args.std)
     options = Options(args.prefix, args.heads, args.headless, mean, std, args.frames, args.size)
-    if is_hub_name(args.source):
-        from tubevit.zoo.hub import convert_hub as convert
+    make = convert_hub if is_hub_name(args.source) else convert
     try:
-        done = convert(args.source, args.destination, format=args.format, options=options,
-                       open_checkpoint=open_checkpoint)  # fmt: skip
+        done = make(args.source, args.destination, format=args.format, options=options,
+                    open_checkpoint=open_checkpoint)  # fmt: skip
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise

@@ -58,12 +58,14 @@ class Repository:
 
     def sizes(self) -> dict[str, int]:
         """List {file: bytes} of the whole repository; raises UserError if a name would leave the cache."""
-        hub = optional_import("huggingface_hub", str(self.name), "hub")
+        hub, errors = (
+            optional_import(module, str(self.name), "hub") for module in ("huggingface_hub", "huggingface_hub.errors")
+        )
         where = {"repo_id": self.name.repo, "revision": self._revision}
         with clear_errors(self.name, self._api):
             try:
                 entries = hub.get_cached_repo_tree(**where, cache_dir=self._cache)
-            except hub.errors.CachedRepoTreeNotFoundError:
+            except errors.CachedRepoTreeNotFoundError:
                 entries = list(self._api.list_repo_tree(**where | {"revision": self.commit}, recursive=True))
         sizes = {entry.path: entry.size for entry in entries if isinstance(entry, hub.RepoFile)}
         for path in sizes:
