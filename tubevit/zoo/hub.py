@@ -24,7 +24,7 @@ from tubevit.data.sources.embedded import cache_folder
 from tubevit.errors import RunError, TubeViTError, UserError, optional_import, unknown
 from tubevit.models.flops import count_parameters
 from tubevit.storage import stays_inside
-from tubevit.zoo.hub_client import clear_errors, connect
+from tubevit.zoo.hub_client import clear_errors, connect, progress_bar
 from tubevit.zoo.hub_name import HubName, parse_hub_name
 from tubevit.zoo.registry import cached_remedy
 
@@ -96,10 +96,10 @@ class Repository:
             raise self._too_large(max(wanted, key=sizes.__getitem__), total, LARGEST_WEIGHTS)
         new = [path for path in wanted if self._cached(path) is None]
         with clear_errors(self.name, self._api):
-            patterns = [glob.escape(path) for path in wanted]
             folder = self._api.snapshot_download(
-                self.name.repo, revision=self._revision, cache_dir=self._cache, allow_patterns=patterns
-            )
+                self.name.repo, revision=self._revision, cache_dir=self._cache, tqdm_class=progress_bar(),
+                allow_patterns=[glob.escape(path) for path in wanted],
+            )  # fmt: skip
         folder = pathlib.Path(folder)
         for path in wanted:
             if not self._is_inside(folder / path):

@@ -23,6 +23,17 @@ def connect() -> Any:
     return hub.HfApi(endpoint=endpoint, library_name="tubevit", library_version=tubevit.__version__)
 
 
+def progress_bar() -> type:
+    """Return the client's progress bar, shown only where stderr is a terminal."""
+    tqdm = optional_import("huggingface_hub.utils", "a name hf://owner/repo", "hub").tqdm
+
+    class Bar(tqdm):  # pyright: ignore[reportGeneralTypeIssues]
+        def __init__(self, *args, disable=None, **kwargs):
+            super().__init__(*args, disable=disable, **kwargs)
+
+    return Bar
+
+
 @contextlib.contextmanager
 def clear_errors(name: HubName, api: Any) -> Iterator[None]:
     """Turn the errors of the client into one line, without its headers.
@@ -55,7 +66,9 @@ def clear_errors(name: HubName, api: Any) -> Iterator[None]:
     except Exception as error:  # of its transport, whose type depends on the version, or of a check of what it received
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
-        raise RunError(f"{name}: the transfer from or to {api.endpoint} failed: {_one_line(error)}") from error
+        text = _one_line(error)
+        hint = "; a server without Xet needs HF_HUB_DISABLE_XET=1" if "xet" in text else ""
+        raise RunError(f"{name}: the transfer from or to {api.endpoint} failed: {text}{hint}") from error
 
 
 def _one_line(error: BaseException) -> str:
