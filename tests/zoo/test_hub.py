@@ -1,5 +1,6 @@
 """Models on the Hub, with its real client against a server at localhost; none of these tests needs a network."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from tubevit.checkpoint.manifest import is_complete
 from tubevit.checkpoint.paths import flatten
 from tubevit.convert import convert
 from tubevit.convert.export import export_safetensors
+from tubevit.convert.foreign import Options
 from tubevit.errors import RunError, UserError
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Head
@@ -175,11 +177,16 @@ def test_a_file_of_several(hub, foreign, vit, tmp_path):
     hub.add(REPO, {"x/a.safetensors": weights, "x/b.npz": b"PK"})
     with pytest.raises(UserError, match=f"found several files: name one of them, such as {NAME}:x/a.safetensors"):
         open_checkpoint(f"{NAME}:x")
-    loaded = open_checkpoint(f"{NAME}:x/a.safetensors")
-    assert loaded.model.width == vit.config.width and hub.got() == ["x/a.safetensors"]
+    file = f"{NAME}:x/a.safetensors"
+    with pytest.raises(UserError, match=f"^{file}: owner/model/x/a.safetensors: no known vit has .*: pass --heads N$"):
+        open_checkpoint(file)
+    done = convert_hub(file, tmp_path / "converted", options=Options(heads=2, mean=vit.config.mean, std=vit.config.std))
+    assert done.config.num_heads == 2 and hub.got() == ["x/a.safetensors"]
+    same(vit, tubevit.load_model(tmp_path / "converted"))
 
 
-def test_a_cut_connection_is_resumed(hub, foreign, vit):
+def test_a_cut_connection_is_resumed(hub, foreign, vit, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 250)  # what arrived of a chunk is lost: it has 10 MB
     hub.add_folder(REPO, foreign)
     hub.cuts["model.safetensors"] = [1000]
     same(vit, tubevit.load_model(NAME))
@@ -327,7 +334,7 @@ def test_a_harmful_repository_is_refused(hub, saved, foreign, tmp_path, kind):
     text = str(error.value)
     assert text.startswith(NAME) and part in text and "\n" not in text
     assert {path.split("/")[0] for path in files_below(tmp_path) - before} <= {"cache"}
-    assert not (tmp_path / "ran").exists() and not list((tmp_path / "cache").glob("converted/*/*/*"))
+    assert not (tmp_path / "ran").exists() and not list((tmp_path / "cache").glob("converted/*/*/[!.]*"))
 
 
 def test_files_that_are_too_large(hub, foreign):
@@ -354,6 +361,13 @@ def test_links_in_the_cache_that_leave_it(hub, saved, tmp_path):
     with pytest.raises(UserError, match=f"{NAME} is refused: _CHECKPOINT_METADATA is a link that leaves the cache"):
         tubevit.load_model(NAME)
     assert (tmp_path / "outside").exists()
+
+
+def test_scores_are_written_here():
+    """Not into the cache."""
+    from tubevit.cli.evaluate import _default_out
+
+    assert _default_out(argparse.Namespace(workdir=None, checkpoint=NAME, probe=None), None) == "eval.json"
 
 
 def test_a_damaged_cache(hub, saved, model):

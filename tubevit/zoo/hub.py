@@ -9,6 +9,7 @@ import glob
 import logging
 import os
 import pathlib
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
 
@@ -201,11 +202,11 @@ def _some(files: list[str]) -> str:
 
 @contextlib.contextmanager
 def _refusing(name: HubName) -> Iterator[None]:
-    """Begin each error with the name, and turn whatever harmful files raise into a UserError."""
+    """Begin each error with the name, without the place of the cache; whatever harmful files raise is a UserError."""
     try:
         yield
     except TubeViTError as error:
-        text = str(error)
+        text = re.sub(rf"{re.escape(str(cache_folder()))}/hub/[^/]+/snapshots/\w+", name.repo, str(error))
         raise type(error)(text if text.startswith(str(name)) else f"{name}: {text}") from error
     except OSError:
         raise
