@@ -27,7 +27,7 @@ def progress_bar() -> type:
     """Return the client's progress bar, shown only where stderr is a terminal."""
     tqdm = optional_import("huggingface_hub.utils", "a name hf://owner/repo", "hub").tqdm
 
-    class Bar(tqdm):  # pyright: ignore[reportGeneralTypeIssues]
+    class Bar(tqdm):
         def __init__(self, *args, disable=None, **kwargs):
             super().__init__(*args, disable=disable, **kwargs)
 
