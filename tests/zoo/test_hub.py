@@ -243,8 +243,8 @@ def test_offline(hub, saved, foreign, model, vit, monkeypatch, capfd):
         monkeypatch.setenv("HF_ENDPOINT", f"http://localhost:{probe.getsockname()[1]}")  # nothing listens there
     capfd.readouterr()
     same(model, tubevit.load_model(NAME))
-    (line,) = capfd.readouterr().err.splitlines()
-    assert "Using cached commit hash for 'owner/model'" in line
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and "Using cached commit hash for 'owner/model'" in lines[0], lines
     same(vit, tubevit.load_model("hf://owner/vit"))
     with pytest.raises(
         RunError, match=r"^hf://owner/none is not in the cache, and http://localhost:\d+ does not answer: "
