@@ -186,7 +186,7 @@ def test_two_entries_at_once(tmp_path, monkeypatch, said):
     monkeypatch.setattr(registry, "checkpoints_folder", lambda: tmp_path / "checkpoints")
     monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
     manifest = (tmp_path / NAME / "manifest.json").read_bytes()
-    registry.write_index({NAME: entry(manifest, (tmp_path / NAME).as_uri())})
+    registry.write_index({NAME: entry(manifest, f"file://{tmp_path / NAME}")})
     with ThreadPoolExecutor(4) as pool:
         (folder,) = set(pool.map(lambda _: registry.find_release(NAME), range(4)))
     assert is_complete(folder) and len(said) == 1

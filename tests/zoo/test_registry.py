@@ -171,11 +171,12 @@ def test_what_lies_under_that_name_here_comes_before(places, saved, tmp_path, mo
 
 def test_copied_once_from_any_address(places, saved, model, said):
     folder, manifest = saved
-    write_index({NAME: entry(manifest, folder.as_uri())})
+    source = f"file://{folder}"  # as_uri would encode the @, which fsspec does not decode
+    write_index({NAME: entry(manifest, source)})
     found = find_release(NAME)
     assert found == cached(places[1], manifest)
     assert sorted(p.name for p in found.parent.iterdir()) == [".lock", NAME]
-    assert not (found / "README.md").exists() and len(said) == 1 and f"from {folder.as_uri()}" in said[0]
+    assert not (found / "README.md").exists() and len(said) == 1 and f"from {source}" in said[0]
     loaded = tubevit.load_model(NAME)
     assert loaded.config == model.config and len(said) == 1  # from the cache
     damaged = next(path for path in sorted(found.rglob("d/*")) if path.stat().st_size)
@@ -215,7 +216,7 @@ def test_an_address_with_something_else(places, saved, tmp_path):
 
 def test_processes_wait_for_each_other(places, saved):
     folder, manifest = saved
-    write_index({NAME: entry(manifest, folder.as_uri())})
+    write_index({NAME: entry(manifest, f"file://{folder}")})
     program = (
         "import logging, pathlib, sys; from tubevit.zoo import registry; "
         "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s'); "

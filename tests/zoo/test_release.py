@@ -12,7 +12,7 @@ from tests.cli.test_full_disk import REASON, content, limited, no_compilation_ca
 from tests.zoo.test_registry import entry
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.manifest import is_complete
-from tubevit.errors import UserError
+from tubevit.errors import StorageError, UserError
 from tubevit.models.config import Head
 from tubevit.zoo import registry
 from tubevit.zoo.release import ReleaseOptions, release
@@ -55,7 +55,10 @@ def test_a_full_disk_leaves_the_earlier_release(run, tmp_path, place, to, replac
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits[place], hard))
         return [RECORD]
 
-    with limited(limits["weights"] if place == "weights" else soft), pytest.raises(OSError, match=REASON) as error:
+    with (
+        limited(limits["weights"] if place == "weights" else soft),
+        pytest.raises((OSError, StorageError), match=REASON) as error,
+    ):
         release(run, NAME, options, evaluate=evaluate)
     assert str(tmp_path) in str(error.value)
     assert content(kept) == before
