@@ -53,6 +53,7 @@ setup(
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
         "onnx": ["torch", "onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
         "int8": ["qwix>=0.1.8"],
+        "hub": ["huggingface_hub>=2.4", "safetensors>=0.4.3"],
         "plot": ["matplotlib>=3.8"],
         "wandb": ["wandb>=0.31"],
         "mlflow": ["mlflow-skinny>=3.17"],  # the client alone
@@ -70,6 +71,7 @@ setup(
             "gcsfs>=2024.2",
             "gcp-storage-emulator",
             "safetensors>=0.4.3",
+            "huggingface_hub>=2.4",
             "flatbuffers>=24",
             "matplotlib>=3.8",
             "jupytext>=1.17",

@@ -29,14 +29,14 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import as_heads
 
 # A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
-_METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
+METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
 _WAIT = 10.0  # seconds that a thread of a failed save may take to end
 
 
 def is_whole(path: str | os.PathLike) -> bool:
     """Whether a folder is a complete checkpoint."""
-    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else _METADATA_FILE))
+    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else METADATA_FILE))
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
@@ -45,7 +45,8 @@ def steps(folder: str | os.PathLike) -> list[int]:
     return sorted(map(int, found))
 
 
-def _only_by_name(name: str, step: int | None):
+def only_by_name(name: str, step: int | None):
+    """Refuse to open the base of an adapter that was not opened by its own name."""
     raise UserError("open the adapter with `open_checkpoint`, which finds its base by name")
 
 
@@ -68,7 +69,7 @@ class Checkpoint:
         folder: str | os.PathLike,
         name: str | os.PathLike | None = None,
         remedy: str = "use a good copy or another step",
-        open_base: Callable[[str, int | None], "Checkpoint"] = _only_by_name,
+        open_base: Callable[[str, int | None], "Checkpoint"] = only_by_name,
     ):
         self.folder, self._remedy, self._open_base = storage.as_path(folder), remedy, open_base
         self.name = str(self.folder if name is None else name)
@@ -174,12 +175,17 @@ class Checkpoint:
         self.verify()
         return self._read_merged(self.model)
 
+    def own_shapes(self, model: ModelConfig) -> dict:
+        """Return the shapes of the parameters that the files hold; those of an adapter's base are not among them."""
+        whole = abstract_parameters(model)
+        adapted = join_frozen(unflatten(adapter_shapes(self.model)), whole)
+        return whole if self.base is None else self.base.without(adapted)
+
     def _read_merged(self, model: ModelConfig) -> dict:
         """Read the parameters of a model; an adapter is merged with its base."""
-        whole, base = abstract_parameters(model), self.base
+        whole, base, params = abstract_parameters(model), self.base, self.read("params", self.own_shapes(model))
         if base is None:
-            return self.read("params", whole)
-        params = self.read("params", base.without(join_frozen(unflatten(adapter_shapes(self.model)), whole)))
+            return params
         merged = merge_adapter(join_frozen(params, unflatten(base.read(self._open_base, self.name))), self.model.lora)
         if problems := _differences(_leaves(merged), _leaves(whole)):
             raise UserError(f"{self.name}, an adapter of {base.name}, does not fit the model: {'; '.join(problems)}")

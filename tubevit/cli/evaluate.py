@@ -22,7 +22,9 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True).add_argument
     which("--workdir", help="workdir of a run; its last checkpoint is evaluated")
-    which("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    which(
+        "--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo"
+    )
     add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
@@ -110,12 +112,13 @@ def _checked_out(args, checkpoint) -> str:
 
 def _default_out(args, checkpoint) -> str:
     from tubevit import storage
+    from tubevit.zoo.hub_name import is_hub_name
     from tubevit.zoo.registry import is_release
 
     name, int8 = args.workdir or args.checkpoint, "_int8" if args.int8 else ""
     file = f"probe_{args.probe}{int8}.json" if args.probe else f"eval{int8}.json"
-    if is_release(name) and not storage.exists(name):
-        return file  # a released model is not changed
+    if is_hub_name(name) or (is_release(name) and not storage.exists(name)):
+        return file  # a model that others released is not changed
     return storage.join(args.workdir or checkpoint.home, file)
 
 

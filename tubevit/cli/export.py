@@ -18,7 +18,7 @@ _OF_ONE_HEAD = ("jax", "onnx")
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo")
     add("folder", metavar="DIR", help="new or empty folder")
     add("--format", required=True, choices=("safetensors", "jax", "torch", "onnx"))
     add("--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)")

@@ -22,7 +22,12 @@ def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
-    add("--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="NAME",
+        help="workdir, checkpoint folder, saved or released model, or hf://owner/repo",
+    )
     add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")

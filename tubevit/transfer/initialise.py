@@ -101,7 +101,7 @@ def initialise(
 
 
 def _read_small(name: str) -> Donor:
-    if not storage.exists(name) and "/" not in name and not is_release(name):  # more likely a misspelt keyword
+    if "/" not in name and not storage.exists(name) and not is_release(name):  # more likely a misspelt keyword
         raise unknown("init.tubes", name, (*TUBES, "the name of a checkpoint"))
     small = read_donor(name)
     if small.config.tube_linear:
