@@ -39,7 +39,8 @@ def on_beam(runner: str, options: Sequence[str] = ()) -> Write:
     Raises:
         UserError: Beam is not installed, the runner or an option is unknown, or an option is missing or malformed. The
             returned function raises it if workers could not reach the files.
-        RunError: raised by the returned function if the pipeline fails.
+        RunError: the service of the runner cannot be reached, or refuses. The returned function raises it if the
+            pipeline fails.
     """
     if runner not in RUNNERS:
         raise unknown("runner", runner, RUNNERS)
@@ -73,26 +74,43 @@ def on_beam(runner: str, options: Sequence[str] = ()) -> Write:
 
 
 def new_pipeline(runner: str, options: Sequence[str]):
-    """Return an empty Beam pipeline for a runner; raises the UserError of `on_beam`."""
+    """Return an empty Beam pipeline for a runner; that of Dataflow looks at the bucket of its temporary files.
+
+    Raises:
+        UserError: an option is unknown, missing or malformed.
+        RunError: the service cannot be reached, or refuses.
+    """
     import apache_beam
-    from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import create_runner
 
-    flags, printed = [f"--{option.lstrip('-')}" for option in options], io.StringIO()
+    parsed = _parse(runner, options)
     try:
-        with contextlib.redirect_stderr(printed):
-            parsed = PipelineOptions(flags)
-            known, given = parsed.get_all_options(), parsed.get_all_options(retain_unknown_options=True)
-        if known["runner"] is not None:
-            raise UserError(f"--beam runner={known['runner']}: expected the runner as --runner")
-        if runner != "flink":  # whose job server has further options
-            for name in sorted(set(given) - set(known)):
-                raise unknown("option of --beam", name, known)
         return apache_beam.Pipeline(runner=create_runner(RUNNERS[runner]), options=parsed)
-    except SystemExit as error:  # argparse refuses a value
-        raise UserError(f"--beam: {printed.getvalue().strip().splitlines()[-1]}") from error
     except (ValueError, ImportError) as error:  # an option or a package that the runner needs is missing
         raise UserError(f"--runner {runner}: {error}; pass options as --beam NAME=VALUE") from error
+    except Exception as error:  # of any client of Google's
+        raise RunError(f"--runner {runner}: {error}") from error
+
+
+def _parse(runner: str, options: Sequence[str]):
+    """Return Beam's `PipelineOptions`; raises UserError if one is unknown, missing or malformed."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed = PipelineOptions([f"--{option.lstrip('-')}" for option in options])
+            known, given = parsed.get_all_options(), parsed.get_all_options(retain_unknown_options=True)
+    except SystemExit as error:  # argparse refuses a value
+        raise UserError(f"--beam: {printed.getvalue().strip().splitlines()[-1]}") from error
+    if known["runner"] is not None:
+        raise UserError(f"--beam runner={known['runner']}: expected the runner as --runner")
+    if runner == "dataflow" and known["temp_location"] is None:  # Beam would make a bucket of its own
+        raise UserError("--runner dataflow: expected --beam temp_location=gs://...")
+    if runner != "flink":  # whose job server has further options
+        for name in sorted(set(given) - set(known)):
+            raise unknown("option of --beam", name, known)
+    return parsed
 
 
 def add_steps(pipeline, numbers: Sequence[int], path: str, digest: str) -> None:
