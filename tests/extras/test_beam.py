@@ -66,6 +66,9 @@ def test_same_bytes_as_the_local_command(clips, expected, tmp_path, capsys):
     assert content(tmp_path) == expected
     summary = json.loads(capsys.readouterr().out)["train"]
     assert (summary["written"], summary["rejected"], summary["kept"], summary["shards"]) == (7, 3, 0, 4)
+    (tmp_path / "parts/train.job.pickle").write_bytes(b"of a command that was interrupted when all shards were written")
+    assert main(arguments(clips, tmp_path, "--runner", "direct")) == 0
+    assert content(tmp_path) == expected
 
 
 def test_several_workers_killed_and_begun_again(clips, expected, tmp_path):

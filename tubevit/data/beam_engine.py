@@ -49,28 +49,33 @@ def on_beam(runner: str, options: Sequence[str] = ()) -> Write:
 
     def write(job: Job, todo: list[int], advance: Callable[[int], object]) -> Iterator[tuple[int, dict]]:
         _check_paths(runner, job)
-        if not todo:
-            return
-        staged = stage(job)
-        pipeline = new_pipeline(runner, options)
-        add_steps(pipeline, todo, *staged)
-        failed = f"--runner {runner}: %s; the same command resumes"
-        try:
-            result = pipeline.run()
-            if runner == "dataflow":
-                logger.info(f"Dataflow job {result.job_id()}: it goes on if this command is interrupted")
-            result.wait_until_finish()
-        except Exception as error:  # of any type, even of the workers
-            raise RunError(failed % (str(error).strip() or type(error).__name__)) from error
+        if todo:
+            pipeline = new_pipeline(runner, options)
+            add_steps(pipeline, todo, *stage(job))
+            _run(runner, pipeline)
         for number in todo:
             part = finished_part(job, number)
             if part is None:
-                raise RunError(failed % f"the pipeline ended without {form.shard_name(job.split, number, job.count)}")
+                name = form.shard_name(job.split, number, job.count)
+                raise RunError(f"--runner {runner}: the pipeline ended without {name}; the same command resumes")
             advance(len(part["records"]) + len(part["rejected"]))
             yield number, part
-        storage.remove(staged[0])
+        if storage.exists(_staged_path(job)):  # also that of an earlier command, whose job went on without it
+            storage.remove(_staged_path(job))
 
     return write
+
+
+def _run(runner: str, pipeline) -> None:
+    """Run a Beam pipeline to its end; raises RunError if it fails."""
+    try:
+        result = pipeline.run()
+        if runner == "dataflow":
+            logger.info(f"Dataflow job {result.job_id()}: it goes on if this command is interrupted")
+        result.wait_until_finish()
+    except Exception as error:  # of any type, even of the workers
+        reason = str(error).strip() or type(error).__name__
+        raise RunError(f"--runner {runner}: {reason}; the same command resumes") from error
 
 
 def new_pipeline(runner: str, options: Sequence[str]):
@@ -131,10 +136,13 @@ def stage(job: Job) -> tuple[str, str]:
     Returns:
         The path and the SHA-256 of its content.
     """
-    content = pickle.dumps(job)
-    path = storage.join(job.folder, f"{form.PARTS}/{form.file_name(job.split)}.job.pickle")
+    content, path = pickle.dumps(job), _staged_path(job)
     storage.write_bytes(path, content)
     return path, hashlib.sha256(content).hexdigest()
+
+
+def _staged_path(job: Job) -> str:
+    return storage.join(job.folder, f"{form.PARTS}/{form.file_name(job.split)}.job.pickle")
 
 
 def write_staged(number: int, path: str, digest: str) -> int:
