@@ -39,7 +39,8 @@ def on_beam(runner: str, options: Sequence[str] = ()) -> Write:
     Raises:
         UserError: Beam is not installed, the runner or an option is unknown, or an option is missing or malformed. The
             returned function raises it if workers could not reach the files.
-        RunError: raised by the returned function if the pipeline fails.
+        RunError: the service of the runner cannot be reached, or refuses. The returned function raises it if the
+            pipeline fails.
     """
     if runner not in RUNNERS:
         raise unknown("runner", runner, RUNNERS)
@@ -48,51 +49,73 @@ def on_beam(runner: str, options: Sequence[str] = ()) -> Write:
 
     def write(job: Job, todo: list[int], advance: Callable[[int], object]) -> Iterator[tuple[int, dict]]:
         _check_paths(runner, job)
-        if not todo:
-            return
-        staged = stage(job)
-        pipeline = new_pipeline(runner, options)
-        add_steps(pipeline, todo, *staged)
-        failed = f"--runner {runner}: %s; the same command resumes"
-        try:
-            result = pipeline.run()
-            if runner == "dataflow":
-                logger.info(f"Dataflow job {result.job_id()}: it goes on if this command is interrupted")
-            result.wait_until_finish()
-        except Exception as error:  # of any type, even of the workers
-            raise RunError(failed % (str(error).strip() or type(error).__name__)) from error
+        if todo:
+            pipeline = new_pipeline(runner, options)
+            add_steps(pipeline, todo, *stage(job))
+            _run(runner, pipeline)
         for number in todo:
             part = finished_part(job, number)
             if part is None:
-                raise RunError(failed % f"the pipeline ended without {form.shard_name(job.split, number, job.count)}")
+                name = form.shard_name(job.split, number, job.count)
+                raise RunError(f"--runner {runner}: the pipeline ended without {name}; the same command resumes")
             advance(len(part["records"]) + len(part["rejected"]))
             yield number, part
-        storage.remove(staged[0])
+        if storage.exists(_staged_path(job)):  # also that of an earlier command, whose job went on without it
+            storage.remove(_staged_path(job))
 
     return write
 
 
+def _run(runner: str, pipeline) -> None:
+    """Run a Beam pipeline to its end; raises RunError if it fails."""
+    try:
+        result = pipeline.run()
+        if runner == "dataflow":
+            logger.info(f"Dataflow job {result.job_id()}: it goes on if this command is interrupted")
+        result.wait_until_finish()
+    except Exception as error:  # of any type, even of the workers
+        reason = str(error).strip() or type(error).__name__
+        raise RunError(f"--runner {runner}: {reason}; the same command resumes") from error
+
+
 def new_pipeline(runner: str, options: Sequence[str]):
-    """Return an empty Beam pipeline for a runner; raises the UserError of `on_beam`."""
+    """Return an empty Beam pipeline for a runner; that of Dataflow looks at the bucket of its temporary files.
+
+    Raises:
+        UserError: an option is unknown, missing or malformed.
+        RunError: the service cannot be reached, or refuses.
+    """
     import apache_beam
-    from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import create_runner
 
-    flags, printed = [f"--{option.lstrip('-')}" for option in options], io.StringIO()
+    parsed = _parse(runner, options)
     try:
-        with contextlib.redirect_stderr(printed):
-            parsed = PipelineOptions(flags)
-            known, given = parsed.get_all_options(), parsed.get_all_options(retain_unknown_options=True)
-        if known["runner"] is not None:
-            raise UserError(f"--beam runner={known['runner']}: expected the runner as --runner")
-        if runner != "flink":  # whose job server has further options
-            for name in sorted(set(given) - set(known)):
-                raise unknown("option of --beam", name, known)
         return apache_beam.Pipeline(runner=create_runner(RUNNERS[runner]), options=parsed)
-    except SystemExit as error:  # argparse refuses a value
-        raise UserError(f"--beam: {printed.getvalue().strip().splitlines()[-1]}") from error
     except (ValueError, ImportError) as error:  # an option or a package that the runner needs is missing
         raise UserError(f"--runner {runner}: {error}; pass options as --beam NAME=VALUE") from error
+    except Exception as error:  # of any client of Google's
+        raise RunError(f"--runner {runner}: {error}") from error
+
+
+def _parse(runner: str, options: Sequence[str]):
+    """Return Beam's `PipelineOptions`; raises UserError if one is unknown, missing or malformed."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed = PipelineOptions([f"--{option.lstrip('-')}" for option in options])
+            known, given = parsed.get_all_options(), parsed.get_all_options(retain_unknown_options=True)
+    except SystemExit as error:  # argparse refuses a value
+        raise UserError(f"--beam: {printed.getvalue().strip().splitlines()[-1]}") from error
+    if known["runner"] is not None:
+        raise UserError(f"--beam runner={known['runner']}: expected the runner as --runner")
+    if runner == "dataflow" and known["temp_location"] is None:  # Beam would make a bucket of its own
+        raise UserError("--runner dataflow: expected --beam temp_location=gs://...")
+    if runner != "flink":  # whose job server has further options
+        for name in sorted(set(given) - set(known)):
+            raise unknown("option of --beam", name, known)
+    return parsed
 
 
 def add_steps(pipeline, numbers: Sequence[int], path: str, digest: str) -> None:
@@ -113,10 +136,13 @@ def stage(job: Job) -> tuple[str, str]:
     Returns:
         The path and the SHA-256 of its content.
     """
-    content = pickle.dumps(job)
-    path = storage.join(job.folder, f"{form.PARTS}/{form.file_name(job.split)}.job.pickle")
+    content, path = pickle.dumps(job), _staged_path(job)
     storage.write_bytes(path, content)
     return path, hashlib.sha256(content).hexdigest()
+
+
+def _staged_path(job: Job) -> str:
+    return storage.join(job.folder, f"{form.PARTS}/{form.file_name(job.split)}.job.pickle")
 
 
 def write_staged(number: int, path: str, digest: str) -> int:
