@@ -222,9 +222,7 @@ def convert_hub(name: str | os.PathLike, dst: str | os.PathLike, **settings) -> 
         return convert(path, dst, origin=origin, **settings)
 
 
-def open_hub(
-    name: str | os.PathLike, open_base: Callable[[str, int | None], Checkpoint] = only_by_name
-) -> Checkpoint:
+def open_hub(name: str | os.PathLike, open_base: Callable[[str, int | None], Checkpoint] = only_by_name) -> Checkpoint:
     """Open a model on the Hub as a checkpoint, and fetch and convert it the first time.
 
     Args:
