@@ -21,7 +21,7 @@ from tubevit.models.abstract import parameters
 from tubevit.models.config import CHOICES, ModelConfig
 
 # Fields that change no output, or none in float32.
-WITHOUT_EFFECT = {"name", "fps", "freeze_below", "remat", "scan", "attention", "precision"}
+WITHOUT_EFFECT = {"name", "fps", "freeze_below", "remat", "scan", "attention", "precision", "lora", "quantize"}
 FIELDS = dict(position="learned_2d", layer_scale=0.1, gate_layer=0, stochastic_depth=0.1, precision="bfloat16", fps=8.0)
 
 

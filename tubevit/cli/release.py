@@ -32,7 +32,6 @@ def add_arguments(parser) -> None:
     add(
         "--to",
         metavar="ADDRESS",
-        default="",
         help="publish weights, card and figures at hf://owner/repo, or in a folder such as gs://bucket/folder; "
         "only the card is then added to the repository",
     )
@@ -60,7 +59,7 @@ def run(args) -> None:
     options = ReleaseOptions(
         "bfloat16" if args.bfloat16 else "float32", args.licence,
         config=_experiment(args, checkpoint.experiment) if args.config else "", split=args.split,
-        to=args.to, replace=args.replace,
+        to=args.to or "", replace=args.replace,
     )  # fmt: skip
     try:
         entry = release(checkpoint, args.name, options, evaluate=evaluate, draw=_curves)
