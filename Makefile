@@ -30,7 +30,7 @@ test: $(READY)
 # own environment, and jobs of several processes. Everything they need is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER) $(BEAM)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,onnx,tpu,docs,notebook,int8,wandb,mlflow]'
-	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q tests/extras --ignore=tests/extras/test_beam.py
+	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/extras --ignore=tests/extras/test_beam.py
 	$(BEAM)/bin/python -m pytest -q tests/extras/test_beam.py
 
 # Builds the site in build/site; a broken link is an error.
