@@ -10,7 +10,7 @@ EXAMPLES = (
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo")
     add(
         "files", nargs="*", metavar="FILE_OR_DIR",
         help="videos and images to show tubes and attention on (default: some of the evaluation data of the run)",
@@ -33,14 +33,16 @@ def run(args) -> None:
     from tubevit.visualize.page import write_page
     from tubevit.visualize.report import facts, sections
     from tubevit.visualize.style import plotting
+    from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
     from tubevit.zoo.names import open_checkpoint
 
     plotting()  # fail before the work if matplotlib is missing
     checkpoint = open_checkpoint(args.name)
     workdir, max_broken = checkpoint.workdir, max_broken_of(checkpoint.experiment)
+    title = parse_hub_name(args.name).title if is_hub_name(args.name) else checkpoint.home.name
     out = args.out
     if out is None:
-        out = storage.join(workdir, "report") if workdir else f"{checkpoint.folder.name}_report"
+        out = storage.join(workdir, "report") if workdir else f"{title}_report"
     writable.check_folder(out, "name another folder with --out")
     model, failed = checkpoint.load_model(), []
 
@@ -52,7 +54,7 @@ def run(args) -> None:
 
     parts = sections(checkpoint, model, read_files(model, find_files(args.files)), evaluate)
     try:
-        page = write_page(out, f"What {checkpoint.home.name} sees", facts(checkpoint, model), parts)
+        page = write_page(out, f"What {title} sees", facts(checkpoint, model), parts)
     except OSError as error:
         raise cannot_write(out, error, "name another folder with --out") from error
     for part in parts:

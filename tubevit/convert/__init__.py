@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import (
     big_vision,
     dinov2,
+    exported,
     flax_vit,
     hugging_face,
     hugging_face_video,
@@ -21,6 +22,7 @@ from tubevit.convert import (
     scenic,
     siglip,
     timm,
+    twin,
     videoprism,
 )
 from tubevit.convert.architecture import check_plain, fold_layer_scale
@@ -73,6 +75,7 @@ def convert(
     format: str | None = None,
     options: Options = DEFAULT_OPTIONS,
     open_checkpoint: Callable[[str | os.PathLike], Checkpoint] = Checkpoint,
+    origin: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Convert weights of another library to a tubevit checkpoint, or a tubevit checkpoint to another library's files.
 
@@ -80,11 +83,13 @@ def convert(
     `source` with format, name, sha256 of each file, preprocessing and, if the files say it, licence.
 
     Args:
-        src: a file or folder of another library, whose format is recognised by its content; or a tubevit checkpoint.
+        src: a file or folder of another library, whose format is recognised by its content; a folder that
+            `export_safetensors` wrote; or a tubevit checkpoint.
         dst: a new folder, or a new file for timm's format.
         format: one of `FORMATS`, if `src` is a tubevit checkpoint.
         options: what the files do not say themselves.
         open_checkpoint: function that opens a tubevit checkpoint by name.
+        origin: where `src` was downloaded from, which is added to `source`.
 
     Raises:
         UserError: `dst` exists, or `src` is damaged, holds code, has an unknown format or architecture, or does not
@@ -111,9 +116,11 @@ def convert(
     clip = "x".join(map(str, foreign.config.shape))
     error = f"{src} does not fit {foreign.config.name} in format {kind}"
     error += "" if foreign.config.is_plain_vit else f" with clips of {clip} (T x H x W)"
-    config, params = fold_layer_scale(foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error))
+    config, params = foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error)
+    if not foreign.is_own:
+        config, params = fold_layer_scale(config, params)
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
-    save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign)})
+    save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign) | dict(origin or {})})
     return Conversion(str(dst), kind, config, foreign.notes)
 
 
@@ -138,6 +145,8 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
         if any(flax_vit.AUGREG_MLP in name for name in weights) and options.prefix is None:
             return "augreg", flax_vit.read(path, weights, flax_vit.AUGREG, options)
         return "big-vision", big_vision.read(path, weights, options)
+    if (own := twin.unwrapped(weights)) is not None:
+        return twin.FORMAT, twin.read([path], own, path.parent / CONFIG, options)
     if family := original_video.family_of(weights):
         return family.name, original_video.read(path, weights, options)
     if timm.MARK not in weights and any("embeddings." in name for name in weights):
@@ -146,18 +155,24 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
 
 
 def _foreign_config(src: str | os.PathLike) -> dict | None:
-    """Return the content of config.json if another library wrote it; a workdir has one, too."""
+    """Return the content of config.json if another library or `export` wrote it; a workdir has one, too."""
     path = pathlib.Path(src) / CONFIG
     if storage.is_remote(src) or not path.is_file():
         return None
     values = read_json(path)
-    return values if "model_type" in values or "architecture" in values else None
+    own = exported.is_exported(values) or values.get("format") == twin.FORMAT
+    return values if own or "model_type" in values or "architecture" in values else None
 
 
 def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[str, Foreign]:
+    if exported.is_exported(values):
+        return exported.FORMAT, exported.read(folder, values)
     if "architecture" in values:
         weights, files = read_folder(folder)
         return "timm", timm.read(files[0], weights, options, values)
+    if values.get("format") == twin.FORMAT:
+        weights, files = read_folder(folder)
+        return twin.FORMAT, twin.read(files, twin.unwrapped(weights) or weights, folder / CONFIG, options)
     kind = str(values.get("model_type"))
     if kind == "dinov2_with_registers":
         raise UserError(f"{folder} is a {kind}: registers are not supported; use a DINOv2 without them (dinov2)")

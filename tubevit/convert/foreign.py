@@ -47,6 +47,7 @@ class Foreign:
         interpolation: how its images are resized, or None if unknown.
         notes: what was assumed or left out, one line each.
         licence: the licence of the weights, or None if the files do not say it.
+        is_own: whether it is one of our models, which keeps its LayerScale.
     """
 
     config: ModelConfig
@@ -56,6 +57,7 @@ class Foreign:
     interpolation: str | None
     notes: tuple[str, ...]
     licence: str | None = None
+    is_own: bool = False
 
 
 def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], source: str) -> list[tuple[int, ...]]:

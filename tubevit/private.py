@@ -1,0 +1,56 @@
+"""What may be published: paths of this machine are shortened, and secrets are refused."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tubevit.errors import UserError
+
+# A path that begins at the root or in a home folder: at the start of a text, or after what separates parts of a source.
+_PATH = re.compile(r"""(?<![^\s=:@,;|'"(\[])(?:~[\w.-]*)?/(?!/)[^\s:@,;|'"()\[\]]*""")
+_SECRETS = {
+    "a token": r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_[A-Za-z0-9]{30,}|\bAKIA[A-Z0-9]{16}\b|\bya29\.[\w-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"\w://[^\s/:@]+:[^\s/:@]+@",
+    "the path of a home folder": r"/(?:home|Users)/[\w.-]+|(?<![\w./-])/root(?![\w-])",
+}
+_SHORTEST = 8  # characters of values that are looked for: shorter ones are found by chance
+
+
+def shareable(value: Any) -> Any:
+    """Return JSON values in which each absolute path of this machine is shortened to its last part.
+
+    Addresses with a scheme, such as `gs://bucket/clips.csv`, stay as they are; the parts of a source are kept:
+    `k600:/data/list.csv@/data/clips` becomes `k600:list.csv@clips`.
+    """
+    if isinstance(value, str):
+        return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], value)
+    if isinstance(value, Mapping):
+        return {key: shareable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(shareable, value))
+    return value
+
+
+def check_no_secrets(contents: Mapping[str, bytes], chosen: str = "", secrets: Mapping[str, str] | None = None) -> None:
+    """Refuse to publish secrets: tokens, keys, passwords, paths of home folders, and values of environment variables.
+
+    Args:
+        contents: {file: content} that is about to be published.
+        chosen: what the user has asked to publish, such as the name of the release: variables may hold it as well.
+        secrets: {what it is: value} that must not be in a file either.
+
+    Raises:
+        UserError: a file holds one. The message names the file and the kind of secret or the variable, not the value.
+    """
+    values = {f"the value of the environment variable {key}": value for key, value in os.environ.items()}
+    values = {what: value for what, value in values.items() if value not in chosen}
+    values |= {"the path of your home folder": str(pathlib.Path.home()), **(secrets or {})}
+    for file, content in contents.items():
+        text = content.decode("utf-8", "ignore")
+        found = [what for what, pattern in _SECRETS.items() if re.search(pattern, text)]
+        found += [what for what, value in values.items() if len(value) >= _SHORTEST and value in text]
+        if found:
+            raise UserError(f"{file} is not published, because it holds {found[0]}: remove it, and try again")
