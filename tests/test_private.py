@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from tubevit.errors import UserError
-from tubevit.private import check_no_secrets, shareable
+from tubevit.private import check_no_secrets, redacted, shareable
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,20 @@ def test_secrets_are_refused(what, monkeypatch):
     with pytest.raises(UserError, match=f"^config.json is not published, because it holds {what}: ") as error:
         check_no_secrets(contents, "", {"your key": "abcdefgh"})
     assert SECRETS[what] not in str(error.value)
+
+
+def test_secrets_are_replaced(monkeypatch):
+    """One of them is a part of another, which is replaced as a whole."""
+    monkeypatch.setenv("PART", "value-of-a")
+    monkeypatch.setenv("PLANTED", SECRETS["the value of the environment variable PLANTED"])
+    replaced = {what: f"({what})" for what in SECRETS if what != "your key"}
+    monkeypatch.setattr(pathlib.Path, "home", lambda: pathlib.Path(SECRETS["the path of your home folder"]))
+    replaced["a password in an address"] = "http(a password in an address)example.org/clips.csv"
+    replaced["the path of a home folder"] = "file://(the path of a home folder)/clips.csv"
+    assert {what: redacted(f"a {SECRETS[what]}, b") for what in replaced} == {
+        what: f"a {text}, b" for what, text in replaced.items()
+    }
+    assert redacted("hf_hub, runs/quickstart") == "hf_hub, runs/quickstart"
 
 
 def test_what_is_no_secret(monkeypatch):

@@ -1,4 +1,4 @@
-"""What may be published: paths of this machine are shortened, and secrets are refused."""
+"""What may be published: paths of this machine are shortened, and secrets are refused or replaced."""
 
 import os
 import pathlib
@@ -45,12 +45,25 @@ def check_no_secrets(contents: Mapping[str, bytes], chosen: str = "", secrets: M
     Raises:
         UserError: a file holds one. The message names the file and the kind of secret or the variable, not the value.
     """
+    patterns = _patterns(chosen, secrets)
+    for file, content in contents.items():
+        text = content.decode("utf-8", "ignore")
+        found = [what for what, pattern in patterns.items() if re.search(pattern, text)]
+        if found:
+            raise UserError(f"{file} is not published, because it holds {found[0]}: remove it, and try again")
+
+
+def redacted(text: str) -> str:
+    """Replace each secret in a text, see `check_no_secrets`, by what it is."""
+    patterns = _patterns()
+    whats, pattern = list(patterns), "|".join(f"({each})" for each in patterns.values())
+    return re.sub(pattern, lambda match: f"({whats[match.lastindex - 1]})", text)
+
+
+def _patterns(chosen: str = "", secrets: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return {what it is: pattern} of all secrets; see `check_no_secrets` for the arguments."""
     values = {f"the value of the environment variable {key}": value for key, value in os.environ.items()}
     values = {what: value for what, value in values.items() if value not in chosen}
     values |= {"the path of your home folder": str(pathlib.Path.home()), **(secrets or {})}
-    for file, content in contents.items():
-        text = content.decode("utf-8", "ignore")
-        found = [what for what, pattern in _SECRETS.items() if re.search(pattern, text)]
-        found += [what for what, value in values.items() if len(value) >= _SHORTEST and value in text]
-        if found:
-            raise UserError(f"{file} is not published, because it holds {found[0]}: remove it, and try again")
+    longest_first = sorted(values.items(), key=lambda item: -len(item[1]))  # one may be a part of another
+    return _SECRETS | {what: re.escape(value) for what, value in longest_first if len(value) >= _SHORTEST}

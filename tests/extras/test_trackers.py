@@ -1,23 +1,40 @@
 """The real clients: Weights & Biases offline, and MLflow with a local store. A run stops and resumes."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
+import time
 
 import mlflow
 import pytest
 
 from tests.logs import logged
+from tests.scripts import ROOT
 from tubevit.training.run.trackers import make_tracker, start_trackers
 
-PLANTED = {"WANDB_API_KEY": "planted-key-1234", "SOME_TOKEN": "planted-token", "HOME": "/tmp/planted-user"}
-SOURCE = "/tmp/planted-user/clips/list.csv"
+# A run of W&B in a program that ends while nobody answers.
+UNREACHABLE = """
+import pathlib, sys
+from tubevit.training.run import trackers, wandb
+wandb.PATIENCE = 2
+run = trackers.TrackedRun("abcdefgh", "run", {}, pathlib.Path(sys.argv[1]))
+thread = trackers.TrackerThread("wandb", trackers.make_tracker("wandb"), run, patience=0.5)
+thread.log(1, {"x": 1.0})
+thread.close(failed=False)
+print("the run is over", flush=True)
+"""
 
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
-    for name, value in PLANTED.items():
+    home = tmp_path / "planted-user"
+    planted = {"WANDB_API_KEY": "planted-key-1234", "SOME_TOKEN": "planted-token", "HOME": str(home)}
+    for name, value in planted.items():
         monkeypatch.setenv(name, value)
-    config = {"seed": 7, "data": {"train": {"clips": {"source": SOURCE, "head": "planted-token"}}}}
+    source = {"source": f"{home}/clips/list.csv", "head": "planted-token"}
+    config = {"seed": 7, "data": {"train": {"clips": source}}}
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     return tmp_path / "run"
@@ -104,6 +121,15 @@ def test_mlflow_with_a_local_store(workdir, monkeypatch, tmp_path):
     assert run.info.status == "FINISHED" and run.data.metrics["eval/clips/top1"] == 0.25
     assert write(workdir, "mlflow", 0, 1) == [] and len(client.search_runs([experiment])) == 2
     assert without_planted((tmp_path / "mlruns").rglob("*"))
+
+
+def test_the_process_ends_soon_if_wandb_cannot_be_reached(workdir, tmp_path):
+    """By default, its client would hold the process for a minute and a half."""
+    environment = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    command = [sys.executable, "-c", UNREACHABLE, str(tmp_path)]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=80)
+    assert done.returncode == 0 and done.stdout == "the run is over\n" and time.monotonic() - began < 45
 
 
 def test_nobody_is_logged_in(workdir, monkeypatch, tmp_path):

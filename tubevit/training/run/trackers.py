@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 from tubevit import storage
 from tubevit.config import flatten
-from tubevit.errors import UserError
-from tubevit.private import check_no_secrets, shareable
+from tubevit.private import redacted, shareable
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +95,10 @@ def _run_id(workdir: str | os.PathLike, step: int) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Return a value as others may see it: paths are shortened, and a secret is replaced by what it is."""
+    """Return a value as others may see it: paths are shortened, and secrets are replaced by what they are."""
     value = shareable(value)
-    try:
-        check_no_secrets({"this": str(value).encode()})
-    except UserError as error:
-        return f"({error})"
-    return value
+    text = redacted(str(value))
+    return value if text == str(value) else text
 
 
 class TrackerThread:

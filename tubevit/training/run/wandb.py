@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from tubevit.errors import optional_import
-from tubevit.training.run.trackers import TrackedRun
+from tubevit.training.run.trackers import PATIENCE, TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class WandbTracker:
             disable_code=True,
             disable_git=True,
             host="",
+            init_timeout=PATIENCE,  # the process cannot end before it
             save_code=False,
             x_disable_machine_info=True,
             x_disable_meta=True,
