@@ -160,7 +160,8 @@ assert pickle.loads({pickle.dumps(beam_engine.write_staged)!r})(1, {path!r}, {di
             [*CLOUD, "max_num_worker=3"],
             "--beam 'max_num_worker'; did you mean 'max_num_workers'",
         ),
-        ("direct", ["direct_num_workers=two"], "--beam: .*direct_num_workers: invalid int value: 'two'"),
+        ("direct", ["direct_num_workers=two"], "--beam: argument --direct_num_workers: invalid int value: 'two'"),
+        ("direct", ["--help"], "--beam help: the options are those of Apache Beam"),
         ("direct", ["runner=FlinkRunner"], "expected the runner as --runner"),
         ("flink", ["flink_version=0.1"], "--beam: .*flink_version: invalid choice"),
     ],
@@ -170,10 +171,15 @@ def test_options_are_checked_first(runner, options, message):
         beam_engine.on_beam(runner, options)
 
 
-def test_what_workers_elsewhere_cannot_reach_is_refused(clips, tmp_path):
+def test_what_workers_elsewhere_cannot_reach_is_refused(clips, tmp_path, monkeypatch):
     write = beam_engine.on_beam("dataflow", CLOUD)
     with pytest.raises(UserError, match=f"workers on other hosts cannot reach {tmp_path}"):
         write_shards(open_source(str(clips), "train"), "train", str(tmp_path), 2, write=write)
+    monkeypatch.chdir(clips.parent)
+    write = beam_engine.on_beam("flink", ["flink_master=host:8081"])
+    for source, out in ((str(clips), "out"), ("clips.csv", str(tmp_path / "shared"))):
+        with pytest.raises(UserError, match="workers on other hosts cannot reach .*; expected an absolute path"):
+            write_shards(open_source(source, "train"), "train", out, 2, write=write)
 
 
 def test_a_worker_that_fails(clips, expected, tmp_path, capsys):

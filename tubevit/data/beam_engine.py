@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 
@@ -101,13 +102,15 @@ def _parse(runner: str, options: Sequence[str]):
     """Return Beam's `PipelineOptions`; raises UserError if one is unknown, missing or malformed."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    printed = io.StringIO()
+    printed, flags = io.StringIO(), [f"--{option.lstrip('-')}" for option in options]
+    if "--help" in flags:  # argparse would print its own
+        raise UserError("--beam help: the options are those of Apache Beam, see docs/data.md")
     try:
         with contextlib.redirect_stderr(printed):
-            parsed = PipelineOptions([f"--{option.lstrip('-')}" for option in options])
+            parsed = PipelineOptions(flags)
             known, given = parsed.get_all_options(), parsed.get_all_options(retain_unknown_options=True)
     except SystemExit as error:  # argparse refuses a value
-        raise UserError(f"--beam: {printed.getvalue().strip().splitlines()[-1]}") from error
+        raise UserError(f"--beam: {printed.getvalue().strip().rpartition('error: ')[2]}") from error
     if known["runner"] is not None:
         raise UserError(f"--beam runner={known['runner']}: expected the runner as --runner")
     if runner == "dataflow" and known["temp_location"] is None:  # Beam would make a bucket of its own
@@ -171,9 +174,12 @@ def _staged_job(path: str, digest: str) -> tuple[Job, list[int]]:
 
 def _check_paths(runner: str, job: Job) -> None:
     """Raise UserError if workers on other hosts could not read the source or write to the folder."""
-    paths = [job.folder, *(job.source.keys if job.source.read is None else [job.source.name])]
-    local = next((path for path in paths if not storage.is_remote(path)), None)
-    # Workers of Flink may share a file system. Then the staged job in the folder shows it.
-    if local is None or runner == "direct" or (runner == "flink" and not storage.is_remote(job.folder)):
+    if runner == "direct":
         return
-    raise UserError(f"--runner {runner}: workers on other hosts cannot reach {local}; expected a path such as gs://...")
+    # Workers of Flink may share a file system. Then the staged job in the folder shows it.
+    shared = runner == "flink" and not storage.is_remote(job.folder)
+    expected = "an absolute path" if shared else "a path such as gs://..."
+    keys = job.source.keys if job.source.read is None else [] if shared else [job.source.name]
+    for path in (job.folder, *keys):
+        if not (storage.is_remote(path) or (shared and os.path.isabs(path))):
+            raise UserError(f"--runner {runner}: workers on other hosts cannot reach {path}; expected {expected}")
