@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import tubevit
+from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.paths import flatten
 from tubevit.errors import UserError
 from tubevit.evaluation import evaluate_checkpoint
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Lora
+from tubevit.training.begin import base_of
 from tubevit.training.loop import Parts
 from tubevit.zoo.describe import describe
 from tubevit.zoo.names import named_config, open_checkpoint
@@ -124,6 +127,22 @@ def test_a_base_that_is_not_the_same(run, base, train_tiny, tiny, tmp_path):
     finally:
         shutil.rmtree(base, ignore_errors=True)
         moved.rename(base)
+
+
+def test_an_adapter_of_an_adapter(run):
+    """Its base is the merged model of the step that it began from."""
+    checkpoint = open_checkpoint(run[0])
+    base = base_of(str(run[0]), checkpoint.read_parameters(), checkpoint.model)
+    assert (base.name, base.step) == (str(run[0]), 4)
+    taken, merged = base.read(open_checkpoint, "x"), flatten(parameters(tubevit.load_model(run[0])))
+    assert taken.keys() == {path for path in merged if not path.startswith(("pooling/", "heads/"))}
+    assert all((leaf == merged[path]).all() for path, leaf in taken.items())
+
+
+def test_adapters_in_a_ring_are_refused():
+    ring = Base("hf://a/b", None, "", ())
+    with pytest.raises(UserError, match="^x is an adapter of hf://a/b, which cannot be read: .* more than 8 adapters"):
+        ring.read(lambda name, step: types.SimpleNamespace(base=ring), "x")
 
 
 def test_a_model_that_does_not_fit(run):

@@ -14,6 +14,8 @@ import numpy as np
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.errors import UserError
 
+DEEPEST = 8  # adapters on top of each other; those of a ring, as others may publish, are refused
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
@@ -60,7 +62,14 @@ class Base:
         """
         of = f"{owner} is an adapter of {self.name}" + ("" if self.step is None else f", step {self.step}")
         try:
-            params = flatten(open_base(self.name, self.step).read_parameters())
+            checkpoint = below = open_base(self.name, self.step)
+            for _ in range(DEEPEST):
+                if below.base is None:
+                    break
+                below = open_base(below.base.name, below.base.step)
+            else:
+                raise UserError(f"it is one of more than {DEEPEST} adapters on top of each other")
+            params = flatten(checkpoint.read_parameters())
         except UserError as error:
             raise UserError(f"{of}, which cannot be read: {error}") from error
         taken = {path: params[path] for path in self.paths if path in params}

@@ -25,6 +25,7 @@ from tubevit.sharding.rules import put, shardings
 from tubevit.training.optimizer import with_average
 from tubevit.training.step import initial_state, state_of
 from tubevit.transfer.initialise import TUBES, initialise
+from tubevit.zoo.hub_name import is_hub_name
 from tubevit.zoo.names import open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
     settings = {"skip": names(init.skip), "renamed": pairs(init.rename), "tubes": init.tubes}
     params, notes = run_on_all(lambda: initialise(params, model, init.checkpoint, **settings))
     logger.info("\n  ".join([f"beginning from {init.checkpoint}", *notes]))
-    base = None if model.lora is None else run_on_all(lambda: _base(init.checkpoint, params, model))
+    base = None if model.lora is None else run_on_all(lambda: base_of(init.checkpoint, params, model))
     params = put(params, mesh)
 
     def to_state(params: dict) -> dict:
@@ -96,7 +97,9 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
     return jax.jit(to_state, out_shardings=shardings(jax.eval_shape(to_state, params), mesh))(params), base
 
 
-def _base(name: str, params: dict, model: ModelConfig) -> Base:
+def base_of(name: str, params: dict, model: ModelConfig) -> Base:
+    """Return the base of an adapter that begins with parameters from a checkpoint, see `Base.of`."""
     checkpoint = open_checkpoint(name)
-    step = None if checkpoint.workdir is None or is_whole(name) else checkpoint.step
+    chosen = checkpoint.workdir is not None and not is_hub_name(name) and not is_whole(name)  # the last of a workdir
+    step = checkpoint.step if chosen else None
     return Base.of(name, step, checkpoint.read_parameters(), split_frozen(params, model)[1])
