@@ -38,6 +38,14 @@ RUNTIMES = {  # the TPU software version of each family
     "v6e": "v2-alpha-tpuv6e",
 }
 MANIFESTS = ("jobset", "skypilot")  # are described by a file instead of commands
+ONLY = {  # the ways that know a flag; with others it would change nothing
+    "--project": ("vm", "pod", "queued", "xpk"),
+    "--reserved": ("vm", "pod", "queued"),
+    "--no-create": ("vm", "pod"),
+    "--cluster": ("xpk",),
+    "--create-cluster": ("xpk",),
+    "--image": ("xpk", "jobset"),
+}
 SILENT = 10  # consecutive polls without an answer after which the resource is recreated
 FAILURES = 5  # consecutive failed attempts after which the loop gives up
 STATUS = "if [ -e tubevit/launch/host.sh ]; then bash tubevit/launch/host.sh status; else echo status: none; fi"
@@ -68,7 +76,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="name of the TPU, the queued resource or the workload")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--type", required=True, help="accelerator type, such as v5litepod-8 or v6e-256")
-    parser.add_argument("--project", help="Google Cloud project (default: the one configured in gcloud)")
+    parser.add_argument(
+        "--project", help="vm, pod, queued and xpk: Google Cloud project (default: the one configured in gcloud)"
+    )
     parser.add_argument(
         "--slices", type=COUNT, default=1, help="queued, xpk and jobset: number of slices; also set config.mesh.slices"
     )
@@ -125,8 +135,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("xpk needs --cluster NAME")
     if args.how == "jobset" and not (args.image or args.clone):
         raise UserError("jobset needs --image IMAGE, which has a checkout as its working directory, or --clone URL")
-    if args.no_create and args.how not in ("vm", "pod"):
-        raise UserError(f"--no-create is for vm and pod; found {args.how}")
+    for flag, ways in ONLY.items():
+        if getattr(args, flag.removeprefix("--").replace("-", "_")) and args.how not in ways:
+            raise UserError(f"{flag} is for {', '.join(ways)}; found {args.how}")
+    if args.branch and not args.clone:
+        raise UserError(f"--branch {args.branch} is a branch of --clone, which is missing")
     if not run or run[0].startswith("-"):
         raise UserError("the arguments for tubevit are missing: add -- train --config FILE --workdir DIR")
     for flag, value in zip(run, [*run[1:], ""]):

@@ -103,6 +103,10 @@ REFUSED = {
     "skypilot --type v6e-16 --slices 2": "--slices 2: expected 1, or more with queued, xpk or jobset",
     "jobset --type v6e-16": "jobset needs --image IMAGE, which has a checkout as its working directory, or --clone URL",
     "jobset --type v4-640 --image i": "unknown accelerator type 'v4-640'; did you mean 'v4-64'",
+    "skypilot --type v6e-16 --image i": "--image is for xpk, jobset; found skypilot",
+    "jobset --type v6e-16 --image i --project p": "--project is for vm, pod, queued, xpk; found jobset",
+    "queued --type v6e-16 --no-create": "--no-create is for vm, pod; found queued",
+    "pod --type v6e-16 --branch b": "--branch b is a branch of --clone, which is missing",
     "xpk --type v5litepod-4 --cluster c": "unknown accelerator type 'v5litepod-4'",
     "pod --type v6e-16 --name A_b": "--name 'A_b': expected up to 40 lower-case letters",
 }

@@ -159,7 +159,7 @@ def test_values_are_read_by_type(key, text, value):
         (
             "quickstart",
             {"init.checkpoint": "x", "train.adapter": "lora", "train.lora.targets": "qkv,mpl"},
-            "unknown target of LoRA 'mpl'; did you mean 'mlp'",
+            "unknown train.lora.targets 'mpl'; did you mean 'mlp'",
         ),
         ("quickstart", {"init.checkpoint": "x", "init.rename": "a"}, "init.rename must be old=new,...; found 'a'"),
         ("quickstart", {"train.steps.more": "1"}, "unknown key 'train.steps.more'"),

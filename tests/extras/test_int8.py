@@ -13,8 +13,12 @@ import pytest
 from flax import nnx
 
 import tubevit
+from tubevit.cli import main
+from tubevit.data.moving_digits import make_moving_digits
+from tubevit.data.sources.embedded import embedded_folder
 from tubevit.models.int8 import int8_dot_general
 from tubevit.preflight import devices
+from tubevit.zoo.registry import read_index
 
 PROGRAM = """
 import sys
@@ -76,19 +80,26 @@ def test_the_layers_of_the_blocks_and_no_others():
     assert here[0] == 4 and there[0] == 0 and sum(here) == sum(there)
 
 
-def test_the_released_model_stays_as_good(digits_cache, tmp_path):
-    from tubevit.cli import main
+@pytest.fixture(scope="module")
+def all_test_clips(tmp_path_factory):
+    """The embedded data, with all clips for tests: `digits_cache` has 8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUBEVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        make_moving_digits(embedded_folder(), train_clips=1, train_digits=1)
+        yield
 
-    scores = {}
-    for flag in ((), ("--int8",)):
-        out = tmp_path / f"eval{len(flag)}.json"
-        arguments = ["--checkpoint", "tubevit_nano8@moving_digits", "--data", "moving_digits", "--head", "motion"]
-        assert main(["evaluate", *arguments, "--split", "test", "--out", str(out), *flag]) == 0
-        (record,) = json.loads(out.read_text())
-        assert record["quantize"] == ("int8" if flag else "none")
-        scores[flag] = record["top1"], record["loss"]
-    assert abs(scores[("--int8",)][0] - scores[()][0]) <= 0.005
-    assert 0 < abs(scores[("--int8",)][1] - scores[()][1]) < 0.05
+
+@pytest.mark.parametrize("name", tubevit.list_models(pretrained=True))
+def test_the_released_models_stay_as_good(all_test_clips, tmp_path, name):
+    """As good as the index of the releases says, at the hardest of their tasks."""
+    out, about = tmp_path / "eval.json", {"source": "moving_digits", "head": "digit_motion", "split": "test"}
+    (before,) = (each for each in read_index()[name].metrics if about.items() <= each.items())
+    flags = ["--data", about["source"], "--head", about["head"], "--split", about["split"], "--out", str(out)]
+    assert main(["evaluate", "--checkpoint", name, *flags, "--int8"]) == 0
+    (record,) = json.loads(out.read_text())
+    assert (record["quantize"], record["clips_used"]) == ("int8", before["clips"])
+    assert abs(record["top1"] - before["top1"]) <= 0.005
+    assert 0 < abs(record["loss"] - before["loss"]) < 0.05
 
 
 def test_the_program_for_tpus_multiplies_integers():
