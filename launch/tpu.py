@@ -256,7 +256,12 @@ def submit(args: argparse.Namespace) -> int:
 def run_all(commands: list[list[str]], **options) -> int:
     """Run commands until one fails, and return an exit code; `options` are those of `subprocess.run`."""
     for command in commands:
-        if code := subprocess.run(command, **options).returncode:
+        try:
+            code = subprocess.run(command, **options).returncode
+        except FileNotFoundError:
+            print(f"tpu.py: {command[0]} is not installed, see docs/tpu.md", file=sys.stderr)
+            return 2
+        if code:
             print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
             return 1
     return 0

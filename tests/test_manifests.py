@@ -153,6 +153,13 @@ def test_the_tool_gets_the_manifest(tpu, described, monkeypatch, tmp_path, capsy
     assert ("# delete:" in printed.out) == (not code)
 
 
+@pytest.mark.parametrize("how, tool", [("jobset --image i", "kubectl"), ("skypilot", "sky"), ("pod", "gcloud")])
+def test_a_tool_that_is_missing(tpu, monkeypatch, tmp_path, capsys, how, tool):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tpu.main([*how.split(), "--type", "v6e-16", "--name", "a", "--zone", "us-east1-d", "--", *RUN]) == 2
+    assert capsys.readouterr().err == f"tpu.py: {tool} is not installed, see docs/tpu.md\n"
+
+
 def test_nothing_of_the_environment_is_described(tpu, capsys, monkeypatch):
     planted = {"HOME": "/home/planted-user", "WANDB_API_KEY": "planted-key", "HF_TOKEN": "hf_planted", "X": "planted-x"}
     for name, value in planted.items():

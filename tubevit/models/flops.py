@@ -115,13 +115,15 @@ def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) 
     `first_with_gradient`.
     """
     flops, frozen = count_flops(config, shape, head), config.frozen_blocks
-    block, other, _ = _encoder(config, shape)
+    block, other, last = _encoder(config, shape)
     passes = 4
     if frozen == config.depth and config.temporal_depth:  # the second encoder is frozen as well
         passes = 0 if config.lora is None else 2
     trained, passed = config.depth - frozen, frozen - first_with_gradient(config)
     back = 2 * (flops.head + flops.pooling) + passes * other + 4 * trained * block + 2 * passed * block
-    back += 6 * num_tokens(config, shape) * count(adapter_shapes(config))  # of its forward pass, too
+    for path, leaf in adapter_shapes(config).items():  # with their forward pass
+        rows = last if path.startswith("encoder/temporal/") else num_tokens(config, shape)
+        back += 6 * rows * math.prod(leaf.shape)
     if not frozen:
         back += flops.tokenizer  # pixels need no gradient
     return flops.total + back
