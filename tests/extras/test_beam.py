@@ -182,13 +182,14 @@ def test_what_workers_elsewhere_cannot_reach_is_refused(clips, tmp_path, monkeyp
             write_shards(open_source(source, "train"), "train", out, 2, write=write)
 
 
-def test_a_worker_that_fails(clips, expected, tmp_path, capsys):
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_a_worker_that_fails(clips, expected, tmp_path, capsys, mode):
     """One clear line and exit code 1. When the cause is mended, the same command goes on."""
     blocked = tmp_path / "train-00002-of-00004.array_record"
     blocked.mkdir()
     command = arguments(clips, tmp_path, "--runner", "direct")
     capsys.readouterr()
-    assert main(command) == 1
+    assert main([*command, "--beam", f"direct_running_mode={mode}"]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tubevit: ")]
     assert line.startswith("tubevit: --runner direct: ") and line.endswith("; the same command resumes")
     assert "Is a directory" in line and blocked.name in line

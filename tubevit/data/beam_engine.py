@@ -22,6 +22,7 @@ from tubevit.data.warp import use_one_opencv_thread
 from tubevit.errors import RunError, UserError, optional_import, unknown
 
 logger = logging.getLogger(__name__)
+_LONGEST = 500  # characters of a message of Beam
 # Beam's own alias for `direct` would first try to download a runner.
 RUNNERS = {
     "direct": "apache_beam.runners.portability.fn_api_runner.FnApiRunner",
@@ -75,8 +76,12 @@ def _run(runner: str, pipeline) -> None:
             logger.info(f"Dataflow job {result.job_id()}: it goes on if this command is interrupted")
         result.wait_until_finish()
     except Exception as error:  # of any type, even of the workers
-        reason = str(error).strip() or type(error).__name__
-        raise RunError(f"--runner {runner}: {reason}; the same command resumes") from error
+        raise RunError(f"--runner {runner}: {_one_line(error)}; the same command resumes") from error
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message of an error in one line; of a long one, such as the traceback of a worker, its end."""
+    return " ".join(str(error).split())[-_LONGEST:] or type(error).__name__
 
 
 def new_pipeline(runner: str, options: Sequence[str]):
@@ -93,9 +98,9 @@ def new_pipeline(runner: str, options: Sequence[str]):
     try:
         return apache_beam.Pipeline(runner=create_runner(RUNNERS[runner]), options=parsed)
     except (ValueError, ImportError) as error:  # an option or a package that the runner needs is missing
-        raise UserError(f"--runner {runner}: {error}; pass options as --beam NAME=VALUE") from error
+        raise UserError(f"--runner {runner}: {_one_line(error)}; pass options as --beam NAME=VALUE") from error
     except Exception as error:  # of any client of Google's
-        raise RunError(f"--runner {runner}: {error}") from error
+        raise RunError(f"--runner {runner}: {_one_line(error)}") from error
 
 
 def _parse(runner: str, options: Sequence[str]):
