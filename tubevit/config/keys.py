@@ -113,10 +113,8 @@ class _Optimizer:  # the defaults are those of the base model on Kinetics (Table
 class _Lora:
     rank: int = _key(8, "with `train.adapter`: columns of A and rows of B", COUNT)
     alpha: float = _key(16.0, "with `train.adapter`: A B is scaled by alpha / rank", POSITIVE)
-    targets: str = _key(
-        "qkv,out,mlp", "with `train.adapter`: which linear layers of the blocks have an adapter, joined by commas",
-        choices=("qkv", "out", "mlp"), several=True,
-    )  # fmt: skip
+    targets: str = _key("qkv,out,mlp", "with `train.adapter`: the layers of the blocks that have one, joined by commas",
+                        choices=("qkv", "out", "mlp"), several=True)  # fmt: skip
 
 
 @_group
