@@ -1,5 +1,6 @@
 """What may be published: paths of this machine are shortened, and secrets are refused."""
 
+import json
 import os
 import pathlib
 import re
@@ -11,9 +12,10 @@ from tubevit.errors import UserError
 # A path that begins at the root or in a home folder: at the start of a text, or after what separates parts of a source.
 _PATH = re.compile(r"""(?<![^\s=:@,;|'"(\[])(?:~[\w.-]*)?/(?!/)[^\s:@,;|'"()\[\]]*""")
 _SECRETS = {
-    "a token": r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_[A-Za-z0-9]{30,}|\bAKIA[A-Z0-9]{16}\b|\bya29\.[\w-]{20,}",
+    "a token": r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{22,}|\bAKIA[A-Z0-9]{16}\b"
+    r"|\bya29\.[\w-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\w://[^\s/:@]+:[^\s/:@]+@",
+    "a password in an address": r"\w://[^\s/:@\"]*:[^\s/@\"]+@|(?i:[?&](?:[\w-]*signature|sig|token|access_token)=)",
     "the path of a home folder": r"/(?:home|Users)/[\w.-]+|(?<![\w./-])/root(?![\w-])",
 }
 _SHORTEST = 8  # characters of values that are looked for: shorter ones are found by chance
@@ -45,12 +47,18 @@ def check_no_secrets(contents: Mapping[str, bytes], chosen: str = "", secrets: M
     Raises:
         UserError: a file holds one. The message names the file and the kind of secret or the variable, not the value.
     """
-    values = {f"the value of the environment variable {key}": value for key, value in os.environ.items()}
-    values = {what: value for what, value in values.items() if value not in chosen}
-    values |= {"the path of your home folder": str(pathlib.Path.home()), **(secrets or {})}
+    variables = {f"the value of the environment variable {key}": value for key, value in os.environ.items()}
+    variables = {what: value for what, value in variables.items() if value not in chosen}
+    values = variables | {"the path of your home folder": str(pathlib.Path.home()), **(secrets or {})}
     for file, content in contents.items():
         text = content.decode("utf-8", "ignore")
         found = [what for what, pattern in _SECRETS.items() if re.search(pattern, text)]
-        found += [what for what, value in values.items() if len(value) >= _SHORTEST and value in text]
+        found += [what for what, value in values.items() if len(value) >= _SHORTEST and _holds(text, value)]
         if found:
-            raise UserError(f"{file} is not published, because it holds {found[0]}: remove it, and try again")
+            remedy = "remove it, or unset the variable" if found[0] in variables else "remove it"
+            raise UserError(f"{file} is not published, because it holds {found[0]}: {remedy}, and try again")
+
+
+def _holds(text: str, value: str) -> bool:
+    """Whether a text holds a value, as it is or as JSON writes it, with escaped quotes and characters."""
+    return any(each in text for each in {value, *(json.dumps(value, ensure_ascii=a)[1:-1] for a in (True, False))})
