@@ -10,6 +10,7 @@ import pickle
 import socket
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -212,6 +213,15 @@ def test_a_cut_connection_is_resumed(hub, foreign, vit, monkeypatch):
     assert [line.split(" ")[-1] for line in hub.requests if line.startswith("GET") and "model.saf" in line] == [
         f"/{REPO}/resolve/{hub.branches[REPO]['main']}/model.safetensors", "bytes=1000-",
     ]  # fmt: skip
+
+
+def test_two_at_once(hub, foreign, said):
+    """Each file is fetched once, and converted once."""
+    hub.add_folder(REPO, foreign)
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(lambda _: open_checkpoint(NAME).folder, range(2)))
+    assert len(folders) == 1 and len(hub.got()) == len(set(hub.got()))
+    assert sum("converting" in line for line in said) == 1
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -492,7 +502,8 @@ def test_a_damaged_cache(hub, saved, model, tmp_path, monkeypatch):
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match=f"is damaged: .*; delete {tmp_path}/link/hub/models--owner--model, and it is"):
+    text = f"^{NAME}: {REPO} is damaged: .*; delete {tmp_path}/link/hub/models--owner--model, and it is fetched"
+    with pytest.raises(UserError, match=text):
         tubevit.load_model(NAME)
 
 

@@ -100,7 +100,12 @@ def _refusing(name: HubName) -> Iterator[None]:
 
 
 class _Downloaded(Checkpoint):
-    """A checkpoint on the Hub: whatever its arrays hold, an error begins with its name."""
+    """A checkpoint on the Hub: whatever its files hold, an error begins with its name."""
+
+    def verify(self) -> None:
+        """Compare the files with the manifest, see `Checkpoint.verify`."""
+        with _refusing(parse_hub_name(self.name)):
+            super().verify()
 
     def read(self, name: str, expected):
         """Read a tree of arrays, see `Checkpoint.read`."""
