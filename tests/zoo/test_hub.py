@@ -34,11 +34,12 @@ from tubevit.convert.foreign import Options
 from tubevit.errors import RunError, UserError
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Head
+from tubevit.training import begin
 from tubevit.transfer.initialise import read_donor
 from tubevit.zoo import hub_repository, registry
 from tubevit.zoo.hub import convert_hub
 from tubevit.zoo.hub_name import HubName, parse_hub_name
-from tubevit.zoo.names import lasting_name, named_config, open_checkpoint
+from tubevit.zoo.names import named_config, open_checkpoint
 
 REPO = "owner/model"
 NAME = f"hf://{REPO}"
@@ -437,9 +438,9 @@ def adapter(model, base: Base, folder) -> pathlib.Path:
 
 def test_an_adapter_and_its_base(hub, saved, model, tmp_path):
     commit = hub.add_folder(REPO, saved)
-    name = lasting_name(NAME)
-    assert name == f"{NAME}@{commit}" == lasting_name(name) and lasting_name("runs/a") == "runs/a"
     params = parameters(model)
+    name = begin._base(NAME, params, model.config).name
+    assert name == f"{NAME}@{commit}"  # as eval.json has it, too
     frozen = {"encoder": {"blocks": params["encoder"]["blocks"]}}
     hub.add_folder("owner/adapter", adapter(model, Base.of(name, None, params, frozen), tmp_path / "adapter"), "a/")
     hub.add(REPO, {})  # the branch goes on

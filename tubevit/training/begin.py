@@ -25,7 +25,8 @@ from tubevit.sharding.rules import put, shardings
 from tubevit.training.optimizer import with_average
 from tubevit.training.step import initial_state, state_of
 from tubevit.transfer.initialise import TUBES, initialise
-from tubevit.zoo.names import lasting_name, open_checkpoint
+from tubevit.zoo.hub_name import is_hub_name
+from tubevit.zoo.names import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
 
 
 def _base(name: str, params: dict, model: ModelConfig) -> Base:
-    name = lasting_name(name)
     checkpoint = open_checkpoint(name)
-    step = None if checkpoint.workdir is None or is_whole(name) else checkpoint.step
+    if is_hub_name(name):
+        name, step = str(checkpoint), None  # with its commit: a branch goes on
+    else:
+        step = None if checkpoint.workdir is None or is_whole(name) else checkpoint.step
     return Base.of(name, step, checkpoint.read_parameters(), split_frozen(params, model)[1])

@@ -100,7 +100,21 @@ def _refusing(name: HubName) -> Iterator[None]:
 
 
 class _Downloaded(Checkpoint):
-    """A checkpoint on the Hub: whatever its files hold, an error begins with its name."""
+    """A checkpoint on the Hub: whatever its files hold, an error begins with its name.
+
+    Args:
+        folder: where it lies in the cache.
+        name: its name on the Hub.
+        commit: the commit that was downloaded.
+        **settings: the other arguments of `Checkpoint`.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: HubName, commit: str, **settings):
+        super().__init__(folder, str(name), **settings)
+        self._lasting = dataclasses.replace(name, revision=commit)
+
+    def __str__(self) -> str:
+        return str(self._lasting)
 
     def verify(self) -> None:
         """Compare the files with the manifest, see `Checkpoint.verify`."""
@@ -134,15 +148,9 @@ def convert_hub(
     with _refusing(name):
         path, origin = download(name)
         if (path / METADATA_FILE).exists():
-            checkpoint = _as_saved(name, path, open_checkpoint)
+            checkpoint = _as_saved(name, path, origin["revision"], open_checkpoint)
             return convert(path, dst, open_checkpoint=lambda _: checkpoint, **settings)
         return convert(path, dst, origin=origin, **settings)
-
-
-def with_commit(name: str | os.PathLike) -> str:
-    """Return the name of a model on the Hub with the commit that its revision is now, which never changes."""
-    name = parse_hub_name(name)
-    return str(dataclasses.replace(name, revision=Repository(name).commit))
 
 
 def open_hub(name: str | os.PathLike, open_base: Callable[[str, int | None], Checkpoint] = only_by_name) -> Checkpoint:
@@ -163,18 +171,20 @@ def open_hub(name: str | os.PathLike, open_base: Callable[[str, int | None], Che
         if not is_complete(converted):
             path, origin = download(name, repository)
             if (path / METADATA_FILE).exists():
-                return _as_saved(name, path, open_base)
+                return _as_saved(name, path, repository.commit, open_base)
             _convert(name, path, origin, converted)
-    return Checkpoint(converted, str(name), "delete it, and it is converted again")
+    return _Downloaded(converted, name, repository.commit, remedy="delete it, and it is converted again")
 
 
-def _as_saved(name: HubName, folder: pathlib.Path, open_base: Callable[[str, int | None], Checkpoint]) -> Checkpoint:
+def _as_saved(
+    name: HubName, folder: pathlib.Path, commit: str, open_base: Callable[[str, int | None], Checkpoint]
+) -> Checkpoint:
     """Open what `save_model` wrote, or an adapter.
 
     Raises UserError if it claims arrays that its files cannot hold, which would only fill the memory, or if it is an
     adapter of something on this machine.
     """
-    checkpoint = _Downloaded(folder, str(name), open_base=open_base, **cached_remedy(folder))
+    checkpoint = _Downloaded(folder, name, commit, open_base=open_base, **cached_remedy(folder))
     stored = sum(listed_files((folder / MANIFEST).read_bytes(), str(name)).values())
     claimed = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.own_shapes(checkpoint.model)))
     if claimed > _COMPRESSION * stored:

@@ -70,15 +70,6 @@ def _find(name: str | os.PathLike, step: int | None):
     raise unknown("checkpoint", str(name), [*candidates, *list_models(pretrained=True)])
 
 
-def lasting_name(name: str | os.PathLike) -> str:
-    """Return a name that denotes the same parameters later: of a model on the Hub, the commit of its revision now."""
-    if not is_hub_name(name):
-        return os.fspath(name)
-    from tubevit.zoo.hub import with_commit
-
-    return with_commit(name)
-
-
 def named_config(name: str | os.PathLike, **fields) -> ModelConfig:
     """Return the configuration of an architecture or of a checkpoint.
 
