@@ -68,7 +68,6 @@ def hub(monkeypatch, tmp_path):
     from tests.zoo.hub_server import HubServer
 
     server = HubServer()
-    server.cache = tmp_path / "cache"
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -1,5 +1,6 @@
 """What may be published: paths of this machine are shortened, and secrets are refused or replaced."""
 
+import json
 import os
 import pathlib
 import re
@@ -11,11 +12,13 @@ from tubevit.errors import UserError
 # A path that begins at the root or in a home folder: at the start of a text, or after what separates parts of a source.
 _PATH = re.compile(r"""(?<![^\s=:@,;|'"(\[])(?:~[\w.-]*)?/(?!/)[^\s:@,;|'"()\[\]]*""")
 _SECRETS = {
-    "a token": r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_[A-Za-z0-9]{30,}|\bAKIA[A-Z0-9]{16}\b|\bya29\.[\w-]{20,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\w://[^\s/:@]+:[^\s/:@]+@",
+    "a token": r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{22,}|\bAKIA[A-Z0-9]{16}\b"
+    r"|\bya29\.[\w-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]*-----END [A-Z ]*-----)?",
+    "a password in an address": r"\w://[^\s/:@\"]*:[^\s/@\"]+@|(?i:[?&](?:[\w-]*signature|sig|token|access_token)=)[^\s&\"]*",
     "the path of a home folder": r"/(?:home|Users)/[\w.-]+|(?<![\w./-])/root(?![\w-])",
 }
+_VARIABLE = "the value of the environment variable"
 _SHORTEST = 8  # characters of values that are looked for: shorter ones are found by chance
 
 
@@ -48,9 +51,10 @@ def check_no_secrets(contents: Mapping[str, bytes], chosen: str = "", secrets: M
     patterns = _patterns(chosen, secrets)
     for file, content in contents.items():
         text = content.decode("utf-8", "ignore")
-        found = [what for what, pattern in patterns.items() if re.search(pattern, text)]
+        found = next((what for what, pattern in patterns.items() if re.search(pattern, text)), None)
         if found:
-            raise UserError(f"{file} is not published, because it holds {found[0]}: remove it, and try again")
+            remedy = "remove it, or unset the variable" if found.startswith(_VARIABLE) else "remove it"
+            raise UserError(f"{file} is not published, because it holds {found}: {remedy}, and try again")
 
 
 def redacted(text: str) -> str:
@@ -62,8 +66,13 @@ def redacted(text: str) -> str:
 
 def _patterns(chosen: str = "", secrets: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return {what it is: pattern} of all secrets; see `check_no_secrets` for the arguments."""
-    values = {f"the value of the environment variable {key}": value for key, value in os.environ.items()}
-    values = {what: value for what, value in values.items() if value not in chosen}
+    values = {f"{_VARIABLE} {key}": value for key, value in os.environ.items() if value not in chosen}
     values |= {"the path of your home folder": str(pathlib.Path.home()), **(secrets or {})}
     longest_first = sorted(values.items(), key=lambda item: -len(item[1]))  # one may be a part of another
-    return _SECRETS | {what: re.escape(value) for what, value in longest_first if len(value) >= _SHORTEST}
+    return _SECRETS | {what: _written(value) for what, value in longest_first if len(value) >= _SHORTEST}
+
+
+def _written(value: str) -> str:
+    """Return a pattern of a value, as it is or as JSON writes it, with escaped quotes and characters."""
+    ways = {value, *(json.dumps(value, ensure_ascii=each)[1:-1] for each in (True, False))}
+    return "|".join(map(re.escape, sorted(ways)))

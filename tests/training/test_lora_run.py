@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import tubevit
-from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.paths import flatten
 from tubevit.errors import UserError
 from tubevit.evaluation import evaluate_checkpoint
@@ -137,12 +135,6 @@ def test_an_adapter_of_an_adapter(run):
     taken, merged = base.read(open_checkpoint, "x"), flatten(parameters(tubevit.load_model(run[0])))
     assert taken.keys() == {path for path in merged if not path.startswith(("pooling/", "heads/"))}
     assert all((leaf == merged[path]).all() for path, leaf in taken.items())
-
-
-def test_adapters_in_a_ring_are_refused():
-    ring = Base("hf://a/b", None, "", ())
-    with pytest.raises(UserError, match="^x is an adapter of hf://a/b, which cannot be read: .* more than 8 adapters"):
-        ring.read(lambda name, step: types.SimpleNamespace(base=ring), "x")
 
 
 def test_a_model_that_does_not_fit(run):

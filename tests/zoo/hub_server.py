@@ -122,6 +122,8 @@ class HubServer:
         return json_to(request, {"branches": branches, "tags": [], "converts": []})
 
     def tree(self, request, repo, revision):
+        if not self.find(repo, revision):
+            return json_to(request, {}, 404, {"X-Error-Code": "RevisionNotFound"})
         entries = []
         for path, content in self.repos[repo][self.find(repo, revision)].items():
             size = self.sizes.get(path, len(content))

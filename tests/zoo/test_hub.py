@@ -1,16 +1,21 @@
 """Models on the Hub, with its real client against a server at localhost; none of these tests needs a network."""
 
 import argparse
+import dataclasses
+import io
 import json
 import os
 import pathlib
 import pickle
 import socket
 import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import save
 
 import tubevit
@@ -18,8 +23,10 @@ from tests.convert.test_both_ways import PLAIN
 from tests.convert.test_torch_file import name as opcode
 from tests.convert.test_torch_file import write as write_torch
 from tests.zoo.hub_server import TOKEN
+from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.checkpoint import Checkpoint
-from tubevit.checkpoint.manifest import is_complete
+from tubevit.checkpoint.manifest import is_complete, write_manifest
+from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten
 from tubevit.convert import convert
 from tubevit.convert.export import export_safetensors
@@ -27,8 +34,9 @@ from tubevit.convert.foreign import Options
 from tubevit.errors import RunError, UserError
 from tubevit.models.abstract import parameters
 from tubevit.models.config import Head
+from tubevit.training import begin
 from tubevit.transfer.initialise import read_donor
-from tubevit.zoo import registry
+from tubevit.zoo import hub_repository, registry
 from tubevit.zoo.hub import convert_hub
 from tubevit.zoo.hub_name import HubName, parse_hub_name
 from tubevit.zoo.names import named_config, open_checkpoint
@@ -132,6 +140,8 @@ def test_revisions_and_folders(hub, saved, model, tiny, tmp_path):
     assert hub.requests == []  # a commit never changes
     with pytest.raises(UserError, match="unknown revision of hf://owner/model 'dev/y'; did you mean 'dev/x'"):
         tubevit.load_model(f"{NAME}@dev/y")
+    with pytest.raises(UserError, match=f"unknown revision of hf://owner/model '{'0' * 40}'; valid: "):
+        tubevit.load_model(f"{NAME}@{'0' * 40}")
     with pytest.raises(UserError, match="unknown path in hf://owner/model 'models/a'; did you mean 'models/b'"):
         tubevit.load_model(f"{NAME}:models/a")
     with pytest.raises(UserError, match=f"{NAME} holds no checkpoint; expected an Orbax folder, or config.json with"):
@@ -185,6 +195,17 @@ def test_a_file_of_several(hub, foreign, vit, tmp_path):
     same(vit, tubevit.load_model(tmp_path / "converted"))
 
 
+def test_a_named_file_is_weights(hub, vit, tmp_path, monkeypatch):
+    """Whatever its suffix is: the originals of scenic have none."""
+    tubevit.save_model(vit, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "a.safetensors", format="timm")
+    weights = (tmp_path / "a.safetensors").read_bytes()
+    hub.add(REPO, {"x/checkpoint": weights})
+    monkeypatch.setattr(hub_repository, "LARGEST_TEXT", 1000)
+    options = Options(heads=2, mean=vit.config.mean, std=vit.config.std)
+    assert convert_hub(f"{NAME}:x/checkpoint", tmp_path / "converted", options=options).config.num_heads == 2
+
+
 def test_a_cut_connection_is_resumed(hub, foreign, vit, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 250)  # what arrived of a chunk is lost: it has 10 MB
     hub.add_folder(REPO, foreign)
@@ -193,6 +214,15 @@ def test_a_cut_connection_is_resumed(hub, foreign, vit, monkeypatch):
     assert [line.split(" ")[-1] for line in hub.requests if line.startswith("GET") and "model.saf" in line] == [
         f"/{REPO}/resolve/{hub.branches[REPO]['main']}/model.safetensors", "bytes=1000-",
     ]  # fmt: skip
+
+
+def test_two_at_once(hub, foreign, said):
+    """Each file is fetched once, and converted once."""
+    hub.add_folder(REPO, foreign)
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(lambda _: open_checkpoint(NAME).folder, range(2)))
+    assert len(folders) == 1 and len(hub.got()) == len(set(hub.got()))
+    assert sum("converting" in line for line in said) == 1
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -206,6 +236,21 @@ def test_a_wrong_hash(hub, foreign, vit, file, tmp_path):
     ):
         tubevit.load_model(NAME)
     assert not any(path.read_bytes() == content for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    hub.served.clear()
+    same(vit, tubevit.load_model(NAME))
+
+
+def test_a_wrong_hash_after_an_interruption(hub, foreign, vit, monkeypatch):
+    """What arrived before it is compared as well, by the next call."""
+    hub.add_folder(REPO, foreign)
+    content = bytearray((foreign / "model.safetensors").read_bytes())
+    content[-2] ^= 1
+    hub.served["model.safetensors"] = bytes(content)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(HfApi, "verify_repo_checksums", lambda *args, **settings: exec("raise KeyboardInterrupt"))
+        tubevit.load_model(NAME)
+    with pytest.raises(RunError, match=f"^{NAME}: model.safetensors arrived with the sha256"):
+        tubevit.load_model(NAME)
     hub.served.clear()
     same(vit, tubevit.load_model(NAME))
 
@@ -227,7 +272,12 @@ def test_repositories_with_limited_access(hub, saved, model, kind, text, monkeyp
     assert TOKEN not in "".join(capfd.readouterr()) and hub.tokens[-1]
 
 
-def test_a_repository_that_does_not_exist(hub):
+def test_a_repository_that_does_not_exist(hub, monkeypatch):
+    with pytest.raises(UserError, match=f"hf://owner/none: {hub.url} has no such model"):
+        tubevit.load_model("hf://owner/none")
+    with pytest.raises(UserError, match="^hf://owner/no--ne: "):  # of no valid name
+        tubevit.load_model("hf://owner/no--ne")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("//", "//ada:lovelace@"))
     with pytest.raises(UserError, match=f"hf://owner/none: {hub.url} has no such model"):
         tubevit.load_model("hf://owner/none")
 
@@ -283,6 +333,13 @@ def harmful(saved, foreign, tmp_path) -> dict[str, tuple[dict[str, bytes], str]]
     manifest = json.loads(ours["manifest.json"])
     evil = manifest | {"../../../evil": {"bytes": 1, "sha256": "0" * 64}}
     index = {"weight_map": {"a": "../evil.safetensors"}}
+    infinite = manifest | {"_CHECKPOINT_METADATA": {"bytes": float("inf"), "sha256": "0" * 64}}
+    labels = {key: value for key, value in json.loads(theirs["config.json"]).items() if key != "id2label"}
+    labels["num_labels"] = 10**12
+    archive = zipfile.ZipFile(bomb := io.BytesIO(), "w")
+    archive.writestr("a.npy", b"x")
+    archive.filelist[0].file_size = 10**12
+    archive.close()
     huge = ours["_CHECKPOINT_METADATA"].replace(b'"width": 24', b'"width": 24000000')
     assert huge != ours["_CHECKPOINT_METADATA"]
     return {
@@ -307,13 +364,17 @@ def harmful(saved, foreign, tmp_path) -> dict[str, tuple[dict[str, bytes], str]]
         "no manifest": ({key: ours[key] for key in ours if key != "manifest.json"}, "without the manifest.json"),
         "link": (plain | {"model.safetensors": b"../../../../etc/passwd"}, "is not a .npz, .safetensors or torch"),
         "more than it holds": (ours | {"_CHECKPOINT_METADATA": huge}, "is refused: it claims "),
+        "a trillion labels": (theirs | {"config.json": json.dumps(labels).encode()}, "its configuration claims 25,000"),
+        "archive that grows": (theirs | {"model.safetensors": bomb.getvalue()}, "would grow from 0 to 1,000,000 MB"),
+        "infinite manifest": (ours | {"manifest.json": json.dumps(infinite).encode()}, "cannot be read (OverflowErr"),
+        "long text": (theirs | {"config.json": b" " * 10**7 * 2}, "config.json has 20 MB; expected at most 16"),
     }  # fmt: skip
 
 
 KINDS = [
     "pickle", "zipped pickle", "path outside", "absolute path", "path of Windows", "outside in manifest",
     "outside in index", "header of 100 GB", "deep json", "deep json of Orbax", "deep manifest", "no manifest", "link",
-    "more than it holds",
+    "more than it holds", "a trillion labels", "archive that grows", "infinite manifest", "long text",
 ]  # fmt: skip
 
 
@@ -343,6 +404,10 @@ def test_files_that_are_too_large(hub, foreign):
     hub.sizes = {"config.json": 10**9}
     with pytest.raises(UserError, match=f"{NAME} is refused: config.json has 1,000 MB; expected at most 16"):
         tubevit.load_model(NAME)
+    hub.add_folder(REPO, foreign, "d/")
+    hub.sizes = {"d/config.json": 10**9}
+    with pytest.raises(UserError, match=f"{NAME}:d is refused: d/config.json has 1,000 MB"):  # not arrays of Orbax
+        tubevit.load_model(f"{NAME}:d")
     hub.sizes = {"model.safetensors": 10**11}
     hub.add_folder(REPO, foreign)
     with pytest.raises(
@@ -363,6 +428,62 @@ def test_links_in_the_cache_that_leave_it(hub, saved, tmp_path):
     assert (tmp_path / "outside").exists()
 
 
+def adapter(model, base: Base, folder) -> pathlib.Path:
+    """Save those parameters of a model that are not of the base."""
+    metadata = {"model": model_metadata(model.config), "adapter": dataclasses.asdict(base)}
+    ocp.save_checkpointables(folder, {"params": base.without(parameters(model))}, custom_metadata=metadata)
+    write_manifest(folder)
+    return folder
+
+
+def test_an_adapter_and_its_base(hub, saved, model, tmp_path):
+    commit = hub.add_folder(REPO, saved)
+    params = parameters(model)
+    name = begin._base(NAME, params, model.config).name
+    assert name == f"{NAME}@{commit}"  # as eval.json has it, too
+    frozen = {"encoder": {"blocks": params["encoder"]["blocks"]}}
+    hub.add_folder("owner/adapter", adapter(model, Base.of(name, None, params, frozen), tmp_path / "adapter"), "a/")
+    hub.add(REPO, {})  # the branch goes on
+    same(model, tubevit.load_model("hf://owner/adapter:a"))
+    with pytest.raises(UserError, match="^hf://owner/adapter:a is a tubevit checkpoint: pass --format"):
+        convert_hub("hf://owner/adapter:a", tmp_path / "x", open_checkpoint=open_checkpoint)
+
+
+@pytest.mark.parametrize("base, text", [
+    ("hf://owner/adapter", "is an adapter of hf://owner/adapter, which cannot be read: it leads to no checkpoint"),
+    ("/home/ada/model", "is refused: it is an adapter of /home/ada/model; expected a model on the Hub or a release"),
+])  # fmt: skip
+def test_adapters_of_themselves_or_of_what_lies_here(hub, model, tmp_path, base, text):
+    base = Base.of(base, None, parameters(model), {})
+    hub.add_folder("owner/adapter", adapter(model, base, tmp_path / "adapter"))
+    with pytest.raises(UserError, match=f"^hf://owner/adapter.*{text}"):
+        tubevit.load_model("hf://owner/adapter")
+    with pytest.raises(UserError, match=f"^hf://owner/adapter.*{text}"):
+        convert_hub("hf://owner/adapter", tmp_path / "x", format="timm", open_checkpoint=open_checkpoint)
+
+
+def test_arrays_that_are_none(hub, saved, tmp_path):
+    """The manifest fits, but not the content: one line."""
+    files = {str(path.relative_to(saved)): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    for path, content in files.items():
+        target = tmp_path / "saved" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"x" * len(content) if "process_0/d/" in path else content)
+    write_manifest(tmp_path / "saved")
+    hub.add_folder(REPO, tmp_path / "saved")
+    with pytest.raises(UserError, match=f"^{NAME} cannot be read as a model: ") as error:
+        tubevit.load_model(NAME)
+    assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+def test_reports_are_written_here(tmp_path):
+    from tubevit.cli.report import _title_and_folder
+
+    checkpoint = Checkpoint(tmp_path / "model" / "checkpoints" / "9")
+    assert _title_and_folder(f"{NAME}:checkpoints/9", checkpoint) == ("9", "9_report")
+    assert _title_and_folder("model", checkpoint) == ("model", str(tmp_path / "model" / "report"))
+
+
 def test_scores_are_written_here():
     """Not into the cache."""
     from tubevit.cli.evaluate import _default_out
@@ -370,14 +491,20 @@ def test_scores_are_written_here():
     assert _default_out(argparse.Namespace(workdir=None, checkpoint=NAME, probe=None, int8=False), None) == "eval.json"
 
 
-def test_a_damaged_cache(hub, saved, model):
+def test_a_damaged_cache(hub, saved, model, tmp_path, monkeypatch):
+    """One that is a link to another folder, named relative to the current one."""
     hub.add_folder(REPO, saved)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "link").symlink_to("cache")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUBEVIT_CACHE", "link")
     folder = open_checkpoint(NAME).folder
     damaged = next(path for path in sorted(folder.rglob("d/*")) if path.stat().st_size).resolve()
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged: .*; delete .*/hub/models--owner--model, and it is fetched"):
+    text = f"^{NAME}: {REPO} is damaged: .*; delete {tmp_path}/link/hub/models--owner--model, and it is fetched"
+    with pytest.raises(UserError, match=text):
         tubevit.load_model(NAME)
 
 

@@ -14,6 +14,7 @@ from tests.zoo.test_hub import same
 from tests.zoo.test_release import RECORD, run  # noqa: F401
 from tubevit.errors import RunError, UserError
 from tubevit.zoo import registry
+from tubevit.zoo.hub_upload import licence_fields
 from tubevit.zoo.names import open_checkpoint
 from tubevit.zoo.release import ReleaseOptions, release
 
@@ -97,6 +98,17 @@ def test_refused_before_the_evaluation(hub, run, options, part):  # noqa: F811
     with pytest.raises(UserError, match=re.escape(part)):
         release(run, NAME, ReleaseOptions(**options), evaluate=pytest.fail)
     assert REPO not in hub.repos
+
+
+@pytest.mark.parametrize(
+    "licence, fields",
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("My Licence (v1.0)", {"license": "other", "license_name": "my-licence-v1.0"}),  # in lower case, without spaces
+    ],
+)
+def test_licences(licence, fields):
+    assert licence_fields(licence) == fields
 
 
 def plant(run, source: str):  # noqa: F811

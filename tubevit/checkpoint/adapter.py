@@ -1,11 +1,13 @@
 """The base of an adapter: the checkpoint with the frozen parameters, which the adapter's own checkpoints leave out.
 
-It is named as the user named it, with a hash of the parameters that are taken from it.
+It is named as the user named it, a model on the Hub with its commit; a hash of the parameters that are taken from it
+is kept as well.
 """
 
 import dataclasses
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -14,7 +16,7 @@ import numpy as np
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.errors import UserError
 
-DEEPEST = 8  # adapters on top of each other; those of a ring, as others may publish, are refused
+_LONGEST = 8  # adapters, each the base of another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +52,29 @@ class Base:
         """Return the parameters of a tree that are not those of the base."""
         return unflatten({path: leaf for path, leaf in flatten(dict(params)).items() if path not in self.paths})
 
-    def read(self, open_base: Callable[[str, int | None], Any], owner: str | os.PathLike) -> dict:
+    def read(
+        self,
+        open_base: Callable[[str, int | None], Any],
+        owner: str | os.PathLike,
+        above: tuple[pathlib.PurePath, ...] = (),
+    ) -> dict:
         """Read the parameters of the base, as {path: array}.
 
         Args:
             open_base: opens a checkpoint by name and step, see `tubevit.zoo.names.open_checkpoint`.
             owner: name of the adapter's checkpoint, for messages.
+            above: the folders of the adapters that lead to this base, which may be one itself.
 
         Raises:
-            UserError: the base cannot be read, or its parameters are others than those of the adapter.
+            UserError: the base cannot be read, leads back to an adapter above it, or its parameters are others than
+                those of the adapter.
         """
         of = f"{owner} is an adapter of {self.name}" + ("" if self.step is None else f", step {self.step}")
         try:
-            checkpoint = below = open_base(self.name, self.step)
-            for _ in range(DEEPEST):
-                if below.base is None:
-                    break
-                below = open_base(below.base.name, below.base.step)
-            else:
-                raise UserError(f"it is one of more than {DEEPEST} adapters on top of each other")
-            params = flatten(checkpoint.read_parameters())
+            base = open_base(self.name, self.step)
+            if base.folder in above or len(above) > _LONGEST:
+                raise UserError("it leads to no checkpoint that holds all parameters")
+            params = flatten(base.read_parameters(above))
         except UserError as error:
             raise UserError(f"{of}, which cannot be read: {error}") from error
         taken = {path: params[path] for path in self.paths if path in params}

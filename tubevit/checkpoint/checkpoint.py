@@ -170,10 +170,13 @@ class Checkpoint:
             warnings.filterwarnings("ignore", message="Sharding info not provided")
             return storage.call(self.folder, ocp.load_checkpointables, self.folder, {name: abstract})[name]
 
-    def read_parameters(self) -> dict:
-        """Verify the files and read the parameters as nested dicts of float32 arrays. Raises as `verify` and `read`."""
+    def read_parameters(self, above: tuple[pathlib.PurePath, ...] = ()) -> dict:
+        """Verify the files and read the parameters as nested dicts of float32 arrays.
+
+        `above` are the folders of the adapters whose base this is. Raises as `verify` and `read`.
+        """
         self.verify()
-        return self._read_merged(self.model)
+        return self._read_merged(self.model, above)
 
     def own_shapes(self, model: ModelConfig) -> dict:
         """Return the shapes of the parameters that the files hold; those of an adapter's base are not among them."""
@@ -181,12 +184,13 @@ class Checkpoint:
         adapted = join_frozen(unflatten(adapter_shapes(self.model)), whole)
         return whole if self.base is None else self.base.without(adapted)
 
-    def _read_merged(self, model: ModelConfig) -> dict:
+    def _read_merged(self, model: ModelConfig, above: tuple[pathlib.PurePath, ...] = ()) -> dict:
         """Read the parameters of a model; an adapter is merged with its base."""
         whole, base, params = abstract_parameters(model), self.base, self.read("params", self.own_shapes(model))
         if base is None:
             return params
-        merged = merge_adapter(join_frozen(params, unflatten(base.read(self._open_base, self.name))), self.model.lora)
+        taken = unflatten(base.read(self._open_base, self.name, (*above, self.folder)))
+        merged = merge_adapter(join_frozen(params, taken), self.model.lora)
         if problems := _differences(_leaves(merged), _leaves(whole)):
             raise UserError(f"{self.name}, an adapter of {base.name}, does not fit the model: {'; '.join(problems)}")
         return merged

@@ -52,7 +52,7 @@ def listed_files(content: bytes, source: str) -> dict[str, int]:
     """
     try:
         sizes = {file: int(entry["bytes"]) for file, entry in json.loads(content).items()}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{source} is damaged: {MANIFEST} cannot be read ({type(error).__name__})") from error
     for file in sizes:
         if not storage.stays_inside(file):

@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import storage, writable
+    from tubevit import writable
     from tubevit.errors import RunError, cannot_write
     from tubevit.evaluation import find_files
     from tubevit.evaluation.checkpoint import max_broken_of
@@ -33,16 +33,13 @@ def run(args) -> None:
     from tubevit.visualize.page import write_page
     from tubevit.visualize.report import facts, sections
     from tubevit.visualize.style import plotting
-    from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
     from tubevit.zoo.names import open_checkpoint
 
     plotting()  # fail before the work if matplotlib is missing
     checkpoint = open_checkpoint(args.name)
-    workdir, max_broken = checkpoint.workdir, max_broken_of(checkpoint.experiment)
-    title = parse_hub_name(args.name).title if is_hub_name(args.name) else checkpoint.home.name
-    out = args.out
-    if out is None:
-        out = storage.join(workdir, "report") if workdir else f"{title}_report"
+    max_broken = max_broken_of(checkpoint.experiment)
+    title, folder = _title_and_folder(args.name, checkpoint)
+    out = folder if args.out is None else args.out
     writable.check_folder(out, "name another folder with --out")
     model, failed = checkpoint.load_model(), []
 
@@ -63,3 +60,16 @@ def run(args) -> None:
     print(f"written: {page}, and each picture beside it")
     if any(failed):
         raise RunError("; ".join(filter(None, failed)))
+
+
+def _title_and_folder(name: str, checkpoint) -> tuple[str, str]:
+    """Return the name that the page shows, and the default of --out; a model on the Hub lies in the cache."""
+    from tubevit import storage
+    from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
+
+    title, of_hub = checkpoint.home.name, is_hub_name(name)
+    if of_hub:
+        title = parse_hub_name(name).title
+    if checkpoint.workdir and not of_hub:
+        return title, storage.join(checkpoint.workdir, "report")
+    return title, f"{title}_report"

@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,7 +32,7 @@ from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.hugging_face_folder import CONFIG
 from tubevit.convert.video_families import FAMILIES
 from tubevit.errors import UserError, unknown
-from tubevit.models.abstract import model_of, parameters
+from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 
 DEFAULT_OPTIONS = Options()
@@ -113,6 +114,7 @@ def convert(
             raise UserError(
                 f"--{name} is for files of format {' or '.join(formats)}; {src} is {kind}: pass no --{name}"
             )
+    _check_claim(foreign, src)
     clip = "x".join(map(str, foreign.config.shape))
     error = f"{src} does not fit {foreign.config.name} in format {kind}"
     error += "" if foreign.config.is_plain_vit else f" with clips of {clip} (T x H x W)"
@@ -122,6 +124,14 @@ def convert(
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
     save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign) | dict(origin or {})})
     return Conversion(str(dst), kind, config, foreign.notes)
+
+
+def _check_claim(foreign: Foreign, src: str | os.PathLike) -> None:
+    """Raise UserError if the configuration claims far more than the files hold, which would only fill the memory."""
+    claimed = sum(leaf.size for leaf in jax.tree.leaves(abstract_parameters(foreign.config)))
+    held = sum(array.size for array in foreign.weights.values())
+    if claimed > max(8 * held, 10**9):  # below that, the error lists what is missing
+        raise UserError(f"{src} is refused: its configuration claims {claimed:,} parameters, its files hold {held:,}")
 
 
 def _source(kind: str, path: pathlib.Path, foreign: Foreign) -> dict:

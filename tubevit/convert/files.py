@@ -17,6 +17,7 @@ _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
     "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+_COMPRESSION = 8  # times that an archive may grow, at most
 _SAFETENSORS = ("a .safetensors file", "convert")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
@@ -29,9 +30,11 @@ def kind_of(path: pathlib.Path) -> str:
     if start.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
+                names, held = archive.namelist(), sum(each.file_size for each in archive.infolist())
         except Exception as error:  # a damaged directory may raise anything
             raise damaged(path, error) from error
+        if held > max(_COMPRESSION * size, 2**30):  # trained weights hardly shrink
+            raise damaged(path, f"it would grow from {size / 1e6:,.0f} to {held / 1e6:,.0f} MB")
         if any(name.endswith("data.pkl") for name in names):
             return "torch"
         if names and all(name.endswith(".npy") for name in names):

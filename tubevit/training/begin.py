@@ -100,6 +100,8 @@ def new_state(experiment: Experiment, optimizer: optax.GradientTransformation, m
 def base_of(name: str, params: dict, model: ModelConfig) -> Base:
     """Return the base of an adapter that begins with parameters from a checkpoint, see `Base.of`."""
     checkpoint = open_checkpoint(name)
-    chosen = checkpoint.workdir is not None and not is_hub_name(name) and not is_whole(name)  # the last of a workdir
-    step = checkpoint.step if chosen else None
+    if is_hub_name(name):
+        name, step = str(checkpoint), None  # with its commit: a branch goes on
+    else:
+        step = None if checkpoint.workdir is None or is_whole(name) else checkpoint.step
     return Base.of(name, step, checkpoint.read_parameters(), split_frozen(params, model)[1])

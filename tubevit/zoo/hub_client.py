@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,35 +45,39 @@ def clear_errors(name: HubName, api: Any) -> Iterator[None]:
         OSError: the disk is full or broken.
     """
     errors = optional_import("huggingface_hub.errors", "a name hf://owner/repo", "hub")
+    server = _one_line(api.endpoint)
     try:
         yield
     except TubeViTError:
         raise
+    except errors.HFValidationError as error:
+        raise UserError(f"{name}: {_one_line(error)}") from error
     except errors.GatedRepoError as error:
-        page = f"{api.endpoint}/{name.repo}"
+        page = f"{server}/{name.repo}"
         raise UserError(f"{name} is gated: accept its conditions at {page} and {LOG_IN}") from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{name}: {api.endpoint} has no such model, or it is private: {LOG_IN}") from error
+        raise UserError(f"{name}: {server} has no such model, or it is private: {LOG_IN}") from error
     except errors.RevisionNotFoundError as error:
         raise unknown(f"revision of hf://{name.repo}", name.revision or "main", _revisions(name, api)) from error
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError) as error:
         reason = _one_line(error.__cause__ or error)
-        raise RunError(f"{name} is not in the cache, and {api.endpoint} does not answer: {reason}") from error
+        raise RunError(f"{name} is not in the cache, and {server} does not answer: {reason}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise UserError(f"{name}: {api.endpoint} refuses access ({status}): {LOG_IN}") from error
-        raise RunError(f"{name}: {api.endpoint} answers with status {status}; try again later") from error
+            raise UserError(f"{name}: {server} refuses access ({status}): {LOG_IN}") from error
+        raise RunError(f"{name}: {server} answers with status {status}; try again later") from error
     except Exception as error:  # of its transport, whose type depends on the version, or of a check of what it received
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         text = _one_line(error)
         hint = "; a server without Xet needs HF_HUB_DISABLE_XET=1" if "xet" in text else ""
-        raise RunError(f"{name}: the transfer from or to {api.endpoint} failed: {text}{hint}") from error
+        raise RunError(f"{name}: the transfer from or to {server} failed: {text}{hint}") from error
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _one_line(error: BaseException | str) -> str:
+    """Return a text without line breaks, and without the password that $HF_ENDPOINT may hold."""
+    return re.sub("//[^/@ ]*@", "//", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def _revisions(name: HubName, api: Any) -> list[str]:

@@ -103,7 +103,9 @@ def card_metadata(release: Release, model: ModelConfig, began: Sequence[str] = (
 
 def licence_fields(licence: str) -> dict[str, str]:
     """Return the fields of a licence in the metadata; raises UserError unless it is a name on one line."""
-    if not re.fullmatch(r"[\w.+() -]{2,80}", licence):
+    if not re.fullmatch(r"\w[\w.+() -]{1,79}", licence):
         raise UserError(f"--licence must be the name of a licence, such as Apache-2.0 or CC-BY-4.0; found {licence!r}")
-    known = licence.lower()
-    return {"license": known} if known in _LICENCES else {"license": "other", "license_name": known.replace(" ", "-")}
+    identifier = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
+    if identifier in _LICENCES:
+        return {"license": identifier}
+    return {"license": "other", "license_name": identifier}
