@@ -290,7 +290,7 @@ class TemporalEncoder(Encoder):
         self.class_token = nn.Parameter(torch.zeros(c.width)) if c.class_token else None
 
     def encode_frames(self, x, layout):
-        """Encode what is taken of frames (B T, M, D): (B, places * m, D)."""
+        """Encode what is taken of frames (B T, M, D): (B, m * places, D), in the order of the clip's tokens."""
         if self.frame_pooling != "none":
             x = x[:, :1] if self.frame_pooling == "cls" else x[:, layout.first :].mean(1, keepdim=True)
         x = x.unflatten(0, (-1, layout.grid[0])).transpose(1, 2)  # (B, places, T, D)
@@ -300,7 +300,7 @@ class TemporalEncoder(Encoder):
         places, x = x.shape[1], x.flatten(0, 1) + position
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
-        return self.run(x).unflatten(0, (-1, places)).flatten(1, 2)
+        return self.run(x).unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
 
 
 class Pooling(nn.Module):
