@@ -16,12 +16,13 @@ import onnxruntime
 import pytest
 import torch
 from flax import nnx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tubevit
 from tests.twins import CASES, HEADS, VIDEO
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
-from tubevit.convert import convert, twin
+from tubevit.convert import convert, tubevit_torch, twin
 from tubevit.convert.export_torch import export_onnx, export_torch, torch_model
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.variants import model_config
@@ -89,6 +90,21 @@ def test_outputs_and_gradients(case, tiny):
             # Some are 0 but for rounding, such as those of the biases of keys.
             atol = 1e-4 * max(np.abs(leaf).max(), 1e-3 * largest)
             np.testing.assert_allclose(back[path], leaf, rtol=0, atol=atol, err_msg=path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_follow_the_parameters(case):
+    """To the device and the dtype of a GPU that need not be there: fake tensors have no values."""
+    fields, shapes = CASES[case]
+    config = model_config("tubevit_nano8", **{"heads": VIDEO, "num_heads": 2, **fields})
+    with FakeTensorMode():
+        module = tubevit_torch.TubeViT(twin.description(config))
+        for name, leaf in list(module.named_parameters()):
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, torch.nn.Parameter(leaf.to("cuda", torch.bfloat16)))
+        for x, head in inputs_of(config, shapes):
+            logits = module(torch.from_numpy(x).to("cuda"), head=head)
+            assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16)
 
 
 def large(name):
