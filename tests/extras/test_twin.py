@@ -11,16 +11,18 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from flax import nnx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tubevit
 from tests.twins import CASES, HEADS, VIDEO
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
-from tubevit.convert import convert, twin
+from tubevit.convert import convert, tubevit_torch, twin
 from tubevit.convert.export_torch import export_onnx, export_torch, torch_model
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.variants import model_config
@@ -53,7 +55,7 @@ def inputs_of(config, shapes):
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients(case, tiny):
-    """Logits to 1e-5 of the largest, for clips and images, and the gradients of a weighted sum to 1e-4."""
+    """Tokens and logits to 1e-5 of the largest, for clips and images; gradients of a weighted sum to 1e-4."""
     fields, shapes = CASES[case]
     fields = dict(fields)
     model = tiny(fields.pop("heads", VIDEO), **fields)
@@ -62,11 +64,15 @@ def test_outputs_and_gradients(case, tiny):
     waves = lambda logits: np.sin(np.arange(logits.size, dtype=np.float32) + 1).reshape(logits.shape)  # noqa: E731
 
     def loss(params):
-        logits = [nnx.merge(graph, params)(jnp.asarray(x), head=head) for x, head in inputs]
-        return sum((each * waves(each)).sum() for each in logits), logits
+        ours = nnx.merge(graph, params)
+        logits = [ours(jnp.asarray(x), head=head) for x, head in inputs]
+        tokens = [ours.encode(jnp.asarray(x)) for x, _ in inputs]
+        return sum((each * waves(each)).sum() for each in logits), (logits, tokens)
 
-    gradients, expected = jax.jit(jax.grad(loss, has_aux=True))(params)
+    gradients, (expected, tokens) = jax.jit(jax.grad(loss, has_aux=True))(params)
     module = torch_model(model, model.config)
+    for (x, _), encoded in zip(inputs, tokens):
+        assert_close(outputs(module.encode, x), encoded, 1e-5, f"tokens, {x.shape}")
     found = [module(torch.from_numpy(x), head=head) for x, head in inputs]
     sum((each * torch.from_numpy(waves(each.detach().numpy()))).sum() for each in found).backward()
     for ours, theirs, (x, head) in zip(expected, found, inputs):
@@ -84,6 +90,21 @@ def test_outputs_and_gradients(case, tiny):
             # Some are 0 but for rounding, such as those of the biases of keys.
             atol = 1e-4 * max(np.abs(leaf).max(), 1e-3 * largest)
             np.testing.assert_allclose(back[path], leaf, rtol=0, atol=atol, err_msg=path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_follow_the_parameters(case):
+    """To the device and the dtype of a GPU that need not be there: fake tensors have no values."""
+    fields, shapes = CASES[case]
+    config = model_config("tubevit_nano8", **{"heads": VIDEO, "num_heads": 2, **fields})
+    with FakeTensorMode():
+        module = tubevit_torch.TubeViT(twin.description(config))
+        for name, leaf in list(module.named_parameters()):
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, torch.nn.Parameter(leaf.to("cuda", torch.bfloat16)))
+        for x, head in inputs_of(config, shapes):
+            logits = module(torch.from_numpy(x).to("cuda"), head=head)
+            assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16)
 
 
 def large(name):
@@ -171,11 +192,16 @@ def test_compile_and_export(case, tiny):
     assert_close(outputs(compiled, three, head=head), expected, 1e-6)
 
 
-@pytest.mark.parametrize("head", ["several", "image"])
-def test_onnx(head, tiny, tmp_path):
-    """The logarithms of the probabilities agree to 1e-4, for any number of clips or images."""
-    model = tiny(**CASES["joint"][0])
+@pytest.mark.parametrize("head, size", [("several", 160), ("image", 64)])
+def test_onnx(head, size, tiny, tmp_path):
+    """The logarithms of the probabilities agree to 1e-4, for any number of clips or images.
+
+    The program holds the positions, also those of many tokens, instead of computing them in float64 in each call.
+    """
+    model = tiny(**CASES["joint"][0], size=size)
     export_onnx(model, tmp_path / "a", head)
+    graph = onnx.load(tmp_path / "a/model.onnx").graph
+    assert not {"Sin", "Cos"} & {node.op_type for node in graph.node}
     session = onnxruntime.InferenceSession(str(tmp_path / "a/model.onnx"))
     config = json.loads((tmp_path / "a/config.json").read_text())
     (shape,) = (shape for kind, shape in config["input"].items() if kind in ("video", "image"))
@@ -222,9 +248,9 @@ def test_the_page(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "tubevit_torch", raising=False)
     page = (ROOT / "docs/export.md").read_text()
-    _, with_torch, onnx = re.split(r"^## (?:PyTorch|ONNX)$", page, flags=re.MULTILINE)
-    commands = re.findall(r"^    tubevit (.+)$", with_torch + onnx, re.MULTILINE)
-    (twins,), (serve,) = (re.findall(r"```python\n(.+?)```", section, re.DOTALL) for section in (with_torch, onnx))
+    _, with_torch, with_onnx = re.split(r"^## (?:PyTorch|ONNX)$", page, flags=re.MULTILINE)
+    commands = re.findall(r"^(?:    )?tubevit (.+)$", with_torch + with_onnx, re.MULTILINE)
+    (twins,), (serve,) = (re.findall(r"```python\n(.+?)```", part, re.DOTALL) for part in (with_torch, with_onnx))
     assert len([line for line in serve.splitlines() if line]) <= 10
     export, back, program = (command.split() for command in commands)
     labels, printed = tubevit.load_model(tiny_run).labels["motion"], []

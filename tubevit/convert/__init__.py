@@ -85,7 +85,8 @@ def convert(
 
     Args:
         src: a file or folder of another library, whose format is recognised by its content; a folder that
-            `export_safetensors` wrote; or a tubevit checkpoint.
+            `export_safetensors` or `export_torch` wrote, or a state dict of the model in torch; or a tubevit
+            checkpoint.
         dst: a new folder, or a new file for timm's format.
         format: one of `FORMATS`, if `src` is a tubevit checkpoint.
         options: what the files do not say themselves.
@@ -170,19 +171,16 @@ def _foreign_config(src: str | os.PathLike) -> dict | None:
     if storage.is_remote(src) or not path.is_file():
         return None
     values = read_json(path)
-    own = exported.is_exported(values) or values.get("format") == twin.FORMAT
-    return values if own or "model_type" in values or "architecture" in values else None
+    foreign = "model_type" in values or "architecture" in values
+    return values if foreign or exported.is_exported(values) else None
 
 
 def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[str, Foreign]:
     if exported.is_exported(values):
-        return exported.FORMAT, exported.read(folder, values)
+        return _read_export(folder, values, options)
     if "architecture" in values:
         weights, files = read_folder(folder)
         return "timm", timm.read(files[0], weights, options, values)
-    if values.get("format") == twin.FORMAT:
-        weights, files = read_folder(folder)
-        return twin.FORMAT, twin.read(files, twin.unwrapped(weights) or weights, folder / CONFIG, options)
     kind = str(values.get("model_type"))
     if kind == "dinov2_with_registers":
         raise UserError(f"{folder} is a {kind}: registers are not supported; use a DINOv2 without them (dinov2)")
@@ -190,6 +188,19 @@ def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[
         raise unknown(f"model_type in {folder / CONFIG}", kind, _FOLDERS)
     name, read = _FOLDERS[kind]
     return name, read(folder, values, options)
+
+
+def _read_export(folder: pathlib.Path, values: dict, options: Options) -> tuple[str, Foreign]:
+    kind = values["format"]
+    if kind == exported.FORMAT:
+        return kind, exported.read(folder, values, options)
+    if kind == twin.FORMAT:
+        weights, files = read_folder(folder)
+        return kind, twin.read(files, twin.unwrapped(weights) or weights, folder / CONFIG, options)
+    raise UserError(
+        f"{folder} was exported with --format {kind}, as a program, which does not become a checkpoint again; export "
+        f"with --format {exported.FORMAT} or {twin.FORMAT}"
+    )
 
 
 def _open_own(src: str | os.PathLike, open_checkpoint: Callable[[str | os.PathLike], Checkpoint]) -> Checkpoint:

@@ -31,18 +31,20 @@ import numpy as np
 from jax import export
 
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.convert import export_folder
 from tubevit.convert.export_folder import (
     CONFIG,
     MODEL,
     NEEDS,
     check_new_folder,
+    modalities,
     new_folder,
     program_output,
     program_shape,
     save_arrays,
     with_head,
-)  # fmt: skip
+    write_config,
+    write_program_config,
+)
 from tubevit.errors import UserError, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
@@ -64,7 +66,7 @@ def export_safetensors(model: TubeViT, folder: str | os.PathLike) -> None:
     """
     with new_folder(folder) as inside:
         save_arrays(flatten(parameters(model)), inside / MODEL)
-        export_folder.write_config(inside, "safetensors", model.config, export_folder.modalities(model.config))
+        write_config(inside, "safetensors", model.config, modalities(model.config))
 
 
 def export_jax(
@@ -89,7 +91,7 @@ def export_jax(
     with new_folder(folder) as inside:
         (inside / _PROGRAM).write_bytes(exported.serialize())
         save_arrays({path: params[path] for path in needed}, inside / _PARAMS)
-        export_folder.write_program_config(inside, "jax", config, platforms=list(exported.platforms))
+        write_program_config(inside, "jax", config, platforms=list(exported.platforms))
 
 
 def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) -> export.Exported:

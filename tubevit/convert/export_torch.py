@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 
@@ -64,8 +65,7 @@ def export_onnx(model: TubeViT, folder: str | os.PathLike, head: str | None = No
             onnxscript is not installed.
     """
     check_new_folder(folder)
-    torch = optional_import("torch", *_NEEDS)
-    optional_import("onnxscript", *_NEEDS)
+    torch, optimizer = (optional_import(module, *_NEEDS) for module in ("torch", "onnxscript.optimizer"))
     config = with_head(model, head)
     pixels = torch.zeros((2, *program_shape(config)), dtype=torch.uint8)
     activations = {"features": torch.nn.Identity(), "softmax": torch.nn.Softmax(-1), "sigmoid": torch.nn.Sigmoid()}
@@ -74,6 +74,8 @@ def export_onnx(model: TubeViT, folder: str | os.PathLike, head: str | None = No
         module, (pixels,), dynamo=True, opset_version=OPSET, verbose=False,
         dynamic_shapes=({0: torch.export.Dim("b", min=1)},), input_names=["pixels"], output_names=["output"],
     )  # fmt: skip
+    # Torch computes only small constants now; the program would compute the positions of most models in each call.
+    optimizer.optimize(program.model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
     size = sum(parameter.nbytes for parameter in module.parameters())
     with new_folder(folder) as inside:
         program.save(inside / _PROGRAM, external_data=size > _MOST)

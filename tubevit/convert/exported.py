@@ -9,14 +9,14 @@ import numpy as np
 from tubevit.checkpoint.metadata import config_from_metadata
 from tubevit.checkpoint.paths import differences, flatten
 from tubevit.convert.files import read_folder
-from tubevit.convert.foreign import Foreign
+from tubevit.convert.foreign import Foreign, Options, with_options
 from tubevit.convert.hugging_face_folder import CONFIG, licence
 from tubevit.convert.layout import Layout
 from tubevit.errors import TubeViTError, UserError
 from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
 
-FORMAT = "safetensors"  # as config.json has it, beside `tubevit`, the version
+FORMAT = "safetensors"  # in config.json
 
 
 class _Unchanged(Layout):
@@ -33,11 +33,11 @@ class _Unchanged(Layout):
 
 
 def is_exported(values: Mapping) -> bool:
-    """Whether `export_safetensors` wrote these values to config.json."""
-    return values.get("format") == FORMAT and "tubevit" in values
+    """Whether an export wrote these values to config.json, in whatever format."""
+    return {"format", "tubevit"} <= values.keys()
 
 
-def read(folder: pathlib.Path, values: Mapping) -> Foreign:
+def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
     """Read a model from its folder and the content of its config.json; raises UserError if that is damaged."""
     try:
         config = config_from_metadata(values["model"])
@@ -46,4 +46,5 @@ def read(folder: pathlib.Path, values: Mapping) -> Foreign:
     except Exception as error:  # anything may stand there
         raise UserError(f"{folder / CONFIG} describes no model: {type(error).__name__}: {error}") from error
     weights, files = read_folder(folder)
-    return Foreign(config, weights, _Unchanged(()), tuple(files), None, (), licence(folder), is_own=True)
+    config, weights, notes = with_options(config, weights, options, "heads/")
+    return Foreign(config, weights, _Unchanged(()), tuple(files), None, notes, licence(folder), is_own=True)

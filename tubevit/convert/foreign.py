@@ -87,6 +87,16 @@ def leave_out(
     return kept, (f"left out: {dropped}",) if len(kept) < len(weights) else ()
 
 
+def with_options(
+    config: ModelConfig, weights: Mapping, options: Options, heads: str
+) -> tuple[ModelConfig, Mapping, tuple[str, ...]]:
+    """Apply options to one of our own models, whose heads have names that start with `heads`; returns notes, too."""
+    given = {name: value for name in ("mean", "std") if (value := getattr(options, name)) is not None}
+    if not options.headless:
+        return config.replace(**given), weights, ()
+    return config.replace(heads=(), **given), *leave_out(weights, (heads,))
+
+
 def statistics(options: Options, mean, std, source: str) -> tuple[dict, tuple[str, ...]]:
     """Return the fields `mean` and `std`, and notes: the user's values, else those of the source, else 0.5.
 

@@ -1,4 +1,4 @@
-"""TubeViT in PyTorch, whole in one file that needs only torch and safetensors.
+"""TubeViT in PyTorch, whole in one file that needs only torch, and safetensors to read parameters.
 
 `tubevit export NAME DIR --format torch` puts this file beside `config.json` and `model.safetensors`:
 
@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 SHARED_KERNEL = (8, 8, 8)  # section 3.4
@@ -32,6 +31,8 @@ MAX_PERIOD = 10_000.0  # tau of equation 3
 
 def load_model(folder):
     """Load a model in evaluation mode from a folder with `config.json` and `model.safetensors`."""
+    from safetensors.torch import load_file
+
     folder = pathlib.Path(folder)
     with torch.device("meta"):  # takes no memory: the file has all parameters
         model = TubeViT(json.loads((folder / "config.json").read_text("utf-8"))["model"])
@@ -290,7 +291,7 @@ class TemporalEncoder(Encoder):
         self.class_token = nn.Parameter(torch.zeros(c.width)) if c.class_token else None
 
     def encode_frames(self, x, layout):
-        """Encode what is taken of frames (B T, M, D): (B, places * m, D)."""
+        """Encode what is taken of frames (B T, M, D): (B, m * places, D), in the order of the clip's tokens."""
         if self.frame_pooling != "none":
             x = x[:, :1] if self.frame_pooling == "cls" else x[:, layout.first :].mean(1, keepdim=True)
         x = x.unflatten(0, (-1, layout.grid[0])).transpose(1, 2)  # (B, places, T, D)
@@ -300,7 +301,7 @@ class TemporalEncoder(Encoder):
         places, x = x.shape[1], x.flatten(0, 1) + position
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
-        return self.run(x).unflatten(0, (-1, places)).flatten(1, 2)
+        return self.run(x).unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
 
 
 class Pooling(nn.Module):
@@ -323,7 +324,7 @@ class Pooling(nn.Module):
         if self.kind in ("map", "attentive"):
             self.norm, self.mlp = nn.LayerNorm(c.width, c.norm_epsilon), mlp(c)
         if self.kind == "attentive":
-            self.blocks = nn.ModuleList(Block(c, drop_path=0.0) for _ in range(3))
+            self.blocks = nn.Sequential(*(Block(c, drop_path=0.0) for _ in range(3)))
             self.token_norm = nn.LayerNorm(c.width, c.norm_epsilon)
 
     def forward(self, x):
@@ -332,9 +333,7 @@ class Pooling(nn.Module):
         if self.kind == "linear":
             return (self.score(x).softmax(1) * x).sum(1)
         if self.kind == "attentive":
-            for block in self.blocks:
-                x = block(x)
-            x = self.token_norm(x)
+            x = self.token_norm(self.blocks(x))
         key, value = self.key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
         query = self.query(self.probe).unflatten(0, (self.heads, -1)).expand(x.shape[0], 1, -1, -1)
         pooled = self.out(attend(query, key, value).flatten(1))

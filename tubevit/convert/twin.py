@@ -11,7 +11,7 @@ import numpy as np
 from tubevit.checkpoint.metadata import config_from_metadata, model_metadata
 from tubevit.checkpoint.paths import flatten
 from tubevit.convert.files import read_json
-from tubevit.convert.foreign import Foreign, Options, leave_out, statistics
+from tubevit.convert.foreign import Foreign, Options, with_options
 from tubevit.convert.layout import Array, Layout
 from tubevit.errors import UserError
 from tubevit.models.abstract import abstract_parameters, parameters
@@ -107,12 +107,9 @@ def read(
             f"{files[0]} holds parameters of a model that was exported with --format {FORMAT}: put it beside the "
             f"{config.name} of that export"
         )
-    model, notes = config_from_description(read_json(config).get("model", {}), str(config)), ()
-    if options.headless:
-        weights, notes = leave_out(weights, ("heads.",))
-        model = model.replace(heads=())
-    elif model.heads and not any(name.startswith("heads.") for name in weights):
+    model = config_from_description(read_json(config).get("model", {}), str(config))
+    model, weights, notes = with_options(model, weights, options, "heads.")
+    if model.heads and not any(name.startswith("heads.") for name in weights):
         names = ", ".join(name for name, _ in model.heads)
         raise UserError(f"{files[0]} has no heads; expected {names}. --headless makes a checkpoint without heads")
-    pixels, _ = statistics(options, model.mean, model.std, str(config))
-    return Foreign(model.replace(**pixels), weights, layout(model), tuple(files), None, notes, is_own=True)
+    return Foreign(model, weights, layout(model), tuple(files), None, notes, is_own=True)
