@@ -3,7 +3,6 @@ import logging
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 import tubevit
 from tests import gcs
+from tests.hosts import environment_with, free_address
 from tests.logs import logged
 from tubevit import storage
 from tubevit.checkpoint import run_checkpoints as module
@@ -373,10 +373,7 @@ def two_processes(workdir):
 
 
 def test_two_processes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    address, environment = free_address(), environment_with(4)
     commands = [[sys.executable, "-c", PROGRAM, address, str(index), str(tmp_path)] for index in (0, 1)]
     processes = [
         subprocess.Popen(

@@ -1,15 +1,14 @@
 """Evaluation in two real processes that share the clips."""
 
 import json
-import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
 
 import tubevit
+from tests.hosts import environment_with, free_address
 from tubevit.config import dataset_config
 from tubevit.config.experiment import open_eval
 from tubevit.data.views import Views
@@ -37,10 +36,7 @@ def evaluate(run):
 
 
 def test_two_processes_count_every_clip_once(tiny_run, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    address, environment = free_address(), environment_with(2)
     commands = [
         [sys.executable, "-c", PROGRAM, address, str(index), str(tiny_run), str(tmp_path / str(index))]
         for index in (0, 1)

@@ -4,11 +4,11 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
 import tubevit
+from tests.hosts import environment_with, free_address
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
 
@@ -53,9 +53,7 @@ loop.train(load_config(arguments[2]), workdir, parts=loop.Parts(batches=batches)
 
 def test_an_exception_in_one_process_ends_both(train_command, tmp_path):
     """Within seconds, with the cause; here process 1 cannot read its configuration."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     program = (
         "import sys\nfrom tubevit.cli.main import entry\nfrom tubevit.training import loop\n"
         "def fail(*_):\n    raise ValueError('a defect')\n"
@@ -65,9 +63,8 @@ def test_an_exception_in_one_process_ends_both(train_command, tmp_path):
     for index in ("0", "1"):
         words = [sys.executable, "-c", program, *train_command(tmp_path, **CHANGES), "--coordinator", address]
         words += ["--num-processes", "2", "--process-id", index]
-        environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")}
-        running.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=240)[1] for process in reversed(running)]
+        running.append(subprocess.Popen(words, cwd=ROOT, env=environment_with(4), stderr=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=60)[1] for process in reversed(running)]
     assert running[1].returncode == 1 and "ValueError: a defect" in outputs[0]
     assert running[0].returncode not in (0, 2, 75)
     assert not [process for process in running if process.returncode == -signal.SIGKILL]

@@ -1,15 +1,14 @@
 """Training in two real processes of four devices each, interrupted and gone on with in one and in two."""
 
-import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
 import pytest
 
 import tubevit
+from tests.hosts import environment_with, free_address
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.cli import main
 
@@ -44,12 +43,7 @@ CHANGES = {
 
 def run(processes, command, stop, folder):
     """Exit codes and error output of each process; process 1 (or the only one) stops itself at step `stop`."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    devices = 8 // processes
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")  # the rest compiles fast
-    environment = os.environ | {"XLA_FLAGS": flags}
+    address, environment = free_address(), environment_with(8 // processes)
     running = []
     for index in range(processes):
         flags = ["--coordinator", address, "--num-processes", str(processes), "--process-id", str(index)]
@@ -57,7 +51,7 @@ def run(processes, command, stop, folder):
         words = [sys.executable, "-c", PROGRAM, str(at), str(folder / f"rows{index}"), *command]
         words += flags if processes > 1 else []
         running.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=600)[1] for process in running]
+    outputs = [process.communicate(timeout=240)[1] for process in running]
     return [process.returncode for process in running], outputs
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.data.clips import write_clip
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 30.0  # within which they have to end: a worker that still imports on a busy machine notices late
+SECONDS = 5.0  # within which they have to end
 
 # A parent that loads batches; it says so once the first is there. Mode `busy`: it asks for batch after batch, `idle`:
 # for no second one, `start`: it says so before its workers are ready.

@@ -75,9 +75,8 @@ def test_an_empty_batch(tiny, fields):
                 logits = jax.eval_shape(lambda x, head=head: model(x, head=head), empty)
                 assert logits.shape == (0, classes) and logits.dtype == jnp.float32
         assert model(clips[:0], head="motion").shape == (0, 8)
-    for key in (None, jax.random.key(0)):
-        assert jax.eval_shape(lambda x, key=key: model.features(x, key=key), clips[:0]).shape == (0, 24)
-    assert jax.eval_shape(model.encode, clips[:0]).shape == (0, *jax.eval_shape(model.encode, clips).shape[1:])
+    assert model.features(clips[:0]).shape == (0, 24) == model.features(clips[:0], key=jax.random.key(0)).shape
+    assert model.encode(clips[:0]).shape == (0, *jax.eval_shape(model.encode, clips).shape[1:])
 
 
 def test_one_model_serves_images_and_clips_of_any_length_and_size(tiny):

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import tubevit
+from tests.hosts import free_address
 from tubevit.data.sources.source import Source
 from tubevit.errors import RunError, UserError
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
@@ -75,9 +75,7 @@ def outcomes(index):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     outs = [tmp_path_factory.mktemp("agreement") / str(i) for i in range(2)]
     commands = [[sys.executable, "-c", PROGRAM, address, str(i), str(out)] for i, out in enumerate(outs)]
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands]

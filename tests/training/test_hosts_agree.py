@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import tubevit
+from tests.hosts import free_address
 from tubevit.models.config import Head
 
 ROOT = pathlib.Path(tubevit.__file__).parent.parent
@@ -103,12 +103,6 @@ def run_both(commands, folder):
     ]
     outputs = [process.communicate(timeout=180)[1] for process in running]
     return [process.returncode for process in running], outputs, time.monotonic() - start
-
-
-def free_address():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
