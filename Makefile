@@ -29,7 +29,7 @@ test: $(READY)
 # own environment, and jobs of several processes. Everything they need is installed on the first call.
 test-extras: $(READY) $(GPU_COMPILER)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs,notebook]'
-	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/extras
+	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/extras
 
 # Builds the site in build/site; a broken link is an error.
 docs: $(READY)

@@ -43,7 +43,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Put the files that take longest first, so that the workers of pytest-xdist end together."""
-    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_loop.py"))
+    longest = ("test_readme.py", "test_loop.py", "test_step_budget.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Four training steps, compiled for TPU slices: bytes, memory and cycles stay within benchmarks/preflight.csv."""
 
-import concurrent.futures
 import functools
 import re
 
@@ -12,7 +11,7 @@ from tubevit.preflight.topology import find_topology
 
 BUDGETS = ["hbm_gb", "train_peak_gib", "sent_gb", "xla_ms", "kernel_ms"]
 HUGE = "k600:model=tubevit_h16"
-STEPS = [  # one of each pair is compiled beside the other: the compiler uses one core
+STEPS = [
     (HUGE, "v5e:16x16"),
     ("k600:model=tubevit_l16", "v6e:4x4"),
     ("k600", "v5e:4x4"),
@@ -27,7 +26,10 @@ def entry(experiment, topology):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """{(experiment, topology): the result of `preflight`}, with full effort."""
+    """{(experiment, topology): the result of `preflight`}, with full effort.
+
+    One after the other: the compiler uses one core, and pytest-xdist the other.
+    """
     compiler = functools.partial(compile_in_process, limit=benchmark.FULL_EFFORT_LIMIT)
 
     def run(step):
@@ -36,8 +38,7 @@ def compiled():
         top = {"bytes": 5, "cycles": 5}
         return preflight(experiment, overrides, find_topology(topology), ("train",), top=top, compiler=compiler)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(STEPS, pool.map(run, STEPS)))
+    return {step: run(step) for step in STEPS}
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(step))
