@@ -6,6 +6,7 @@ EXTRAS ?= dev
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(EXTRAS)
 GPU_COMPILER = $(VENV)/gpu-compiler
+BEAM = $(VENV)/beam
 
 .PHONY: setup quickstart test test-extras docs lint clean
 
@@ -27,9 +28,10 @@ test: $(READY)
 
 # Tests that need more than the core, or take long: peers in torch, compilers for TPUs and GPUs, the site, a wheel in its
 # own environment, and jobs of several processes. Everything they need is installed on the first call.
-test-extras: $(READY) $(GPU_COMPILER)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,tpu,docs,notebook]'
-	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/extras
+test-extras: $(READY) $(GPU_COMPILER) $(BEAM)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,onnx,tpu,docs,notebook,int8,wandb,mlflow]'
+	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/extras --ignore=tests/extras/test_beam.py
+	$(BEAM)/bin/python -m pytest -q tests/extras/test_beam.py
 
 # Builds the site in build/site; a broken link is an error.
 docs: $(READY)
@@ -40,6 +42,12 @@ docs: $(READY)
 $(GPU_COMPILER): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ \
 		jax-cuda12-plugin jax-cuda12-pjrt
+	touch $@
+
+# An environment of its own: Apache Beam excludes the versions of protobuf, NumPy and others that constraints.txt names.
+$(BEAM)/.ready: setup.py constraints-beam.txt
+	$(PYTHON) -m venv $(BEAM)
+	$(BEAM)/bin/pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[dev,beam]'
 	touch $@
 
 # Formatting and types, too; pyright is installed on the first call, since the tests do without.

@@ -1,4 +1,7 @@
-"""Packaging: `pip install -e .`; extras cuda, tpu, gcs, convert, plot, peers, notebook, docs, dev, lint."""
+"""Packaging: `pip install -e .`.
+
+Extras: cuda, tpu, gcs, hub, convert, int8, onnx, plot, wandb, mlflow, beam, peers, notebook, docs, dev, lint.
+"""
 
 import pathlib
 import re
@@ -46,8 +49,14 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]", "gcsfs>=2024.2"],
         "gcs": ["gcsfs>=2024.2"],
+        "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2024.2"],
         "convert": ["safetensors>=0.4.3", "flatbuffers>=24"],
+        "onnx": ["torch", "onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
+        "int8": ["qwix>=0.1.8"],
+        "hub": ["huggingface_hub>=2.4", "safetensors>=0.4.3"],
         "plot": ["matplotlib>=3.8"],
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow-skinny>=3.17"],  # the client alone
         "peers": ["torch", "torchvision", "timm", "transformers>=5", "safetensors>=0.4.3"],
         "notebook": ["jupytext>=1.17", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29", "matplotlib>=3.8"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"],
@@ -62,6 +71,7 @@ setup(
             "gcsfs>=2024.2",
             "gcp-storage-emulator",
             "safetensors>=0.4.3",
+            "huggingface_hub>=2.4",
             "flatbuffers>=24",
             "matplotlib>=3.8",
             "jupytext>=1.17",

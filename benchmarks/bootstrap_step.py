@@ -22,20 +22,21 @@ import jax
 import jax.numpy as jnp
 
 from tubevit.config import dataset_config, default_config
-from tubevit.models.abstract import graph_of
-from tubevit.models.config import Head, ModelConfig
+from tubevit.models.config import Head, Lora, ModelConfig
 from tubevit.models.flops import count, training_flops
+from tubevit.models.lora import training_graph
 from tubevit.models.variants import model_config
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
 from tubevit.transfer.small_to_large import bootstrapped_config
 
 ROWS = {
-    "full": (None, False),
-    "last_8_gate": (8, True),
-    "last_8": (8, False),
-    "last_4": (4, False),
-    "last_fc": (0, False),
+    "full": (None, False, None),
+    "lora_16": (None, False, Lora(16)),
+    "last_8_gate": (8, True, None),
+    "last_8": (8, False, None),
+    "last_4": (4, False, None),
+    "last_fc": (0, False, None),
 }
 FIELDS = [
     "date", "jax", "what", "row", "trainable_share", "gflop_xla", "gflop_formula", "share_of_full", "state_mib",
@@ -45,15 +46,14 @@ FIELDS = [
 
 def step_of(base: ModelConfig, row: str, batch: int):
     """Build a training step; return the jitted step, a function that creates its state, the batch and the model."""
-    trained, gate = ROWS[row]
+    trained, gate, lora = ROWS[row]
     frozen = 0 if trained is None else base.depth - trained
-    model = dataclasses.replace(
-        base, heads=(("k600", Head(600, "video")),), freeze_below=frozen, gate_layer=frozen if gate else None
-    )
+    heads, gated = (("k600", Head(600, "video")),), frozen if gate else None
+    model = dataclasses.replace(base, heads=heads, freeze_below=frozen, gate_layer=gated, lora=lora)
     config = default_config()
     config.data.train.clips = dataset_config(source="clips", head="k600", batch_size=batch)
     optimizer = make_optimizer(config)
-    graph = graph_of(model)
+    graph = training_graph(model)
     clips = {"pixels": jnp.zeros((batch, *model.shape, 3), jnp.uint8), "label": jnp.zeros(batch, jnp.int32)}
     return make_step(graph, optimizer, config), lambda: initial_state(model, optimizer, 0), {"clips": clips}, model
 

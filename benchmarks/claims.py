@@ -29,7 +29,7 @@ FIELDS = [
     *KEY, "step", *(f"{kind}_{split}" for kind in ("clips", "images") for split in SPLITS), "step_gflop", "parameters",
     "seconds",
 ]  # fmt: skip
-STAGES = ("vit", "last_fc", "last", "gate", "full", "scratch")
+STAGES = ("vit", "last_fc", "last", "gate", "lora", "full", "scratch")
 STAGE_STEPS = 600
 # Stages that train more per step, with the steps that take as many FLOPs as the stage `gate`.
 EQUAL = {"full_equal": "full", "scratch_equal": "scratch"}

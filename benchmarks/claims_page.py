@@ -28,7 +28,8 @@ LABELS = {
     "tokens_240": "240 tokens", "tokens_304": "304", "tokens_643": "643", "half_clip": "1x1 view of half a clip",
     "views_2x1": "2x1",
     "views_4x1": "4x1", "added_1": "1 added", "added_2": "2 added", "added_3": "3 added", "vit": "image ViT",
-    "last_fc": "pooling and head", "last": "last 2 blocks", "gate": "last 2 blocks and gate", "full": "all",
+    "last_fc": "pooling and head", "last": "last 2 blocks", "gate": "last 2 blocks and gate", "lora": "adapters",
+    "full": "all",
     "scratch": "from scratch", "full_equal": "all, equal FLOPs", "scratch_equal": "from scratch, equal FLOPs",
     "dense": "dense tubelets", "vivit": "ViViT", "timesformer": "TimeSformer", "factorised": "factorised encoder",
 }  # fmt: skip
@@ -97,6 +98,8 @@ STATEMENTS = (
               "all 91.8, gate 89.7 (H); 90.9 (B) %", (("full", "joint"), ("gate", "joint"))),
     Statement(8, "The gated one is better than training all of it, or from scratch, with equal FLOPs (section 3.6)",
               "not given", (("gate", "full_equal"), ("gate", "scratch_equal"), ("gate", "scratch"))),
+    Statement(8, "Adapters of all blocks do as well as the last blocks and the gate, with as many trained parameters "
+              "(LoRA; not in the paper)", "-", close=(("lora", "gate"),)),
     Statement(9, "Sparse tubes, with images in the steps, are better than dense models at equal FLOPs (Table 2)",
               "TubeViT-B 90.9; ViViT-L FE 82.9, TimeSformer-L 82.2 %", tuple(("joint", variant) for variant in DENSE)),
     Statement(9, "Without images, on as many clips or fewer FLOPs, they still are", "not given",

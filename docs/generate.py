@@ -88,7 +88,8 @@ def zoo_details() -> str:
             "trained on: " + ", ".join(f"`{name}` from `{source}`" for name, source in release.data.items()),
             f"trained by: `{release.config}`" if release.config else "trained by: see its metadata",
             f"its numbers: `{release.command}`",
-            f"licence: {release.licence}; commit: {release.commit}; sha256 of {release.name}.tar: `{release.sha256}`",
+            f"licence: {release.licence}; commit: {release.commit}; weights: {release.source or 'in the package'}; "
+            f"sha256 of its manifest.json: `{release.sha256}`",
         ]
         parts.append(f"### {release.name}\n\n" + "\n".join(f"- {line}" for line in lines))
     return "\n\n".join(parts)

@@ -14,6 +14,7 @@ All of its tokens have the paper's fixed positions, because those of the ViT do 
 | last_fc | bootstrapped: pooling and head |
 | last | bootstrapped: the last 2 blocks |
 | gate | bootstrapped: the last 2 blocks and the gate |
+| lora | bootstrapped: adapters of rank 48 in all blocks, which have as many parameters as 2 blocks |
 | full | bootstrapped: everything |
 | scratch | the larger tube model from random parameters, on the same batches |
 
@@ -26,7 +27,7 @@ from tubevit.errors import unknown
 from tubevit.recipes.paper import bootstrap_config
 
 DEPTH = 6
-TRAINED = {"last_fc": 0, "last": 2, "gate": 2, "full": DEPTH}
+TRAINED = {"last_fc": 0, "last": 2, "gate": 2, "lora": None, "full": DEPTH}
 STAGES = ("vit", *TRAINED, "scratch")
 
 
@@ -43,6 +44,8 @@ def get_config(
     if stage in TRAINED:
         config = bootstrap_config(small, large, "moving_digits", train_last=TRAINED[stage], position="fixed")
         config.train.gate = stage == "gate"
+        if stage == "lora":
+            config.train.adapter, config.train.lora.rank = "lora", 48
         config.data.train, config.data.eval, config.precision = {}, {}, "float32"
     else:
         config = default_config()

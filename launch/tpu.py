@@ -4,8 +4,11 @@
     python3 launch/tpu.py pod    --name a --zone us-east1-d --type v6e-256 -- train --config k600 --workdir gs://b/a
     python3 launch/tpu.py queued --name a --zone us-east1-d --type v6e-256 --spot -- train --config k600 --workdir ...
     python3 launch/tpu.py xpk    --name a --zone us-east1-d --type v6e-256 --cluster c -- train --config k600 ...
+    python3 launch/tpu.py jobset --name a --zone us-east1-d --type v6e-256 --image i -- train --config k600 ...
+    python3 launch/tpu.py skypilot --name a --zone us-east1-d --type v6e-256 --spot -- train --config k600 ...
 
-The arguments after `--` are passed to `tubevit`. `--dry-run` prints the commands and runs nothing. See docs/tpu.md.
+The arguments after `--` are passed to `tubevit`. `--dry-run` prints the commands, or the YAML of jobset and skypilot,
+and runs nothing. See docs/tpu.md.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for modules that need no installed packages
 
+from launch.manifests import clone, jobset, skypilot, to_yaml  # noqa: E402
 from tubevit.errors import UserError, unknown  # noqa: E402
+from tubevit.preflight.topology import accelerator_types as types_with_topology  # noqa: E402
 from tubevit.ranges import COUNT, WHOLE, Range  # noqa: E402
 
 RUNTIMES = {  # the TPU software version of each family
@@ -31,6 +36,15 @@ RUNTIMES = {  # the TPU software version of each family
     "v5p": "v2-alpha-tpuv5",
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v6e": "v2-alpha-tpuv6e",
+}
+MANIFESTS = ("jobset", "skypilot")  # are described by a file instead of commands
+ONLY = {  # the ways that know a flag; with others it would change nothing
+    "--project": ("vm", "pod", "queued", "xpk"),
+    "--reserved": ("vm", "pod", "queued"),
+    "--no-create": ("vm", "pod"),
+    "--cluster": ("xpk",),
+    "--create-cluster": ("xpk",),
+    "--image": ("xpk", "jobset"),
 }
 SILENT = 10  # consecutive polls without an answer after which the resource is recreated
 FAILURES = 5  # consecutive failed attempts after which the loop gives up
@@ -58,13 +72,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("how", choices=("vm", "pod", "queued", "xpk"))
+    parser.add_argument("how", choices=("vm", "pod", "queued", "xpk", *MANIFESTS))
     parser.add_argument("--name", required=True, help="name of the TPU, the queued resource or the workload")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--type", required=True, help="accelerator type, such as v5litepod-8 or v6e-256")
-    parser.add_argument("--project", help="Google Cloud project (default: the one configured in gcloud)")
     parser.add_argument(
-        "--slices", type=COUNT, default=1, help="queued and xpk: number of slices; also set config.mesh.slices"
+        "--project", help="vm, pod, queued and xpk: Google Cloud project (default: the one configured in gcloud)"
+    )
+    parser.add_argument(
+        "--slices", type=COUNT, default=1, help="queued, xpk and jobset: number of slices; also set config.mesh.slices"
     )
     parser.add_argument(
         "--spot", action="store_true", help="use spot capacity, which is cheaper but may be preempted at any time"
@@ -75,7 +91,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FLAG",
-        help="flag for the create command, e.g. --network=n",
+        help="flag for the create command, or for kubectl apply and sky jobs launch; e.g. --network=n",
     )
     parser.add_argument("--no-create", action="store_true", help="vm and pod: use an existing TPU")
     parser.add_argument(
@@ -89,34 +105,41 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--create-cluster", action="store_true", help="xpk: create it first")
     parser.add_argument(
         "--image",
-        help="xpk: use this Docker image, which has a checkout as its working directory, instead of building one",
+        help="xpk and jobset: use this Docker image, which has a checkout as its working directory; xpk can build one",
     )
     parser.add_argument(
-        "--max-restarts", type=WHOLE, default=100, help="xpk: maximum number of restarts of the whole job"
+        "--max-restarts", type=WHOLE, default=100, help="xpk and jobset: maximum number of restarts of the whole job"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands or the YAML, and run nothing")
     args = parser.parse_args(flags)
     args.run = run
 
     types = accelerator_types()
     if args.how == "xpk":
         types = {name: hosts for name, hosts in types.items() if name not in ("v5litepod-1", "v5litepod-4")}
+    if args.how == "jobset":
+        types = {name: hosts for name, hosts in types.items() if name in types_with_topology()}
     if (gcloud_name := args.type.replace("v5e-", "v5litepod-")) != args.type and gcloud_name in types:
         raise UserError(f"unknown accelerator type {args.type!r}; did you mean {gcloud_name!r}?")
     if args.type not in types:
         raise unknown("accelerator type", args.type, types)
     if args.how == "vm" and types[args.type] > 1:
         raise UserError(f"{args.type} has {types[args.type]} hosts, expected one; use pod instead of vm")
-    if args.slices > 1 and args.how in ("vm", "pod"):
-        raise UserError(f"--slices {args.slices}: expected 1, or more with queued or xpk")
+    if args.slices > 1 and args.how not in ("queued", "xpk", "jobset"):
+        raise UserError(f"--slices {args.slices}: expected 1, or more with queued, xpk or jobset")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
         raise UserError(
             f"--name {args.name!r}: expected up to 40 lower-case letters, digits and '-', starting with a letter"
         )
     if args.how == "xpk" and not args.cluster:
         raise UserError("xpk needs --cluster NAME")
-    if args.no_create and args.how not in ("vm", "pod"):
-        raise UserError(f"--no-create is for vm and pod; found {args.how}")
+    if args.how == "jobset" and not (args.image or args.clone):
+        raise UserError("jobset needs --image IMAGE, which has a checkout as its working directory, or --clone URL")
+    for flag, ways in ONLY.items():
+        if getattr(args, flag.removeprefix("--").replace("-", "_")) and args.how not in ways:
+            raise UserError(f"{flag} is for {', '.join(ways)}; found {args.how}")
+    if args.branch and not args.clone:
+        raise UserError(f"--branch {args.branch} is a branch of --clone, which is missing")
     if not run or run[0].startswith("-"):
         raise UserError("the arguments for tubevit are missing: add -- train --config FILE --workdir DIR")
     for flag, value in zip(run, [*run[1:], ""]):
@@ -166,15 +189,7 @@ def deploy(args: argparse.Namespace) -> list[list[str]]:
     start = on_hosts(args, shlex.join(["bash", "tubevit/launch/host.sh", "start", *args.run]))
     setup = "bash tubevit/launch/host.sh setup"
     if args.clone:
-        clone = [
-            "git",
-            "clone",
-            "--depth=1",
-            *([f"--branch={args.branch}"] if args.branch else []),
-            args.clone,
-            "tubevit",
-        ]
-        return [on_hosts(args, f"{{ [ -e tubevit ] || {shlex.join(clone)}; }} && {setup}"), start]
+        return [on_hosts(args, f"{{ [ -e tubevit ] || {shlex.join(clone(args))}; }} && {setup}"), start]
     command, archive = pack(args)
     where = ["--node=all", "--worker=all"] if args.how == "queued" else ["--worker=all"]
     copy = gcloud(args, "scp", archive, f"{args.name}:tubevit.tar.gz", *where)
@@ -220,8 +235,54 @@ def xpk(args: argparse.Namespace) -> list[list[str]]:
     return [*commands, workload]
 
 
+def manifest(args: argparse.Namespace) -> str:
+    """Build the YAML of a JobSet or of SkyPilot's task."""
+    if args.how == "jobset":
+        return to_yaml(jobset(args, accelerator_types()[args.type]))
+    return to_yaml(skypilot(args, RUNTIMES[args.type.split("-")[0]]))
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Hand the manifest to its tool, and return an exit code."""
+    with tempfile.NamedTemporaryFile("w", prefix=f"tubevit-{args.name}-", suffix=".yaml") as file:
+        file.write(manifest(args))
+        file.flush()
+        command = ["kubectl", "apply", f"--filename={file.name}", *args.create_flag]
+        if args.how == "skypilot":
+            command = ["sky", "jobs", "launch", "--yes", "--detach-run", *args.create_flag, file.name]
+        return run_all([command], cwd=ROOT)  # the folder that SkyPilot copies
+
+
+def run_all(commands: list[list[str]], **options) -> int:
+    """Run commands until one fails, and return an exit code; `options` are those of `subprocess.run`."""
+    for command in commands:
+        try:
+            code = subprocess.run(command, **options).returncode
+        except FileNotFoundError:
+            print(f"tpu.py: {command[0]} is not installed, see docs/tpu.md", file=sys.stderr)
+            return 2
+        if code:
+            print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
+            return 1
+    return 0
+
+
 def later(args: argparse.Namespace) -> dict[str, list[str]]:
     """Build the commands that are printed for later use."""
+    if args.how == "jobset":
+        pods = f"--selector=jobset.sigs.k8s.io/jobset-name={args.name},batch.kubernetes.io/job-completion-index=0"
+        return {
+            "log": ["kubectl", "logs", "--follow", pods],
+            "status": ["kubectl", "get", "jobset", args.name],
+            "delete": ["kubectl", "delete", "jobset", args.name],
+        }
+    if args.how == "skypilot":
+        name = f"--name={args.name}"
+        return {
+            "log": ["sky", "jobs", "logs", name],
+            "status": ["sky", "jobs", "queue"],
+            "delete": ["sky", "jobs", "cancel", name],
+        }
     if args.how == "xpk":
         place = [f"--cluster={args.cluster}", f"--zone={args.zone}"]
         place += [f"--project={args.project}"] if args.project else []
@@ -295,6 +356,13 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"tpu.py: {error}", file=sys.stderr)
         return 2
+    if args.how in MANIFESTS:
+        if args.dry_run:
+            print(manifest(args), end="")
+        elif code := submit(args):
+            return code
+        _print_later(args, "# " * args.dry_run)  # comments in the YAML
+        return 0
     commands = xpk(args) if args.how == "xpk" else [create(args), *deploy(args)][args.no_create :]
     if args.dry_run:
         print("\n".join(shlex.join(command) for command in commands))
@@ -308,14 +376,15 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             if (code := watch(args)) is not None:
                 return code
-    else:
-        for command in commands:
-            if code := subprocess.run(command).returncode:
-                print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
-                return 1
-    for what, command in later(args).items():
-        print(f"# {what}:\n{shlex.join(command)}")
+    elif code := run_all(commands):
+        return code
+    _print_later(args)
     return int(args.how == "queued" and not args.dry_run)
+
+
+def _print_later(args: argparse.Namespace, mark: str = "") -> None:
+    for what, command in later(args).items():
+        print(f"# {what}:\n{mark}{shlex.join(command)}")
 
 
 if __name__ == "__main__":

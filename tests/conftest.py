@@ -66,6 +66,23 @@ def said():
         yield lines
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """An empty `HubServer` in place of the Hub, for a user who is not logged in, and an empty cache."""
+    from huggingface_hub import constants
+
+    from tests.zoo.hub_server import HubServer
+
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server has no Xet
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def randomised():
     """`randomised(make, seed=0)`: the module that `make` builds, every parameter random, biases and norms too.

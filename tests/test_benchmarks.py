@@ -110,3 +110,30 @@ def test_sparse_from_dense():
     for step, rule in found["rule"].items():
         assert all(a > b for a, b in zip(rule, found["averaged"][step], strict=True))
         assert min(rule) > max(found["random"][step]) and max(found["scratch"].get(step, [0])) < 15
+
+
+def test_cost_of_sharding():
+    """The table of docs/data.md follows from the last measurement and the prices that stand above it."""
+    page = (ROOT / "docs/data.md").read_text()
+    price = sum(float(a) * float(b) for a, b in [("1", "0.056"), ("3.75", "0.003557")])
+    assert f"$0.056 + 3.75 x $0.003557 = ${price:.4f}" in page
+    sharding = script("benchmarks/sharding.py")
+    with sharding.CSV.open(newline="") as file:
+        rows = list(csv.DictReader(file))[-len(sharding.CASES) :]
+    for row, case in zip(rows, sharding.CASES, strict=True):
+        width, height, short_side = case
+        assert (row["width"], row["height"], row["short_side"]) == (str(width), str(height), str(short_side or ""))
+        what = f"re-encoded with a short side of {short_side}" if short_side else "checked"
+        hours = 1000 / float(row["seconds_of_video"])
+        cells = f"| {width}x{height} | {what} | {row['seconds_of_video']} | {hours:.0f} | ${hours * price:.2f} |"
+        assert cells in page
+    assert f"takes {float(row['to_dependent']) - 1:.0%}".replace("%", " %") in page
+
+
+def test_sharding_runs(tmp_path, monkeypatch):
+    sharding = script("benchmarks/sharding.py")
+    monkeypatch.setattr(sharding, "CASES", [(80, 64, None), (80, 64, 32)])
+    sharding.main(["--seconds", "1", "--rounds", "1", "--out", str(tmp_path / "out.csv")])
+    checked, encoded = csv.DictReader((tmp_path / "out.csv").open())
+    assert float(checked["seconds_of_video"]) > 0 and checked["to_dependent"] == ""
+    assert 0.1 < float(encoded["to_dependent"]) < 10

@@ -49,7 +49,7 @@ def release(name, **changes):
     metrics = dict(dataset="clips", source="moving_digits", split="test", head="motion", views="1x1", clips=900,
                    correct=880, top1=0.97777, top5=1.0, map=None, loss=0.1)  # fmt: skip
     values = dict(
-        name=name, urls=("https://example.org/a.tar",), sha256="0" * 64, bytes=1_234_567, licence="Apache-2.0",
+        name=name, source="hf://owner/model", sha256="0" * 64, bytes=1_234_567, licence="Apache-2.0",
         data={"clips": "moving_digits"}, input=dict(frames=16, fps=8.0, size=64, range="uint8 0..255"),
         classes={"motion": 8}, metrics=(metrics,), command=f"tubevit evaluate --checkpoint {name}",
         config="quickstart", commit=None,
@@ -114,5 +114,5 @@ def test_the_api_has_every_name():
     public = {name.removesuffix(".__init__") for name in modules if not re.search(r"\._|\.cli\b|__main__", name)}
     # What users do not import from: the command line is documented by its own help.
     assert public - {"tubevit", "tubevit.__init__"} - documented == {
-        "tubevit.publish", "tubevit.storage", "tubevit.writable",
+        "tubevit.private", "tubevit.publish", "tubevit.storage", "tubevit.writable",
     }  # fmt: skip

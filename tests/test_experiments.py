@@ -35,7 +35,7 @@ SPECS = [
     "bootstrap", "bootstrap:small=tubevit_b16,large=vit_l16,train_last=4,widen=linear,position=fixed",
     *(f"table6:row={row}" for row in ("full", "last_fc", "last_4", "last_8", "last_8_gate")),
     *(f"table9:row={row}" for row in ("last_fc", "last_1", "last_4", "full")),
-    *(f"digits_bootstrap:stage={stage}" for stage in ("vit", "gate", "last", "last_fc", "full", "scratch")),
+    *(f"digits_bootstrap:stage={stage}" for stage in ("vit", "gate", "last", "last_fc", "lora", "full", "scratch")),
     "eval_published:model=vivit_b16x2", "eval_published:model=timesformer_b16,data=ssv2",
     "eval_published:model=vjepa2_g16,data=ssv2",
     "sparse_from_dense", "sparse_from_dense:init=dense,tubes=core",

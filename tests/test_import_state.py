@@ -29,11 +29,13 @@ def state():
     }
 
 package = pathlib.Path(importlib.util.find_spec("tubevit").origin).parent
-for name in sorted({name for path in package.rglob("*.py") for name in third_party(path)}):
+twin = "tubevit_torch"  # needs torch; exports contain it, and nothing here imports it
+paths = [path for path in package.rglob("*.py") if path.stem != twin]
+for name in sorted({name for path in paths for name in third_party(path)}):
     importlib.import_module(name)  # these have states of their own
 before = state()
 for module in pkgutil.walk_packages([str(package)], "tubevit."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", twin)):
         importlib.import_module(module.name)
 for name, after in state().items():
     after, old = (value if isinstance(value, dict) else {"": value} for value in (after, before[name]))

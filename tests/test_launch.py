@@ -98,8 +98,15 @@ REFUSED = {
     "vm --type v6e-2": "unknown accelerator type 'v6e-2'; did you mean 'v6e-",
     "vm --type v5e-8": "did you mean 'v5litepod-8'?",
     "vm --type v6e-16": "v6e-16 has 4 hosts, expected one; use pod instead of vm",
-    "pod --type v6e-16 --slices 2": "--slices 2: expected 1, or more with queued or xpk",
+    "pod --type v6e-16 --slices 2": "--slices 2: expected 1, or more with queued, xpk or jobset",
     "xpk --type v6e-16": "xpk needs --cluster NAME",
+    "skypilot --type v6e-16 --slices 2": "--slices 2: expected 1, or more with queued, xpk or jobset",
+    "jobset --type v6e-16": "jobset needs --image IMAGE, which has a checkout as its working directory, or --clone URL",
+    "jobset --type v4-640 --image i": "unknown accelerator type 'v4-640'; did you mean 'v4-64'",
+    "skypilot --type v6e-16 --image i": "--image is for xpk, jobset; found skypilot",
+    "jobset --type v6e-16 --image i --project p": "--project is for vm, pod, queued, xpk; found jobset",
+    "queued --type v6e-16 --no-create": "--no-create is for vm, pod; found queued",
+    "pod --type v6e-16 --branch b": "--branch b is a branch of --clone, which is missing",
     "xpk --type v5litepod-4 --cluster c": "unknown accelerator type 'v5litepod-4'",
     "pod --type v6e-16 --name A_b": "--name 'A_b': expected up to 40 lower-case letters",
 }
@@ -126,7 +133,7 @@ def test_what_to_run_is_checked(tpu, capsys):
 def test_calls_of_the_documentation(tpu, capsys):
     text = (ROOT / "docs/tpu.md").read_text().replace("\\\n", " ")
     calls = re.findall(r"^    python3 launch/tpu.py (.+)$", text, re.MULTILINE)
-    assert {call.split()[0] for call in calls} == {"vm", "pod", "queued", "xpk"}
+    assert {call.split()[0] for call in calls} == {"vm", "pod", "queued", "xpk", "jobset", "skypilot"}
     for call in calls:
         assert tpu.main(["--dry-run", *shlex.split(call)]) == 0, call
 

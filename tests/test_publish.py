@@ -13,14 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.zoo.test_registry import NAME, Server, entry
+from tests.zoo.test_registry import NAME, entry
 from tubevit import publish, storage
-from tubevit.checkpoint.manifest import write_manifest
+from tubevit.checkpoint.manifest import is_complete, write_manifest
 from tubevit.data.moving_digits import make_moving_digits
 from tubevit.errors import MadeMeanwhile
 from tubevit.zoo import registry
-from tubevit.zoo.archive import is_whole, pack, unpack
-from tubevit.zoo.download import download
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -179,57 +177,16 @@ def test_two_that_make_the_digits(tmp_path, existed):
     assert sorted(os.listdir(tmp_path)) == ["digits", "seed1", "seed2"]
 
 
-@pytest.fixture
-def archive(tmp_path):
-    """The archive of a folder NAME with a manifest."""
+def test_two_entries_at_once(tmp_path, monkeypatch, said):
+    """Threads that copy one release into one cache: it is copied once."""
     (tmp_path / NAME / "params").mkdir(parents=True)
     (tmp_path / NAME / "params/a").write_bytes(os.urandom(200_000))
     write_manifest(tmp_path / NAME)
-    pack(tmp_path / NAME, tmp_path / "a.tar")
-    return tmp_path / "a.tar"
-
-
-def test_unpacking_keeps_a_whole_folder(archive, tmp_path):
-    place = tmp_path / "cache" / NAME
-    unpack(archive, place)
-    inode = place.stat().st_ino
-    unpack(archive, place)  # as a process on another machine does, for which the lock does not hold
-    assert place.stat().st_ino == inode and is_whole(place)
-    (place / "params/a").write_bytes(b"half")
-    unpack(archive, place)
-    assert is_whole(place) and os.listdir(place.parent) == [NAME]
-
-
-@pytest.mark.parametrize("answers", [("whole",), (70_000, 70_000, "whole")], ids=["whole", "interrupted"])
-def test_downloads_at_once(archive, tmp_path, answers):
-    """Four threads that download one file: it is fetched once, and none appends to what another writes."""
-    content = archive.read_bytes()
-    server, path = Server(content, answers), tmp_path / "cache/a.tar"
-    sha256 = hashlib.sha256(content).hexdigest()
-    path.parent.mkdir()
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: download([server.url], path, sha256, len(content)), range(4)))
-    finally:
-        server.http.shutdown()
-        server.http.server_close()
-    assert path.read_bytes() == content and len(server.ranges) == len(answers)
-    assert os.listdir(path.parent) == ["a.tar"]
-
-
-def test_two_entries_at_once(archive, tmp_path, monkeypatch):
-    """Two processes that download one release into one cache."""
-    content = archive.read_bytes()
-    server = Server(content)
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setattr(registry, "checkpoints_folder", lambda: tmp_path / "checkpoints")
     monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
-    registry.write_index({NAME: entry(content, [server.url])})
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            folders = set(pool.map(lambda _: registry.find_release(NAME), range(4)))
-    finally:
-        server.http.shutdown()
-        server.http.server_close()
-    (folder,) = folders
-    assert is_whole(folder) and server.ranges == [None]
+    manifest = (tmp_path / NAME / "manifest.json").read_bytes()
+    registry.write_index({NAME: entry(manifest, f"file://{tmp_path / NAME}")})
+    with ThreadPoolExecutor(4) as pool:
+        (folder,) = set(pool.map(lambda _: registry.find_release(NAME), range(4)))
+    assert is_complete(folder) and len(said) == 1

@@ -51,6 +51,10 @@ def test_files(folder, tmp_path):
     assert storage.list_files(folder) == ["a/b/c", "other", "some/file.bin"] == storage.list_files(folder + "/")
     assert storage.is_folder(folder) and storage.exists(folder) and storage.is_folder(storage.join(folder, "a/b"))
     assert storage.exists(path) and not storage.is_folder(path) and not storage.exists(path[:-1])
+    storage.remove(path)
+    assert not storage.exists(path) and storage.list_files(folder) == ["a/b/c", "other"]
+    with pytest.raises(FileNotFoundError):
+        storage.remove(path)
 
 
 def test_paths_keep_their_scheme(tmp_path, monkeypatch):

@@ -54,6 +54,11 @@ def join(folder: str | os.PathLike, name: str) -> str:
     return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else str(pathlib.Path(folder) / name)
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name that others chose, with `/` between its parts, stays inside the folder that it is joined to."""
+    return not {"", ".", ".."} & {*name.split("/")} and "\\" not in name and name.isprintable()
+
+
 def as_path(name: str | os.PathLike) -> pathlib.Path:
     """Return an absolute path with `/`, `name` and `parent` that keeps the scheme (pathlib would give `gs:/`)."""
     if not is_remote(name):
@@ -207,8 +212,23 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 
 def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Copy a local file of any size to `path`; raises the errors of `write_bytes`."""
-    operate(path, lambda filesystem, inner: filesystem.put_file(os.fspath(file), inner))
+    """Copy a local file of any size to `path`, and create its folders; raises the errors of `write_bytes`."""
+
+    def put(filesystem, inner):
+        filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)  # nothing in a bucket, which has no folders
+        filesystem.put_file(os.fspath(file), inner)
+
+    operate(path, put)
+
+
+def download(path: str | os.PathLike, file: str | os.PathLike) -> None:
+    """Copy a file of any size to a local `file`; raises the errors of `read_bytes`."""
+    operate(path, lambda filesystem, inner: filesystem.get_file(inner, os.fspath(file)))
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file; raises FileNotFoundError if it does not exist, and the errors of `read_bytes`."""
+    operate(path, lambda filesystem, inner: filesystem.rm_file(inner))
 
 
 def is_device(path: str | os.PathLike) -> bool:

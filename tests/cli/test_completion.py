@@ -50,7 +50,7 @@ def test_bash_offers_verbs_flags_choices_and_files(completed):
     lines = [[""], ["pre"], ["predict", "--ch"], ["export", "--format", ""], ["predict", "cl"], ["completion", ""]]
     verbs, some, checkpoint, formats, files, shells = completed(lines)
     assert verbs == set(VERBS) and some == {"predict", "preflight"} and checkpoint == {"--checkpoint"}
-    assert formats == {"safetensors", "jax"} and files == {"clip.mp4"} and shells == {"bash", "zsh"}
+    assert formats == {"safetensors", "jax", "torch", "onnx"} and files == {"clip.mp4"} and shells == {"bash", "zsh"}
 
 
 def test_bash_offers_the_flags_of_each_verb(completed):

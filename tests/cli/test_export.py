@@ -7,10 +7,14 @@ import tubevit
 from tubevit.convert.export import load_exported
 
 
-def test_both_formats(tiny_run, done, tmp_path):
+def test_formats(tiny_run, done, tmp_path):
     text = done(["export", tiny_run, tmp_path / "a", "--format", "safetensors"])
     assert [line.split()[0] for line in text.splitlines()] == [
         str(tmp_path / "a" / name) for name in ("config.json", "model.safetensors")
+    ]
+    text = done(["export", tiny_run, tmp_path / "c", "--format", "torch"])
+    assert [line.split()[0] for line in text.splitlines()] == [
+        str(tmp_path / "c" / name) for name in ("config.json", "model.safetensors", "tubevit_torch.py")
     ]
     (tmp_path / "b").mkdir()  # an empty folder will do
     command = ["export", tiny_run, tmp_path / "b", "--format", "jax", "--head", "digit", "--platforms", "cpu,tpu"]
@@ -18,7 +22,7 @@ def test_both_formats(tiny_run, done, tmp_path):
     assert [line.split()[0] for line in text.splitlines()] == [
         str(tmp_path / "b" / name) for name in ("config.json", "model.jaxexport", "params.safetensors")
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     config = json.loads((tmp_path / "b/config.json").read_text())
     assert config["platforms"] == ["cpu", "tpu"] and config["labels"] == {"digit": [str(i) for i in range(10)]}
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
@@ -30,14 +34,15 @@ def test_both_formats(tiny_run, done, tmp_path):
 @pytest.mark.parametrize(
     "flags, parts",
     [
-        (["--format", "onnx"], ["--format: invalid choice: 'onnx'", "safetensors", "jax"]),
+        (["--format", "tflite"], ["--format: invalid choice: 'tflite'", "safetensors", "jax", "torch", "onnx"]),
         ([], ["required: --format"]),
         (["--format", "jax"], ["several heads: pass --head, one of motion, digit"]),
+        (["--format", "onnx"], ["several heads: pass --head, one of motion, digit"]),
         (["--format", "jax", "--head", "moton"], ["unknown head 'moton'; did you mean 'motion'"]),
         (["--format", "jax", "--head", "motion", "--platforms", "cpu,gpu"], ["unknown platform 'gpu'", "cuda (NVIDIA"]),
         (["--format", "jax", "--head", "motion", "--platforms", ""], ["--platforms is empty"]),
-        (["--format", "safetensors", "--head", "motion"], ["--platforms and --head go with --format jax"]),
-        (["--format", "safetensors", "--platforms", "cpu"], ["--platforms and --head go with --format jax"]),
+        (["--format", "torch", "--head", "motion"], ["--head goes with --format jax and onnx"]),
+        (["--format", "onnx", "--head", "motion", "--platforms", "cpu"], ["--platforms goes with --format jax"]),
         (["--format", "jax", "--platform", "cpu"], ["no argument '--platform'; did you mean '--platforms'"]),
     ],
 )
@@ -46,7 +51,9 @@ def test_bad_flags(tiny_run, refused, tmp_path, flags, parts):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [["--format", "safetensors"], ["--format", "jax", "--head", "digit"]], ids="+".join)
+@pytest.mark.parametrize(
+    "flags", [["--format", "safetensors"], ["--format", "jax", "--head", "digit"], ["--format", "torch"]], ids="+".join
+)
 def test_folders_that_are_refused(tiny_run, refused, tmp_path, flags):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("kept")

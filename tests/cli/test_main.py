@@ -23,8 +23,8 @@ FLAGS = {
     "sparsify": {"--tubes", "--data", "--split", "--head", "--views", "--batch-size", "--json"},
     "make-moving-digits": {"--seed"},
     "report": {"--out"},
-    "release": {"--step", "--bfloat16", "--config", "--licence", "--url", "--replace"},
-    "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--json"},
+    "release": {"--step", "--bfloat16", "--config", "--licence", "--to", "--replace"},
+    "shard-videos": {"--split", "--shards", "--processes", "--short-side", "--runner", "--beam", "--json"},
     "completion": {"--help"},
 }
 

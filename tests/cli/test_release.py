@@ -52,7 +52,7 @@ def clip(digits_cache):
 def test_the_entry(released, digits_cache):
     (row,) = json.loads((released.parent / "index.json").read_text())
     assert registry.read_index()[NAME] == registry.Release(**row)
-    assert (row["name"], row["urls"], row["licence"], row["config"]) == (NAME, [], "CC-BY-4.0", TINY)
+    assert (row["name"], row["source"], row["licence"], row["config"]) == (NAME, "", "CC-BY-4.0", "tiny.py")
     assert row["data"] == {"moving_digits": "moving_digits", "still_digits": "still_digits"}
     assert row["input"] == {"frames": 16, "fps": 8.0, "size": 32, "range": "uint8 0..255 or float -1..1"}
     assert row["classes"] == {"motion": 8, "digit": 10}
@@ -107,7 +107,7 @@ def test_the_card(released, places, tiny_run):
         f"| moving_digits | train | motion | 1x1 | 24 | {motion['correct']} | {100 * motion['top1']:.2f} % |",
         f"| still_digits | train | digit | 1x1 | {still['clips']} | {still['correct']} |",
         f"    tubevit evaluate --checkpoint {NAME} --split train\n",
-        f"    tubevit train --workdir DIR --config {TINY}\n",
+        "    tubevit train --workdir DIR --config tiny.py\n",  # without the folder that it is in here
         "## Curves\n\n![loss](loss.svg)\n\n![accuracy](accuracy.svg)\n",
         "## Licence\n\nCC-BY-4.0\n", "## Limits\n\n- The model knows only the classes above",
         "16x32x32 (frames, rows, columns)",
@@ -211,26 +211,23 @@ def test_replacing(released, refused, done, tiny_run, tmp_path, capsys):
         kept.rename(released.parent)
 
 
-def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
-    """The weights are in the archive to be uploaded; what the cache has of it is what was released."""
-    monkeypatch.chdir(tmp_path)
-    name, url = "tubevit_nano8@far", "https://example.org/far.tar"
-    options = release.ReleaseOptions(urls=(url,), largest=1000)  # its size does not matter then
+def test_at_an_address(places, tiny_run, done, refused, tmp_path, monkeypatch):
+    """Weights and card are there, the card is here; what the cache gets is what was released."""
+    name, folder = "tubevit_nano8@far", tmp_path / "far"
+    options = release.ReleaseOptions(to=folder.as_uri(), largest=1000)  # its size does not matter then
     release.release(open_checkpoint(tiny_run), name, options, evaluate=lambda stored: [])
-    refused(["release", tiny_run, name, "--url", url], f"{name} is released already")
-    text = done(["release", tiny_run, name, "--url", url, "--url", "https://mirror.org/far.tar", "--replace"])
+    refused(["release", tiny_run, name, "--to", folder.as_uri()], f"{name} is released already")
+    text = done(["release", tiny_run, name, "--to", folder.as_uri(), "--replace"])
     entry = registry.read_index()[name]
     try:
-        assert f"MB in {name}.tar" in text and entry.urls == (url, "https://mirror.org/far.tar")
-        assert {path.name for path in (places / name).iterdir()} == {
-            "README.md", "loss.svg", "accuracy.svg", "metrics.jsonl",
-        }  # fmt: skip
-        assert (tmp_path / f"{name}.tar").stat().st_size == entry.bytes
-        refused(["release", tiny_run, f"{name}_2", "--url", "ftp://e.org/x"], "begins with https:// or http://")
+        assert f"MB in {folder.as_uri()}" in text and entry.source == folder.as_uri()
+        figures = {"README.md", "loss.svg", "accuracy.svg", "metrics.jsonl"}
+        assert {path.name for path in (places / name).iterdir()} == figures
+        assert figures < {path.name for path in folder.iterdir()}
+        elsewhere = ["release", tiny_run, f"{name}_2", "--to"]
+        refused([*elsewhere, folder.as_uri()], f"{folder.as_uri()} holds a checkpoint already")
+        refused([*elsewhere, "/data/x"], "is hf://owner/repo, or the address of a folder")
         monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
-        there = tmp_path / "cache/checkpoints" / f"{name}-{entry.sha256[:12]}" / f"{name}.tar"
-        there.parent.mkdir(parents=True)
-        (tmp_path / f"{name}.tar").rename(there)
         run, loaded = (flatten(parameters(tubevit.load_model(each))) for each in (tiny_run, name))
         for path, leaf in run.items():
             np.testing.assert_array_equal(leaf, loaded[path])
@@ -251,6 +248,7 @@ def test_with_a_url(places, tiny_run, done, refused, tmp_path, monkeypatch):
         ("tubevit_nano8@x", ["--config", "quickstart"], ["was not trained with quickstart: ", "in the run, "]),
         ("tubevit_nano8@x", ["--config", f"{TINY}:seed=3"], ["seed: 0 in the run, 3 in the experiment"]),
         ("tubevit_nano8@x", ["--licens", "MIT"], ["did you mean '--licence'"]),
+        ("tubevit_nano8@x", ["--licence", "see\nREADME"], ["--licence must be the name of a licence"]),
     ],
 )
 def test_refused(places, tiny_run, refused, name, flags, parts):
@@ -271,7 +269,7 @@ def test_a_bootstrapped_model_has_the_name_of_its_vit(places, tiny_run):
 
 def test_what_is_too_large_or_no_run(places, tiny_run, refused, tmp_path):
     before = sorted(places.rglob("*"))
-    with pytest.raises(UserError, match="MB, the repository takes 0: pass --bfloat16.*--url"):
+    with pytest.raises(UserError, match="MB, the repository takes 0: pass --bfloat16.*--to hf://"):
         options = release.ReleaseOptions(largest=50_000)
         release.release(open_checkpoint(tiny_run), "tubevit_nano8@x", options, evaluate=pytest.fail)
     tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")

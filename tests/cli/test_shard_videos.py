@@ -47,6 +47,11 @@ def test_refused(done, refused, clips, tmp_path):
     )
     refused(["shard-videos", source, out, "--short-side", 4], "--short-side: must be at least 16; found '4'")
     refused(["shard-videos", source, out, "--split", "train,tset"], "unknown split", "did you mean 'test'?")
+    runner = ["shard-videos", source, out, "--runner"]
+    refused([*runner, "direct"], "--runner direct needs apache_beam, which is not installed", "'tubevit[beam]'")
+    refused([*runner, "dataflw"], "unknown runner 'dataflw'; did you mean 'dataflow'?")
+    refused([*runner, "direct", "--processes", 2], "--processes is for this host")
+    refused(["shard-videos", source, out, "--beam", "region=x"], "--beam region=x: expected --runner with it")
     assert not out.exists()  # splits are opened before any is written
     done(["shard-videos", source, out, "--split", "train"])
     refused(["shard-videos", source, out, "--split", "train", "--short-side", 32], "was begun with short_side None")

@@ -76,7 +76,7 @@ def test_contract(config):
     } == {*config}
     keys = {
         "model.name", "model.tubes", "input.frames", "input.fps", "input.size", "train.steps", "eval.every",
-        "checkpoint.every", "checkpoint.keep", "loader.threads", "loader.workers", "log.every", "precision",
+        "checkpoint.every", "checkpoint.keep", "loader.threads", "loader.workers", "log.every", "log.to", "precision",
         "eval.views", "init.checkpoint", "init.tubes", "init.skip",
     }  # fmt: skip
     data = ("source", "split", "head", "batch_size", "loss_weight", "augment.flip")
@@ -144,6 +144,23 @@ def test_values_are_read_by_type(key, text, value):
         ("quickstart", {"init.tubes": "random"}, "init.tubes goes with init.checkpoint, which is not set"),
         ("quickstart", {"init.skip": "pooling"}, "init.skip goes with init.checkpoint"),
         ("quickstart", {"train.freeze_below": "1"}, "train.freeze_below=1 would freeze random parameters"),
+        (
+            "quickstart",
+            {"train.adapter": "lora"},
+            "train.adapter=lora would freeze random parameters: set init.checkpoint",
+        ),
+        ("quickstart", {"train.adapter": "lroa"}, "unknown train.adapter 'lroa'; did you mean 'lora'"),
+        ("quickstart", {"train.lora.rank": "4"}, "train.lora.rank goes with train.adapter=lora"),
+        (
+            "quickstart",
+            {"init.checkpoint": "x", "train.adapter": "lora", "train.freeze_below": "1"},
+            "train.adapter=lora freezes all blocks: set train.freeze_below=0; found 1",
+        ),
+        (
+            "quickstart",
+            {"init.checkpoint": "x", "train.adapter": "lora", "train.lora.targets": "qkv,mpl"},
+            "unknown train.lora.targets 'mpl'; did you mean 'mlp'",
+        ),
         ("quickstart", {"init.checkpoint": "x", "init.rename": "a"}, "init.rename must be old=new,...; found 'a'"),
         ("quickstart", {"train.steps.more": "1"}, "unknown key 'train.steps.more'"),
         (

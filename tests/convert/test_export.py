@@ -17,7 +17,9 @@ from tubevit import Head, UserError
 from tubevit.checkpoint.metadata import config_from_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
+from tubevit.convert import convert
 from tubevit.convert.export import PLATFORMS, export_jax, export_program, export_safetensors, load_exported
+from tubevit.convert.foreign import Options
 from tubevit.models.abstract import parameters
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -242,12 +244,27 @@ def test_loading_what_does_not_fit(model, folder, tiny, tmp_path):
         load_exported(tmp_path / "c")
 
 
+def test_what_becomes_a_checkpoint_again(model, folder, tmp_path):
+    """The options of `convert` hold for our own parameters, too; a program does not come back."""
+    export_safetensors(model, tmp_path / "a")
+    done = convert(tmp_path / "a", tmp_path / "b", options=Options(headless=True, mean=(0.4, 0.5, 0.6)))
+    assert len(done.notes) == 1 and done.notes[0].startswith("left out: heads/")
+    again = tubevit.load_model(tmp_path / "b")
+    assert again.config == model.config.replace(heads=(), mean=(0.4, 0.5, 0.6))
+    np.testing.assert_array_equal(again.encoder.gate[...], model.encoder.gate[...])
+    with pytest.raises(UserError, match="exported with --format jax, .* export with --format safetensors or torch"):
+        convert(folder, tmp_path / "c")
+
+
 def test_the_page(tiny_run, tmp_path, monkeypatch, capsys):
-    """docs/export.md: its Python reads what its commands write, the first of it without jax."""
+    """docs/export.md: its Python reads what its commands write, the first of it without jax.
+
+    PyTorch and ONNX, which come after these, are in tests/extras/test_twin.py.
+    """
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/quickstart").symlink_to(tiny_run)
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/export.md").read_text()
+    page = (ROOT / "docs/export.md").read_text().partition("## PyTorch")[0]
     for command in re.findall(r"^    tubevit (.+)$", page, re.MULTILINE):
         assert main(command.split()) == 0
     capsys.readouterr()

@@ -13,6 +13,7 @@ import tubevit
 from tests.data.clips import write_clip
 from tubevit import storage
 from tubevit.cli import main
+from tubevit.data.shard_processes import in_processes
 from tubevit.data.shard_writer import write_shards
 from tubevit.data.sources import open_source
 from tubevit.data.sources.splits import split_by_hash
@@ -66,7 +67,7 @@ def test_sources(folder):
 def test_shards(folder, tmp_path, processes):
     out = str(tmp_path / "shards")
     original = open_source(folder, "test")
-    result = write_shards(original, "test", out, 2, processes=processes)
+    result = write_shards(original, "test", out, 2, write=in_processes(processes))
     assert (result["written"], result["rejected"]) == (3, 1)
     assert write_shards(original, "test", out, 2)["kept"] == 3  # resumed
     source = open_source(f"shards:{out}", "test")

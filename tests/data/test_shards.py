@@ -25,6 +25,7 @@ from tubevit import storage
 from tubevit.data import shards
 from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.recode import validated_bytes
+from tubevit.data.shard_processes import in_processes
 from tubevit.data.shard_writer import default_shards, write_shards
 from tubevit.data.sources import open_source
 from tubevit.data.sources.shards import open_shards
@@ -112,7 +113,8 @@ def test_index_and_rejected(clips, made):
 
 def test_same_files_from_processes(clips, made, tmp_path):
     for split, count in (("val", 2), ("train", 3)):
-        result = write_shards(open_source(str(clips / "clips.csv"), split), split, str(tmp_path), count, processes=2)
+        source = open_source(str(clips / "clips.csv"), split)
+        result = write_shards(source, split, str(tmp_path), count, write=in_processes(2))
     assert (result["written"], result["rejected"], result["shards"], result["kept"]) == (16, 5, 3, 0)
     assert content(tmp_path) == content(made)
 
@@ -123,7 +125,7 @@ def test_bucket(clips, made, tmp_path):
         out = "gs://bucket/some/shards"
         for split, count, processes in (("train", 3, 2), ("val", 2, 1)):
             source = open_source(str(clips / "clips.csv"), split)
-            write_shards(source, split, out, count, processes=processes)
+            write_shards(source, split, out, count, write=in_processes(processes))
         expected = {str(path): data for path, data in content(made).items()}
         assert {path: storage.read_bytes(f"{out}/{path}") for path in storage.list_files(out)} == expected
         local, remote = open_shards(f"shards:{made}", "all"), open_shards(f"shards:{out}", "all")
@@ -137,7 +139,7 @@ def test_bucket(clips, made, tmp_path):
             damage()
             with pytest.raises(UserError, match=f"shard {shard} {message}.*; expected 2 records"):
                 open_shards(f"shards:{out}", "val")
-            assert write_shards(source, "val", out, processes=1)["kept"] == 2
+            assert write_shards(source, "val", out)["kept"] == 2
             assert storage.read_bytes(shard) == expected["val-00001-of-00002.array_record"]
 
 
@@ -152,7 +154,7 @@ def test_again_keeps_what_is_there(clips, made, tmp_path):
     assert all((out / path).stat().st_mtime_ns == time for path, time in times.items())
     damaged = (out / "train-00002-of-00003.array_record").read_bytes()[:-1]
     (out / "train-00002-of-00003.array_record").write_bytes(damaged)
-    write_shards(train, "train", str(out), processes=2)
+    write_shards(train, "train", str(out), write=in_processes(2))
     assert content(out) == content(made)
 
 
@@ -161,16 +163,18 @@ def test_killed_and_begun_again(clips, made, tmp_path):
     script = tmp_path / "write.py"
     script.write_text(
         "import time\n"
-        "from tubevit.data import recode, shard_writer\n"
+        "from tubevit.data import recode, shard_job\n"
+        "from tubevit.data.shard_processes import in_processes\n"
+        "from tubevit.data.shard_writer import write_shards\n"
         "from tubevit.data.sources import open_source\n"
         "real = recode.validated_bytes\n"
         "def slow(*args):\n"
         "    time.sleep(0.1)\n"
         "    return real(*args)\n"
-        "shard_writer.validated_bytes = slow\n"
+        "shard_job.validated_bytes = slow\n"
         "if __name__ == '__main__':\n"
         f"    source = open_source({str(clips / 'clips.csv')!r}, 'train')\n"
-        f"    shard_writer.write_shards(source, 'train', {str(tmp_path / 'out')!r}, 3, processes=2)\n"
+        f"    write_shards(source, 'train', {str(tmp_path / 'out')!r}, 3, write=in_processes(2))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
@@ -374,7 +378,7 @@ def test_number_of_shards(clips):
 def test_a_process_that_dies(clips, tmp_path):
     source = dataclasses.replace(open_source(str(clips / "clips.csv"), "val"), read=os._exit)
     with pytest.raises(ChildProcessError, match="the same command resumes"):
-        write_shards(source, "val", str(tmp_path), 2, processes=2)
+        write_shards(source, "val", str(tmp_path), 2, write=in_processes(2))
 
 
 def test_unwritten_format():

@@ -113,6 +113,20 @@ def test_small_to_large(execute, tiny_run):
     assert gate != 0
 
 
+def test_in_and_out(execute, hub, tiny_run, tmp_path):
+    """A model on the Hub, an adapter of it, and the same outputs in torch."""
+    tubevit.save_model(tubevit.load_model(tiny_run), tmp_path / "saved")
+    hub.add_folder("owner/repo", tmp_path / "saved")
+    text, _, folder = execute("6_in_and_out", init="hf://owner/repo", clips=16, changes=STEPS)
+    assert "heads motion, digit" in text and "classes: falling, horizontal, rising, vertical" in text
+    shown = re.search(r"in PyTorch: (.+)", text).group(1)
+    assert {each.split()[0] for each in shown.split(", ")} == {"falling", "horizontal", "rising", "vertical"}
+    assert float(re.search(r"largest difference: (\S+)", text).group(1)) < 1e-5
+    assert sorted(path.name for path in (folder / "runs/adapted/for_torch").glob("*.*")) == [
+        "config.json", "model.safetensors", "tubevit_torch.py",
+    ]  # fmt: skip
+
+
 def test_tpu_pod(execute):
     text, _, folder = execute("5_tpu_pod", experiment="quickstart", topology="v5litepod-8", changes={})
     assert "v5litepod-8 is v5e:2x4: 8 chips" in text and "176 tokens" in text

@@ -11,6 +11,7 @@ import pytest
 
 import tubevit
 from tests.scripts import ROOT
+from tubevit.convert.export import export_safetensors
 
 
 def run(*command, **options):
@@ -36,11 +37,11 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """The folder of the programs of a new virtual environment with the wheel and the pinned versions."""
+    """The folder of the programs of a new virtual environment: the wheel, its extra `hub`, the pinned versions."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", str(folder))
     pip = [str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "-c", str(ROOT / "constraints.txt"), str(wheel))
+    run(*pip, "-c", str(ROOT / "constraints.txt"), f"{wheel}[hub]")
     return folder / "bin"
 
 
@@ -63,6 +64,25 @@ def test_it_works_elsewhere(environment, tmp_path):
     code = "import tubevit; tubevit.load_model; print(tubevit.list_models(pretrained=True)); print(tubevit.__file__)"
     names, path = run(str(environment / "python"), "-c", code, **here).splitlines()
     assert names == str(tubevit.list_models(pretrained=True)) and path.startswith(str(environment.parent))
+
+
+def test_two_lines_classify_a_clip_with_a_model_from_the_hub(environment, hub, digits_cache, tmp_path):
+    """Ours as saved, and as safetensors."""
+    name = "tubevit_nano8@moving_digits"
+    clip = sorted((digits_cache / "videos/test").iterdir())[0]
+    model = tubevit.load_model(name)
+    expected = model.labels["motion"][int(model(tubevit.read_video(clip, **model.input), head="motion").argmax())]
+    export_safetensors(model, tmp_path / "exported")
+    hub.add_folder("owner/saved", ROOT / "checkpoints" / name)
+    hub.add_folder("owner/exported", tmp_path / "exported")
+    for repo in ("saved", "exported"):
+        code = (
+            f'model = tubevit.load_model("hf://owner/{repo}")\n'
+            f'logits = model(tubevit.read_video("{clip}", **model.input), head="motion")\n'
+        )
+        shown = 'print(model.labels["motion"][int(logits.argmax())])'
+        output = run(str(environment / "python"), "-c", f"import tubevit\n{code}{shown}", cwd=tmp_path)
+        assert output.strip() == expected
 
 
 def test_it_asks_for_nothing_of_the_extras(environment):

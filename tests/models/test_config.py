@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import pytest
 
@@ -118,3 +119,9 @@ def test_other_tubes_bring_their_own_padding_and_kernels():
     back = config.replace(tubes="interpolated").replace(tubes="paper")
     assert not back.interpolated and back.tubes == PRESETS["paper"]
     assert config.replace(width=48).padding == "same" and config.replace(tubes="core", padding="same").padding == "same"
+
+
+def test_int8_without_qwix(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    with pytest.raises(UserError, match=r"quantize='int8' needs qwix, .*'tubevit\[int8\]'"):
+        tiny(quantize="int8")

@@ -131,6 +131,16 @@ def test_from_a_checkpoint(clips, tiny_run):
         resolved(clips(8), str(tiny_run), "tubevit_b16")
 
 
+def test_an_adapter(clips, tiny_run):
+    config, lines = resolved(clips(8), str(tiny_run), adapter="lora")
+    assert (config.train.adapter, config.train.freeze_below, config.optimizer.name) == ("lora", 0, "adamw")
+    assert config.optimizer.learning_rate == 0.016 and f"from {tiny_run}, adapters of rank 8," in lines[1]
+    with pytest.raises(UserError, match="unknown train.adapter 'lroa'; did you mean 'lora'"):
+        load_config(f"finetune:data=x.csv,init={tiny_run},adapter=lroa")
+    with pytest.raises(UserError, match="train.adapter=lora would freeze random parameters: set init.checkpoint"):
+        load_config("finetune:data=x.csv,init=none,adapter=lora")
+
+
 def test_few_clips_begin_from_the_closest_release(clips):
     """Unless the user wants another model, or none."""
     data, released = clips(8, size=(200, 260)), "tubevit_nano8@moving_digits"

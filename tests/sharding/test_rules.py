@@ -7,6 +7,8 @@ import pytest
 
 from tubevit.errors import UserError
 from tubevit.models.abstract import abstract_parameters
+from tubevit.models.config import Lora
+from tubevit.models.lora import adapter_shapes
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.sharding.rules import LARGE_BYTES, SMALL, check_sharding, device_bytes, sharding_table, spec
 
@@ -41,8 +43,19 @@ def test_blocks_of_h(huge):
         "mlp/up/bias": (None, "tensor"),
         "mlp/down/kernel": (None, "tensor", "fsdp"),  # (L, M, D)
         "norm1/scale": (),
+        # Adapters follow their kernels.
+        "attention/qkv/lora_a": (None, "fsdp"),  # (L, D, r)
+        "attention/qkv/lora_b": (None, None, None, "tensor", "fsdp"),  # (L, r, 3, heads, d)
+        "attention/out/lora_a": (None, "tensor", "fsdp"),  # (L, heads, d, r)
+        "attention/out/lora_b": (None, None, "fsdp"),  # (L, r, D)
+        "mlp/up/lora_a": (None, "fsdp"),
+        "mlp/up/lora_b": (None, "fsdp", "tensor"),
+        "mlp/down/lora_a": (None, "tensor", "fsdp"),
+        "mlp/down/lora_b": (None, None, "fsdp"),
     }
-    for name, leaf in named(huge).items():
+    adapter = adapter_shapes(model_config("tubevit_h16", lora=Lora(16)))
+    assert expected.keys() <= {name.removeprefix(blocks) for name in [*named(huge), *adapter]}
+    for name, leaf in {**named(huge), **adapter}.items():
         if name.removeprefix(blocks) in expected:
             found = spec(name, leaf.shape, here)
             wanted = expected[name.removeprefix(blocks)]

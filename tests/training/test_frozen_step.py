@@ -11,9 +11,11 @@ from flax import nnx
 
 from tubevit.checkpoint.paths import flatten
 from tubevit.config import dataset_config, default_config
-from tubevit.models.abstract import abstract_parameters, graph_of, parameters
-from tubevit.models.config import Head
+from tubevit.models.abstract import parameters
+from tubevit.models.config import Head, Lora
+from tubevit.models.flops import training_flops
 from tubevit.models.freeze import join_frozen, split_frozen
+from tubevit.models.lora import adapter_shapes, training_graph, training_shapes
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import joint_loss, make_step, state_of
 
@@ -71,6 +73,15 @@ def test_layers_of_new_weights_are_trained(model):
     assert "tokenizer/tubes/0/widen/kernel" in trained and "tokenizer/tubes/0/kernel" in frozen
 
 
+def test_an_adapter_is_trained_and_its_base_frozen(model):
+    config = model(0, gate_layer=1, add_attention=1, lora=Lora(2)).config
+    params = training_shapes(config)
+    trained, frozen = map(flatten, split_frozen(params, config))
+    new = ("pooling", "heads", "encoder/gate", "encoder/added")
+    assert trained.keys() == adapter_shapes(config).keys() | {p for p in flatten(params) if p.startswith(new)}
+    assert frozen.keys() == flatten(params).keys() - trained.keys()
+
+
 def gradients(model, params, config):
     """Of the loss with respect to what is trained, by path."""
     trained, frozen = split_frozen(params, model.config)
@@ -121,9 +132,9 @@ def test_only_what_is_trained_changes_and_has_state(model, config):
 def lowered_step(model, config, s, **fields):
     """The step of 8 blocks that are most of the work, traced from shapes."""
     settings = dataclasses.replace(model(0).config, depth=8, width=64, mlp_dim=256, freeze_below=s, **fields)
-    graph = graph_of(settings)
+    graph = training_graph(settings)
     optimizer = make_optimizer(config)
-    params = abstract_parameters(settings)
+    params = training_shapes(settings)
     state = jax.eval_shape(lambda p: state_of(p, settings, optimizer), params)
     return make_step(graph, optimizer, config).lower(state, jax.tree.map(jnp.asarray, BATCH))
 
@@ -137,6 +148,21 @@ def test_frozen_blocks_cost_no_backward_pass(model, config):
     full = flops(0)
     assert flops(6) < 0.57 * full  # of 24 passes through a block (1 forward, 2 back) 12 are left
     assert 0.85 * full < flops(1) < full
+
+
+def test_an_adapter_saves_the_gradients_of_its_base(model, config):
+    """A frozen block has one backward product for each forward one, a trained block two."""
+
+    def flops(**fields):
+        return lowered_step(model, config, 0, scan=False, **fields).cost_analysis()["flops"]
+
+    full, settings = flops(), dataclasses.replace(model(0).config, depth=8, width=64, mlp_dim=256)
+    for rank in (2, 8):
+        share = flops(lora=Lora(rank)) / full
+        adapted, plain = (
+            training_flops(each, each.shape, "motion") for each in (settings.replace(lora=Lora(rank)), settings)
+        )
+        assert 0.6 < share < 0.85 and abs(share - adapted / plain) < 0.04
 
 
 @pytest.mark.parametrize("gate", [None, 6])

@@ -8,7 +8,7 @@ import tubevit
 from tests.models.reference import read_parameters, windows
 from tubevit.errors import UserError
 from tubevit.models.abstract import parameters
-from tubevit.models.config import Head
+from tubevit.models.config import Head, Lora
 from tubevit.models.tokenizer import as_windows
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
@@ -224,6 +224,9 @@ def test_nothing_random_is_frozen(vit, small, tiny):
     ):
         with pytest.raises(UserError, match=f"frozen by train.freeze_below=2, but not in a checkpoint: .*{words}"):
             initialise(parameters(fresh), config, vit[1], **settings)
+    adapted = config.replace(freeze_below=0, lora=Lora())
+    with pytest.raises(UserError, match="frozen by train.adapter=lora, .*encoder/blocks/2; .* or train.adapter=none"):
+        initialise(parameters(fresh), adapted, vit[1], tubes=small[1], skip=["encoder/blocks/2"])
     initialise(parameters(fresh), config, vit[1], tubes=small[1], skip=["encoder/blocks/2"])
     with pytest.raises(UserError, match="has fixed positions instead of learned ones: pass position=fixed"):
         bootstrapped_config(small[0].config, vit[0].config.replace(position="fixed"))

@@ -1,12 +1,9 @@
 import hashlib
-import http.server
 import json
 import pathlib
-import socket
+import shutil
 import subprocess
 import sys
-import tarfile
-import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,22 +12,22 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import tubevit
+from tubevit.checkpoint.manifest import is_complete, verify
 from tubevit.checkpoint.paths import flatten
 from tubevit.errors import RunError, UserError
 from tubevit.models.abstract import parameters
 from tubevit.sharding.rules import put
 from tubevit.transfer.initialise import read_donor
-from tubevit.zoo import download, registry
-from tubevit.zoo.archive import is_whole, pack, unpack
+from tubevit.zoo import registry
 from tubevit.zoo.names import named_config, open_checkpoint
 from tubevit.zoo.registry import Release, find_release, read_index, write_index
 
 NAME = "tubevit_x@tag"
 
 
-def entry(archive: bytes, urls=(), name=NAME, **fields) -> Release:
+def entry(manifest: bytes, source="", name=NAME, **fields) -> Release:
     values = dict(
-        name=name, urls=urls, sha256=hashlib.sha256(archive).hexdigest(), bytes=len(archive), licence="CC-BY-4.0",
+        name=name, source=source, sha256=hashlib.sha256(manifest).hexdigest(), bytes=1000, licence="CC-BY-4.0",
         data={"a": "moving_digits"}, input={"frames": 16, "fps": 8.0, "size": 64, "range": "uint8 0..255"},
         classes={"default": 5}, metrics=(), command=f"tubevit evaluate --checkpoint {name}", config="", commit=None,
     )  # fmt: skip
@@ -44,12 +41,11 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
-    """A folder with the name of the release, and its archive."""
+    """A folder with the name of the release, and its manifest."""
     folder = tmp_path_factory.mktemp("saved") / NAME
     tubevit.save_model(model, folder)
     (folder / "README.md").write_text("a card")
-    pack(folder, folder.parent / "a.tar")
-    return folder, (folder.parent / "a.tar").read_bytes()
+    return folder, (folder / "manifest.json").read_bytes()
 
 
 @pytest.fixture
@@ -62,94 +58,36 @@ def places(tmp_path, monkeypatch):
     return tmp_path / "checkpoints", tmp_path / "cache"
 
 
-class Server:
-    """A file at http://localhost; each request takes the next of `answers`, the last one for ever.
-
-    An answer is `whole`, `no ranges`, a status, or the number of bytes after which the connection is cut.
-    """
-
-    def __init__(self, content: bytes, answers=("whole",)):
-        self.content, self.answers, self.ranges = content, list(answers), []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-        self.url = f"http://localhost:{self.http.server_port}/a.tar"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def answer(self, request):
-        asked = request.headers["Range"]
-        self.ranges.append(asked)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if answer in (404, 500):
-            return request.send_error(answer)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and answer != "no ranges" else 0
-        body = self.content[start:]
-        request.send_response(206 if start else 200)
-        if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body if isinstance(answer, str) else body[:answer])
-        request.close_connection = True
+def cached(cache, manifest: bytes):
+    return cache / "checkpoints" / f"{NAME}-{hashlib.sha256(manifest).hexdigest()[:12]}" / NAME
 
 
-@pytest.fixture
-def serve():
-    """`serve(content, answers)`: a `Server`."""
-    servers = []
-
-    def start(*args):
-        servers.append(Server(*args))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def cached(cache, archive: bytes):
-    return cache / "checkpoints" / f"{NAME}-{hashlib.sha256(archive).hexdigest()[:12]}" / NAME
-
-
-def test_the_index_of_the_repository(tmp_path):
-    """Each entry is what its folder holds: the archive of that has the hash and the size of the entry."""
+def test_the_index_of_the_repository():
+    """Each entry is what its folder holds: the files are those of its manifest, which has the hash of the entry."""
     folder = registry.checkpoints_folder()
     releases = read_index()
     assert tubevit.list_models(pretrained=True) == sorted(releases)
     assert {path.name for path in folder.iterdir() if path.is_dir()} == set(releases)
     for name, release in releases.items():
         assert (folder / name / "README.md").read_text().startswith(f"# {name}\n")
-        if not release.urls:
-            pack(folder / name, tmp_path / "a.tar")
-            archive = (tmp_path / "a.tar").read_bytes()
-            assert (len(archive), hashlib.sha256(archive).hexdigest()) == (release.bytes, release.sha256)
+        if not release.source:
+            manifest = (folder / name / "manifest.json").read_bytes()
+            size = sum((folder / name / file).stat().st_size for file in json.loads(manifest))
+            assert (size, hashlib.sha256(manifest).hexdigest()) == (release.bytes, release.sha256)
+            assert verify(folder / name) == []
 
 
 def test_round_trip_of_the_index(places):
     both = (
-        entry(b"a", ["https://e.org/a", "http://e.net/a"]),
-        entry(b"b", name="vit_b16@k400_2", licence="CC-BY ©"),
+        entry(b"a", "hf://owner/model@" + "0" * 40),
+        entry(b"b", "gs://bucket/folder", name="vit_b16@k400_2", licence="CC-BY ©"),
     )
     releases = {each.name: each for each in both}
     write_index(releases)
     assert read_index() == releases and list(read_index()) == sorted(releases)
     (row, _) = json.loads((places[0] / "index.json").read_text())
     assert set(row) == {
-        "name", "urls", "sha256", "bytes", "licence", "data", "input", "classes", "metrics", "command", "config",
+        "name", "source", "sha256", "bytes", "licence", "data", "input", "classes", "metrics", "command", "config",
         "commit",
     }  # fmt: skip
     assert tubevit.list_models("tubevit_x*", pretrained=True) == [NAME]
@@ -162,8 +100,12 @@ def test_round_trip_of_the_index(places):
         ({"name": "no_tag"}, "is named ARCHITECTURE@TAG"),
         ({"name": "../x@tag"}, "found '../x@tag'"),
         ({"name": "a@b@c"}, "found 'a@b@c'"),
-        ({"urls": "https://e.org"}, "urls must be a list"),
-        ({"urls": ["file:///etc/passwd"]}, "begins with https:// or http://; found 'file:///etc/passwd'"),
+        ({"metrics": "top1"}, "metrics must be a list"),
+        (
+            {"source": "/data/x"},
+            "is hf://owner/repo, or the address of a folder such as gs://bucket/folder; found '/data/x'",
+        ),
+        ({"source": "hf://owner"}, "is named hf://owner/repo[@revision][:subfolder]"),
         ({"sha256": "abc"}, "sha256 must be 64 hexadecimal digits"),
         ({"bytes": 0}, "bytes must be a whole number above 0; found 0"),
         ({"input": {"frames": 3}}, "input must have frames, fps, size, range"),
@@ -207,8 +149,8 @@ def test_unknown_names_give_the_closest(places):
 
 
 def test_the_folder_beside_the_index_comes_first(places, saved, model):
-    folder, archive = saved
-    write_index({NAME: entry(archive, ["http://localhost:1/a.tar"])})
+    folder, manifest = saved
+    write_index({NAME: entry(manifest, "hf://owner/model")})
     (places[0] / NAME).symlink_to(folder)
     assert open_checkpoint(NAME).folder == places[0] / NAME and not places[1].exists()
     ours, theirs = flatten(parameters(model)), flatten(parameters(tubevit.load_model(NAME)))
@@ -227,175 +169,65 @@ def test_what_lies_under_that_name_here_comes_before(places, saved, tmp_path, mo
     assert open_checkpoint(NAME).folder == tmp_path / "here" / NAME
 
 
-def test_downloaded_once(places, saved, serve, model):
-    archive = saved[1]
-    server = serve(archive)
-    write_index({NAME: entry(archive, [server.url])})
-    folder = find_release(NAME)
-    assert folder == cached(places[1], archive)
-    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", NAME]
-    assert not (folder / "README.md").exists() and server.ranges == [None]
+def test_copied_once_from_any_address(places, saved, model, said):
+    folder, manifest = saved
+    source = f"file://{folder}"  # as_uri would encode the @, which fsspec does not decode
+    write_index({NAME: entry(manifest, source)})
+    found = find_release(NAME)
+    assert found == cached(places[1], manifest)
+    assert sorted(p.name for p in found.parent.iterdir()) == [".lock", NAME]
+    assert not (found / "README.md").exists() and len(said) == 1 and f"from {source}" in said[0]
     loaded = tubevit.load_model(NAME)
-    assert loaded.config == model.config and server.ranges == [None]  # from the cache
-    damaged = next(path for path in sorted(folder.rglob("d/*")) if path.stat().st_size)
+    assert loaded.config == model.config and len(said) == 1  # from the cache
+    damaged = next(path for path in sorted(found.rglob("d/*")) if path.stat().st_size)
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match=f"{folder} is damaged: .*; delete it, and it is downloaded again"):
+    with pytest.raises(UserError, match=f"{found} is damaged: .*; delete {found.parent}, and it is fetched again"):
         tubevit.load_model(NAME)
-    (folder / "manifest.json").unlink()  # as if it had been cut off
-    assert find_release(NAME) == folder and is_whole(folder) and server.ranges == [None] * 2
+    (found / "manifest.json").unlink()  # as if it had been cut off
+    assert find_release(NAME) == found and is_complete(found) and len(said) == 2
 
 
-def test_a_cut_connection_is_resumed(places, saved, serve):
-    archive = saved[1]
-    server = serve(archive, [1000, 5000, "whole"])
-    write_index({NAME: entry(archive, [server.url])})
-    assert is_whole(find_release(NAME))
-    assert server.ranges == [None, "bytes=1000-", "bytes=6000-"]
-
-
-def test_a_later_call_goes_on_and_so_does_a_mirror(places, saved, serve):
-    archive = saved[1]
-    broken = serve(archive, [3000, 500])
-    write_index({NAME: entry(archive, [broken.url])})
-    with pytest.raises(RunError, match="500 Internal Server Error"):
+def test_an_address_with_something_else(places, saved, tmp_path):
+    folder, manifest = saved
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    write_index({NAME: entry(b"another", copy.as_uri())})
+    with pytest.raises(RunError, match=f"{copy.as_uri()} is not {NAME}: its manifest.json has the sha256 "):
         find_release(NAME)
-    mirror = serve(archive)
-    write_index({NAME: entry(archive, [broken.url, mirror.url])})
-    assert is_whole(find_release(NAME))
-    assert broken.ranges == [None, "bytes=3000-", "bytes=3000-"] and mirror.ranges == ["bytes=3000-"]
-
-
-def test_a_server_that_knows_no_ranges(places, saved, serve):
-    server = serve(saved[1], [3000, "no ranges"])
-    write_index({NAME: entry(saved[1], [server.url])})
-    assert is_whole(find_release(NAME)) and len(server.ranges) == 2
-
-
-def test_a_server_that_never_ends_is_left(places, saved, serve):
-    """What it gives is short every time."""
-    short, long = serve(saved[1][:-10]), serve(saved[1] + b"more")
-    write_index({NAME: entry(saved[1], [short.url])})
-    with pytest.raises(RunError, match=f"ends after {len(saved[1]) - 10} of {len(saved[1])} bytes"):
+    write_index({NAME: entry(manifest, copy.as_uri())})
+    changed = next(path for path in sorted(copy.rglob("d/*")) if path.stat().st_size)
+    changed.write_bytes(b"x" * changed.stat().st_size)
+    with pytest.raises(RunError, match=f"{copy.as_uri()} is damaged: params/.*: its content has changed"):
         find_release(NAME)
-    write_index({NAME: entry(saved[1], [long.url])})
-    with pytest.raises(RunError, match=f"expected {len(saved[1])} bytes, found more"):
+    changed.unlink()
+    with pytest.raises(RunError, match=f"is not in the package, and not complete in {copy.as_uri()}: .*{changed.name}"):
         find_release(NAME)
-    assert not list(cached(places[1], saved[1]).parent.glob("*.tar*"))
-
-
-def test_a_wrong_content_is_refused_and_removed(places, saved, serve):
-    archive = saved[1]
-    wrong = bytearray(archive)
-    wrong[len(wrong) // 2] ^= 1
-    bad = serve(bytes(wrong))
-    write_index({NAME: entry(archive, [bad.url])})
-    with pytest.raises(RunError, match=f"{bad.url}: its sha256 is {hashlib.sha256(wrong).hexdigest()}, expected"):
+    evil = json.dumps({"../evil": {"bytes": 1, "sha256": "0" * 64}}).encode()
+    (copy / "manifest.json").write_bytes(evil)
+    write_index({NAME: entry(evil, copy.as_uri())})
+    with pytest.raises(UserError, match="is refused: manifest.json names '../evil'; expected files inside the folder"):
         find_release(NAME)
-    assert [path.name for path in cached(places[1], archive).parent.iterdir()] == [".lock"]
-    good = serve(archive)
-    write_index({NAME: entry(archive, [bad.url, good.url])})
-    assert is_whole(find_release(NAME))
-    assert good.ranges == [None]  # nothing of the wrong file is kept
-
-
-def test_a_wrong_part_is_begun_again(places, saved, serve):
-    """What an earlier call left may be of another file."""
-    archive = saved[1]
-    part = cached(places[1], archive).parent / f"{NAME}.tar.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(b"x" * 700)
-    server = serve(archive)
-    write_index({NAME: entry(archive, [server.url])})
-    assert is_whole(find_release(NAME)) and server.ranges == ["bytes=700-", None]
-
-
-def test_offline_it_says_where_it_looked(places, saved):
-    archive = saved[1]
-    write_index({NAME: entry(archive, [f"http://localhost:{free_port()}/a.tar", "http://none.invalid/a.tar"])})
-    with pytest.raises(RunError) as error:
-        tubevit.load_model(NAME)
-    folder, text = cached(places[1], archive), str(error.value)
-    for part in (str(places[0] / NAME), str(folder), "refused", "http://none.invalid/a.tar: ", "is there a network?"):
-        assert part in text
-    (folder.parent / f"{NAME}.tar").write_bytes(archive)  # where it says
-    assert str(folder.parent / f"{NAME}.tar") in text and find_release(NAME) == folder
-    write_index({NAME: entry(b"other")})
-    with pytest.raises(RunError, match="its entry names no URL"):
+    assert {path.name for path in places[1].rglob("*") if path.is_file()} == {".lock"}
+    write_index({NAME: entry(manifest)})
+    with pytest.raises(RunError, match=f"is not in {places[0] / NAME}, and its entry names no source"):
         find_release(NAME)
 
 
-def test_silent_servers(places, saved, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.2)
-    with socket.socket() as silent:
-        silent.bind(("localhost", 0))
-        silent.listen()
-        write_index({NAME: entry(saved[1], [f"http://localhost:{silent.getsockname()[1]}/a.tar"])})
-        with pytest.raises(RunError, match="timed out"):
-            find_release(NAME)
-
-
-def test_processes_wait_for_each_other(places, saved, serve):
-    archive = saved[1]
-    server = serve(archive)
-    write_index({NAME: entry(archive, [server.url])})
+def test_processes_wait_for_each_other(places, saved):
+    folder, manifest = saved
+    write_index({NAME: entry(manifest, f"file://{folder}")})
     program = (
-        "import pathlib, sys; from tubevit.zoo import registry; "
+        "import logging, pathlib, sys; from tubevit.zoo import registry; "
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s'); "
         "registry.checkpoints_folder = lambda: pathlib.Path(sys.argv[1]); print(registry.find_release(sys.argv[2]))"
     )
     root = pathlib.Path(tubevit.__file__).parent.parent
     command = [sys.executable, "-c", program, str(places[0]), NAME]
-    running = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [process.communicate()[0].strip() for process in running] == [str(cached(places[1], archive))] * 3
-    assert server.ranges == [None]
-
-
-def test_an_archive_follows_from_the_content_alone(saved, tmp_path):
-    folder, archive = saved
-    copy = tmp_path / NAME
-    for file in sorted((path for path in folder.rglob("*") if path.is_file()), reverse=True):
-        target = copy / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-        target.chmod(0o600)
-    pack(copy, tmp_path / "a.tar")
-    assert (tmp_path / "a.tar").read_bytes() == archive
-    (tmp_path / "b").mkdir()
-    unpack(tmp_path / "a.tar", tmp_path / "b" / NAME)
-    names = {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} - {pathlib.Path("README.md")}
-    assert {p.relative_to(tmp_path / "b" / NAME) for p in (tmp_path / "b").rglob("*") if p.is_file()} == names
-    subprocess.run(["tar", "-xf", tmp_path / "a.tar", "-C", tmp_path / "b"], check=True)  # by others as well
-
-
-def member(name, kind=tarfile.REGTYPE, link=""):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, link, 0
-    return info
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        member("../evil"), member("/tmp/evil"), member(f"{NAME}/../../evil"), member(f"{NAME}/./evil"),
-        member("other/x"), member(NAME), member(f"{NAME}//evil"),
-        member(f"{NAME}/link", tarfile.SYMTYPE, "/etc/passwd"),
-        member(f"{NAME}/hard", tarfile.LNKTYPE, f"{NAME}/a"), member(f"{NAME}/fifo", tarfile.FIFOTYPE),
-        member(f"{NAME}/folder", tarfile.DIRTYPE),
-    ],
-    ids=lambda info: f"{info.name}-{info.type.decode()}",
-)  # fmt: skip
-def test_archives_with_paths_outside_are_refused(tmp_path, bad):
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        archive.addfile(member(f"{NAME}/a"))
-        archive.addfile(bad)
-    (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match="is refused: expected plain files in tubevit_x@tag/"):
-        unpack(tmp_path / "a.tar", tmp_path / "in" / NAME)
-    assert [path.name for path in tmp_path.rglob("*")] in (["a.tar", "in"], ["in", "a.tar"])
-    (tmp_path / "a.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="is not a tar archive"):
-        unpack(tmp_path / "a.tar", tmp_path / "in" / NAME)
+    running = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lines = [process.communicate()[0].splitlines() for process in running]
+    assert [each[-1] for each in lines] == [str(cached(places[1], manifest))] * 2
+    assert sum("copying" in line for each in lines for line in each) == 1
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import tubevit
 from tests.cli.test_full_disk import REASON, content, limited, no_compilation_cache  # noqa: F401
 from tests.zoo.test_registry import entry
 from tubevit.checkpoint.checkpoint import Checkpoint
-from tubevit.errors import UserError
+from tubevit.checkpoint.manifest import is_complete
+from tubevit.errors import StorageError, UserError
 from tubevit.models.config import Head
 from tubevit.zoo import registry
-from tubevit.zoo.archive import is_whole
 from tubevit.zoo.release import ReleaseOptions, release
 
 NAME = "tubevit_nano8@full"
@@ -39,14 +39,15 @@ def run(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["weights", "card", "index"])
-@pytest.mark.parametrize("urls", [(), ("https://example.org/a.tar",)], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("to", ["", "elsewhere"])
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_full_disk_leaves_the_earlier_release(run, tmp_path, place, urls, replace):
-    options = ReleaseOptions(urls=urls, archive=tmp_path / "a.tar", replace=replace)
+def test_a_full_disk_leaves_the_earlier_release(run, tmp_path, place, to, replace):
+    options = ReleaseOptions(to=to and (tmp_path / to).as_uri(), replace=replace)
     if replace:
         release(run, NAME, options, evaluate=lambda stored: [RECORD])
-    before = content(tmp_path)
-    # Weights and archive are larger than the index, which is larger than the card.
+    kept = tmp_path / "checkpoints" if to else tmp_path  # what was published stays, without an entry
+    before = content(kept)
+    # Weights are larger than the index, which is larger than the card.
     limits = {"weights": 1000, "card": 100, "index": (tmp_path / "checkpoints/index.json").stat().st_size - 1000}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -54,10 +55,13 @@ def test_a_full_disk_leaves_the_earlier_release(run, tmp_path, place, urls, repl
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits[place], hard))
         return [RECORD]
 
-    with limited(limits["weights"] if place == "weights" else soft), pytest.raises(OSError, match=REASON) as error:
+    with (
+        limited(limits["weights"] if place == "weights" else soft),
+        pytest.raises((OSError, StorageError), match=REASON) as error,
+    ):
         release(run, NAME, options, evaluate=evaluate)
     assert str(tmp_path) in str(error.value)
-    assert content(tmp_path) == before
+    assert content(kept) == before
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -86,5 +90,5 @@ def test_releases_at_once(run, tmp_path, same):
     refused = [result for result in results if isinstance(result, str)]
     assert len(refused) == same and all("is released already" in text for text in refused)
     assert set(registry.read_index()) == {f"tubevit_x@tag{i}" for i in range(50)} | set(names)
-    assert all(is_whole(tmp_path / "checkpoints" / name) for name in names)
+    assert all(is_complete(tmp_path / "checkpoints" / name) for name in names)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"index.json", *names}

@@ -6,39 +6,48 @@ import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from tubevit import publish, storage
+from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import config_from_metadata, model_metadata, versions
+from tubevit.checkpoint.paths import unflatten
 from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.checkpoint.tracebacks import tracebacks_hidden
 from tubevit.errors import UserError, unknown
 from tubevit.models.abstract import abstract_parameters, initial_parameters, model_of, parameters
 from tubevit.models.config import PRECISIONS, ModelConfig
+from tubevit.models.freeze import join_frozen
+from tubevit.models.lora import adapter_shapes, merge_adapter
 from tubevit.models.position import resize_positions, table_grid
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import as_heads
 
 # A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
-_METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
+METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 RUN_FOLDER = "checkpoints"
 _WAIT = 10.0  # seconds that a thread of a failed save may take to end
 
 
 def is_whole(path: str | os.PathLike) -> bool:
     """Whether a folder is a complete checkpoint."""
-    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else _METADATA_FILE))
+    return storage.exists(storage.join(path, MARK if storage.is_remote(path) else METADATA_FILE))
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
     """List the steps of the complete checkpoints of a run in ascending order; raises StorageError."""
     found = [name for name in storage.names(folder) if name.isdecimal() and is_whole(storage.join(folder, name))]
     return sorted(map(int, found))
+
+
+def only_by_name(name: str, step: int | None):
+    """Refuse to open the base of an adapter that was not opened by its own name."""
+    raise UserError("open the adapter with `open_checkpoint`, which finds its base by name")
 
 
 class Checkpoint:
@@ -48,6 +57,7 @@ class Checkpoint:
         folder: folder of a complete checkpoint, on disk or `gs://`; `zoo.names.open_checkpoint` finds it by name.
         name: name that the user gave, for messages; None takes the folder.
         remedy: what to do if files are damaged, for the error.
+        open_base: opens the base of an adapter by name and step; `open_checkpoint` passes itself.
 
     Attributes:
         folder: path of the folder.
@@ -59,8 +69,9 @@ class Checkpoint:
         folder: str | os.PathLike,
         name: str | os.PathLike | None = None,
         remedy: str = "use a good copy or another step",
+        open_base: Callable[[str, int | None], "Checkpoint"] = only_by_name,
     ):
-        self.folder, self._remedy = storage.as_path(folder), remedy
+        self.folder, self._remedy, self._open_base = storage.as_path(folder), remedy, open_base
         self.name = str(self.folder if name is None else name)
 
     def __str__(self) -> str:
@@ -90,6 +101,12 @@ class Checkpoint:
     def experiment(self) -> dict:
         """The configuration of the run, as nested dicts; {} for saved and converted models."""
         return self.metadata.get("config", {})
+
+    @functools.cached_property
+    def base(self) -> Base | None:
+        """The checkpoint whose parameters this one leaves out, because it holds an adapter of it."""
+        values = self.metadata.get("adapter")
+        return None if values is None else Base(**{**values, "paths": tuple(values["paths"])})
 
     @property
     def step(self) -> int | None:
@@ -153,10 +170,30 @@ class Checkpoint:
             warnings.filterwarnings("ignore", message="Sharding info not provided")
             return storage.call(self.folder, ocp.load_checkpointables, self.folder, {name: abstract})[name]
 
-    def read_parameters(self) -> dict:
-        """Verify the files and read the parameters as nested dicts of float32 arrays. Raises as `verify` and `read`."""
+    def read_parameters(self, above: tuple[pathlib.PurePath, ...] = ()) -> dict:
+        """Verify the files and read the parameters as nested dicts of float32 arrays.
+
+        `above` are the folders of the adapters whose base this is. Raises as `verify` and `read`.
+        """
         self.verify()
-        return self.read("params", abstract_parameters(self.model))
+        return self._read_merged(self.model, above)
+
+    def own_shapes(self, model: ModelConfig) -> dict:
+        """Return the shapes of the parameters that the files hold; those of an adapter's base are not among them."""
+        whole = abstract_parameters(model)
+        adapted = join_frozen(unflatten(adapter_shapes(self.model)), whole)
+        return whole if self.base is None else self.base.without(adapted)
+
+    def _read_merged(self, model: ModelConfig, above: tuple[pathlib.PurePath, ...] = ()) -> dict:
+        """Read the parameters of a model; an adapter is merged with its base."""
+        whole, base, params = abstract_parameters(model), self.base, self.read("params", self.own_shapes(model))
+        if base is None:
+            return params
+        taken = unflatten(base.read(self._open_base, self.name, (*above, self.folder)))
+        merged = merge_adapter(join_frozen(params, taken), self.model.lora)
+        if problems := _differences(_leaves(merged), _leaves(whole)):
+            raise UserError(f"{self.name}, an adapter of {base.name}, does not fit the model: {'; '.join(problems)}")
+        return merged
 
     def load_model(
         self, *, num_classes: int | None = None, heads: Mapping | None = None, dtype: str = "float32", **fields
@@ -174,7 +211,7 @@ class Checkpoint:
             config = dataclasses.replace(config, heads=as_heads(num_classes, heads, config.tubes))
         config = config.replace(**fields)
         wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
-        params = self.read("params", abstract_parameters(wanted))
+        params = self._read_merged(wanted)
         _check_times(params, config)
         for i, table in params.get("position", {}).items():
             if i.isdecimal():  # the others are over time, which do not change

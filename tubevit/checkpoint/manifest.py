@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import pathlib
 
 from tubevit import storage
 from tubevit.errors import UserError
@@ -37,6 +38,35 @@ def manifest_entries(folder: str | os.PathLike) -> list[str]:
     if not hashes:
         raise UserError(f"{folder} does not exist here; every process needs it, for example in a bucket")
     return [os.path.basename(folder), *(f"{file} with sha256 {hashes[file].get('sha256')}" for file in hashes)]
+
+
+def listed_files(content: bytes, source: str) -> dict[str, int]:
+    """Return {file: size in bytes} of a manifest that others wrote.
+
+    Args:
+        content: the content of `manifest.json`.
+        source: where it comes from, for the error.
+
+    Raises:
+        UserError: it is no manifest, or names a file outside of its folder.
+    """
+    try:
+        sizes = {file: int(entry["bytes"]) for file, entry in json.loads(content).items()}
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{source} is damaged: {MANIFEST} cannot be read ({type(error).__name__})") from error
+    for file in sizes:
+        if not storage.stays_inside(file):
+            raise UserError(f"{source} is refused: {MANIFEST} names {file!r}; expected files inside the folder")
+    return sizes
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+    """Whether a local folder holds a manifest and all the files it lists, with their sizes."""
+    try:
+        sizes = listed_files((folder / MANIFEST).read_bytes(), str(folder))
+        return all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, UserError):
+        return False
 
 
 def _hashes(folder) -> dict[str, dict]:

@@ -8,7 +8,7 @@ import tubevit
 from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.data.labels import label_hash
 from tubevit.errors import UserError
-from tubevit.models.config import Head, ModelConfig
+from tubevit.models.config import Head, Lora, ModelConfig
 from tubevit.tubes import TubeSet
 
 
@@ -16,7 +16,8 @@ def model_metadata(config: ModelConfig) -> dict:
     """Return the configuration of a model as JSON values; heads with labels include their `label_hash`."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     heads = {name: dataclasses.asdict(head) | _label_hash(head.labels) for name, head in config.heads}
-    return values | {"tubes": str(config.tubes), "heads": heads}
+    lora = None if config.lora is None else dataclasses.asdict(config.lora)
+    return values | {"tubes": str(config.tubes), "heads": heads, "lora": lora}
 
 
 def _label_hash(labels) -> dict[str, str]:
@@ -36,7 +37,8 @@ def config_from_metadata(values: Mapping) -> ModelConfig:
             )
         heads.append((name, Head(**fields)))
     tubes = TubeSet.from_text(values["tubes"], values["padding"])
-    return ModelConfig(**{**values, "tubes": tubes, "heads": tuple(heads)})
+    lora = Lora(**values["lora"]) if values.get("lora") else None
+    return ModelConfig(**{**values, "tubes": tubes, "heads": tuple(heads), "lora": lora})
 
 
 def versions() -> dict[str, str]:

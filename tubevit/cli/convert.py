@@ -7,6 +7,7 @@ from tubevit.ranges import COUNT, SHARE, Range
 
 HELP = "convert weights of other libraries to a checkpoint, and plain ViTs and dense video models back"
 EXAMPLES = (
+    "tubevit convert hf://google/vivit-b-16x2-kinetics400 vivit_b                     # from the Hugging Face Hub",
     "tubevit convert vit-large-patch16-224/ vit_l                 # a folder of Hugging Face: ViT, DINOv2, SigLIP",
     "tubevit convert videomae-base-finetuned-kinetics/ videomae   # ViViT, TimeSformer, VideoMAE, V-JEPA 2, VideoPrism",
     "tubevit convert TimeSformer_divST_16x16_448_K400.pyth timesformer --size 448     # the originals, as .pth",
@@ -14,6 +15,7 @@ EXAMPLES = (
     "tubevit convert B_16-i21k-300ep.npz vit_b --headless         # vision_transformer, AugReg",
     "tubevit convert siglip.npz siglip_b --prefix params/img      # big_vision",
     "tubevit convert model.safetensors vit_s --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225     # timm, or .pth",
+    "tubevit convert for_torch/trained.pt trained                 # trained in PyTorch, see `export --format torch`",
     "tubevit convert videomae videomae_hf --format hugging-face   # and back",
     "tubevit convert vit_s vit_s.safetensors --format timm",
 )
@@ -22,7 +24,7 @@ EXAMPLES = (
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("source", metavar="SRC", help="file or folder; its format is detected from the content")
+    add("source", metavar="SRC", help="file, folder or hf://owner/repo; its format is detected from the content")
     add("destination", metavar="DST", help="new folder, or with --format timm a new .safetensors file")
     add("--format", help="target format when SRC is a tubevit checkpoint: hugging-face or timm")
     add("--prefix", help="prefix of the parameter names in an .npz with several ViTs, e.g. params/img")
@@ -40,13 +42,16 @@ def run(args) -> None:
     """Run the verb."""
     from tubevit.convert import convert
     from tubevit.convert.foreign import Options
+    from tubevit.zoo.hub import convert_hub
+    from tubevit.zoo.hub_name import is_hub_name
     from tubevit.zoo.names import open_checkpoint
 
     mean, std = args.mean and tuple(args.mean), args.std and tuple(args.std)
     options = Options(args.prefix, args.heads, args.headless, mean, std, args.frames, args.size)
+    make = convert_hub if is_hub_name(args.source) else convert
     try:
-        done = convert(args.source, args.destination, format=args.format, options=options,
-                       open_checkpoint=open_checkpoint)  # fmt: skip
+        done = make(args.source, args.destination, format=args.format, options=options,
+                    open_checkpoint=open_checkpoint)  # fmt: skip
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise

@@ -13,6 +13,7 @@ EXAMPLES = (
     "tubevit evaluate --workdir runs/quickstart --step 400 --json",
     "tubevit evaluate --checkpoint my_model --data clips.csv --head motion",
     "tubevit evaluate --checkpoint my_model --data clips.csv --probe knn",
+    "tubevit evaluate --checkpoint my_model --data clips.csv --int8",
 )
 
 
@@ -21,7 +22,9 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True).add_argument
     which("--workdir", help="workdir of a run; its last checkpoint is evaluated")
-    which("--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    which(
+        "--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo"
+    )
     add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
@@ -32,10 +35,11 @@ def add_arguments(parser) -> None:
         help="score frozen features instead of a head: fit a classifier to the features of the train split, "
         "whatever its classes; `pixels` fits it to small grey clips instead, which is what a model should exceed",
     )
+    add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
     add(
         "--out",
-        help="file for the records (default: eval.json or probe_KIND.json in the workdir, in the folder of a saved "
-        "model, or in the current folder for a released model)",
+        help="file for the records (default: eval.json, eval_int8.json or probe_KIND.json in the workdir, in the "
+        "folder of a saved model, or in the current folder for a released model)",
     )
     add("--json", action="store_true", help="print the records as JSON")
 
@@ -81,7 +85,7 @@ def run(args) -> None:
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
     config = run_on_all(lambda: args.config and load_config(args.config, args.config_overrides))
-    options = data_options(args, config=config, probe=args.probe)
+    options = data_options(args, config=config, probe=args.probe, int8=args.int8)
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = run_on_main(lambda: _checked_out(args, checkpoint))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
@@ -108,11 +112,13 @@ def _checked_out(args, checkpoint) -> str:
 
 def _default_out(args, checkpoint) -> str:
     from tubevit import storage
+    from tubevit.zoo.hub_name import is_hub_name
     from tubevit.zoo.registry import is_release
 
-    name, file = args.workdir or args.checkpoint, f"probe_{args.probe}.json" if args.probe else "eval.json"
-    if is_release(name) and not storage.exists(name):
-        return file  # a released model is not changed
+    name, int8 = args.workdir or args.checkpoint, "_int8" if args.int8 else ""
+    file = f"probe_{args.probe}{int8}.json" if args.probe else f"eval{int8}.json"
+    if is_hub_name(name) or (is_release(name) and not storage.exists(name)):
+        return file  # a model that others released is not changed
     return storage.join(args.workdir or checkpoint.home, file)
 
 
@@ -127,9 +133,10 @@ def describe_record(record: dict) -> str:
         what = f"{record['probe']} probe"
         settings = f"; learned from {record['train_clips_used']} clips: {record['probe_settings']}"
     averaged = " (mean of logits)" if record["average"] == "logits" else ""
+    int8 = ", int8" if record["quantize"] == "int8" else ""
     failed = f"; FAILED: {record['failed']}" if record["failed"] else ""
     return (
         f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
-        f"views {record['views']}{averaged}, split {record['split']}{settings}{failed}"
+        f"views {record['views']}{averaged}, split {record['split']}{int8}{settings}{failed}"
     )

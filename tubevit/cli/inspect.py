@@ -18,7 +18,12 @@ EXAMPLES = (
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="architectures, workdirs, checkpoints, saved or released models")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="architectures, workdirs, checkpoints, saved or released models, hf://owner/repo",
+    )
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
     add("--padding", help="padding of the tubes: valid or same")

@@ -22,9 +22,15 @@ def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE_OR_DIR", help="videos, images, folders or glob patterns")
-    add("--checkpoint", required=True, metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="NAME",
+        help="workdir, checkpoint folder, saved or released model, or hf://owner/repo",
+    )
     add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
+    add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
     add(
         "--every", type=POSITIVE, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",
@@ -54,7 +60,7 @@ def run(args) -> None:
         if storage.is_remote(path):
             raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
         writable.check_file(path, "name another file")
-    model = load_model(args.checkpoint)
+    model = load_model(args.checkpoint, **({"quantize": "int8"} if args.int8 else {}))
     files, left_out = find_files(args.files), []
     silent = args.csv is not None or args.features is not None
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)

@@ -11,7 +11,7 @@ HELP = "release a checkpoint of a run: write its weights, evaluate them, write a
 EXAMPLES = (
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --bfloat16 --config quickstart --split test",
     "tubevit release runs/quickstart tubevit_nano8@moving_digits --replace --step 600",
-    "tubevit release runs/k600 tubevit_b16@k600 --url https://example.org/tubevit_b16@k600.tar",
+    "tubevit release runs/k600 tubevit_b16@k600 --to hf://owner/tubevit_b16_k600   # or gs://bucket/folder",
 )
 
 
@@ -30,13 +30,12 @@ def add_arguments(parser) -> None:
     add("--split", help="split to evaluate on, for example test (default: that of the run)")
     add("--licence", default="Apache-2.0", help="licence of the weights (default Apache-2.0, that of the code)")
     add(
-        "--url",
-        action="append",
-        default=[],
-        help="address of the archive, may be repeated for mirrors; the archive is then written to NAME.tar in "
-        "the current folder, not into the repository",
+        "--to",
+        metavar="ADDRESS",
+        help="publish weights, card and figures at hf://owner/repo, or in a folder such as gs://bucket/folder; "
+        "only the card is then added to the repository",
     )
-    add("--replace", action="store_true", help="replace a release of this name and its model card, even an edited one")
+    add("--replace", action="store_true", help="replace a release of this name, here and at --to, and its model card")
 
 
 def run(args) -> None:
@@ -44,7 +43,7 @@ def run(args) -> None:
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint
     from tubevit.zoo.names import open_checkpoint
     from tubevit.zoo.registry import checkpoints_folder
-    from tubevit.zoo.release import ReleaseOptions, release
+    from tubevit.zoo.release import ReleaseOptions, is_checkout, release
 
     records: list[dict] = []
     evaluated = EvalOptions(split=args.split)
@@ -60,7 +59,7 @@ def run(args) -> None:
     options = ReleaseOptions(
         "bfloat16" if args.bfloat16 else "float32", args.licence,
         config=_experiment(args, checkpoint.experiment) if args.config else "", split=args.split,
-        urls=tuple(args.url), archive=f"{args.name}.tar", replace=args.replace,
+        to=args.to or "", replace=args.replace,
     )  # fmt: skip
     try:
         entry = release(checkpoint, args.name, options, evaluate=evaluate, draw=_curves)
@@ -69,8 +68,8 @@ def run(args) -> None:
             scores = [f"{key} {100 * each[key]:.2f} %" for key in ("top1", "top5", "map") if each[key] is not None]
             print(f"{each['dataset']} ({each['head']}): {', '.join(scores)} of {each['clips_used']}", flush=True)
     place = checkpoints_folder() / args.name
-    written = options.archive if args.url else place
-    print(f"{args.name}: {entry.bytes / 1e6:.1f} MB in {written}; card: {place / 'README.md'}")
+    card = f"; card: {place / 'README.md'}" if is_checkout() else ""
+    print(f"{args.name}: {entry.bytes / 1e6:.1f} MB in {entry.source or place}{card}")
 
 
 def _curves(checkpoint) -> dict[str, bytes]:

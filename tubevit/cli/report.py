@@ -10,7 +10,7 @@ EXAMPLES = (
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model")
+    add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo")
     add(
         "files", nargs="*", metavar="FILE_OR_DIR",
         help="videos and images to show tubes and attention on (default: some of the evaluation data of the run)",
@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import storage, writable
+    from tubevit import writable
     from tubevit.errors import RunError, cannot_write
     from tubevit.evaluation import find_files
     from tubevit.evaluation.checkpoint import max_broken_of
@@ -37,10 +37,9 @@ def run(args) -> None:
 
     plotting()  # fail before the work if matplotlib is missing
     checkpoint = open_checkpoint(args.name)
-    workdir, max_broken = checkpoint.workdir, max_broken_of(checkpoint.experiment)
-    out = args.out
-    if out is None:
-        out = storage.join(workdir, "report") if workdir else f"{checkpoint.folder.name}_report"
+    max_broken = max_broken_of(checkpoint.experiment)
+    title, folder = _title_and_folder(args.name, checkpoint)
+    out = folder if args.out is None else args.out
     writable.check_folder(out, "name another folder with --out")
     model, failed = checkpoint.load_model(), []
 
@@ -52,7 +51,7 @@ def run(args) -> None:
 
     parts = sections(checkpoint, model, read_files(model, find_files(args.files)), evaluate)
     try:
-        page = write_page(out, f"What {checkpoint.home.name} sees", facts(checkpoint, model), parts)
+        page = write_page(out, f"What {title} sees", facts(checkpoint, model), parts)
     except OSError as error:
         raise cannot_write(out, error, "name another folder with --out") from error
     for part in parts:
@@ -61,3 +60,16 @@ def run(args) -> None:
     print(f"written: {page}, and each picture beside it")
     if any(failed):
         raise RunError("; ".join(filter(None, failed)))
+
+
+def _title_and_folder(name: str, checkpoint) -> tuple[str, str]:
+    """Return the name that the page shows, and the default of --out; a model on the Hub lies in the cache."""
+    from tubevit import storage
+    from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
+
+    title, of_hub = checkpoint.home.name, is_hub_name(name)
+    if of_hub:
+        title = parse_hub_name(name).title
+    if checkpoint.workdir and not of_hub:
+        return title, storage.join(checkpoint.workdir, "report")
+    return title, f"{title}_report"

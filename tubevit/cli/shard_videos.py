@@ -12,6 +12,8 @@ EXAMPLES = (
     "tubevit shard-videos clips.csv shards/clips",
     "tubevit shard-videos k400:train.csv@clips gs://bucket/k400 --split train --short-side 256 --processes 16",
     "tubevit shard-videos tfds:imagenet2012 shards/imagenet --split train,val --shards 128",
+    "tubevit shard-videos gs://bucket/clips.csv gs://bucket/shards --runner dataflow "
+    "--beam project=my-project region=us-central1 temp_location=gs://bucket/tmp",
 )
 
 
@@ -22,7 +24,12 @@ def add_arguments(parser) -> None:
     add("out", metavar="OUT", help="folder, local or gs://; an interrupted command resumes where it stopped")
     add("--split", help="splits, separated by commas (default: those of train, val and test that exist)")
     add("--shards", type=COUNT, help="number of shards per split (default: shards of about 1 GiB, a multiple of 8)")
-    add("--processes", type=THREADS, default=1, help="number of worker processes (default 1)")
+    add("--processes", type=THREADS, help="number of worker processes (default 1)")
+    add("--runner", help="write the shards on Apache Beam: direct, dataflow or flink (default: without it)")
+    add(
+        "--beam", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="pipeline options of Beam and of the runner, e.g. region=us-central1 max_num_workers=50",
+    )  # fmt: skip
     add(
         "--short-side", type=Range(int, least=16), metavar="PIXELS",
         help="re-encode larger videos as H.264, images as JPEG (default: keep files)",
@@ -38,6 +45,7 @@ def run(args) -> None:
     from tubevit import writable
     from tubevit.data.shard_writer import write_shards
 
+    write = _write(args)
     writable.check_folder(args.out)
     sources = _open(args.source, args.split, args.allow_overlap)
     summary = {}
@@ -45,11 +53,25 @@ def run(args) -> None:
         logger.info(note)
     try:
         for split, source in sources.items():
-            summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, args.processes)
+            summary[split] = write_shards(source, split, args.out, args.shards, args.short_side, write)
     finally:  # what was finished before an error
         lines = [_line(args.out, split, finished) for split, finished in summary.items()]
         if summary:
             print(json.dumps(summary) if args.json else "\n".join(lines), flush=True)
+
+
+def _write(args):
+    """Return what writes the shards: processes of this host, or an engine."""
+    from tubevit.data import beam_engine, shard_processes
+    from tubevit.errors import UserError
+
+    if args.runner is None:
+        if args.beam:
+            raise UserError(f"--beam {args.beam[0]}: expected --runner with it, which runs the pipeline")
+        return shard_processes.in_processes(args.processes or 1)
+    if args.processes is not None:
+        raise UserError("--processes is for this host; with --runner, the options of --beam set the number of workers")
+    return beam_engine.on_beam(args.runner, args.beam)
 
 
 def _open(name: str, wanted: str | None, allow_overlap: bool) -> dict:

@@ -18,7 +18,11 @@ EXAMPLES = (
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="the dense model: workdir, checkpoint folder, saved or released model")
+    add(
+        "name",
+        metavar="NAME",
+        help="the dense model: workdir, checkpoint folder, saved or released model, or hf://owner/repo",
+    )
     add("out", metavar="OUT", help="new folder for the checkpoint")
     add("--tubes", required=True, help="tubes, as a preset or as text; space-to-depth is left out")
     add("--data", metavar="SOURCE", help="source to evaluate both models on")

@@ -46,7 +46,7 @@ def run(args) -> None:
 
 def _print_sharding(config) -> None:
     from tubevit.config.resolve import resolve_on_main
-    from tubevit.models.abstract import abstract_parameters
+    from tubevit.models.lora import training_shapes
     from tubevit.sharding.hosts import is_main
     from tubevit.sharding.rules import sharding_table
     from tubevit.training.loop import checked_mesh
@@ -54,4 +54,4 @@ def _print_sharding(config) -> None:
     resolved = resolve_on_main(config)
     mesh = checked_mesh(resolved)
     if is_main():
-        print(sharding_table(abstract_parameters(resolved.model), mesh))
+        print(sharding_table(training_shapes(resolved.model), mesh))

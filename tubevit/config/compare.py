@@ -1,12 +1,19 @@
 """Two configurations compared: which keys change what a training run computes."""
 
 import dataclasses
+import fnmatch
 import json
 from collections.abc import Mapping
 
 from tubevit.config.config import flatten
-from tubevit.config.keys import changes_results, find_key
+from tubevit.config.keys import find_key
 from tubevit.errors import UserError
+
+# Patterns of the keys that do not change the result of a training run.
+_CHANGE_NOTHING = (
+    "mesh.*", "loader.*", "log.*", "checkpoint.*", "eval.*", "data.eval.*", "data.train.*.allow_overlap", "input.path",
+    "train.skip_nonfinite", "compilation_cache", "model.remat", "model.scan", "model.attention",
+)  # fmt: skip
 
 
 def changed_keys(old: Mapping, new: Mapping) -> dict[str, tuple]:
@@ -36,3 +43,8 @@ def _value(flat: Mapping, path: str):
         default = (fields | ARCHITECTURES.get(flat.get("model.name", ""), {})).get(key.name)
         default = None if default is dataclasses.MISSING else default
     return json.loads(json.dumps(default))
+
+
+def changes_results(path: str) -> bool:
+    """Return whether a key, by its full name, changes the result of a training run."""
+    return not any(fnmatch.fnmatchcase(path, pattern) for pattern in _CHANGE_NOTHING)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from tubevit.checkpoint.renamed import RENAMED
-from tubevit.config.keys import Key, find_key, keys_of
+from tubevit.config.keys import Key, find_key, keys_of, names
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 from tubevit.ranges import Range
@@ -242,6 +242,15 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(
                 f"train.freeze_below={config.train.freeze_below} would freeze random parameters: set init.checkpoint"
             )
+        if config.train.adapter == "lora":
+            raise UserError("train.adapter=lora would freeze random parameters: set init.checkpoint")
+    if config.train.adapter == "lora" and config.train.freeze_below:
+        raise UserError(
+            f"train.adapter=lora freezes all blocks: set train.freeze_below=0; found {config.train.freeze_below}"
+        )
+    changed = [key for key, value in config.train.lora.items() if value != find_key(f"train.lora.{key}").default]
+    if changed and config.train.adapter == "none":
+        raise UserError(f"train.lora.{changed[0]} goes with train.adapter=lora; found train.adapter=none")
     if "recipe" not in config:
         from tubevit.models.variants import model_config  # here, as it imports jax
 
@@ -252,11 +261,6 @@ def check_trains(config: ConfigDict) -> None:
     """Raise UserError if a configuration has no data to train on."""
     if not config.data.train:
         raise UserError("data.train is empty: this experiment only evaluates, see `tubevit evaluate --config`")
-
-
-def names(text: str) -> list[str]:
-    """Split `a, b` into ["a", "b"]."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def pairs(text: str) -> list[tuple[str, ...]]:
@@ -275,6 +279,10 @@ def model_fields(config: ConfigDict) -> dict:
     del fields["path"]
     if config.train.gate and config.model.gate_layer is None:
         fields["gate_layer"] = frozen
+    if config.train.adapter == "lora":
+        from tubevit.models.config import Lora  # here, as it imports jax
+
+        fields["lora"] = Lora(**{**config.train.lora, "targets": names(config.train.lora.targets)})
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -135,9 +135,10 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     short = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
     epochs, fewest, most = (30, 5_000, 20_000) if short else (100, 20_000, 40_000)
     steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
-    name = config.optimizer.name or ("muon" if stored.width <= NARROW else "adamw")
+    adapter = config.train.adapter != "none"
+    name = config.optimizer.name or ("muon" if stored.width <= NARROW and not adapter else "adamw")
     muon = name == "muon"
-    rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1)
+    rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1) * (10 if adapter else 1)
     copy_side = 16 * math.ceil(COPY_SIDE * (config.input.size or stored.size) / 16)
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
     values |= {
@@ -188,6 +189,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
     fps = "" if image or config.input.fps is None else f" at {config.input.fps:g} frames per second"
     augment = {key: dataset.augment[key] for key in ("random_crop", "area", "flip", "colour_jitter")}
     epochs = config.train.steps * dataset.batch_size / len(train)
+    adapter = "" if model.lora is None else f", adapters of rank {model.lora.rank}"
     choice = f" (init={chosen} keeps this choice, init=none begins from scratch)" if chosen else ""
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
@@ -196,7 +198,7 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
     return [
         f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
         f"median short side {looks.short_side} pixels{length}",
-        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{choice}, "
+        f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{adapter}{choice}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
         f"{config.optimizer.warmup_steps}, {config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import fnmatch
 import functools
 import typing
 
@@ -10,12 +9,6 @@ from tubevit.data.augment import Augment
 from tubevit.data.views import AVERAGES, PLACEMENTS
 from tubevit.errors import UserError, unknown
 from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, RATE, SHARE, THREADS, WHOLE, Range
-
-# Patterns of the keys that do not change the result of a training run.
-_CHANGE_NOTHING = (
-    "mesh.*", "loader.*", "log.*", "checkpoint.*", "eval.*", "data.eval.*", "data.train.*.allow_overlap", "input.path",
-    "train.skip_nonfinite", "compilation_cache", "model.remat", "model.scan", "model.attention",
-)  # fmt: skip
 
 
 class InputPath(enum.StrEnum):
@@ -40,6 +33,7 @@ class Key:
         meaning: what it does; empty if the docstring of `home` describes it.
         range: the range of a number, or of each number of a tuple; every numeric key has one.
         choices: the allowed values; empty if any will do.
+        several: whether a value is any number of the choices, joined by commas.
     """
 
     home: type
@@ -49,6 +43,7 @@ class Key:
     meaning: str = ""
     range: Range | None = None
     choices: tuple[str, ...] = ()
+    several: bool = False
 
     def check(self, path: str, value) -> None:
         """Check a value; raises UserError, which names `path`, if it is unset, has another type, or is not allowed."""
@@ -58,11 +53,17 @@ class Key:
             return
         if not isinstance(value, {float: float | int, tuple: tuple | list}.get(self.kind, self.kind)):
             raise UserError(f"{path} must be of type {self.kind.__name__}; found {value!r}")
-        if self.choices and value not in self.choices:
-            raise unknown(path, value, self.choices)
+        for each in names(value) if self.several else (value,):
+            if self.choices and each not in self.choices:
+                raise unknown(path, each, self.choices)
         if self.range:
             for each in value if self.kind is tuple else (value,):
                 self.range.check(path, each)
+
+
+def names(text: str) -> list[str]:
+    """Split `a, b` into ["a", "b"]."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _key(default, meaning: str, range: Range | None = None, **checks):
@@ -109,6 +110,14 @@ class _Optimizer:  # the defaults are those of the base model on Kinetics (Table
 
 
 @_group
+class _Lora:
+    rank: int = _key(8, "with `train.adapter`: columns of A and rows of B", COUNT)
+    alpha: float = _key(16.0, "with `train.adapter`: A B is scaled by alpha / rank", POSITIVE)
+    targets: str = _key("qkv,out,mlp", "with `train.adapter`: the layers of the blocks that have one, joined by commas",
+                        choices=("qkv", "out", "mlp"), several=True)  # fmt: skip
+
+
+@_group
 class _Train:
     steps: int = _key(300_000, "training steps", COUNT)
     label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", RATE)
@@ -122,6 +131,11 @@ class _Train:
     )
     freeze_below: int = _key(0, "blocks before this index, and the tokenizer, are frozen", WHOLE)
     gate: bool = _key(False, "whether block `freeze_below` has the gate of equation 8 on its output")
+    adapter: str = _key(
+        "none", "`lora` freezes the model of `init.checkpoint` and trains low-rank adapters of its blocks, pooling and "
+        "heads; checkpoints leave out what is frozen", choices=("none", "lora"),
+    )  # fmt: skip
+    lora: _Lora = _Lora()
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
 
@@ -190,6 +204,10 @@ class _Mesh:
 @_group
 class _Log:
     every: int = _key(50, "steps between two lines of metrics", COUNT)
+    to: str = _key(
+        "tensorboard", "where metrics go besides metrics.jsonl, joined by commas: `tensorboard`, `wandb` (Weights & "
+        "Biases) and `mlflow`; empty for nowhere", choices=("tensorboard", "wandb", "mlflow"), several=True,
+    )  # fmt: skip
 
 
 @_group
@@ -268,7 +286,7 @@ def _model_keys() -> dict[str, Key]:
     by_architecture = {"mean", "std"}.union(*ARCHITECTURES.values())
     groups, found = {"frames": "input.", "fps": "input.", "size": "input.", "precision": ""}, {}
     for name, key in _keys_of(ModelConfig).items():
-        if name in ("heads", "freeze_below"):  # they follow from the data and from `train`
+        if name in ("heads", "freeze_below", "lora", "quantize"):  # from the data, from `train`, of inference only
             continue
         default = None if name in by_architecture or key.default is dataclasses.MISSING else key.default
         kind = key.kind if key.kind in (str, int, float, bool, tuple) else str
@@ -300,8 +318,3 @@ def find_key(path: str) -> Key:
     if name not in keys:
         raise unknown("key", path, keys_of())
     return keys[name]
-
-
-def changes_results(path: str) -> bool:
-    """Return whether a key, by its full name, changes the result of a training run."""
-    return not any(fnmatch.fnmatchcase(path, pattern) for pattern in _CHANGE_NOTHING)

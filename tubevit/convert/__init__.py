@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import (
     big_vision,
     dinov2,
+    exported,
     flax_vit,
     hugging_face,
     hugging_face_video,
@@ -21,6 +23,7 @@ from tubevit.convert import (
     scenic,
     siglip,
     timm,
+    twin,
     videoprism,
 )
 from tubevit.convert.architecture import check_plain, fold_layer_scale
@@ -29,7 +32,7 @@ from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.hugging_face_folder import CONFIG
 from tubevit.convert.video_families import FAMILIES
 from tubevit.errors import UserError, unknown
-from tubevit.models.abstract import model_of, parameters
+from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 
 DEFAULT_OPTIONS = Options()
@@ -73,6 +76,7 @@ def convert(
     format: str | None = None,
     options: Options = DEFAULT_OPTIONS,
     open_checkpoint: Callable[[str | os.PathLike], Checkpoint] = Checkpoint,
+    origin: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Convert weights of another library to a tubevit checkpoint, or a tubevit checkpoint to another library's files.
 
@@ -80,11 +84,14 @@ def convert(
     `source` with format, name, sha256 of each file, preprocessing and, if the files say it, licence.
 
     Args:
-        src: a file or folder of another library, whose format is recognised by its content; or a tubevit checkpoint.
+        src: a file or folder of another library, whose format is recognised by its content; a folder that
+            `export_safetensors` or `export_torch` wrote, or a state dict of the model in torch; or a tubevit
+            checkpoint.
         dst: a new folder, or a new file for timm's format.
         format: one of `FORMATS`, if `src` is a tubevit checkpoint.
         options: what the files do not say themselves.
         open_checkpoint: function that opens a tubevit checkpoint by name.
+        origin: where `src` was downloaded from, which is added to `source`.
 
     Raises:
         UserError: `dst` exists, or `src` is damaged, holds code, has an unknown format or architecture, or does not
@@ -108,13 +115,24 @@ def convert(
             raise UserError(
                 f"--{name} is for files of format {' or '.join(formats)}; {src} is {kind}: pass no --{name}"
             )
+    _check_claim(foreign, src)
     clip = "x".join(map(str, foreign.config.shape))
     error = f"{src} does not fit {foreign.config.name} in format {kind}"
     error += "" if foreign.config.is_plain_vit else f" with clips of {clip} (T x H x W)"
-    config, params = fold_layer_scale(foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error))
+    config, params = foreign.config, foreign.layout.to_ours(foreign.weights, foreign.config, error)
+    if not foreign.is_own:
+        config, params = fold_layer_scale(config, params)
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in params.items()})
-    save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign)})
+    save_model(model_of(config, params), dst, metadata={"source": _source(kind, path, foreign) | dict(origin or {})})
     return Conversion(str(dst), kind, config, foreign.notes)
+
+
+def _check_claim(foreign: Foreign, src: str | os.PathLike) -> None:
+    """Raise UserError if the configuration claims far more than the files hold, which would only fill the memory."""
+    claimed = sum(leaf.size for leaf in jax.tree.leaves(abstract_parameters(foreign.config)))
+    held = sum(array.size for array in foreign.weights.values())
+    if claimed > max(8 * held, 10**9):  # below that, the error lists what is missing
+        raise UserError(f"{src} is refused: its configuration claims {claimed:,} parameters, its files hold {held:,}")
 
 
 def _source(kind: str, path: pathlib.Path, foreign: Foreign) -> dict:
@@ -138,6 +156,8 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
         if any(flax_vit.AUGREG_MLP in name for name in weights) and options.prefix is None:
             return "augreg", flax_vit.read(path, weights, flax_vit.AUGREG, options)
         return "big-vision", big_vision.read(path, weights, options)
+    if (own := twin.unwrapped(weights)) is not None:
+        return twin.FORMAT, twin.read([path], own, path.parent / CONFIG, options)
     if family := original_video.family_of(weights):
         return family.name, original_video.read(path, weights, options)
     if timm.MARK not in weights and any("embeddings." in name for name in weights):
@@ -146,15 +166,18 @@ def _read_file(path: pathlib.Path, options: Options) -> tuple[str, Foreign]:
 
 
 def _foreign_config(src: str | os.PathLike) -> dict | None:
-    """Return the content of config.json if another library wrote it; a workdir has one, too."""
+    """Return the content of config.json if another library or `export` wrote it; a workdir has one, too."""
     path = pathlib.Path(src) / CONFIG
     if storage.is_remote(src) or not path.is_file():
         return None
     values = read_json(path)
-    return values if "model_type" in values or "architecture" in values else None
+    foreign = "model_type" in values or "architecture" in values
+    return values if foreign or exported.is_exported(values) else None
 
 
 def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[str, Foreign]:
+    if exported.is_exported(values):
+        return _read_export(folder, values, options)
     if "architecture" in values:
         weights, files = read_folder(folder)
         return "timm", timm.read(files[0], weights, options, values)
@@ -165,6 +188,19 @@ def _read_folder(folder: pathlib.Path, values: dict, options: Options) -> tuple[
         raise unknown(f"model_type in {folder / CONFIG}", kind, _FOLDERS)
     name, read = _FOLDERS[kind]
     return name, read(folder, values, options)
+
+
+def _read_export(folder: pathlib.Path, values: dict, options: Options) -> tuple[str, Foreign]:
+    kind = values["format"]
+    if kind == exported.FORMAT:
+        return kind, exported.read(folder, values, options)
+    if kind == twin.FORMAT:
+        weights, files = read_folder(folder)
+        return kind, twin.read(files, twin.unwrapped(weights) or weights, folder / CONFIG, options)
+    raise UserError(
+        f"{folder} was exported with --format {kind}, as a program, which does not become a checkpoint again; export "
+        f"with --format {exported.FORMAT} or {twin.FORMAT}"
+    )
 
 
 def _open_own(src: str | os.PathLike, open_checkpoint: Callable[[str | os.PathLike], Checkpoint]) -> Checkpoint:

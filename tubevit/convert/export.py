@@ -19,29 +19,39 @@ parameters could exceed the 2 GB limit of a program) and a description of input 
     probabilities = jax.jit(program.call)(params, pixels)
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from tubevit import __version__, publish, storage, writable
-from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten, unflatten
-from tubevit.errors import UserError, cannot_write, optional_import
+from tubevit.convert.export_folder import (
+    CONFIG,
+    MODEL,
+    NEEDS,
+    check_new_folder,
+    modalities,
+    new_folder,
+    program_output,
+    program_shape,
+    save_arrays,
+    with_head,
+    write_config,
+    write_program_config,
+)
+from tubevit.errors import UserError, optional_import
 from tubevit.models.abstract import abstract_parameters, model_of, parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 
 PLATFORMS = ("cpu", "tpu", "cuda")
-_EXPORT = ("export", "convert")  # purpose and extra of the packages
-_CONFIG, _PROGRAM, _PARAMS, _MODEL = "config.json", "model.jaxexport", "params.safetensors", "model.safetensors"
+_PROGRAM, _PARAMS = "model.jaxexport", "params.safetensors"
 
 
 def export_safetensors(model: TubeViT, folder: str | os.PathLike) -> None:
@@ -54,10 +64,9 @@ def export_safetensors(model: TubeViT, folder: str | os.PathLike) -> None:
     Raises:
         UserError: the folder cannot be used, or safetensors is not installed.
     """
-    takes_images = any(tube.is_2d for tube in model.config.tubes.tubes)
-    with _new_folder(folder) as inside:
-        _save(flatten(parameters(model)), inside / _MODEL)
-        _write_config(inside, "safetensors", model.config, ("video", "image") if takes_images else ("video",))
+    with new_folder(folder) as inside:
+        save_arrays(flatten(parameters(model)), inside / MODEL)
+        write_config(inside, "safetensors", model.config, modalities(model.config))
 
 
 def export_jax(
@@ -76,16 +85,13 @@ def export_jax(
             does, or safetensors or flatbuffers is not installed.
     """
     check_new_folder(folder)
-    if model.config.heads or head is not None:
-        head = model.head_for(head)
-    config = dataclasses.replace(model.config, heads=tuple(pair for pair in model.config.heads if pair[0] == head))
+    config = with_head(model, head)
     exported = export_program(config, platforms)
     params, (needed, _) = flatten(parameters(model)), _inputs(exported)
-    with _new_folder(folder) as inside:
+    with new_folder(folder) as inside:
         (inside / _PROGRAM).write_bytes(exported.serialize())
-        _save({path: params[path] for path in needed}, inside / _PARAMS)
-        more = {"head": head, "output": _output(config), "platforms": list(exported.platforms)}
-        _write_config(inside, "jax", config, (_modality(config),), **more)
+        save_arrays({path: params[path] for path in needed}, inside / _PARAMS)
+        write_program_config(inside, "jax", config, platforms=list(exported.platforms))
 
 
 def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
@@ -105,7 +111,7 @@ def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) ->
     Raises:
         UserError: a platform is unknown, the head takes images but no tube does, or flatbuffers is not installed.
     """
-    optional_import("flatbuffers", *_EXPORT)
+    optional_import("flatbuffers", *NEEDS)
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"unknown platform {platform!r}; valid: cpu, tpu, cuda (NVIDIA GPUs)")
@@ -117,12 +123,12 @@ def export_program(config: ModelConfig, platforms: Sequence[str] = PLATFORMS) ->
     params = flatten(abstract_parameters(config))
     params = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
     (batch,) = export.symbolic_shape("b")
-    pixels = jax.ShapeDtypeStruct((batch, *_shape(config, _modality(config))), jnp.uint8)
+    pixels = jax.ShapeDtypeStruct((batch, *program_shape(config)), jnp.uint8)
     return export.export(jax.jit(forward), platforms=tuple(dict.fromkeys(platforms)))(params, pixels)
 
 
 def _forward(config: ModelConfig):
-    activation = {"features": lambda x: x, "softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[_output(config)]
+    activation = {"features": lambda x: x, "softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[program_output(config)]
     return lambda params, pixels: activation(model_of(config, unflatten(params))(pixels))
 
 
@@ -158,11 +164,11 @@ class ExportedModel:
 
 def load_exported(folder: str | os.PathLike) -> ExportedModel:
     """Load what `export_jax` wrote; raises UserError if it is incomplete, or not for this platform."""
-    load_file = optional_import("safetensors.numpy", *_EXPORT).load_file
-    optional_import("flatbuffers", *_EXPORT)
+    load_file = optional_import("safetensors.numpy", *NEEDS).load_file
+    optional_import("flatbuffers", *NEEDS)
     folder = pathlib.Path(folder)
     try:
-        config = json.loads((folder / _CONFIG).read_bytes())
+        config = json.loads((folder / CONFIG).read_bytes())
         if config.get("format") != "jax":
             raise UserError(f"{folder} was exported with --format {config.get('format')}; expected jax")
         exported = export.deserialize(bytearray((folder / _PROGRAM).read_bytes()))
@@ -190,64 +196,3 @@ def _inputs(exported: export.Exported) -> tuple[dict, jax.core.ShapedArray]:
     """Return the abstract arguments of the program: {path: parameter} and pixels."""
     arguments, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     return arguments
-
-
-def _modality(config: ModelConfig) -> str:
-    modality = config.heads[0][1].modality if config.heads else "any"
-    if modality == "any":
-        return "image" if config.tubes.is_2d and config.frames == 1 else "video"
-    return modality
-
-
-def _shape(config: ModelConfig, modality: str) -> tuple[int, ...]:
-    return (*(config.shape if modality == "video" else config.shape[1:]), 3)
-
-
-def _output(config: ModelConfig) -> str:
-    if not config.heads:
-        return "features"
-    return "sigmoid" if config.heads[0][1].multi_label else "softmax"
-
-
-def _write_config(folder: pathlib.Path, kind: str, config: ModelConfig, modalities: Sequence[str], **more) -> None:
-    """Write config.json, which describes everything that a program needs to know."""
-    pixels = {modality: ["b", *_shape(config, modality)] for modality in modalities}
-    pixels |= {"dtype": "uint8", "range": [0, 255], "channels": "RGB", "fps": config.fps}
-    labels = {name: head.labels for name, head in config.heads}
-    values = {"format": kind, "tubevit": __version__, **more, "input": pixels, "labels": labels}
-    values["model"] = model_metadata(config)
-    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _save(params: Mapping[str, jax.Array], path: pathlib.Path) -> None:
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in params.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    optional_import("safetensors.numpy", *_EXPORT).save_file(arrays, path)
-    path.chmod(mode)  # safetensors makes it readable by its owner only
-
-
-def check_new_folder(path: str | os.PathLike) -> None:
-    """Raise UserError unless a folder for an export can be made at `path`: new, or empty, on a local disk."""
-    if storage.is_remote(path):
-        raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
-    path = pathlib.Path(path).absolute()
-    try:
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists already; name a new folder or an empty one")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    writable.check_folder(path)
-
-
-@contextlib.contextmanager
-def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
-    check_new_folder(path)
-    path = pathlib.Path(path).absolute()
-    try:
-        with publish.creating(path) as folder:
-            folder.mkdir()
-            yield folder
-    except OSError as error:
-        raise cannot_write(path, error) from error

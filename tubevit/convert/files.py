@@ -17,8 +17,9 @@ _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
     "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+_COMPRESSION = 8  # times that an archive may grow, at most
 _SAFETENSORS = ("a .safetensors file", "convert")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 def kind_of(path: pathlib.Path) -> str:
@@ -29,9 +30,11 @@ def kind_of(path: pathlib.Path) -> str:
     if start.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
+                names, held = archive.namelist(), sum(each.file_size for each in archive.infolist())
         except Exception as error:  # a damaged directory may raise anything
             raise damaged(path, error) from error
+        if held > max(_COMPRESSION * size, 2**30):  # trained weights hardly shrink
+            raise damaged(path, f"it would grow from {size / 1e6:,.0f} to {held / 1e6:,.0f} MB")
         if any(name.endswith("data.pkl") for name in names):
             return "torch"
         if names and all(name.endswith(".npy") for name in names):
@@ -61,17 +64,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
     """Read the arrays of a folder, from model.safetensors, its shards or pytorch_model.bin; returns the files, too."""
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
-        raise UserError(f"{folder} holds no weights: expected one of {', '.join(_WEIGHTS)}; found {_listing(folder)}")
+        raise UserError(f"{folder} holds no weights: expected one of {', '.join(WEIGHTS)}; found {_listing(folder)}")
     if found.suffix != ".json":
         return read_arrays(found), [found]
-    shards = read_json(found).get("weight_map")
-    if not isinstance(shards, dict) or not all(
-        isinstance(x, str) and pathlib.Path(x).name == x for x in shards.values()
-    ):
-        raise UserError(f"{found} must have a weight_map from names of arrays to files beside it")
-    files = [folder / name for name in sorted(set(shards.values()))]
+    files = [folder / name for name in shards_of(found)]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise UserError(f"{folder} lacks {', '.join(absent)}, which {found.name} names")
@@ -81,13 +79,23 @@ def read_folder(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[pathl
     return arrays, files
 
 
+def shards_of(index: pathlib.Path) -> list[str]:
+    """List the files that model.safetensors.index.json names; raises UserError unless all of them lie beside it."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(x, str) and pathlib.Path(x).name == x for x in shards.values()
+    ):
+        raise UserError(f"{index} must have a weight_map from names of arrays to files beside it")
+    return sorted(set(shards.values()))
+
+
 def read_json(path: pathlib.Path) -> dict:
     """Read a JSON object; raises UserError if the file is missing, damaged or holds something else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; found {_listing(path.parent)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object; found {type(values).__name__}")

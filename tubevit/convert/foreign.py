@@ -47,6 +47,7 @@ class Foreign:
         interpolation: how its images are resized, or None if unknown.
         notes: what was assumed or left out, one line each.
         licence: the licence of the weights, or None if the files do not say it.
+        is_own: whether it is one of our models, which keeps its LayerScale.
     """
 
     config: ModelConfig
@@ -56,6 +57,7 @@ class Foreign:
     interpolation: str | None
     notes: tuple[str, ...]
     licence: str | None = None
+    is_own: bool = False
 
 
 def shapes_of(weights: Mapping[str, np.ndarray], ranks: Mapping[str, int], source: str) -> list[tuple[int, ...]]:
@@ -83,6 +85,16 @@ def leave_out(
     kept = {name: array for name, array in weights.items() if not name.startswith(prefixes)}
     dropped = described or ", ".join(grouped(weights.keys() - kept.keys()))
     return kept, (f"left out: {dropped}",) if len(kept) < len(weights) else ()
+
+
+def with_options(
+    config: ModelConfig, weights: Mapping, options: Options, heads: str
+) -> tuple[ModelConfig, Mapping, tuple[str, ...]]:
+    """Apply options to one of our own models, whose heads have names that start with `heads`; returns notes, too."""
+    given = {name: value for name in ("mean", "std") if (value := getattr(options, name)) is not None}
+    if not options.headless:
+        return config.replace(**given), weights, ()
+    return config.replace(heads=(), **given), *leave_out(weights, (heads,))
 
 
 def statistics(options: Options, mean, std, source: str) -> tuple[dict, tuple[str, ...]]:

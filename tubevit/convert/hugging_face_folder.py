@@ -139,7 +139,7 @@ def labels(values: Mapping, source: str) -> tuple[int, tuple[str, ...]]:
     """Return the number of classes and their names, () for the placeholders LABEL_0, LABEL_1, ..."""
     names, count = values.get("id2label"), values.get("num_labels", 2)
     if names is None and isinstance(count, int):
-        names = {str(i): f"LABEL_{i}" for i in range(count)}
+        return max(int(count), 0), ()
     if not isinstance(names, dict) or any(str(i) not in names for i in range(len(names))):
         raise UserError(f"{source}: id2label must name the classes 0, 1, 2, ...; found {str(names)[:100]}")
     ordered = tuple(str(names[str(i)]) for i in range(len(names)))

@@ -21,7 +21,7 @@ class Array:
 
     Attributes:
         ours: our path, blocks stacked.
-        theirs: their names, with `*` for the number of the block. Several arrays are stacked, kernels along axis 1 and
+        theirs: their names, with `*` for the number of the layer. Several arrays are stacked, kernels along axis 1 and
             others along axis 0. `ZEROS` stands for an array of zeros that the file does not hold.
         shape: the shape of each of their arrays: `D` width, `M` MLP, `C` classes, `K` frames of a tubelet, `P` patch,
             `3PP` values of a patch, `T` times, `N` positions of patches, `h` heads, `d` = D / h, `3D`, `4D`, or a
@@ -39,22 +39,23 @@ class Array:
     shift: float = 0.0
 
     @property
-    def in_block(self) -> bool:
-        """Whether each block has its own."""
-        return "blocks" in self.ours.split("/")
+    def is_stacked(self) -> bool:
+        """Whether each block, or each added layer, has its own."""
+        parts = self.ours.split("/")
+        return parts[0] != "heads" and not {"blocks", "added"}.isdisjoint(parts)
 
-    def names(self, depth: int) -> list[list[str]]:
-        """List their names for each block, or once."""
-        blocks = range(depth if self.in_block else 1)
-        return [[name.replace("*", str(i)) for name in self.theirs] for i in blocks]
+    def names(self, shape: Sequence[int]) -> list[list[str]]:
+        """List their names for each layer, or once; `shape` is that of our parameter."""
+        layers = range(shape[0] if self.is_stacked else 1)
+        return [[name.replace("*", str(i)) for name in self.theirs] for i in layers]
 
     def to_ours(self, parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
-        """Convert their arrays of one block to ours, float32."""
+        """Convert their arrays of one layer to ours, float32."""
         if self.thirds is not None:
             parts = [x.reshape(3, -1, *x.shape[1:])[self.thirds].reshape(-1, *x.shape[1:]) for x in parts]
         parts = [x if self.order is None else x.transpose(self.order) for x in parts]
         whole = parts[0] if len(parts) == 1 else np.stack(parts, self._axis)
-        whole = np.ascontiguousarray(whole.reshape(shape), np.float32)
+        whole = np.asarray(whole.reshape(shape), np.float32, order="C")
         return whole + np.float32(self.shift) if self.shift else whole
 
     def to_theirs(self, leaf: np.ndarray, shape: Sequence[int]) -> list[np.ndarray]:
@@ -63,7 +64,7 @@ class Array:
         parts = [leaf] if len(self.theirs) == 1 else np.moveaxis(leaf, self._axis, 0)
         order = tuple(range(len(shape))) if self.order is None else self.order
         parts = [x.reshape([shape[axis] for axis in order]).transpose(np.argsort(order)) for x in parts]
-        return [np.ascontiguousarray(x) for x in parts]
+        return [np.asarray(x, order="C") for x in parts]
 
     @property
     def _axis(self) -> int:
@@ -102,12 +103,12 @@ class Layout:
         ours, sizes, params = _shapes(config), _sizes(config), {}
         weights = self._fold(self._split_class(dict(weights), config), config)
         for array in self._rows(config):
-            shape, absent = ours[array.ours][int(array.in_block) :], np.zeros(_shape(array, sizes), np.float32)
+            shape, absent = ours[array.ours][int(array.is_stacked) :], np.zeros(_shape(array, sizes), np.float32)
             layers = [
                 array.to_ours([weights[name] if name else absent for name in names], shape)
-                for names in array.names(ours[array.ours][0])
+                for names in array.names(ours[array.ours])
             ]
-            params[array.ours] = np.stack(layers) if array.in_block else layers[0]
+            params[array.ours] = np.stack(layers) if array.is_stacked else layers[0]
         return params
 
     def to_theirs(self, params: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -121,7 +122,7 @@ class Layout:
             raise UserError(f"the format has no place for {', '.join(grouped(without_place))}")
         for array in rows:
             leaf, shape = np.asarray(params[array.ours]), _shape(array, sizes)
-            for names, layer in zip(array.names(len(leaf)), leaf if array.in_block else [leaf]):
+            for names, layer in zip(array.names(leaf.shape), leaf if array.is_stacked else [leaf]):
                 weights |= {name: part for name, part in zip(names, array.to_theirs(layer, shape)) if name}
         for _, position in self._class_rows(config):
             table = weights[position]
@@ -168,7 +169,7 @@ class Layout:
         for array in self._rows(config):
             shape = _shape(array, sizes)
             shape[-2:-1] = [shape[-2] + 1] if array.theirs[0] in with_class else shape[-2:-1]
-            names = [name for names in array.names(ours[array.ours][0]) for name in names if name]
+            names = [name for names in array.names(ours[array.ours]) for name in names if name]
             expected |= dict.fromkeys(names, jax.ShapeDtypeStruct(shape, jnp.float32))
         for _, second in self._pairs(config):
             expected[f"{second}.weight"] = jax.ShapeDtypeStruct((config.width, config.width), jnp.float32)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import av.video.frame
 import cv2
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from tubevit.data.container import Media, media_kind, open_video
 from tubevit.data.decode import decode_image
@@ -21,10 +21,15 @@ CRF = 23  # quality of H.264, lower is better
 PRESET = "veryfast"
 KEY_FRAMES = 30  # distance of key frames: at 250, clips decode at half the speed
 JPEG_QUALITY = 95
+# Without these, the scaler and x264 choose by the instructions of the processor, and give other bytes on other hosts.
+SCALER = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+X264 = "cpu-independent=1"
 
 
 def validated_bytes(media: Media, short_side: int | None = None) -> bytes:
     """Decode a video or an image completely and return its encoded bytes, smaller if it is large.
+
+    The bytes depend on the versions of PyAV and OpenCV, but not on the processor.
 
     Args:
         media: path, encoded bytes, or the pixels of an image (stored without loss, as PNG).
@@ -95,7 +100,7 @@ def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
             duration, orientation = frame.duration, display_orientation(frame)
             if track is None:
                 rate = stream.average_rate or stream.guessed_rate or 25
-                options = {"crf": str(CRF), "preset": PRESET, "g": str(KEY_FRAMES), "bf": "0"}
+                options = {"crf": str(CRF), "preset": PRESET, "g": str(KEY_FRAMES), "bf": "0", "x264-params": X264}
                 track = container.add_stream("libx264", rate=rate, options=options)
                 track.width, track.height = _even(*turned_size(frame.width, frame.height, orientation), short_side)
                 track.pix_fmt = "yuv420p"
@@ -103,7 +108,7 @@ def _encode_again(frames: Iterable[tuple], short_side: int) -> bytes:
                 track.codec_context.thread_count = 1
                 colours = _declare_colours(track.codec_context, frame)
             width, height = turned_size(track.width, track.height, orientation)
-            small = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1, **colours)
+            small = frame.reformat(width, height, "yuv420p", interpolation=SCALER, threads=1, **colours)
             small = turned_planes(small, orientation)
             small.pts, small.time_base, small.duration = time, stream.time_base, duration
             small.pict_type = av.video.frame.PictureType.NONE  # otherwise the encoder follows that of the file

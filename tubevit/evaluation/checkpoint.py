@@ -71,6 +71,7 @@ class EvalOptions:
             clips in place of the checkpoint's; see `PROBES`.
         allow_overlap: accept a csv that lists a file in two splits.
         max_broken: largest share of files that cannot be decoded, see `failure`.
+        int8: multiply 8-bit integers in the linear layers of the blocks, see `tubevit.models.int8`.
 
     Raises:
         UserError: options exclude each other, or a number is out of range.
@@ -86,6 +87,7 @@ class EvalOptions:
     probe: str | None = None
     allow_overlap: bool = False
     max_broken: float | None = None
+    int8: bool = False
 
     def __post_init__(self):
         if self.data and self.config is not None:
@@ -123,11 +125,12 @@ def evaluate_checkpoint(
     checkpoint = src if isinstance(src, Checkpoint) else cast(Checkpoint, run_on_all(lambda: open_checkpoint(src)))
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
-    loaded, run = checkpoint.load_model(), checkpoint.experiment
+    loaded = checkpoint.load_model(**({"quantize": "int8"} if options.int8 else {}))
+    run = checkpoint.experiment
     config = None if options.config is None else run_on_all(lambda: _experiment(options))
     model = loaded.config
     if config is not None and not config.data.train:
-        model = run_on_all(lambda: _follow_protocol(checkpoint, config))
+        model = run_on_all(lambda: _follow_protocol(checkpoint.name, loaded.config, config))
     datasets = run_on_all(lambda: _datasets(checkpoint, options)) if config is None else config.data.eval
     views = _views(config.eval if config else run.get("eval", {}), options)
     path = config.input.path if config else run.get("input", {}).get("path")
@@ -163,7 +166,7 @@ def evaluate_checkpoint(
             train = len(loads[0].source)
             failed = failure(f"{name}, training split", train - probe["train_clips_used"], train, max_broken)
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step, "failed": failed}
-        origin |= {"published_top1": dataset.published_top1}
+        origin |= {"published_top1": dataset.published_top1, "quantize": model.quantize}
         evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
     return evaluations
 
@@ -174,17 +177,17 @@ def _views(keys: Mapping | ConfigDict, options: EvalOptions) -> Views:
     return Views.from_keys({**keys, **{key: value for key, value in given.items() if value is not None}})
 
 
-def _follow_protocol(checkpoint: Checkpoint, config: ConfigDict) -> ModelConfig:
+def _follow_protocol(name: str, model: ModelConfig, config: ConfigDict) -> ModelConfig:
     """Return the model of a checkpoint with the frame rate of a protocol, an experiment without training data.
 
     Raises:
         UserError: the checkpoint is of another architecture or input; the message lists all differences.
     """
-    model, expected = checkpoint.model, model_config(**model_fields(config))
+    expected = model_config(**model_fields(config))
     differ = {key: (str(getattr(model, key)), str(getattr(expected, key))) for key in _OF_PROTOCOL}
     found = [f"{key} {ours} instead of {theirs}" for key, (ours, theirs) in differ.items() if ours != theirs]
     if found:
-        raise UserError(f"{checkpoint.name} does not fit the protocol of {expected.name}: it has {', '.join(found)}")
+        raise UserError(f"{name} does not fit the protocol of {expected.name}: it has {', '.join(found)}")
     return model.replace(fps=expected.fps)
 
 

@@ -16,7 +16,7 @@ def parameters(model: nnx.Module) -> dict:
 
 @functools.lru_cache(maxsize=32)
 def _structure(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
-    model = nnx.eval_shape(lambda: TubeViT(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: TubeViT(config.replace(lora=None), rngs=nnx.Rngs(0)))
     return nnx.graphdef(model), parameters(model)
 
 

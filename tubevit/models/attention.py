@@ -110,8 +110,9 @@ def _capped(scores: Array, softcap: float | None) -> Array:
 
 
 def uses_kernel(config: ModelConfig, tokens: int, dtype) -> bool:
-    """Return whether the kernel reads the projections of so many tokens as they are."""
+    """Return whether the kernel reads the projections of so many tokens as they are, and multiplies its own."""
     plain = config.position != "rope" and config.pattern != "factorised_dot" and config.softcap is None
+    plain = plain and config.lora is None and config.quantize == "none"  # their layers are more than a kernel
     heads = config.num_heads
     return plain and implementation_for(config.attention, tokens, heads, config.width // heads, dtype) == "kernel"
 

@@ -30,9 +30,12 @@ REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
 }
 GELUS = ("exact", "tanh")
+QUANTIZED = ("none", "int8")
+LORA_TARGETS = ("qkv", "out", "mlp")
 CHOICES = {
     "position": POSITIONS, "pooling": POOLINGS, "attention": ATTENTION, "remat": REMAT, "gelu": GELUS,
     "precision": PRECISIONS, "pattern": PATTERNS, "frame_pooling": FRAME_POOLINGS, "final_norm": FINAL_NORMS,
+    "quantize": QUANTIZED,
 }  # fmt: skip
 
 
@@ -64,6 +67,38 @@ class Head:
     def probabilities(self, logits: Float[Array, "*rows classes"]) -> Float[Array, "*rows classes"]:
         """Convert logits to probabilities: by softmax, or by sigmoid where a sample may have several labels."""
         return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter (LoRA, Hu et al., 2021): the kernels W of the targets act as W + alpha / rank A B.
+
+    Attributes:
+        rank: columns of A and rows of B.
+        alpha: numerator of the scale.
+        targets: linear layers of the blocks: `qkv` and `out` of attention, `mlp`.
+
+    Raises:
+        UserError: a number is out of range, or a target is unknown or missing.
+    """
+
+    rank: int = dataclasses.field(default=8, metadata={"range": COUNT})
+    alpha: float = dataclasses.field(default=16.0, metadata={"range": POSITIVE})
+    targets: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        check_fields(self)
+        for target in self.targets:
+            if target not in LORA_TARGETS:
+                raise unknown("target of LoRA", target, LORA_TARGETS)
+        if not self.targets:
+            raise UserError(f"LoRA needs at least one target: {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        """The factor of A B."""
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +147,8 @@ class ModelConfig:
         gate_layer: index of the block after which the gate is applied (equation 8); None disables the gate.
         gate_per_channel: learn one alpha per channel instead of a single one.
         freeze_below: index of the first trained block; no gradient reaches the blocks before it. Changes no output.
+        lora: the adapter that is trained in place of the blocks, see `models.lora`; None trains the blocks. A model
+            itself never has one: its kernels are merged.
         remat: activations kept for the backward pass: `none` (keep everything), `dots`, `dots_no_batch`, `names` (the
             output of attention, the sum after it, the MLP before GELU and the statistics of the normalisations) or
             `full` (recompute everything). Changes no output.
@@ -120,6 +157,8 @@ class ModelConfig:
         attention: implementation of attention: `einsum`, `xla`, `cudnn` (NVIDIA GPUs), `kernel` (TPUs), or `auto`,
             which chooses by device and shape, see `models.attention.implementation_for`. Changes no output.
         precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32.
+        quantize: `int8` multiplies 8-bit integers in the linear layers of the blocks, see `models.int8`; for inference
+            only.
 
     Raises:
         UserError: a value is out of range, unknown, or does not fit the others.
@@ -162,10 +201,12 @@ class ModelConfig:
     gate_layer: int | None = dataclasses.field(default=None, metadata={"range": WHOLE})
     gate_per_channel: bool = False
     freeze_below: int = dataclasses.field(default=0, metadata={"range": WHOLE})
+    lora: Lora | None = None
     remat: str = "none"
     scan: bool = True
     attention: str = "auto"
     precision: str = "float32"
+    quantize: str = "none"
 
     def __post_init__(self):
         object.__setattr__(self, "tubes", as_tube_set(self.tubes, self.padding, self.interpolated))
@@ -225,6 +266,11 @@ class ModelConfig:
         if len(self.tubes.tubes) > 1:
             return UNKNOWN
         return TokenLayout(self.tubes.grid(shape)[0], int(self.class_token))
+
+    @property
+    def frozen_blocks(self) -> int:
+        """The number of first blocks whose own parameters are frozen: all of them beside an adapter."""
+        return self.freeze_below if self.lora is None else self.depth
 
     @property
     def is_plain_vit(self) -> bool:

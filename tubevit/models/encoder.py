@@ -18,6 +18,7 @@ from tubevit.errors import UserError
 from tubevit.models.attention import as_matrices, uses_kernel
 from tubevit.models.block import AddedAttention, Block, dropout, layer_norm, stacked
 from tubevit.models.config import REMAT, ModelConfig
+from tubevit.models.int8 import use_int8
 from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import place
 
@@ -53,6 +54,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
         self.blocks = stacked(Block, config.depth, config, dtype, rngs)
+        if config.quantize == "int8":
+            use_int8(self.blocks)
         if config.add_attention:
             self.added = stacked(AddedAttention, config.add_attention, config, dtype, rngs)
         if config.gate_layer is not None:

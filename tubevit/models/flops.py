@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import PRECISIONS, ModelConfig
+from tubevit.models.lora import adapter_shapes
 from tubevit.tubes import Triple
 
 
@@ -110,15 +111,20 @@ def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) 
     """Count the FLOPs of a training step on one clip; see `count_flops` for the arguments.
 
     The backward pass of trained parts takes twice the FLOPs of their forward pass. Frozen blocks take half as much, for
-    the gradients of tokens, and only if something is trained before them; see `first_with_gradient`.
+    the gradients of tokens, and only if something is trained before them or beside them, as an adapter is; see
+    `first_with_gradient`.
     """
-    flops = count_flops(config, shape, head)
-    block, other, _ = _encoder(config, shape)
-    if config.freeze_below == config.depth and config.temporal_depth:
-        other = 0  # the second encoder is frozen as well
-    trained, passed = config.depth - config.freeze_below, config.freeze_below - first_with_gradient(config)
-    back = 2 * (flops.head + flops.pooling) + 4 * (other + trained * block) + 2 * passed * block
-    if not config.freeze_below:
+    flops, frozen = count_flops(config, shape, head), config.frozen_blocks
+    block, other, last = _encoder(config, shape)
+    passes = 4
+    if frozen == config.depth and config.temporal_depth:  # the second encoder is frozen as well
+        passes = 0 if config.lora is None else 2
+    trained, passed = config.depth - frozen, frozen - first_with_gradient(config)
+    back = 2 * (flops.head + flops.pooling) + passes * other + 4 * trained * block + 2 * passed * block
+    for path, leaf in adapter_shapes(config).items():  # with their forward pass
+        rows = last if path.startswith("encoder/temporal/") else num_tokens(config, shape)
+        back += 6 * rows * math.prod(leaf.shape)
+    if not frozen:
         back += flops.tokenizer  # pixels need no gradient
     return flops.total + back
 

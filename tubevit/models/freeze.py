@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tubevit.models.config import ModelConfig
+from tubevit.models.lora import NAMES
 
 _BELOW = ("tokenizer", "position", "class_token")
 
@@ -14,13 +15,16 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
     If `freeze_below` s is above 0, the tokenizer, positions, class token and blocks 0 to s - 1 are frozen. If s = L,
     the final normalisation and the second encoder of a factorised encoder are frozen as well, and only pooling and
     heads are trained. The gate, added attention and
-    `tube_linear` layers come from no other model and are always trained.
+    `tube_linear` layers come from no other model and are always trained. With an adapter, all is frozen that s = L
+    freezes, and the adapter is trained.
 
     Args:
         path: path of the parameter, such as `encoder/norm/scale` or, for blocks, `encoder/blocks/<i>/...`.
         model: configuration of the model.
     """
-    s, parts = model.freeze_below, path.split("/")
+    s, parts = model.frozen_blocks, path.split("/")
+    if parts[-1] in NAMES:
+        return False
     if parts[:2] == ["encoder", "blocks"]:
         return int(parts[2]) < s
     if parts[:2] in (["encoder", "norm"], ["encoder", "temporal"]):
@@ -30,10 +34,10 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
 
 def split_frozen(params: dict, model: ModelConfig) -> tuple[dict, dict]:
     """Split parameters into trained and frozen ones, with the same names; stacked blocks are sliced."""
-    s, trained, frozen = model.freeze_below, {}, {}
+    s, trained, frozen = model.frozen_blocks, {}, {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         keys = [key.key for key in path]
-        if keys[:2] != ["encoder", "blocks"]:
+        if keys[:2] != ["encoder", "blocks"] or keys[-1] in NAMES:
             _put(frozen if is_frozen("/".join(keys), model) else trained, keys, leaf)
         elif s in (0, model.depth):
             _put(frozen if s else trained, keys, leaf)

@@ -15,6 +15,7 @@ from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.flops import training_flops
+from tubevit.models.lora import training_graph
 from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch, using
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.optimizer import make_optimizer
@@ -66,7 +67,7 @@ def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
     check_sharding(abstract_parameters(plan.model), mesh)
     state = _abstract(state, shardings(state, mesh))
-    return make_step(graph_of(plan.model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
+    return make_step(training_graph(plan.model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
 
 
 def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | None:

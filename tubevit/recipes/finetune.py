@@ -16,7 +16,12 @@ _COPIES_DECODE = 0.1  # of the time of the files; 0.07 was measured for 426x240 
 
 
 def finetune_config(
-    data: str, init: str | None = CLOSEST, model: str | None = None, flip: bool = False, tubes: str | None = None
+    data: str,
+    init: str | None = CLOSEST,
+    model: str | None = None,
+    flip: bool = False,
+    tubes: str | None = None,
+    adapter: str | None = None,
 ) -> ConfigDict:
     """Return a configuration that trains on `data` and evaluates on its split `val`, else `test`.
 
@@ -30,6 +35,8 @@ def finetune_config(
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
     | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
     | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
+
+    With an adapter, the optimiser is AdamW, and the learning rate ten times that of a checkpoint.
 
     `tubevit_ti16` is for 5,000 files or more whose median short side is above 96 pixels.
 
@@ -51,6 +58,7 @@ def finetune_config(
         model: the architecture, instead of the one that follows from the size of the frames; not with `init`.
         flip: mirror half of the clips; only where the labels allow it.
         tubes: a preset or the text of other tubes for a dense video model; only with `init`.
+        adapter: `lora` trains low-rank adapters in place of the checkpoint's own parameters, see `tubevit.models.lora`.
 
     Raises:
         UserError: `tubes` is given without `init`. `resolve` refuses `init` together with `model`.
@@ -67,7 +75,7 @@ def finetune_config(
     for key in ("name", "learning_rate", "warmup_steps", "weight_decay", "b2", "ema_decay"):
         config.optimizer[key] = None
     config.optimizer.grad_clip_norm = 1.0
-    config.train.update(steps=None, label_smoothing=None)
+    config.train.update(steps=None, label_smoothing=None, adapter=adapter or "none")
     augment = {"random_crop": True, "area": None, "flip": flip, "colour_jitter": 0.2}
     config.data.train.data = dataset_config(source=data, batch_size=None, augment=augment)
     config.data.eval.data = dataset_config(source=data, split=None, batch_size=None)

@@ -16,12 +16,12 @@ from tubevit.errors import UserError
 from tubevit.sharding.mesh import AnyMesh
 
 SMALL = 2**14  # numbers; to gather smaller arrays costs more time than the memory is worth
-# The axis that `tensor` splits, counted from the end; the first match holds.
+# The axis that `tensor` splits, counted from the end; the first match holds. Adapters follow their kernels.
 TENSOR_RULES = (
-    (r"attention/qkv/(kernel|bias)$", -2),  # ([L,] D, 3, heads, d), (L, 3, heads, d)
-    (r"attention/out/kernel$", -3),  # (L, heads, d, D)
-    (r"mlp/up/(kernel|bias)$", -1),  # (L, D, M), (L, M)
-    (r"mlp/down/kernel$", -2),  # (L, M, D)
+    (r"attention/qkv/(kernel|bias|lora_b)$", -2),  # ([L,] D, 3, heads, d), (L, 3, heads, d)
+    (r"attention/out/(kernel|lora_a)$", -3),  # (L, heads, d, D)
+    (r"mlp/up/(kernel|bias|lora_b)$", -1),  # (L, D, M), (L, M)
+    (r"mlp/down/(kernel|lora_a)$", -2),  # (L, M, D)
 )
 STACKED = re.compile(r"(^|/)(encoder|encoder/temporal|pooling)/(blocks|added)/")  # the first axis is the layers
 WIDE = 128  # numbers; narrower shards waste the registers of a TPU, and XLA stops sharding them

@@ -11,6 +11,7 @@ from tubevit.data.views import Views
 from tubevit.evaluation.evaluate import EvalSettings, evaluate_source
 from tubevit.evaluation.forward import make_forward
 from tubevit.models.freeze import join_frozen
+from tubevit.models.lora import merge_adapter
 from tubevit.sharding.rules import shardings
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,14 @@ def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict
     forwards = {head: make_forward(experiment.model, head, mesh, views.average) for head in heads}
     settings = EvalSettings(views, loader.threads, loader.workers, mesh=mesh)
 
+    def join(params: dict, frozen: dict) -> dict:
+        return merge_adapter(join_frozen(params, frozen), experiment.model.lora)
+
     def evaluate(state: dict) -> dict[str, float | None]:
         params, results = state["params"], {}
         if state["frozen"] and experiment.eval:
-            whole = jax.eval_shape(join_frozen, params, state["frozen"])
-            params = jax.jit(join_frozen, out_shardings=shardings(whole, mesh))(params, state["frozen"])
+            whole = jax.eval_shape(join, params, state["frozen"])
+            params = jax.jit(join, out_shardings=shardings(whole, mesh))(params, state["frozen"])
         for name, load in experiment.eval.items():
             head, size = config.data.eval[name].head, config.data.eval[name].batch_size
             evaluated = evaluate_source(forwards[head], params, load, size, name=name, head=head, settings=settings)

@@ -14,12 +14,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tubevit import storage, writable
+from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.run_checkpoints import Checkpoints
+from tubevit.config import names
 from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import Resolved, resolve_on_main
 from tubevit.data.joint import joint_batches
-from tubevit.models.abstract import abstract_parameters, graph_of
+from tubevit.models.abstract import abstract_parameters
+from tubevit.models.lora import training_graph, training_shapes
 from tubevit.recipes.finetune import expected_time
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
 from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
@@ -36,7 +39,8 @@ from tubevit.training.run.nonfinite import NonFiniteGuard
 from tubevit.training.run.preemption import Preempted, preemption
 from tubevit.training.run.profile import Profile
 from tubevit.training.run.progress import Progress
-from tubevit.training.run.workdir import open_metrics, prepare_workdir
+from tubevit.training.run.trackers import Tracker, make_tracker
+from tubevit.training.run.workdir import open_metrics, prepare_workdir, services
 from tubevit.training.step import make_step
 
 logger = logging.getLogger(__name__)
@@ -51,12 +55,14 @@ class Parts:
         batches: makes the joint batches, see `joint_batches`.
         place: sends a batch to the devices, see `global_batch`.
         make_evaluation: (experiment, mesh) -> (state -> metrics), see `make_evaluation`.
+        make_tracker: (name of a service) -> its tracker, see `make_tracker`.
     """
 
     make_step: Callable = make_step
     batches: Callable = joint_batches
     place: Callable = global_batch
     make_evaluation: Callable = make_evaluation
+    make_tracker: Callable[[str], Tracker] = make_tracker
 
 
 ALL_PARTS = Parts()
@@ -89,6 +95,7 @@ def train(
     """
     workdir = storage.as_path(workdir)
     run_on_main(lambda: writable.check_folder(workdir, "name another workdir"))
+    run_on_main(lambda: _check_services(config, parts))
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     agree(lambda: {"the configuration": mapping_entries(config.to_dict())})
@@ -107,16 +114,21 @@ def train(
     # The workdir is touched once the configuration is known to be good.
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
-        logger.info(parameter_overview.get_parameter_overview(abstract_parameters(model), include_stats=False))
+        logger.info(parameter_overview.get_parameter_overview(training_shapes(model), include_stats=False))
         baseline = None
         if resolved.decoding is not None:  # fine-tuning
             baseline = pixel_baseline(experiment, workdir, resolved.decoding)
-        state, start = begin(experiment, optimizer, workdir, mesh)
-        step = parts.make_step(graph_of(model), optimizer, config, mesh)
-        run = Run(experiment, mesh, workdir, lease, step, parts)
+        state, start, base = begin(experiment, optimizer, workdir, mesh)
+        step = parts.make_step(training_graph(model), optimizer, config, mesh)
+        run = Run(experiment, mesh, workdir, lease, step, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
         warn_if_worse(baseline, results)
         return results
+
+
+def _check_services(config: ConfigDict, parts: Parts) -> None:
+    for name in services(names(config.log.to)):
+        parts.make_tracker(name)
 
 
 def _entries(experiment: Experiment) -> dict:
@@ -151,6 +163,7 @@ class Run:
         workdir: the folder of the run, whose `lease` this process holds.
         step: (state, batch) -> (state, metrics).
         parts: makes batches and evaluations.
+        base: the base of the adapter that is trained, whose parameters are not saved.
     """
 
     experiment: Experiment
@@ -159,6 +172,7 @@ class Run:
     lease: Lease
     step: Callable
     parts: Parts
+    base: Base | None = None
 
     def loop(self, state: dict, start: int, profile: Profile) -> dict[str, float | None]:
         """Train from step `start` to the last one; return the metrics of the last evaluation.
@@ -170,13 +184,14 @@ class Run:
         config, results, pending, running, following = self.experiment.config, {}, [], None, None
         evaluate = self.parts.make_evaluation(self.experiment, self.mesh)
         metadata = {"model": model_metadata(self.experiment.model), "config": config.to_dict()}
+        metadata |= {} if self.base is None else {"adapter": dataclasses.asdict(self.base)}
         schedule, progress = learning_rate_schedule(config), Progress(config, start)
         broken = BrokenFiles(self.experiment.train, config.loader.max_broken)
-        names = {name: load.source.keys for name, load in self.experiment.train.items()}
-        guard = NonFiniteGuard(self.workdir, names, self._batch_of, config.train.skip_nonfinite)
+        files = {name: load.source.keys for name, load in self.experiment.train.items()}
+        guard = NonFiniteGuard(self.workdir, files, self._batch_of, config.train.skip_nonfinite)
         keep = config.checkpoint
         with (
-            contextlib.closing(open_metrics(self.workdir, start)) as writer,
+            open_metrics(self.workdir, start, names(config.log.to), self.parts.make_tracker) as writer,
             contextlib.closing(Checkpoints(self.workdir, keep.keep, keep.keep_best)) as checkpoints,
             contextlib.closing(self._batches_from(start)) as batches,
             contextlib.closing(profile),
@@ -223,7 +238,7 @@ class Run:
                     with progress.time("save"):
                         writer.sync()  # a bucket's log must not be behind its checkpoint
                         scores = results if evaluated else None
-                        checkpoints.save(with_average(state), metadata, scores, wait=bool(last or stop))
+                        checkpoints.save(self._saved(state), metadata, scores, wait=bool(last or stop))
                 if evaluated:
                     broken.check_evaluation(results)
                 if stop and not last:
@@ -231,6 +246,11 @@ class Run:
         if start >= config.train.steps:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
+
+    def _saved(self, state: dict) -> dict:
+        """Return what is saved of a state: the average of its parameters, if it has one, without those of the base."""
+        state = with_average(state)
+        return state if self.base is None else state | {"frozen": self.base.without(state["frozen"])}
 
     def _load(self, batches: Generator) -> tuple[dict, dict]:
         """Load the next batch and start to send it; return what stays on the host, and what the devices get."""

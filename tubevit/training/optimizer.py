@@ -13,6 +13,8 @@ from jax import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from tubevit.models.lora import NAMES as LORA
+
 # Axes of the matrices in encoder blocks, counted from the end: what they sum over, and what they return. The axes in
 # front, layers and the three of q, k and v, hold matrices of their own.
 _MATRICES = {
@@ -35,13 +37,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Make the optimiser of `config.optimizer`, which with `ema_decay` also averages the parameters.
 
     `adam` adds the weight decay to the gradient (the paper calls it L2), `adamw` and `muon` to the update. Only kernels
-    decay, not biases or the scales of normalisation layers. `muon` updates the matrices of encoder blocks by their
-    momentum made orthogonal, as large as Adam's updates, and all other parameters as `adamw` does.
+    and adapters decay, not biases or the scales of normalisation layers. `muon` updates the matrices of encoder blocks
+    by their momentum made orthogonal, as large as Adam's updates, and all other parameters as `adamw` does.
     """
     settings = config.optimizer
 
     def kernels(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", *LORA), params)
 
     decay = [optax.add_decayed_weights(settings.weight_decay, kernels)] if settings.weight_decay else []
     # None keeps the dtype of the parameters.

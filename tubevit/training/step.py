@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from tubevit.models.abstract import initial_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import join_frozen, split_frozen
+from tubevit.models.lora import add_adapter
 from tubevit.models.placement import place
 from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.mesh import using
@@ -25,8 +26,8 @@ _MIX, _DROPOUT = 0, 1  # purposes of random keys
 
 
 def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
-    """Create a training state with random parameters, see `state_of`."""
-    return state_of(initial_parameters(model, seed), model, optimizer)
+    """Create a training state with random parameters, and an adapter if the model has one, see `state_of`."""
+    return state_of(add_adapter(initial_parameters(model, seed), model, seed), model, optimizer)
 
 
 def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransformation) -> dict:
@@ -45,7 +46,7 @@ def joint_loss(
     """Compute the weighted sum of the losses of all data sets (paper appendix A), and {name: loss}.
 
     Args:
-        graph: structure of the model.
+        graph: structure of the model, see `training_graph`.
         params, frozen: trained and frozen parameters, see `split_frozen`.
         batch: {name: {"pixels", "label"}}, see `joint_batches`, without `file`, `broken` and `dense`.
         config: configuration of the experiment.
@@ -88,7 +89,7 @@ def make_step(
     `config.train.grad_accum_steps` is above 1, gradients are averaged over that many parts of the batch.
 
     Args:
-        graph: structure of the model.
+        graph: structure of the model, see `training_graph`.
         optimizer: see `make_optimizer`.
         config: configuration of the experiment.
         mesh: mesh of the state, see `shardings`, and of the batch, see `global_batch`; None uses one device.

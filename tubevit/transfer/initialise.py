@@ -101,7 +101,7 @@ def initialise(
 
 
 def _read_small(name: str) -> Donor:
-    if not storage.exists(name) and "/" not in name and not is_release(name):  # more likely a misspelt keyword
+    if "/" not in name and not storage.exists(name) and not is_release(name):  # more likely a misspelt keyword
         raise unknown("init.tubes", name, (*TUBES, "the name of a checkpoint"))
     small = read_donor(name)
     if small.config.tube_linear:
@@ -163,7 +163,10 @@ def _check_frozen(wanted: dict, loaded: dict, model: ModelConfig, zero_tubes: bo
         fresh += [path for path, leaf in loaded.items() if path.startswith("tokenizer/") and not leaf.any()]
     frozen = [path for path in fresh if is_frozen(path, model)]
     if frozen:
+        key, value, off = "train.freeze_below", model.freeze_below, 0
+        if model.lora is not None:
+            key, value, off = "train.adapter", "lora", "none"
         raise UserError(
-            f"frozen by train.freeze_below={model.freeze_below}, but not in a checkpoint: "
-            f"{'; '.join(paths.summarise(frozen))}; expected a checkpoint that has them, or train.freeze_below=0"
+            f"frozen by {key}={value}, but not in a checkpoint: {'; '.join(paths.summarise(frozen))}; expected a "
+            f"checkpoint that has them, or {key}={off}"
         )

@@ -26,7 +26,7 @@ def model_card(
     parts = [
         f"# {release.name}",
         _what(release, model, steps, began),
-        f'    model = tubevit.load_model("{release.name}")',
+        f'    model = tubevit.load_model("{release.source or release.name}")',
         "## Data\n\n" + "\n".join(f"- `{name}`: `{source}`" for name, source in release.data.items()),
         "\n".join(_classes(name, head) for name, head in model.heads),
         "## Input\n\n" + _input(release, model),
@@ -47,7 +47,7 @@ def _what(release: Release, model: ModelConfig, steps: int | None, began: Sequen
     return (
         f"{kind} ({model.width} wide, {model.depth} blocks, {model.num_heads} heads, "
         f"{count_parameters(model) / 1e6:.2f} M parameters) with tubes `{model.tubes}`, "
-        f"{num_tokens(model, model.shape)} tokens per clip.{trained} The file size is {release.bytes / 1e6:.1f} MB."
+        f"{num_tokens(model, model.shape)} tokens per clip.{trained} The weights take {release.bytes / 1e6:.1f} MB."
     )
 
 

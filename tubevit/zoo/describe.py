@@ -4,10 +4,10 @@ import math
 
 import jax
 
-from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.flops import activation_bytes, count, count_flops, num_tokens, training_flops
 from tubevit.models.freeze import split_frozen
+from tubevit.models.lora import training_shapes
 from tubevit.tubes import Triple, TubeSet
 
 
@@ -17,7 +17,7 @@ def describe(name: str, config: ModelConfig) -> dict:
     `state_bytes` counts parameters, gradients and both moments of Adam in float32; `training_flops` a training step.
     """
     shape, tubes = config.shape, config.tubes
-    params = abstract_parameters(config)
+    params = training_shapes(config)
     trained = count(jax.eval_shape(lambda params: split_frozen(params, config)[0], params))
     per_tube = [
         {

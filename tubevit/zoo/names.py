@@ -1,4 +1,4 @@
-"""Names of checkpoints: a workdir, a folder, on disk or in a bucket, or a released model."""
+"""Names of checkpoints: a workdir, a folder, on disk or in a bucket, a released model, or one on the Hub."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
-from tubevit.zoo.registry import find_release, is_cached, is_release, list_models
+from tubevit.zoo.hub_name import is_hub_name
+from tubevit.zoo.registry import cached_remedy, find_release, is_release, list_models
 
 _CONVERT = "tubevit convert SRC DST makes a checkpoint from the weights of another library"
 
@@ -18,17 +19,23 @@ def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpo
     """Open a checkpoint by its name.
 
     Args:
-        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; or a released
-            model, `arch@tag`, see `find_release`. An existing path takes precedence over a released model.
+        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released
+            model, `arch@tag`, see `find_release`; or a model on the Hub, `hf://owner/repo[@revision][:subfolder]`, see
+            `open_hub`. An existing path takes precedence over a released model.
         step: which checkpoint of a workdir; None takes the last one.
 
     Raises:
         UserError: there is no such checkpoint; the message names similar ones.
-        RunError: a released model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
+        RunError: a model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
-    folder = _find(name, step)
-    cached = {"remedy": "delete it, and it is downloaded again"} if is_cached(folder) else {}
-    return Checkpoint(folder, name, **cached)
+    if not is_hub_name(name):
+        folder = _find(name, step)
+        return Checkpoint(folder, name, open_base=open_checkpoint, **cached_remedy(folder))
+    if step is not None:
+        raise UserError(f"{name} is a model on the Hub, which has no steps; found step {step}")
+    from tubevit.zoo.hub import open_hub
+
+    return open_hub(name, open_checkpoint)
 
 
 def _find(name: str | os.PathLike, step: int | None):
@@ -92,18 +99,19 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; or a released
-            model, `arch@tag`, one of `list_models(pretrained=True)`.
+        name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released
+            model, `arch@tag`, one of `list_models(pretrained=True)`; or a model on the Hugging Face Hub,
+            `hf://owner/repo[@revision][:subfolder]`, also one of another library that `convert` reads.
         step: which checkpoint of a workdir; None takes the last one.
         num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
         dtype: dtype of the parameters, `float32` or `bfloat16`, in whichever they were saved. The field `precision`
             sets the dtype of the computation.
-        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16"; for another size,
-            learned positions are resized.
+        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16", or quantize="int8" for
+            faster products on accelerators; for another size, learned positions are resized.
 
     Raises:
         UserError: there is no such checkpoint, its files are damaged, it does not fit the model, or the labels of a
             head were changed.
-        RunError: a released model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
+        RunError: a model cannot be downloaded; StorageError: the bucket is out of reach or refuses.
     """
     return open_checkpoint(name, step).load_model(num_classes=num_classes, heads=heads, dtype=dtype, **fields)

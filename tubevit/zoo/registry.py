@@ -3,18 +3,17 @@
 import dataclasses
 import fnmatch
 import json
-import logging
 import os
 import pathlib
 import re
 from collections.abc import Mapping
 
-from tubevit import publish, storage
+from tubevit import storage
+from tubevit.checkpoint.manifest import is_complete
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.errors import RunError, UserError, unknown
-from tubevit.zoo.archive import is_whole, unpack
+from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
 
-logger = logging.getLogger(__name__)
 _NAME = re.compile(r"([a-z0-9_]+)@[a-z0-9_]+")
 INPUT = ("frames", "fps", "size", "range")
 
@@ -25,8 +24,10 @@ class Release:
 
     Attributes:
         name: `arch@tag`; the tag names data and variant.
-        urls: addresses of the archive, mirrors after the first; () if the weights are in `checkpoints/NAME`.
-        sha256, bytes: hash and size of the archive NAME.tar that `pack` makes of the folder.
+        source: where the weights are: "" for `checkpoints/NAME`, `hf://owner/repo@commit` for the Hub, or the address
+            of a folder that fsspec can read, such as `gs://bucket/folder`.
+        sha256: hash of the manifest of the folder, which has the hashes of all its files.
+        bytes: size of these files in all.
         licence: licence of the weights.
         data: {data set: source} of its training.
         input: frames, fps (None if they are spread over the whole video), size in pixels, and range of pixel values.
@@ -44,7 +45,7 @@ class Release:
     """
 
     name: str
-    urls: tuple[str, ...]
+    source: str
     sha256: str
     bytes: int
     licence: str
@@ -58,12 +59,10 @@ class Release:
 
     def __post_init__(self):
         check_name(self.name)
-        for name in ("urls", "metrics"):
-            if not isinstance(getattr(self, name), list | tuple):
-                raise UserError(f"{self.name}: {name} must be a list; found {getattr(self, name)!r}")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for url in self.urls:
-            check_url(url)
+        if not isinstance(self.metrics, list | tuple):
+            raise UserError(f"{self.name}: metrics must be a list; found {self.metrics!r}")
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        check_source(self.source)
         if not re.fullmatch("[0-9a-f]{64}", str(self.sha256)):
             raise UserError(f"{self.name}: sha256 must be 64 hexadecimal digits; found {self.sha256!r}")
         if not isinstance(self.bytes, int) or self.bytes < 1:
@@ -83,10 +82,15 @@ def check_name(name: str) -> str:
     return match[1]
 
 
-def check_url(url: str) -> None:
-    """Raise UserError unless `url` is an http or https address."""
-    if not re.match(r"https?://[^/\s]", str(url)):
-        raise UserError(f"the URL of a released checkpoint begins with https:// or http://; found {url!r}")
+def check_source(source: str) -> None:
+    """Raise UserError unless `source` is "", a name on the Hub, or an address of fsspec."""
+    if is_hub_name(source):
+        parse_hub_name(source)
+    elif source and not re.match(r"[a-z0-9]+://\S", str(source)):
+        raise UserError(
+            "the source of a released checkpoint is hf://owner/repo, or the address of a folder such as "
+            f"gs://bucket/folder; found {source!r}"
+        )
 
 
 def is_release(name: str | os.PathLike) -> bool:
@@ -142,57 +146,33 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return sorted(fnmatch.filter(ARCHITECTURES, pattern), key=lambda name: families.index(name.split("_")[0]))
 
 
-def find_release(name: str) -> pathlib.Path:
-    """Find the folder of a released checkpoint in `checkpoints/` or in the cache, or download it to the cache.
+def cached_remedy(folder: pathlib.PurePath) -> dict[str, str]:
+    """Return the argument `remedy` of a Checkpoint whose folder may lie in the cache, from where it can be deleted."""
+    cache = cache_folder()
+    if cache not in folder.parents:
+        return {}
+    mine = cache.joinpath(*folder.relative_to(cache).parts[:2])
+    return {"remedy": f"delete {mine}, and it is fetched again"}
 
-    The cache is $TUBEVIT_CACHE, by default ~/.cache/tubevit. An interrupted download is resumed.
+
+def find_release(name: str) -> pathlib.PurePath:
+    """Find the folder of a released checkpoint: in `checkpoints/`, or in the cache, to which it is copied if necessary.
+
+    The cache is $TUBEVIT_CACHE, by default ~/.cache/tubevit.
 
     Raises:
-        UserError: there is no such release; the message names the closest.
-        RunError: its weights are in neither place and cannot be downloaded; the message names the places.
+        UserError: there is no such release; the message names the closest. Or its source may not be read.
+        RunError: its weights are in neither place and cannot be copied; the message names the places.
         OSError: the cache cannot be written.
     """
     releases = read_index()
     if name not in releases:
         raise unknown("released checkpoint", name, releases)
-    release = releases[name]
-    local = checkpoints_folder() / name
-    cached = _downloads() / f"{name}-{release.sha256[:12]}" / name
-    for folder in (local, cached):
-        if is_whole(folder):
-            return folder
-    looked = f"{name} is neither in {local} nor in {cached}"
-    if not release.urls:
-        raise RunError(f"{looked}, and its entry names no URL: copy its folder there, or reinstall tubevit")
-    _fetch(release, cached, looked)
-    return cached
+    release, local = releases[name], checkpoints_folder() / name
+    if is_complete(local):
+        return local
+    if not release.source:
+        raise RunError(f"{name} is not in {local}, and its entry names no source: copy its folder there, or reinstall")
+    from tubevit.zoo.source import fetch
 
-
-def _downloads() -> pathlib.Path:
-    return cache_folder() / "checkpoints"
-
-
-def is_cached(folder: pathlib.PurePath) -> bool:
-    """Whether a folder is a downloaded release, which `find_release` downloads again if it is missing."""
-    return _downloads() in folder.parents
-
-
-def _fetch(release: Release, folder: pathlib.Path, looked: str) -> None:
-    """Download and unpack the archive of a release; other processes on this machine wait for it."""
-    from tubevit.zoo.download import DownloadError, download
-
-    archive = folder.parent / f"{release.name}.tar"
-    with publish.locked(folder.parent / ".lock", keep=True):
-        if is_whole(folder):  # by another process
-            return
-        text = f"downloading {release.name} ({release.bytes / 1e6:.1f} MB) to {folder}"
-        logger.info(text, extra={"every_process": True})
-        try:
-            download(release.urls, archive, release.sha256, release.bytes)
-        except DownloadError as error:
-            raise RunError(
-                f"{looked}, and cannot be downloaded ({error}); is there a network? "
-                f"You can also copy the file to {archive}"
-            ) from error
-        unpack(archive, folder)
-        archive.unlink(missing_ok=True)
+    return fetch(release)

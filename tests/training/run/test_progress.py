@@ -1,7 +1,6 @@
 """Bars stand on stderr where that is a terminal, and only there."""
 
 import contextlib
-import hashlib
 import io
 
 import numpy as np
@@ -13,7 +12,6 @@ from tubevit.data.shard_writer import write_shards
 from tubevit.data.sources import open_source
 from tubevit.evaluation.evaluate import EvalSettings, predict_source
 from tubevit.models.variants import model_config
-from tubevit.zoo.download import download
 
 
 class Stream(io.StringIO):
@@ -35,15 +33,6 @@ def bar(request):
         assert all(part in text for part in parts) if request.param and parts else text == "", repr(text)
 
     return check
-
-
-def test_downloads(bar, tmp_path):
-    content = bytes(range(256)) * 40
-    (tmp_path / "served").write_bytes(content)
-    url = (tmp_path / "served").as_uri()
-    digest = hashlib.sha256(content).hexdigest()
-    bar(lambda: download([url], tmp_path / "weights.zip", digest, len(content)), "weights.zip: ", "100%", "10.2k/10.2k")
-    assert (tmp_path / "weights.zip").read_bytes() == content
 
 
 def test_sharding(bar, digits_cache, tmp_path):

@@ -17,7 +17,7 @@ HEADS = {"moving_digits": ("motion", "digit_motion"), "still_digits": ("digit",)
 
 def cache_folder() -> pathlib.Path:
     """Return the folder of generated and downloaded files: $TUBEVIT_CACHE, by default ~/.cache/tubevit."""
-    return pathlib.Path(os.environ.get("TUBEVIT_CACHE") or pathlib.Path.home() / ".cache" / "tubevit")
+    return pathlib.Path(os.environ.get("TUBEVIT_CACHE") or pathlib.Path.home() / ".cache" / "tubevit").absolute()
 
 
 def embedded_folder() -> pathlib.Path:

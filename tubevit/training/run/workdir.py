@@ -1,4 +1,4 @@
-"""The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events."""
+"""The folder of a run, on disk or in a bucket: config.json, metrics.jsonl, TensorBoard events; and other services."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -16,9 +17,16 @@ from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.config import changed_keys
 from tubevit.errors import RunError, UserError, cannot_write
 from tubevit.sharding.hosts import is_main
+from tubevit.training.run.trackers import Tracker, make_tracker, start_trackers
 
 # Seconds between two uploads of files that grow: a bucket cannot append.
 _UPLOAD_EVERY = 30.0
+TENSORBOARD = "tensorboard"
+
+
+def services(to: Sequence[str]) -> list[str]:
+    """List the services of `log.to` that are not files of the workdir."""
+    return [name for name in dict.fromkeys(to) if name != TENSORBOARD]
 
 
 def prepare_workdir(workdir: str | os.PathLike, config: ConfigDict, heads: dict, allow_change=()) -> None:
@@ -66,7 +74,7 @@ def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> N
 
 
 class MetricsWriter:
-    """Write metrics.jsonl, one JSON object per line, and TensorBoard events.
+    """Write metrics.jsonl, one JSON object per line, and pass the metrics on to TensorBoard and other services.
 
     For a bucket the files are written to a temporary folder and uploaded at most every half minute, by `sync` and
     at the end.
@@ -74,12 +82,21 @@ class MetricsWriter:
     Args:
         workdir: the folder of the run, on disk or `gs://`.
         step: the step of the restored checkpoint; lines of later steps are removed.
+        to: where the metrics go besides, see `log.to`.
+        make_tracker: makes the tracker of a service other than TensorBoard.
 
     Raises:
+        UserError: the package of a service is not installed.
         StorageError: the bucket is out of reach or refuses; so do `write`, `sync` and `close`.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        step: int,
+        to: Sequence[str] = (TENSORBOARD,),
+        make_tracker: Callable[[str], Tracker] = make_tracker,
+    ):
         self._workdir, self._uploaded = workdir, time.monotonic()
         self._temporary = tempfile.TemporaryDirectory(prefix="tubevit-") if storage.is_remote(workdir) else None
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
@@ -93,19 +110,24 @@ class MetricsWriter:
             except (json.JSONDecodeError, KeyError, TypeError):
                 break  # the process died while it wrote this line
         storage.write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._tensorboard = _Events(self._folder, step + 1)
+        self._tensorboard = _Events(self._folder, step + 1) if TENSORBOARD in to else None
+        self._trackers = start_trackers(workdir, step, {name: make_tracker(name) for name in services(to)})
 
     def write(self, step: int, metrics: dict) -> None:
-        """Append one line. Values that are None or not finite become null, and TensorBoard does not get them."""
+        """Append one line. Values that are None or not finite become null, and the services do not get them."""
         metrics = {
             name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()
         }
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._tensorboard.write(step, {name: value for name, value in metrics.items() if value is not None})
+            finite = {name: value for name, value in metrics.items() if value is not None}
+            if self._tensorboard:
+                self._tensorboard.write(step, finite)
         except OSError as error:
             raise RunError(f"cannot write metrics into {self._folder}: {error.strerror or error}") from error
+        for tracker in self._trackers:
+            tracker.log(step, finite)
         if time.monotonic() - self._uploaded > _UPLOAD_EVERY:
             self.sync()
 
@@ -116,14 +138,18 @@ class MetricsWriter:
                 storage.upload(self._folder / name, storage.join(self._workdir, name))
             self._uploaded = time.monotonic()
 
-    def close(self) -> None:
-        """Flush the events and upload the files to a bucket."""
-        self._tensorboard.close()
-        if self._temporary:
-            try:
+    def close(self, failed: bool = False) -> None:
+        """Flush the events, upload the files to a bucket and end the run of each service, as failed or not."""
+        if self._tensorboard:
+            self._tensorboard.close()
+        try:
+            if self._temporary:
                 self.sync()
-            finally:
+        finally:
+            if self._temporary:
                 self._temporary.cleanup()
+            for tracker in self._trackers:
+                tracker.close(failed)
 
 
 class _NoMetrics:
@@ -132,12 +158,23 @@ class _NoMetrics:
     def _nothing(self, *_) -> None:
         """Do nothing."""
 
-    write = sync = close = _nothing
+    write = sync = _nothing
 
 
-def open_metrics(workdir: str | os.PathLike, step: int) -> MetricsWriter | _NoMetrics:
-    """Open the metrics of a run for writing: process 0 writes them, the other processes write nothing."""
-    return MetricsWriter(workdir, step) if is_main() else _NoMetrics()
+@contextlib.contextmanager
+def open_metrics(
+    workdir: str | os.PathLike, step: int, to: Sequence[str], make_tracker: Callable[[str], Tracker]
+) -> Iterator[MetricsWriter | _NoMetrics]:
+    """Yield the writer of a run's metrics: process 0 writes them, the other processes write nothing."""
+    if not is_main():
+        yield _NoMetrics()
+        return
+    writer, failed = MetricsWriter(workdir, step, to, make_tracker), True
+    try:
+        yield writer
+        failed = False
+    finally:
+        writer.close(failed)
 
 
 class _Events:
