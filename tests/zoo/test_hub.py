@@ -439,7 +439,7 @@ def adapter(model, base: Base, folder) -> pathlib.Path:
 def test_an_adapter_and_its_base(hub, saved, model, tmp_path):
     commit = hub.add_folder(REPO, saved)
     params = parameters(model)
-    name = begin._base(NAME, params, model.config).name
+    name = begin.base_of(NAME, params, model.config).name
     assert name == f"{NAME}@{commit}"  # as eval.json has it, too
     frozen = {"encoder": {"blocks": params["encoder"]["blocks"]}}
     hub.add_folder("owner/adapter", adapter(model, Base.of(name, None, params, frozen), tmp_path / "adapter"), "a/")
