@@ -148,7 +148,7 @@ def test_figures_of_a_small_model():
         "data.train.moving_digits.batch_size": "64",
         "data.train.still_digits.batch_size": "64",
     }
-    found = preflight("quickstart", changes, find_topology("v5litepod-4"))
+    found = preflight("quickstart", changes, find_topology("v5litepod-4"), effort="low")
     train = found["parts"]["train"]
     assert found["fits"] and found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
     assert train["flops"] == pytest.approx(found["model_flops"], rel=0.02)
@@ -209,13 +209,13 @@ def test_the_size_of_fsdp_that_is_chosen_fits():
 
 def test_two_slices():
     changes = {"mesh.slices": "2", "data.train.moving_digits.batch_size": "64"}
-    train = preflight("quickstart", changes, find_topology("v5e:2x2"), ("train",))["parts"]["train"]
+    train = preflight("quickstart", changes, find_topology("v5e:2x2"), ("train",), effort="low")["parts"]["train"]
     between = train["collectives"]["all-reduce between slices"]
     assert 0 < between["bytes"] < 4 * 2e6 and train["estimate"]["slices"] > 0
 
 
 def test_what_does_not_fit(capsys):
-    assert main(["preflight", "--config", "k600:model=tubevit_l16", "--topology", "v5e:2x2"]) == 1
+    assert main(["preflight", "--config", "k600:model=tubevit_l16", "--topology", "v5e:2x2", "--effort", "low"]) == 1
     out, err = capsys.readouterr()
     assert "DOES NOT FIT: train needs " in out and " of 15.75 GiB, " in out
     assert err.startswith("tubevit: k600:model=tubevit_l16 does not fit v5e:2x2: train needs ") and err.count("\n") == 1
