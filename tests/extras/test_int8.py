@@ -43,22 +43,27 @@ print(make_forward(config, "default", mesh).lower(params, clips).compile().as_te
 """
 
 
+def turned(x, axes):
+    """Turn signs so that the largest magnitude over `axes` is positive: -127.5 becomes -127 or -128, 127.5 only 127."""
+    largest = np.abs(x) == np.abs(x).max(axis=axes, keepdims=True)
+    return x * np.sign((x * largest).sum(axis=axes, keepdims=True))
+
+
 def rounded(x, axes):
-    """Round to the numbers -128 to 127 of a scale at which the largest magnitude over `axes` is 127.5, as Qwix does."""
-    x = np.float32(x)  # in which the largest magnitude falls to one side or the other of a half
-    scale = np.abs(x).max(axis=axes, keepdims=True) / np.float32(127.5)
-    return np.clip(np.round(x / scale), -128, 127).astype(np.float64) * scale
+    """Round as Qwix does, with a scale at which the largest magnitude over `axes` is 127.5."""
+    scale = np.abs(x).max(axis=axes, keepdims=True) / 127.5
+    return np.clip(np.round(x / scale), -128, 127) * scale
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
 def test_equals_the_product_of_rounded_operands(dtype, tolerance):
     """Over one axis, as in `qkv`, and over two, as in `out`."""
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(7, 4, 6)), rng.normal(size=(4, 6, 5)) * np.exp(rng.normal(size=5))
-    x, kernel = (np.asarray(jnp.asarray(each, dtype), np.float64) for each in (x, kernel))
+    values = rng.normal(size=(7, 4, 6)), rng.normal(size=(4, 6, 5)) * np.exp(rng.normal(size=5))
     for axes, flat in ((((1, 2), (0, 1)), "nhd,hde->ne"), (((2,), (1,)), "nhd,kde->nhke")):
-        found = int8_dot_general(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), (axes, ((), ())))
-        expected = np.einsum(flat, rounded(x, axes[0]), rounded(kernel, axes[1]))
+        operands = [jnp.asarray(turned(*each), dtype) for each in zip(values, axes)]
+        found = int8_dot_general(*operands, (axes, ((), ())))
+        expected = np.einsum(flat, *(rounded(np.asarray(x, np.float64), over) for x, over in zip(operands, axes)))
         assert found.dtype == dtype
         np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance * np.abs(expected).max())
 
