@@ -61,7 +61,7 @@ def redacted(text: str) -> str:
     """Replace each secret in a text, see `check_no_secrets`, by what it is."""
     patterns = _patterns()
     whats, pattern = list(patterns), "|".join(f"({each})" for each in patterns.values())
-    return re.sub(pattern, lambda match: f"({whats[match.lastindex - 1]})", text)
+    return re.sub(pattern, lambda match: f"({whats[(match.lastindex or 1) - 1]})", text)
 
 
 def _patterns(chosen: str = "", secrets: Mapping[str, str] | None = None) -> dict[str, str]:

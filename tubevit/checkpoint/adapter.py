@@ -93,5 +93,5 @@ def _digest(params: Mapping[str, Any]) -> str:
     for path in sorted(params):
         array = np.ascontiguousarray(params[path])
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(array)
+        digest.update(array.tobytes())
     return digest.hexdigest()

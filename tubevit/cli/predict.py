@@ -4,6 +4,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tubevit.errors import UserError
 from tubevit.ranges import COUNT, POSITIVE
@@ -60,7 +61,8 @@ def run(args) -> None:
         if storage.is_remote(path):
             raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
         writable.check_file(path, "name another file")
-    model = load_model(args.checkpoint, **({"quantize": "int8"} if args.int8 else {}))
+    fields: dict[str, Any] = {"quantize": "int8"} if args.int8 else {}
+    model = load_model(args.checkpoint, **fields)
     files, left_out = find_files(args.files), []
     silent = args.csv is not None or args.features is not None
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -125,7 +125,8 @@ def evaluate_checkpoint(
     checkpoint = src if isinstance(src, Checkpoint) else cast(Checkpoint, run_on_all(lambda: open_checkpoint(src)))
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
-    loaded = checkpoint.load_model(**({"quantize": "int8"} if options.int8 else {}))
+    fields: dict[str, Any] = {"quantize": "int8"} if options.int8 else {}
+    loaded = checkpoint.load_model(**fields)
     run = checkpoint.experiment
     config = None if options.config is None else run_on_all(lambda: _experiment(options))
     model = loaded.config

@@ -52,12 +52,14 @@ class LoraLinear(nnx.Module):
 
 def adapter_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {path: shape and dtype} of the adapter of a model, {} if it has none."""
-    found = {}
+    lora, found = config.lora, {}
+    if lora is None:
+        return found
     for keys, kernel in jax.tree_util.tree_flatten_with_path(abstract_parameters(config))[0]:
         layer, _, last = jax.tree_util.keystr(keys, simple=True, separator="/").rpartition("/")
-        for target in config.lora.targets if config.lora and last == "kernel" else ():
+        for target in lora.targets if last == "kernel" else ():
             if re.search(rf"^encoder/(temporal/)?blocks/.*{_LAYERS[target]}$", layer):
-                inputs, rank = 1 + _INPUTS.get(target, 1), config.lora.rank
+                inputs, rank = 1 + _INPUTS.get(target, 1), lora.rank
                 shapes = (*kernel.shape[:inputs], rank), (kernel.shape[0], rank, *kernel.shape[inputs:])
                 found |= {f"{layer}/{name}": kernel.update(shape=shape) for name, shape in zip(NAMES, shapes)}
     return found
@@ -108,7 +110,7 @@ def merge_adapter(params: dict, lora: Lora | None) -> dict:
         return params
     merged = {name: merge_adapter(part, lora) for name, part in params.items() if name not in NAMES}
     if lora is not None and NAMES[0] in params:
-        (a, b), kernel = (params[name] for name in NAMES), merged["kernel"]
+        a, b, kernel = (params[name] for name in (*NAMES, "kernel"))
         layers, rank = b.shape[:2]
         a, b = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
         product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

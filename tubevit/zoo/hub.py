@@ -144,11 +144,11 @@ def convert_hub(
 
     Raises the errors of `convert` and `open_hub`.
     """
-    name = parse_hub_name(name)
-    with _refusing(name):
-        path, origin = download(name)
+    model = parse_hub_name(name)
+    with _refusing(model):
+        path, origin = download(model)
         if (path / METADATA_FILE).exists():
-            checkpoint = _as_saved(name, path, origin["revision"], open_checkpoint)
+            checkpoint = _as_saved(model, path, origin["revision"], open_checkpoint)
             return convert(path, dst, open_checkpoint=lambda _: checkpoint, **settings)
         return convert(path, dst, origin=origin, **settings)
 
@@ -164,16 +164,16 @@ def open_hub(name: str | os.PathLike, open_base: Callable[[str, int | None], Che
         UserError: there is no model, it is refused, or may not be read; the message begins with the name.
         RunError: it cannot be fetched.
     """
-    name = parse_hub_name(name)
-    repository = Repository(name)
-    converted = _converted(name, repository.commit)
-    with _refusing(name):
+    model = parse_hub_name(name)
+    repository = Repository(model)
+    converted = _converted(model, repository.commit)
+    with _refusing(model):
         if not is_complete(converted):
-            path, origin = download(name, repository)
+            path, origin = download(model, repository)
             if (path / METADATA_FILE).exists():
-                return _as_saved(name, path, repository.commit, open_base)
-            _convert(name, path, origin, converted)
-    return _Downloaded(converted, name, repository.commit, remedy="delete it, and it is converted again")
+                return _as_saved(model, path, repository.commit, open_base)
+            _convert(model, path, origin, converted)
+    return _Downloaded(converted, model, repository.commit, remedy="delete it, and it is converted again")
 
 
 def _as_saved(

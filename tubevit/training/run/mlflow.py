@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from tubevit.errors import optional_import
 from tubevit.training.run.trackers import TrackedRun
@@ -18,7 +19,8 @@ class MlflowTracker:
 
     def __init__(self):
         self._mlflow = optional_import("mlflow", "log.to=mlflow", "mlflow")
-        self._client, self._id = None, ""
+        self._client: Any = None
+        self._id = ""
 
     def start(self, run: TrackedRun) -> int:
         """Begin the run, or continue the one that has its id as a tag."""

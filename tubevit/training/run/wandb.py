@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from tubevit.errors import optional_import
 from tubevit.training.run.trackers import PATIENCE, TrackedRun
@@ -17,7 +18,7 @@ class WandbTracker:
 
     def __init__(self):
         self._wandb = optional_import("wandb", "log.to=wandb", "wandb")
-        self._run = None
+        self._run: Any = None
 
     def start(self, run: TrackedRun) -> int:
         """Begin or continue the run; raises RuntimeError if nobody is logged in."""
