@@ -45,8 +45,8 @@ changes = {}  # keys of the configuration to change, such as {"train.steps": "10
 # ## In
 #
 # A name on the Hub, `hf://owner/repo[@revision][:subfolder]`, can be used wherever a checkpoint is expected. The model
-# may be one of ours, or a ViT or video model of another library, which is converted at once. Files are downloaded once
-# for each commit.
+# may be one of ours, or a ViT or video model of another library, which is converted automatically. Files are
+# downloaded once for each commit.
 
 # %%
 import tubevit

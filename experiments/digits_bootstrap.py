@@ -14,7 +14,7 @@ All of its tokens have the paper's fixed positions, because those of the ViT do 
 | last_fc | bootstrapped: pooling and head |
 | last | bootstrapped: the last 2 blocks |
 | gate | bootstrapped: the last 2 blocks and the gate |
-| lora | bootstrapped: adapters of rank 48 in all blocks, which have as many parameters as 2 blocks |
+| lora | bootstrapped: adapters of rank 48 in all blocks: as many parameters as 2 blocks, updated by AdamW |
 | full | bootstrapped: everything |
 | scratch | the larger tube model from random parameters, on the same batches |
 

@@ -1,4 +1,5 @@
-# The image of the workers of `tubevit shard-videos --runner dataflow` and `--runner flink`: see docs/data.md. In a checkout:
+# The image of the workers of `tubevit shard-videos --runner dataflow` and `--runner flink`: see docs/data.md.
+# In a checkout:
 #     docker build -f launch/beam.Dockerfile -t NAME .
 # Python must be the version that launches the pipeline; Beam and all others are those of constraints-beam.txt.
 ARG PYTHON=3.11

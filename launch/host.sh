@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a TPU host, in the checkout that launch/tpu.py copied there (see docs/tpu.md):
-#   host.sh setup              creates .venv with the extra `tpu`; HOST_PYTHON names a Python of 3.11 or newer
+#   host.sh setup              creates .venv for a TPU, the Hub and trackers; HOST_PYTHON names a Python of 3.11 or newer
 #   host.sh start VERB ...     tubevit VERB ... in the background, restarted depending on its exit code
 #   host.sh run VERB ...       setup, then the same in the foreground (in a container)
 #   host.sh status             prints `status: ` followed by none, running, or the exit code of the run
@@ -24,7 +24,7 @@ python() {
 
 setup() {
   command -v make >/dev/null || sudo apt-get -o DPkg::Lock::Timeout=600 install -y make
-  make --no-print-directory setup EXTRAS=tpu PYTHON="$(python)"
+  make --no-print-directory setup EXTRAS=tpu,hub,wandb,mlflow PYTHON="$(python)"
 }
 
 running() {

@@ -337,7 +337,7 @@ def test_a_run_in_a_container(host, fake, tmp_path):
     fake(75, 2)
     assert host("run", "train", "--config", "c").returncode == 2
     made = (tmp_path / "made").read_text()
-    assert made == f"make --no-print-directory setup EXTRAS=tpu PYTHON={sys.executable}\n"
+    assert made == f"make --no-print-directory setup EXTRAS=tpu,hub,wandb,mlflow PYTHON={sys.executable}\n"
     assert (tmp_path / "runs").read_text() == "run train --config c\n" * 2
 
 

@@ -13,6 +13,8 @@ from tubevit.private import check_no_secrets, redacted, shareable
     "text, short",
     [
         ("/home/ada/clips.csv", "clips.csv"),
+        ("/home/ada smith/clips/list.csv", "list.csv"),
+        ("k600:/home/ada b/list.csv@/mnt/c d/clips", "k600:list.csv@clips"),
         ("~/clips/", "clips"),
         ("~ada/clips.csv", "clips.csv"),
         ("k600:/data/list.csv@/data/k600/clips", "k600:list.csv@clips"),
@@ -62,7 +64,7 @@ def test_secrets_are_refused(what, secret, ascii, monkeypatch):
     [
         ("hf_" + "aB3" * 8, "(a token)"),
         ("-----BEGIN PRIVATE KEY-----\naB3/\n-----END PRIVATE KEY-----", "(a private key)"),
-        ("s3://ada:love@host/a.csv", "s(a password in an address)host/a.csv"),
+        ("s3://ada:love@host/a.csv", "s3://(a password in an address)host/a.csv"),
         ("https://host/a.csv?a=1&X-Amz-Signature=0a1b&b=2", "https://host/a.csv?a=1(a password in an address)&b=2"),
         ("file:///home/ada/a.csv", "file://(the path of a home folder)/a.csv"),
         (VALUE, "(the value of the environment variable PLANTED)"),

@@ -10,12 +10,15 @@ from typing import Any
 from tubevit.errors import UserError
 
 # A path that begins at the root or in a home folder: at the start of a text, or after what separates parts of a source.
-_PATH = re.compile(r"""(?<![^\s=:@,;|'"(\[])(?:~[\w.-]*)?/(?!/)[^\s:@,;|'"()\[\]]*""")
+# A space belongs to it if a / follows before the next of these.
+_ENDS = r""":@,;|'"()\[\]"""
+_PATH = re.compile(rf"(?<![^\s={_ENDS}])(?:~[\w.-]*)?/(?!/)(?:[^\s{_ENDS}]| (?=[^\n{_ENDS}/]*/))*")
 _SECRETS = {
     "a token": r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{22,}|\bAKIA[A-Z0-9]{16}\b"
     r"|\bya29\.[\w-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]*-----END [A-Z ]*-----)?",
-    "a password in an address": r"\w://[^\s/:@\"]*:[^\s/@\"]+@|(?i:[?&](?:[\w-]*signature|sig|token|access_token)=)[^\s&\"]*",
+    "a password in an address": r"(?<=\w://)[^\s/:@\"]*:[^\s/@\"]+@"
+    r"|(?i:[?&](?:[\w-]*signature|sig|token|access_token)=)[^\s&\"]*",
     "the path of a home folder": r"/(?:home|Users)/[\w.-]+|(?<![\w./-])/root(?![\w-])",
 }
 _VARIABLE = "the value of the environment variable"

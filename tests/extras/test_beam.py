@@ -24,7 +24,9 @@ from tubevit.data.sources import open_source
 from tubevit.errors import UserError
 
 # With `dry_run`, Beam looks at no bucket and sends nothing.
-CLOUD = ("project=my-project", "region=us-central1", "temp_location=gs://bucket/tmp", "dry_run=True")
+PROJECT = ("project=my-project", "region=us-central1")
+IMAGE = "sdk_container_image=gcr.io/my-project/tubevit"
+CLOUD = (*PROJECT, "temp_location=gs://bucket/tmp", IMAGE, "dry_run=True")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def built(runner, options, job, numbers):
 
 def test_the_job_that_dataflow_would_get(job):
     """Beam's own dry run validates the options, translates the pipeline and stops before it is sent."""
-    options = [*CLOUD, "sdk_container_image=gcr.io/my-project/tubevit", "max_num_workers=50"]
+    options = [*CLOUD, "max_num_workers=50"]
     result = built("dataflow", options, job, range(1000)).run()
     proto = result.job.proto_pipeline
     assert "gcr.io/my-project/tubevit" in str(proto.components.environments)
@@ -154,7 +156,8 @@ assert pickle.loads({pickle.dumps(beam_engine.write_staged)!r})(1, {path!r}, {di
     "runner, options, message",
     [
         ("dataflow", CLOUD[1:], "project"),
-        ("dataflow", CLOUD[:2], "temp_location"),
+        ("dataflow", (*PROJECT, IMAGE), "temp_location"),
+        ("dataflow", (*PROJECT, "temp_location=gs://bucket/tmp"), "sdk_container_image=IMAGE with tubevit"),
         (
             "dataflow",
             [*CLOUD, "max_num_worker=3"],

@@ -218,14 +218,14 @@ ALONE = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("jax", "jaxlib", "flax", "orbax", "tubevit", "einops", "ml_dtypes"):
-            raise ImportError(f"{name} is blocked")
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "orbax", "tubevit", "einops", "ml_dtypes", "numpy"):
+            raise ModuleNotFoundError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
 """
 
 
 def test_alone_it_gives_the_same_labels(tiny_run, tmp_path, capsys):
-    """A process without jax and this package; the labels of clips and images."""
+    """A process without jax, NumPy and this package; the labels of clips and images."""
     assert main(["export", str(tiny_run), str(tmp_path / "a"), "--format", "torch"]) == 0
     inputs = {"motion": pixels((16, 32, 32), batch=8), "digit": pixels((32, 32), batch=8)}
     torch.save({head: torch.from_numpy(x) for head, x in inputs.items()}, tmp_path / "inputs.pt")

@@ -1,6 +1,5 @@
 """Models on the Hub, with its real client against a server at localhost; none of these tests needs a network."""
 
-import argparse
 import dataclasses
 import io
 import json
@@ -482,13 +481,6 @@ def test_reports_are_written_here(tmp_path):
     checkpoint = Checkpoint(tmp_path / "model" / "checkpoints" / "9")
     assert _title_and_folder(f"{NAME}:checkpoints/9", checkpoint) == ("9", "9_report")
     assert _title_and_folder("model", checkpoint) == ("model", str(tmp_path / "model" / "report"))
-
-
-def test_scores_are_written_here():
-    """Not into the cache."""
-    from tubevit.cli.evaluate import _default_out
-
-    assert _default_out(argparse.Namespace(workdir=None, checkpoint=NAME, probe=None, int8=False), None) == "eval.json"
 
 
 def test_a_damaged_cache(hub, saved, model, tmp_path, monkeypatch):

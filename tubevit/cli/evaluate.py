@@ -38,8 +38,9 @@ def add_arguments(parser) -> None:
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
     add(
         "--out",
-        help="file for the records (default: eval.json, eval_int8.json or probe_KIND.json in the workdir, in the "
-        "folder of a saved model, or in the current folder for a released model)",
+        help="file for the records (default: eval.json or probe_KIND.json, with --int8 eval_int8.json or "
+        "probe_KIND_int8.json, in the workdir, in the folder of a saved model, or in the current folder for a "
+        "released model)",
     )
     add("--json", action="store_true", help="print the records as JSON")
 

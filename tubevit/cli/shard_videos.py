@@ -13,7 +13,7 @@ EXAMPLES = (
     "tubevit shard-videos k400:train.csv@clips gs://bucket/k400 --split train --short-side 256 --processes 16",
     "tubevit shard-videos tfds:imagenet2012 shards/imagenet --split train,val --shards 128",
     "tubevit shard-videos gs://bucket/clips.csv gs://bucket/shards --runner dataflow "
-    "--beam project=my-project region=us-central1 temp_location=gs://bucket/tmp",
+    "--beam project=my-project region=us-central1 temp_location=gs://bucket/tmp sdk_container_image=my-image",
 )
 
 

@@ -120,6 +120,8 @@ def _parse(runner: str, options: Sequence[str]):
         raise UserError(f"--beam runner={known['runner']}: expected the runner as --runner")
     if runner == "dataflow" and known["temp_location"] is None:  # Beam would make a bucket of its own
         raise UserError("--runner dataflow: expected --beam temp_location=gs://...")
+    if runner == "dataflow" and known["sdk_container_image"] is None and known["setup_file"] is None:
+        raise UserError("--runner dataflow: expected --beam sdk_container_image=IMAGE with tubevit, see docs/data.md")
     if runner != "flink":  # whose job server has further options
         for name in sorted(set(given) - set(known)):
             raise unknown("option of --beam", name, known)

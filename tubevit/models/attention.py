@@ -110,7 +110,7 @@ def _capped(scores: Array, softcap: float | None) -> Array:
 
 
 def uses_kernel(config: ModelConfig, tokens: int, dtype) -> bool:
-    """Return whether the kernel reads the projections of so many tokens as they are, and multiplies its own."""
+    """Return whether the kernel reads the projections of so many tokens as they are, and computes them itself."""
     plain = config.position != "rope" and config.pattern != "factorised_dot" and config.softcap is None
     plain = plain and config.lora is None and config.quantize == "none"  # their layers are more than a kernel
     heads = config.num_heads

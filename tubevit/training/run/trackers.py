@@ -1,4 +1,4 @@
-"""Services that get the metrics of a run beside metrics.jsonl. None of them can delay or end the run."""
+"""Services that get the metrics of a run beside metrics.jsonl. None can end it; each delays its end by 30 s at most."""
 
 import contextlib
 import dataclasses
