@@ -10,7 +10,7 @@ from typing import Any
 from tubevit.errors import UserError
 
 # A path that begins at the root or in a home folder: at the start of a text, or after what separates parts of a source.
-# A space belongs to it if a / follows before the next of these.
+# These characters end a path. So does a space, unless a / follows it before the next of them.
 _ENDS = r""":@,;|'"()\[\]"""
 _PATH = re.compile(rf"(?<![^\s={_ENDS}])(?:~[\w.-]*)?/(?!/)(?:[^\s{_ENDS}]| (?=[^\n{_ENDS}/]*/))*")
 _SECRETS = {

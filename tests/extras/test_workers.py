@@ -138,7 +138,7 @@ def test_workers_end_with_a_killed_parent(start, clips, mode):
     begun = time.monotonic()
     process, children = start(LOADER, clips, mode)
     assert len(children) >= 2
-    # A worker that has just begun looks for its parent after its imports, which take it as long as the parent.
+    # A worker that has just started looks for its parent only after its imports, which took the parent as long.
     imports = time.monotonic() - begun if mode == "start" else 0.0
     process.kill()
     process.wait()

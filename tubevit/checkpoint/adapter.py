@@ -1,7 +1,7 @@
 """The base of an adapter: the checkpoint with the frozen parameters, which the adapter's own checkpoints leave out.
 
-It is named as the user named it, a model on the Hub with its commit; a hash of the parameters that are taken from it
-is kept as well.
+It is recorded by the name that the user gave, with the commit if it is a model on the Hub, and by a hash of the
+parameters that are taken from it.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Base:
 
     @classmethod
     def of(cls, name: str, step: int | None, params: Mapping, frozen: Mapping) -> Self:
-        """Return the base with those of its parameters that are frozen as they are.
+        """Return the base of which a run takes the frozen parameters that are unchanged.
 
         Args:
             name, step: see the attributes.

@@ -1,4 +1,7 @@
-"""Services that get the metrics of a run beside metrics.jsonl. None can end it; each delays its end by 30 s at most."""
+"""Services that get the metrics of a run beside metrics.jsonl.
+
+None of them can stop or slow a run. At its end, a run waits for each of them for 30 s at most.
+"""
 
 import contextlib
 import dataclasses
