@@ -11,6 +11,8 @@ from typing import Self
 
 import numpy as np
 
+from tubevit import presets
+from tubevit.budget import Budget, as_budget
 from tubevit.errors import UserError, unknown
 
 Triple = tuple[int, ...]  # of three, (t, y, x)
@@ -162,6 +164,7 @@ class TubeSet:
         padding: `valid` (windows stay inside the clip) or `same` (one token per started stride; the left padding
             shifts the centres).
         interpolated: whether all 3D tubes share one kernel, resized to each of them (paper section 3.4).
+        budget: what share of the tokens is kept; None keeps all.
 
     Raises:
         UserError: there is no tube, the padding is unknown, or interpolated tubes have space-to-depth.
@@ -170,6 +173,7 @@ class TubeSet:
     tubes: tuple[Tube, ...]
     padding: str = "valid"
     interpolated: bool = False
+    budget: Budget | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "tubes", tuple(self.tubes) if isinstance(self.tubes, tuple | list) else (self.tubes,))
@@ -212,13 +216,38 @@ class TubeSet:
         return all(tube.num_tokens(shape, self.padding) for tube in self.tubes)
 
     def num_tokens(self, shape: Triple) -> int:
-        """Return the number of tokens in a clip of `shape` (T, H, W); raises UserError if a tube does not fit."""
-        return sum(math.prod(grid) for grid in self.grid(shape))
+        """Return the number of tokens that are kept in a clip (T, H, W); raises UserError if a tube does not fit."""
+        return sum(self.kept(shape))
+
+    def kept(self, shape: Triple) -> list[int]:
+        """Return the number of tokens of each tube that are kept in a clip of `shape` (T, H, W)."""
+        grids = self.grid(shape)
+        return list(map(math.prod, grids)) if self.budget is None else list(map(len, self.budget.choose(grids)))
+
+    def chosen(self, shape: Triple) -> tuple[np.ndarray, ...] | None:
+        """Return the tokens of each tube that the budget keeps in any clip of `shape`; None if it keeps all.
+
+        Raises UserError if they are different in each clip.
+        """
+        if self.budget is None:
+            return None
+        if self.depends_on_clip(shape):
+            raise UserError(f"the tokens of budget {self.budget} are different in each clip; expected another rule")
+        return self.budget.choose(self.grid(shape))
+
+    def depends_on_clip(self, shape: Triple) -> bool:
+        """Whether the tokens that are kept are not the same in all clips of `shape`."""
+        return self.budget is not None and self.budget.rule == "motion" and shape[0] > 1
 
     def centres(self, shape: Triple) -> np.ndarray:
-        """Return the centres of all tokens, (N, 3) float64; see `Tube.centres`."""
+        """Return the centres of the tokens that are kept, (N, 3) float64; see `Tube.centres` and `chosen`."""
         self.grid(shape)
-        return np.concatenate([tube.centres(shape, self.padding) for tube in self.tubes])
+        centres, chosen = [tube.centres(shape, self.padding) for tube in self.tubes], self.chosen(shape)
+        return np.concatenate(centres if chosen is None else [each[at] for each, at in zip(centres, chosen)])
+
+    def with_budget(self, budget: str | Budget | None) -> "TubeSet":
+        """Return the same tubes with another budget, or its text; None keeps all tokens."""
+        return dataclasses.replace(self, budget=as_budget(budget))
 
     def for_images(self) -> "TubeSet":
         """Return the tubes that take images, of temporal size 1 (paper section 3.5); raises UserError without any."""
@@ -226,7 +255,7 @@ class TubeSet:
         if not flat:
             expected = "expected a tube of temporal size 1, such as 1x16x16/32x16x16"
             raise UserError(f"the tube set {self} takes no images: {expected}")
-        return TubeSet(flat, self.padding)
+        return TubeSet(flat, self.padding, budget=self.budget)
 
     @property
     def is_2d(self) -> bool:
@@ -234,56 +263,32 @@ class TubeSet:
         return all(tube.is_2d for tube in self.tubes)
 
     def pixels_read(self, shape: Triple) -> float:
-        """Return the share of the clip's pixels that at least one tube reads, 0 to 1."""
-        self.grid(shape)
-        read = np.zeros(shape, bool)
-        for tube in self.tubes:
-            axes = []
-            for size, offset, index in zip(shape, tube.offset, tube.indices(shape, self.padding)):
-                inside = np.zeros(size, bool)
-                inside[index[(index >= offset) & (index < size)]] = True
-                axes.append(inside)
-            read |= axes[0][:, None, None] & axes[1][None, :, None] & axes[2][None, None, :]
+        """Return the share of the clip's pixels that at least one token reads, 0 to 1.
+
+        Raises UserError if the tokens that are kept are different in each clip.
+        """
+        read, chosen = np.zeros(shape, bool), self.chosen(shape)
+        for i, (tube, grid) in enumerate(zip(self.tubes, self.grid(shape))):
+            axes = tube.indices(shape, self.padding)
+            # All tokens together read a grid of pixels, and so does each by itself.
+            tokens = [(slice(None),) * 3] if chosen is None else zip(*np.unravel_index(chosen[i], grid))
+            for token in tokens:
+                found = [np.unique(index[at]) for index, at in zip(axes, token)]
+                limits = zip(found, tube.offset, shape)
+                read[np.ix_(*(index[(index >= offset) & (index < size)] for index, offset, size in limits))] = True
         return float(read.mean())
 
     def values_read(self, shape: Triple) -> int:
-        """Return the number of values in all windows, 3 per pixel; pixels in several windows count each time."""
-        return sum(3 * tube.num_tokens(shape, self.padding) * tube.sub_windows * tube.volume for tube in self.tubes)
+        """Return the number of values in the windows of all tokens that are kept, 3 per pixel.
 
-
-# Table 12, with its space-to-depth ("2x temporal" and "4x spatial", paper.md section 8, rows 7 and 8).
-_PAPER = "8x8x8/16x32x32%2x1x1_16x4x4/6x32x32+4x8x8%1x2x2_4x12x12/16x32x32+0x16x16_1x16x16/32x16x16"
-_PLAIN_PAPER = re.sub(r"%\d+x\d+x\d+", "", _PAPER)
-# Vocabulary of Table 14.
-_KERNELS = dict(a="1x16x16", b="4x32x32", c="4x4x4", d="4x12x12", e="8x8x8", f="16x4x4", g="16x16x16", h="32x8x8")
-_STRIDES = dict(i="4x16x16", ii="8x8x8", iii="8x32x32", iv="16x16x16", v="32x32x32")
-_TABLE_14 = (
-    "a+iv b+v f+iv", "c+iv e+v g+iv", "a+iv e+v g+iv", "b+iv e+v g+iv",
-    "a+iv d+v e+iv h+v", "a+iv b+v c+iv h+v", "a+iv d+v e+iv f+v",
-)  # fmt: skip
-
-
-def _table_14(row: str) -> str:
-    pairs = (pair.split("+") for pair in row.split())
-    return "_".join(f"{_KERNELS[kernel]}/{_STRIDES[stride]}" for kernel, stride in pairs)
+        Pixels in several windows count each time.
+        """
+        per_token = (3 * tube.sub_windows * tube.volume for tube in self.tubes)
+        return sum(kept * values for kept, values in zip(self.kept(shape), per_token))
 
 
 PRESETS: dict[str, TubeSet] = {
-    name: TubeSet.from_text(text, interpolated=name == "interpolated")
-    for name, text in {
-        "paper": _PAPER,
-        "paper_no_s2d": _PLAIN_PAPER,
-        "interpolated": _PLAIN_PAPER,  # Table 7e
-        "core": "1x16x16/16x16x16_8x8x8/16x16x16",  # section 3.4
-        "image_2d": "1x16x16/32x16x16",
-        "image_2d_stride16": "1x16x16/16x16x16",  # section 3.2
-        # Appendix B gives only kernels and says that the strides are unchanged: each tube keeps that of Table 12.
-        "charades": "16x16x16/16x32x32_32x8x8/6x32x32+4x8x8_4x32x32/16x32x32+0x16x16_1x16x16/32x16x16",
-        **{f"table14_{i}": _table_14(row) for i, row in enumerate(_TABLE_14, 1)},
-        "small": "4x4x4/8x16x16%2x1x1_8x2x2/3x16x16+2x4x4%1x2x2_2x6x6/8x16x16+0x8x8_1x8x8/16x8x8",
-        "dense_2x16x16": "2x16x16/2x16x16",
-        "dense_1x16x16": "1x16x16/1x16x16",
-    }.items()
+    name: TubeSet.from_text(text, interpolated=name in presets.INTERPOLATED) for name, text in presets.TEXTS.items()
 }
 
 
@@ -292,8 +297,13 @@ def list_tubes() -> list[str]:
     return sorted(PRESETS)
 
 
-def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None, interpolated: bool | None = None) -> TubeSet:
-    """Return a tube set from a preset's name, text, a tube or a tube set, with other `padding` or `interpolated`.
+def as_tube_set(
+    tubes: str | Tube | TubeSet,
+    padding: str | None = None,
+    interpolated: bool | None = None,
+    budget: Budget | None = None,
+) -> TubeSet:
+    """Return a tube set from a preset's name, text, a tube or a tube set; what else is given replaces its own.
 
     Raises UserError if the text is neither a preset nor well formed.
     """
@@ -308,5 +318,5 @@ def as_tube_set(tubes: str | Tube | TubeSet, padding: str | None = None, interpo
             raise unknown("tube preset", tubes, PRESETS)
     elif not isinstance(tubes, TubeSet):
         raise UserError(f"tubes must be a preset's name, text or a TubeSet; found {tubes!r}")
-    changes = {"padding": padding, "interpolated": interpolated}
+    changes = {"padding": padding, "interpolated": interpolated, "budget": budget}
     return dataclasses.replace(tubes, **{key: value for key, value in changes.items() if value is not None})

@@ -5,12 +5,14 @@ import functools
 import math
 import threading
 from collections.abc import Sequence
+from typing import Self
 
 import einops
 import numpy as np
 from jaxtyping import Int, Shaped
 
 from tubevit.errors import UserError
+from tubevit.motion import motion_lines, most_moving
 from tubevit.tubes import Triple, Tube, TubeSet
 
 
@@ -23,18 +25,32 @@ class TubeBatch:
     Attributes:
         windows: an array (B, N, f, k_t * k_y * k_x * 3) per tube, uint8 0..255 or float -1..1, of N tokens in row-major
             order of the grid and f sub-windows each (space-to-depth). Values outside the clip are 0 and not used.
-        tubes: tubes of a model, or its tubes for images.
+        tubes: tubes of a model, or its tubes for images; with a budget, there are windows of the kept tokens only.
         shape: shape (T, H, W) of the clips, or (H, W) of images.
+        chosen: an array (B, N) int32 per tube, which tokens of its grid the windows are, if the budget depends on the
+            clip.
     """
 
     windows: tuple
     tubes: TubeSet
     shape: tuple[int, ...]
+    chosen: tuple = ()
 
     def __new__(cls, *args, **kwargs):  # unpickling calls it too
         with _REGISTERING:
             _register_pytree()
         return super().__new__(cls)
+
+    @classmethod
+    def of(cls, arrays: Sequence, tubes: TubeSet, shape: tuple[int, ...]) -> Self:
+        """Make a batch from its arrays in the order of `sample_arrays`, each with the axis of the batch."""
+        count = len(tubes.tubes)
+        return cls(tuple(arrays[:count]), tubes, shape, tuple(arrays[count:]))
+
+    @property
+    def kept(self) -> tuple | None:
+        """The tokens of each tube's grid that the windows are: (N,), or (B, N) by the clip; None for all of them."""
+        return self.chosen or self.tubes.chosen(self.clip_shape)
 
     @property
     def clip_shape(self) -> Triple:
@@ -48,8 +64,8 @@ class TubeBatch:
 
     @property
     def nbytes(self) -> int:
-        """The total size of the windows in bytes."""
-        return sum(window.nbytes for window in self.windows)
+        """The total size in bytes."""
+        return sum(array.nbytes for array in (*self.windows, *self.chosen))
 
     def check(self) -> None:
         """Raise UserError unless the windows fit the tubes and the shape."""
@@ -59,6 +75,9 @@ class TubeBatch:
             if tuple(window.shape[1:]) != expected or len(window) != len(self.windows[0]):
                 wanted = ", ".join(map(str, (len(self.windows[0]), *expected)))
                 raise UserError(f"windows of tube {tube} must be ({wanted}); found {tuple(window.shape)}")
+        wanted = [window.shape[:2] for window in self.windows] if self.tubes.depends_on_clip(self.clip_shape) else []
+        if (found := [tuple(each.shape) for each in self.chosen]) != wanted:
+            raise UserError(f"the chosen tokens of budget {self.tubes.budget} must be {wanted}; found {found}")
 
 
 _REGISTERING = threading.Lock()
@@ -68,17 +87,24 @@ _REGISTERING = threading.Lock()
 def _register_pytree() -> None:
     from jax.tree_util import register_dataclass
 
-    register_dataclass(TubeBatch, ["windows"], ["tubes", "shape"])
+    register_dataclass(TubeBatch, ["windows", "chosen"], ["tubes", "shape"])
 
 
-def sample_shapes(shape: tuple[int, ...], tubes: TubeSet | None) -> list[tuple[int, ...]]:
-    """Return the shapes of the arrays of one sample: the windows of each tube, or (*shape, 3) if `tubes` is None."""
-    return [(*shape, 3)] if tubes is None else window_shapes(tubes, (1, *shape)[-3:])
+def sample_arrays(shape: tuple[int, ...], tubes: TubeSet | None) -> list[tuple[tuple[int, ...], type]]:
+    """Return shape and dtype of the arrays of one sample: (*shape, 3) if `tubes` is None, else those of a `TubeBatch`.
+
+    These are the windows of each tube, and the chosen tokens of each tube if its budget depends on the clip.
+    """
+    if tubes is None:
+        return [((*shape, 3), np.uint8)]
+    shapes, clip = window_shapes(tubes, (1, *shape)[-3:]), (1, *shape)[-3:]
+    chosen = [((count,), np.int32) for count, *_ in shapes] if tubes.depends_on_clip(clip) else []
+    return [(each, np.uint8) for each in shapes] + chosen
 
 
 def window_shapes(tubes: TubeSet, shape: Triple) -> list[Triple]:
     """Return (N, f, k_t * k_y * k_x * 3) for each tube in a clip (T, H, W); a clip that is too small is a UserError."""
-    return [(math.prod(grid), tube.sub_windows, 3 * tube.volume) for tube, grid in zip(tubes.tubes, tubes.grid(shape))]
+    return [(kept, tube.sub_windows, 3 * tube.volume) for tube, kept in zip(tubes.tubes, tubes.kept(shape))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +153,13 @@ class Axis:
         """Whether the windows follow one another, without overlap and padding."""
         return self.places.size == len(self.positions) and not self.is_padded
 
+    def of(self, tokens: Int[np.ndarray, " n"]) -> Self:
+        """Return what some of the windows read, given by ascending numbers."""
+        places = self.places[tokens]
+        used = np.unique(places[places >= 0])
+        renumbered = np.where(places < 0, -1, np.searchsorted(used, places))
+        return dataclasses.replace(self, positions=self.positions[used], places=renumbered)
+
 
 @functools.lru_cache(maxsize=256)
 def axes_read(tube: Tube, shape: Triple, padding: str) -> tuple[Axis, Axis, Axis]:
@@ -158,7 +191,7 @@ def arrange(
             pixels = np.take(pixels, axis.places.ravel(), axis=number)
     (f_t, f_y, f_x), (k_t, k_y, k_x) = tube.space_to_depth, tube.kernel
     run = np.dtype(("V", k_x * 3 * pixels.itemsize))  # the rows of a window are copied whole
-    rows = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], -1).view(run)
+    rows = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], 3 * pixels.shape[2]).view(run)
     pattern = "(t ft kt) (y fy ky) (x fx) -> (t y x) (ft fy fx) (kt ky)"
     rows = einops.rearrange(rows, pattern, ft=f_t, kt=k_t, fy=f_y, ky=k_y, fx=f_x)
     return np.ascontiguousarray(rows).view(pixels.dtype)
@@ -171,19 +204,37 @@ class WindowPlan:
         tubes: tubes of a model, or its tubes for images.
         shape: shape (T, H, W) of the clip.
 
+    Attributes:
+        grids: the pixels of each tube, and then those that a budget looks at, if it depends on the clip.
+
     Raises:
         UserError: the clip is too small for a tube.
     """
 
     def __init__(self, tubes: TubeSet, shape: Triple):
-        tubes.grid(shape)
-        self._tubes = tubes.tubes
-        self._axes = [axes_read(tube, tuple(shape), tubes.padding) for tube in tubes.tubes]
+        self._tubes, self._shape = tubes, shape
+        self._moving = tubes.depends_on_clip(shape)
+        chosen = None if self._moving else tubes.chosen(shape)
+        self._axes, self._picked = [], []
+        for i, (tube, grid) in enumerate(zip(tubes.tubes, tubes.grid(shape))):
+            axes, picked = axes_read(tube, tuple(shape), tubes.padding), None
+            if chosen is not None:
+                rows, places = zip(*(np.unique(at, return_inverse=True) for at in np.unravel_index(chosen[i], grid)))
+                axes = tuple(axis.of(at) for axis, at in zip(axes, rows))
+                picked = np.ravel_multi_index(places, tuple(map(len, rows)))
+            self._axes.append(axes)
+            self._picked.append(picked)
         self.grids = [PixelGrid(*(axis.positions for axis in axes)) for axes in self._axes]
+        if self._moving:
+            self.grids.append(PixelGrid(np.arange(shape[0]), *motion_lines(tubes, shape)))
 
-    def windows(self, pixels: Sequence[Shaped[np.ndarray, "_ _ _ 3"]]) -> tuple[Shaped[np.ndarray, "_ _ _"], ...]:
-        """Arrange the pixels of each tube's grid into its windows."""
-        return tuple(map(arrange, pixels, self._tubes, self._axes))
+    def arrays(self, pixels: Sequence[Shaped[np.ndarray, "_ _ _ 3"]]) -> tuple[Shaped[np.ndarray, "..."], ...]:
+        """Arrange the pixels of `grids` into the arrays of `sample_arrays`."""
+        picked, chosen = self._picked, ()
+        if self._moving:
+            picked = chosen = [each[0] for each in most_moving(self._tubes, pixels[-1][None], self._shape)]
+        windows = map(arrange, pixels, self._tubes.tubes, self._axes)
+        return (*(each if at is None else each[at] for each, at in zip(windows, picked)), *chosen)
 
 
 def take_windows(clips: Shaped[np.ndarray, "B *T H W 3"], tubes: TubeSet) -> TubeBatch:
@@ -191,7 +242,8 @@ def take_windows(clips: Shaped[np.ndarray, "B *T H W 3"], tubes: TubeSet) -> Tub
 
     Args:
         clips: clips or images of any dtype.
-        tubes: tubes of a model; images use only the tubes of temporal size 1.
+        tubes: tubes of a model; images use only the tubes of temporal size 1. With a budget, only the windows of the
+            tokens that it keeps are taken.
 
     Raises:
         UserError: the clips are too small for a tube, or no tube takes images.
@@ -201,7 +253,8 @@ def take_windows(clips: Shaped[np.ndarray, "B *T H W 3"], tubes: TubeSet) -> Tub
         tubes, clips = tubes.for_images(), clips[:, None]
     plan = WindowPlan(tubes, clips.shape[1:-1])
     if not len(clips):
-        shapes = window_shapes(tubes, clips.shape[1:-1])
-        return TubeBatch(tuple(np.zeros((0, *each), clips.dtype) for each in shapes), tubes, shape)
-    windows = [plan.windows([clip[grid.index] for grid in plan.grids]) for clip in clips]
-    return TubeBatch(tuple(map(np.stack, zip(*windows))), tubes, shape)
+        shapes = sample_arrays(shape, tubes)
+        empty = [np.zeros((0, *each), clips.dtype if dtype == np.uint8 else dtype) for each, dtype in shapes]
+        return TubeBatch.of(empty, tubes, shape)
+    arrays = [plan.arrays([clip[grid.index] for grid in plan.grids]) for clip in clips]
+    return TubeBatch.of(list(map(np.stack, zip(*arrays))), tubes, shape)

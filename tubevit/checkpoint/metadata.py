@@ -17,7 +17,8 @@ def model_metadata(config: ModelConfig) -> dict:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     heads = {name: dataclasses.asdict(head) | _label_hash(head.labels) for name, head in config.heads}
     lora = None if config.lora is None else dataclasses.asdict(config.lora)
-    return values | {"tubes": str(config.tubes), "heads": heads, "lora": lora}
+    budget = None if config.budget is None else str(config.budget)
+    return values | {"tubes": str(config.tubes), "heads": heads, "lora": lora, "budget": budget}
 
 
 def _label_hash(labels) -> dict[str, str]:

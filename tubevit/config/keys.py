@@ -286,7 +286,7 @@ def _model_keys() -> dict[str, Key]:
     by_architecture = {"mean", "std"}.union(*ARCHITECTURES.values())
     groups, found = {"frames": "input.", "fps": "input.", "size": "input.", "precision": ""}, {}
     for name, key in _keys_of(ModelConfig).items():
-        if name in ("heads", "freeze_below", "lora", "quantize"):  # from the data, from `train`, of inference only
+        if name in ("heads", "freeze_below", "lora", "quantize", "budget"):  # from the data, from `train`, of inference only
             continue
         default = None if name in by_architecture or key.default is dataclasses.MISSING else key.default
         kind = key.kind if key.kind in (str, int, float, bool, tuple) else str

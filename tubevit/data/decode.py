@@ -51,7 +51,7 @@ class Decoded:
         plan = WindowPlan(tubes, (len(self.frames), size, size))
         parts = sample_grids(self.frames, square_map(*frame_size(self.frames[0]), size), size, plan.grids)
         shape = (size, size) if image else (len(self.frames), size, size)
-        return TubeBatch(tuple(window[None] for window in plan.windows(parts)), tubes, shape)
+        return TubeBatch.of([array[None] for array in plan.arrays(parts)], tubes, shape)
 
 
 def decode_media(

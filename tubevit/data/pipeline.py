@@ -17,7 +17,7 @@ from tubevit.data.warp import Frame, frame_size, sample_grids, square_map, use_o
 from tubevit.data.workers import start_quiet_tracker, start_worker, with_clear_error
 from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
-from tubevit.windows import PixelGrid, TubeBatch, WindowPlan, sample_shapes, whole_grid
+from tubevit.windows import PixelGrid, TubeBatch, WindowPlan, sample_arrays, whole_grid
 
 ATTEMPTS = 20  # files tried in place of a broken one
 ENDLESS = 2**48  # rows; Grain needs a number
@@ -83,12 +83,13 @@ class SampleLoader:
 
     def empty_view(self, views: Views) -> Pixels:
         """Return black pixels of the shapes of `view`."""
-        empty = tuple(np.zeros((views.spatial, *shape), np.uint8) for shape in sample_shapes(self.shape, self.tubes))
+        arrays = sample_arrays(self.shape, self.tubes)
+        empty = tuple(np.zeros((views.spatial, *shape), dtype) for shape, dtype in arrays)
         return empty[0] if self.tubes is None else empty
 
     def batch(self, rows: dict) -> dict:
         """Return a batch of rows as a model takes it: windows as a `TubeBatch`."""
-        return rows if self.tubes is None else rows | {"pixels": TubeBatch(rows["pixels"], self.tubes, self.shape)}
+        return rows if self.tubes is None else rows | {"pixels": TubeBatch.of(rows["pixels"], self.tubes, self.shape)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,7 +110,7 @@ class SampleLoader:
 
     def _pixels(self, parts: list[np.ndarray]) -> Pixels:
         """Return a sample from its pixels at `_grids`."""
-        return parts[0].reshape(*self.shape, 3) if self.tubes is None else self._plan.windows(parts)
+        return parts[0].reshape(*self.shape, 3) if self.tubes is None else self._plan.arrays(parts)
 
     def reason(self, index: int, views: Views = ONE_VIEW) -> str:
         """Return why file `index` cannot be decoded."""

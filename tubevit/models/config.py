@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from tubevit.budget import Budget, as_budget
 from tubevit.errors import UserError, unknown
 from tubevit.models.patterns import PATTERNS, UNKNOWN, TokenLayout
 from tubevit.models.position import POSITIONS
@@ -115,6 +116,8 @@ class ModelConfig:
         padding: `valid` or `same`; None keeps the padding of `tubes`.
         interpolated: whether the 3D tubes share one 8x8x8 kernel, which is resized for each of them (section 3.4); None
             keeps the setting of `tubes`.
+        budget: which tokens of a clip the encoder takes, such as `25%` or `50%:motion`, see `tubevit.budget`; None keeps
+            the setting of `tubes`. It changes no parameter: any model with fixed positions takes any budget.
         gain_norm: divide interpolated kernels by the growth of their volume.
         antialias: apply a low-pass filter to interpolated kernels where they shrink.
         tube_width: output channels of a 3D tube, cut or zero-padded to `width` (tubes of a smaller model, section 3.6);
@@ -172,6 +175,7 @@ class ModelConfig:
     tubes: TubeSet
     padding: str | None = None
     interpolated: bool | None = None
+    budget: Budget | None = None
     gain_norm: bool = False
     antialias: bool = False
     tube_width: int | None = dataclasses.field(default=None, metadata={"range": COUNT})
@@ -209,9 +213,10 @@ class ModelConfig:
     quantize: str = "none"
 
     def __post_init__(self):
-        object.__setattr__(self, "tubes", as_tube_set(self.tubes, self.padding, self.interpolated))
-        object.__setattr__(self, "padding", self.tubes.padding)
-        object.__setattr__(self, "interpolated", self.tubes.interpolated)
+        own = self.padding, self.interpolated, as_budget(self.budget)
+        object.__setattr__(self, "tubes", as_tube_set(self.tubes, *own))
+        for name in ("padding", "interpolated", "budget"):
+            object.__setattr__(self, name, getattr(self.tubes, name))
         for name in ("mean", "std"):
             object.__setattr__(self, name, _colours(getattr(self, name), name))
         check_fields(self)
@@ -235,9 +240,10 @@ class ModelConfig:
     def _check_pattern(self) -> None:
         pattern, rope, token = self.pattern, self.position == "rope", f"class_token={not self.class_token}"
         factorised, dot = pattern == "factorised_encoder", pattern == "factorised_dot"
-        if (pattern != "joint" or rope) and len(self.tubes.tubes) > 1:
+        if (pattern != "joint" or rope) and (len(self.tubes.tubes) > 1 or self.budget):
             what = "position 'rope'" if rope else f"pattern {pattern!r}"
-            raise UserError(f"{what} needs a single tube, whose tokens form one grid; found {self.tubes}")
+            found = f"budget {self.budget}" if self.budget else str(self.tubes)
+            raise UserError(f"{what} needs all tokens of a single tube, which form one grid; found {found}")
         needs = {
             "a position other than 'rope'": rope and pattern != "joint",
             "add_attention=0 and gate_layer=None": pattern != "joint"
@@ -255,6 +261,8 @@ class ModelConfig:
     def replace(self, **fields) -> Self:
         """Return a copy with other values; new tubes bring their own padding and kind of kernels."""
         own = {"padding": None, "interpolated": None} if "tubes" in fields else {}
+        if "budget" in fields and "tubes" not in fields:
+            own = {"tubes": self.tubes.with_budget(None)}
         return dataclasses.replace(self, **own | fields)
 
     def channels(self, tube: Tube) -> int:

@@ -46,11 +46,11 @@ def count_flops(config: ModelConfig, shape: Triple, head: str | None = None) -> 
     """
     tubes = config.tubes.for_images() if shape[0] == 1 else config.tubes
     width, tokenizer = config.width, 0
-    for tube, grid in zip(tubes.tubes, tubes.grid(shape)):
+    for tube, kept in zip(tubes.tubes, tubes.kept(shape)):
         # Each of a token's f sub-windows has `volume` pixels and makes channels / f.
         per_token = 3 * tube.volume * config.channels(tube)
         per_token += config.channels(tube) * width if config.tube_linear and not tube.is_2d else 0
-        tokenizer += 2 * math.prod(grid) * per_token
+        tokenizer += 2 * kept * per_token
     block, other, tokens = _encoder(config, shape)
     pooling = {"linear": 2 * tokens * width, "mean": 0, "cls": 0}
     pooling["query"] = 2 * width**2 * (tokens + 1) + 2 * tokens * width
@@ -92,7 +92,7 @@ def _encoder(config: ModelConfig, shape: Triple) -> tuple[int, int, int]:
 
 
 def num_tokens(config: ModelConfig, shape: Triple) -> int:
-    """Count the tokens of a clip of `shape` (T, H, W), or of an image if T = 1, with the class token."""
+    """Count the tokens that the encoder takes of a clip (T, H, W), or of an image if T = 1, with the class token."""
     tubes = config.tubes.for_images() if shape[0] == 1 else config.tubes
     return tubes.num_tokens(shape) + config.class_token
 

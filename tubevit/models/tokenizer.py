@@ -3,6 +3,7 @@
 The two steps are separate, so that windows can also be extracted outside the model (paper sections 3.2 and 3.4).
 """
 
+import dataclasses
 import math
 
 import einops
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from tubevit.models.config import ModelConfig
 from tubevit.models.placement import place
+from tubevit.motion import motion_lines, most_moving
 from tubevit.tubes import Triple, Tube, TubeSet
 from tubevit.windows import TubeBatch
 
@@ -67,9 +69,33 @@ def extract_windows(
 
 
 def as_windows(video: Shaped[Array | np.ndarray, "B T H W C"], tubes: TubeSet) -> TubeBatch:
-    """Extract the windows of all tubes of a set from clips of any dtype."""
+    """Extract the windows of all tubes of a set from clips of any dtype, those of kept tokens if it has a budget."""
+    shape = video.shape[1:4]
     windows = tuple(extract_windows(video, tube, tubes.padding) for tube in tubes.tubes)
-    return TubeBatch(windows, tubes, video.shape[1:4])
+    if not tubes.depends_on_clip(shape):
+        return keep(TubeBatch(windows, tubes.with_budget(None), shape), tubes)
+    rows, columns = motion_lines(tubes, shape)
+    chosen = most_moving(tubes, video[:, :, rows][:, :, :, columns], shape, jnp)
+    kept = (jnp.take_along_axis(each, at[..., None, None], 1) for each, at in zip(windows, chosen))
+    return TubeBatch(tuple(kept), tubes, shape, chosen)
+
+
+def keep(batch: TubeBatch, tubes: TubeSet) -> TubeBatch:
+    """Keep the tokens of a batch with all tokens that the budget of `tubes` chooses in any clip."""
+    chosen = tubes.chosen(batch.clip_shape)
+    if chosen is None:
+        return batch
+    windows = tuple(window[:, at] for window, at in zip(batch.windows, chosen))
+    return dataclasses.replace(batch, windows=windows, tubes=tubes)
+
+
+def token_numbers(batch: TubeBatch) -> Array | np.ndarray | None:
+    """Return the numbers of a batch's tokens among those of all its tubes, (n,) or (B, n); None if it has them all."""
+    if batch.kept is None:
+        return None
+    first = np.cumsum([0, *map(math.prod, batch.tubes.grid(batch.clip_shape))])
+    numbers = [kept + low.astype(kept.dtype) for kept, low in zip(batch.kept, first)]
+    return (np if isinstance(numbers[0], np.ndarray) else jnp).concatenate(numbers, axis=-1)
 
 
 def _inside(tube: Tube, shape: Triple, padding: str) -> Bool[np.ndarray, "N f volume 1"] | None:
@@ -170,15 +196,17 @@ class Tokenizer(nnx.Module):
 
     def __call__(self, batch: TubeBatch) -> Float[Array, "B N D"]:
         """Project windows of the model's tubes, or of its tubes for images, to tokens without position."""
-        config, padding, tokens = self.config, batch.tubes.padding, []
+        config, padding, kept, tokens = self.config, batch.tubes.padding, batch.kept, []
         for i, tube in enumerate(config.tubes.tubes):
             if tube not in batch.tubes.tubes:
                 continue
-            windows = batch.windows[batch.tubes.tubes.index(tube)]
+            number = batch.tubes.tubes.index(tube)
+            windows = batch.windows[number]
             windows = standardise(windows, config.mean, config.std, self.dtype)
             inside = _inside(tube, batch.clip_shape, padding)
             if inside is not None:  # outside the clip is the mean colour, not black
                 mask = jnp.asarray(np.repeat(inside, 3, axis=-1).reshape(*inside.shape[:2], -1))
+                mask = mask if kept is None else mask[kept[number]]
                 windows = jnp.where(mask, windows, jnp.zeros((), self.dtype))
             tokens.append(place(self.tubes[str(i)](jnp.asarray(windows), self._kernel(i, tube))))
         return jnp.concatenate(tokens, axis=1)

@@ -11,11 +11,13 @@ from jaxtyping import Float, PRNGKeyArray, Shaped
 from tubevit.errors import UserError, unknown
 from tubevit.models.block import layer_norm
 from tubevit.models.config import PRECISIONS, ModelConfig
+from tubevit.models.elastic import draw
 from tubevit.models.encoder import Encoder, Group
 from tubevit.models.patterns import TokenLayout
 from tubevit.models.pooling import POOLING
 from tubevit.models.position import Position
-from tubevit.models.tokenizer import Tokenizer, as_windows
+from tubevit.models.tokenizer import Tokenizer, as_windows, keep, token_numbers
+from tubevit.tubes import TubeSet
 from tubevit.windows import TubeBatch
 
 Video = Shaped[Array | np.ndarray, "..."] | TubeBatch  # clips, images or their windows, see `TubeViT.tokenize`
@@ -55,35 +57,45 @@ class TubeViT(nnx.Module):
         """The class names of each head, () where they are unknown."""
         return {name: head.labels for name, head in self.config.heads}
 
-    def tokenize(self, video: Video) -> tuple[Float[Array, "B N D"], Float[np.ndarray, "N 3"]]:
+    def tokenize(
+        self, video: Video, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "B N D"], Float[np.ndarray | Array, "*B N 3"]]:
         """Compute the input tokens of the encoder.
 
         Args:
             video: clips (B, T, H, W, 3) or images (B, H, W, 3), uint8 0..255 or float -1..1, or the windows of their
                 tubes. Images use only the tubes of temporal size 1 (paper section 3.5).
+            key: random key, by which a `random` budget draws the tokens of each row anew, see `draw`.
 
         Returns:
             The tokens with their position embedding, class token first, and the tube centres (t, y, x) as float64, in
-            frames and pixels. The centre of the class token is NaN.
+            frames and pixels, (N, 3). If the tokens are not the same in all rows, the centres are (B, N, 3) and
+            float32. The centre of the class token is NaN.
 
         Raises:
             UserError: shape or dtype is none of these, the clip is too small for a tube, the windows belong to other
                 tubes, or positions are learned for another shape.
         """
-        batch = self._windows(video)
-        tubes, shape = batch.tubes, batch.clip_shape
-        tokens = self.tokenizer(batch)
-        tokens = tokens + self.position(tubes, shape).astype(tokens.dtype)
-        centres = tubes.centres(shape)
+        draws = key is not None and self.config.budget is not None and self.config.budget.rule == "random"
+        batch = self._windows(video, self.config.tubes.with_budget(None) if draws else self.config.tubes)
+        tubes, shape, numbers = batch.tubes.with_budget(None), batch.clip_shape, token_numbers(batch)
+        tokens, position, centres = self.tokenizer(batch), self.position(tubes, shape), tubes.centres(shape)
+        if draws:
+            numbers = draw(key, self.config.budget, tubes.grid(shape), len(tokens))
+            tokens = jnp.take_along_axis(tokens, numbers[..., None], axis=1)
+        if numbers is not None:
+            centres = centres if isinstance(numbers, np.ndarray) else jnp.asarray(centres, jnp.float32)
+            position, centres = position[numbers], centres[numbers]
+        tokens = tokens + position.astype(tokens.dtype)
         if self.config.class_token:
             first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
             tokens = jnp.concatenate([first, tokens], axis=1)
-            centres = np.concatenate([np.full((1, 3), np.nan), centres])
+            of_class = np.full((*centres.shape[:-2], 1, 3), np.nan, centres.dtype)
+            centres = (np if isinstance(centres, np.ndarray) else jnp).concatenate([of_class, centres], axis=-2)
         return tokens, centres
 
-    def _windows(self, video: Video) -> TubeBatch:
-        """Extract or check the windows of the model's tubes, see `tokenize`."""
-        tubes = self.config.tubes
+    def _windows(self, video: Video, tubes: TubeSet) -> TubeBatch:
+        """Extract or check the windows of tubes, see `tokenize`."""
         if not isinstance(video, TubeBatch):
             video = jnp.asarray(video)
             check_pixels(video)
@@ -98,7 +110,12 @@ class TubeViT(nnx.Module):
         video.check()
         for window in video.windows:
             check_dtype(window.dtype)
-        return video
+        if video.tubes.budget == tubes.budget:
+            return video
+        if video.tubes.budget is not None or tubes.depends_on_clip(video.clip_shape):
+            found, expected = video.tubes.budget or "all tokens", tubes.budget or "all tokens"
+            raise UserError(f"the windows are those of {found}; the model takes {expected}: read them with its tubes")
+        return keep(video, tubes)
 
     def encode(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B N D"]:
         """Compute the output tokens of the encoder. A key enables dropout; see `tokenize` for the input."""
@@ -106,12 +123,14 @@ class TubeViT(nnx.Module):
 
     def encode_together(self, inputs: Sequence[tuple[Video, PRNGKeyArray | None]]) -> list[Float[Array, "B N D"]]:
         """Compute the output tokens of several inputs in one pass over the blocks, see `encode`."""
-        groups = [Group(self.tokenize(video)[0], key, self.layout(video)) for video, key in inputs]
+        groups = [Group(self.tokenize(video, key)[0], key, self.layout(video)) for video, key in inputs]
         return self.encoder.encode_together(groups)
 
     def layout(self, video: Video) -> TokenLayout:
         """Return where the tokens of an input lie if the model has a single tube. Arguments as `tokenize`."""
-        return self.config.layout(self._windows(video).clip_shape)
+        if isinstance(video, TubeBatch):
+            return self.config.layout(video.clip_shape)
+        return self.config.layout((1, *np.shape(video)[1:-1])[-3:])
 
     def features(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B D"]:
         """Compute pooled features in float32, see `encode`."""

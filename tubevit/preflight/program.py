@@ -20,7 +20,7 @@ from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch, usi
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state, make_step
-from tubevit.windows import TubeBatch, sample_shapes
+from tubevit.windows import TubeBatch, sample_arrays
 
 
 def without_cudnn(plan: Resolved) -> Resolved:
@@ -52,9 +52,11 @@ def abstract_pixels(plan: Resolved, head: Head, leading: tuple[int, ...], shardi
     shape = plan.model.shape[1:] if image else plan.model.shape
     tubes = plan.model.tubes.for_images() if image else plan.model.tubes
     tubes = tubes if InputPath(plan.config.input.path) is InputPath.TUBES else None
-    shapes = sample_shapes(shape, tubes)
-    arrays = tuple(jax.ShapeDtypeStruct((*leading, *each), jnp.uint8, sharding=sharding) for each in shapes)
-    return arrays[0] if tubes is None else TubeBatch(arrays, tubes, shape)
+    arrays = [
+        jax.ShapeDtypeStruct((*leading, *each), dtype, sharding=sharding)
+        for each, dtype in sample_arrays(shape, tubes)
+    ]
+    return arrays[0] if tubes is None else TubeBatch.of(arrays, tubes, shape)
 
 
 def _abstract(tree, placed) -> dict:

@@ -1,0 +1,119 @@
+"""Budgets: what share of the tokens of a clip a model takes, and by which rule they are chosen. NumPy only.
+
+Fixed positions say where a token was, so that any part of the tokens is a valid input (paper section 3.3).
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from jaxtyping import Int
+
+from tubevit.errors import UserError, unknown
+
+# even: of each tube, spread over its grid. tube: the tubes in their order, each of them whole while the budget lasts.
+# motion: of each tube, where the clip moves most. random: of all tubes together.
+RULES = ("even", "tube", "motion", "random")
+Grid = tuple[int, ...]  # tokens of a tube along (t, y, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A share of the tokens, and the rule by which they are chosen.
+
+    With all rules but `motion`, the tokens are the same for all clips. A smaller share of `even`, `tube` or `random`
+    is a part of a larger one.
+
+    Attributes:
+        share: above 0 and at most 1.
+        rule: one of `RULES`. Images do not move: for them `motion` is `even`.
+
+    Raises:
+        UserError: the share is out of range, or the rule is unknown.
+    """
+
+    share: float
+    rule: str = "even"
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise UserError(f"a budget must be above 0 % and at most 100 % of the tokens; found {100 * self.share:g} %")
+        if self.rule not in RULES:
+            raise unknown("rule of a budget", str(self.rule), RULES)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Parse `SHARE%[:RULE]`, such as `25%` or `50%:motion`; raises UserError if it has another form."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%(?::(\w+))?", text)
+        if not match:
+            raise UserError(f"a budget must be SHARE%[:RULE], for example 25% or 50%:motion; found {text!r}")
+        return cls(float(match[1]) / 100, match[2] or "even")
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:g}%" + (f":{self.rule}" if self.rule != "even" else "")
+
+    def total(self, tokens: int) -> int:
+        """Return how many of a number of tokens are kept, at least 1."""
+        return max(math.floor(self.share * tokens + 0.5), 1)
+
+    def choose(self, grids: Sequence[Grid]) -> tuple[Int[np.ndarray, " n"], ...]:
+        """Choose the tokens of each tube, as ascending indices into its grid in row-major order.
+
+        With `motion`, the result holds for clips that stand still; it has as many tokens of each tube as any clip.
+        """
+        return _choose(self, tuple(map(tuple, grids)))
+
+
+def as_budget(budget: "str | Budget | None") -> Budget | None:
+    """Return a budget from its text, see `Budget.from_text`; None stays None."""
+    return Budget.from_text(budget) if isinstance(budget, str) else budget
+
+
+def budgets(text: str) -> list[Budget]:
+    """Parse budgets joined by commas, such as `25%,50%,100%`; raises UserError if one has another form."""
+    return [Budget.from_text(part.strip()) for part in text.split(",") if part.strip()]
+
+
+@functools.lru_cache(maxsize=256)
+def _choose(budget: Budget, grids: tuple[Grid, ...]) -> tuple[np.ndarray, ...]:
+    sizes = [math.prod(grid) for grid in grids]
+    total, ends = budget.total(sum(sizes)), np.cumsum(sizes)
+    if budget.rule == "random":
+        kept = np.sort(np.random.default_rng(0).permutation(ends[-1])[:total])
+        tubes = np.searchsorted(ends, kept, side="right")
+        return tuple(kept[tubes == i] - (ends[i] - sizes[i]) for i in range(len(sizes)))
+    if budget.rule == "tube":
+        counts = [min(max(total - int(end) + size, 0), size) for end, size in zip(ends, sizes)]
+    else:
+        counts = _proportional(total, sizes)
+    return tuple(np.sort(spread(grid)[:count]) for grid, count in zip(grids, counts))
+
+
+def _proportional(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide a total over parts of given sizes in proportion (Sainte-Laguë): a larger total takes from no part."""
+    counts = np.zeros(len(sizes), np.int64)
+    for _ in range(total):
+        counts[np.argmax(np.asarray(sizes) / (2 * counts + 1))] += 1
+    return counts.tolist()
+
+
+@functools.lru_cache(maxsize=256)
+def spread(grid: Grid) -> Int[np.ndarray, " N"]:
+    """Order the tokens of a grid such that the first n of them, for any n, are spread evenly over it.
+
+    Each token is the one that is farthest from all before it. Each axis counts as a circle of the same length: then no
+    token lies at an edge, which would attract the first ones. Distances are compared as integers, and ties go to the
+    lower index.
+    """
+    places, size = np.indices(grid).reshape(3, -1), math.prod(grid)
+    order, nearest = np.zeros(size, np.int64), np.full(size, np.iinfo(np.int64).max)
+    for number in range(1, size):
+        apart = [np.abs(axis - axis[order[number - 1]]) for axis in places]
+        parts = (np.minimum(d, n - d).astype(np.int64) * (size // n) for d, n in zip(apart, grid))
+        nearest = np.minimum(nearest, sum(part**2 for part in parts))
+        order[number] = nearest.argmax()
+    return order
