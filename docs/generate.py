@@ -23,7 +23,8 @@ from collections.abc import Mapping
 import griffe
 
 import tubevit
-from tubevit.config.keys import Key, keys_of
+from tubevit.config.key import Key
+from tubevit.config.keys import keys_of
 from tubevit.models.config import ModelConfig
 from tubevit.models.flops import count_flops, num_tokens
 from tubevit.models.variants import model_config

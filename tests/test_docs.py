@@ -11,7 +11,7 @@ import pytest
 
 from tests.scripts import script
 from tubevit.config import dataset_config, default_config, flatten
-from tubevit.config.keys import Key
+from tubevit.config.key import Key
 from tubevit.models.patterns import PATTERNS
 from tubevit.models.variants import ARCHITECTURES
 from tubevit.zoo import registry

@@ -68,14 +68,27 @@ class Budget:
         return _choose(self, tuple(map(tuple, grids)))
 
 
+def numbered(kept: Sequence, grids: Sequence[Grid]) -> list:
+    """Turn indices into the grid of each tube, the last axis of arrays, into numbers among the tokens of all tubes."""
+    first = np.cumsum([0, *map(math.prod, grids)])
+    return [each + low.astype(each.dtype) for each, low in zip(kept, first)]
+
+
 def as_budget(budget: "str | Budget | None") -> Budget | None:
     """Return a budget from its text, see `Budget.from_text`; None stays None."""
     return Budget.from_text(budget) if isinstance(budget, str) else budget
 
 
-def budgets(text: str) -> list[Budget]:
-    """Parse budgets joined by commas, such as `25%,50%,100%`; raises UserError if one has another form."""
-    return [Budget.from_text(part.strip()) for part in text.split(",") if part.strip()]
+def shares(text: str) -> list[float]:
+    """Parse shares joined by commas, such as `25%,50%,100%`, into ascending numbers up to 1.
+
+    Raises UserError if one has another form or a rule.
+    """
+    found = [Budget.from_text(part.strip()) for part in text.split(",") if part.strip()]
+    for budget in found:
+        if budget.rule != "even":
+            raise UserError(f"expected a share of the tokens without a rule, such as 25%; found {budget}")
+    return sorted({budget.share for budget in found})
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import threading
 from collections.abc import Sequence
 from typing import Self
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from tubevit.errors import UserError
-from tubevit.motion import motion_lines, most_moving
+from tubevit.motion import most_moving, motion_lines
 from tubevit.tubes import Triple, Tube, TubeSet
 
 

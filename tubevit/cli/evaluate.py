@@ -2,6 +2,7 @@
 
 import json
 
+from tubevit.budget import as_budget
 from tubevit.data.views import AVERAGES
 from tubevit.errors import RunError, UserError
 from tubevit.ranges import COUNT, SHARE, WHOLE
@@ -14,6 +15,7 @@ EXAMPLES = (
     "tubevit evaluate --checkpoint my_model --data clips.csv --head motion",
     "tubevit evaluate --checkpoint my_model --data clips.csv --probe knn",
     "tubevit evaluate --checkpoint my_model --data clips.csv --int8",
+    "tubevit evaluate --checkpoint my_model --data clips.csv --budget 25%:motion",
 )
 
 
@@ -37,10 +39,15 @@ def add_arguments(parser) -> None:
     )
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
     add(
+        "--budget", metavar="SHARE%[:RULE]",
+        help="share of the tokens that the model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
+        "or random",
+    )  # fmt: skip
+    add(
         "--out",
-        help="file for the records (default: eval.json or probe_KIND.json, with --int8 eval_int8.json or "
-        "probe_KIND_int8.json, in the workdir, in the folder of a saved model, or in the current folder for a "
-        "released model)",
+        help="file for the records (default: eval.json or probe_KIND.json, with --int8 eval_int8.json, with --budget "
+        "25%% eval_25.json, in the workdir, in the folder of a saved model, or in the current folder for a released "
+        "model)",
     )
     add("--json", action="store_true", help="print the records as JSON")
 
@@ -86,7 +93,7 @@ def run(args) -> None:
     if args.step is not None and args.checkpoint:
         raise UserError("--step goes with --workdir")
     config = run_on_all(lambda: args.config and load_config(args.config, args.config_overrides))
-    options = data_options(args, config=config, probe=args.probe, int8=args.int8)
+    options = data_options(args, config=config, probe=args.probe, int8=args.int8, budget=args.budget)
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = run_on_main(lambda: _checked_out(args, checkpoint))
     evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
@@ -116,8 +123,10 @@ def _default_out(args, checkpoint) -> str:
     from tubevit.zoo.hub_name import is_hub_name
     from tubevit.zoo.registry import is_release
 
-    name, int8 = args.workdir or args.checkpoint, "_int8" if args.int8 else ""
-    file = f"probe_{args.probe}{int8}.json" if args.probe else f"eval{int8}.json"
+    name, variant = args.workdir or args.checkpoint, "_int8" if args.int8 else ""
+    if args.budget is not None:
+        variant += f"_{as_budget(args.budget)}".replace("%", "").replace(":", "_")
+    file = f"probe_{args.probe}{variant}.json" if args.probe else f"eval{variant}.json"
     if is_hub_name(name) or (is_release(name) and not storage.exists(name)):
         return file  # a model that others released is not changed
     return storage.join(args.workdir or checkpoint.home, file)
@@ -134,10 +143,11 @@ def describe_record(record: dict) -> str:
         what = f"{record['probe']} probe"
         settings = f"; learned from {record['train_clips_used']} clips: {record['probe_settings']}"
     averaged = " (mean of logits)" if record["average"] == "logits" else ""
-    int8 = ", int8" if record["quantize"] == "int8" else ""
+    variant = ", int8" if record["quantize"] == "int8" else ""
+    variant += f", budget {record['budget']}" if record["budget"] else ""
     failed = f"; FAILED: {record['failed']}" if record["failed"] else ""
     return (
         f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
-        f"views {record['views']}{averaged}, split {record['split']}{int8}{settings}{failed}"
+        f"views {record['views']}{averaged}, split {record['split']}{variant}{settings}{failed}"
     )

@@ -21,6 +21,11 @@ def add_arguments(parser) -> None:
     add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo")
     add("folder", metavar="DIR", help="new or empty folder")
     add("--format", required=True, choices=("safetensors", "jax", "torch", "onnx"))
+    add(
+        "--budget", metavar="SHARE%[:RULE]",
+        help="share of the tokens that the model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
+        "or random",
+    )  # fmt: skip
     add("--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)")
     add("--head", help="for --format jax and onnx: head to export; may be omitted if the model has one head")
 
@@ -30,6 +35,7 @@ def run(args) -> None:
     from tubevit.convert.export import PLATFORMS, export_jax, export_safetensors
     from tubevit.convert.export_folder import check_new_folder
     from tubevit.convert.export_torch import export_onnx, export_torch
+    from tubevit.evaluation import inference_fields
     from tubevit.zoo.names import load_model
 
     if args.head is not None and args.format not in _OF_ONE_HEAD:
@@ -37,7 +43,7 @@ def run(args) -> None:
     if args.platforms is not None and args.format != "jax":
         raise UserError("--platforms goes with --format jax")
     check_new_folder(args.folder)
-    model = load_model(args.name)
+    model = load_model(args.name, **inference_fields(False, args.budget))
     if args.format in _OF_ONE_HEAD and args.head is None and len(model.labels) > 1:
         raise UserError(f"the model has several heads: pass --head, one of {', '.join(model.labels)}")
     if args.format == "jax":

@@ -11,6 +11,7 @@ HELP = "compare models: tokens and pixels of each tube, parameters, FLOPs, activ
 EXAMPLES = (
     "tubevit inspect tubevit_b16 tubevit_l16 tubevit_h16",
     "tubevit inspect tubevit_b16 --tubes core --frames 64 --num-classes 600 --json",
+    "tubevit inspect tubevit_b16 --budget 25%",
     "tubevit inspect --config quickstart",
 )
 
@@ -26,6 +27,11 @@ def add_arguments(parser) -> None:
     )
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
+    add(
+        "--budget", metavar="SHARE%[:RULE]",
+        help="share of the tokens that a model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
+        "or random",
+    )  # fmt: skip
     add("--padding", help="padding of the tubes: valid or same")
     add("--frames", type=COUNT, help="number of frames of the clip")
     add("--size", type=COUNT, help="height and width of the clip in pixels")
@@ -39,7 +45,7 @@ def run(args) -> None:
 
     if not args.names and not args.config:
         raise UserError("name a model, or pass --config FILE")
-    changes = {key: getattr(args, key) for key in ("tubes", "padding", "frames", "size")}
+    changes = {key: getattr(args, key) for key in ("tubes", "padding", "budget", "frames", "size")}
     changes = {key: value for key, value in changes.items() if value is not None}
     configs = [(name, _model(name, args, changes)) for name in args.names]
     if args.config:

@@ -4,7 +4,6 @@ import itertools
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from tubevit.errors import UserError
 from tubevit.ranges import COUNT, POSITIVE
@@ -15,6 +14,7 @@ EXAMPLES = (
     "tubevit predict --checkpoint runs/quickstart clip.mp4",
     "tubevit predict --checkpoint my_model --top 3 --json folder_of_clips/ animation.gif 'photos/*.jpg'",
     "tubevit predict --checkpoint my_model --every 2 --csv match.csv match.mp4",
+    "tubevit predict --checkpoint my_model --budget 50%:motion folder_of_clips/",
     "tubevit predict --checkpoint my_model --features clips.npz folder_of_clips/",
 )
 
@@ -32,6 +32,11 @@ def add_arguments(parser) -> None:
     add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
+    add(
+        "--budget", metavar="SHARE%[:RULE]",
+        help="share of the tokens that the model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
+        "or random",
+    )  # fmt: skip
     add(
         "--every", type=POSITIVE, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",
@@ -52,7 +57,7 @@ def run(args) -> None:
 
     from tubevit import storage, writable
     from tubevit.cli.predict_output import print_labels, write_features, write_labels
-    from tubevit.evaluation import find_files, predict
+    from tubevit.evaluation import find_files, inference_fields, predict
     from tubevit.zoo.names import load_model
 
     if args.features is not None and args.head:
@@ -61,8 +66,7 @@ def run(args) -> None:
         if storage.is_remote(path):
             raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
         writable.check_file(path, "name another file")
-    fields: dict[str, Any] = {"quantize": "int8"} if args.int8 else {}
-    model = load_model(args.checkpoint, **fields)
+    model = load_model(args.checkpoint, **inference_fields(args.int8, args.budget))
     files, left_out = find_files(args.files), []
     silent = args.csv is not None or args.features is not None
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)

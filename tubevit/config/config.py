@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from tubevit.checkpoint.renamed import RENAMED
-from tubevit.config.keys import Key, find_key, keys_of, names
+from tubevit.config.key import Key, names
+from tubevit.config.keys import find_key, keys_of
 from tubevit.data.views import Views
 from tubevit.errors import UserError, closest, unknown
 from tubevit.ranges import Range

@@ -5,9 +5,11 @@ import enum
 import functools
 import typing
 
+from tubevit.config.key import Key
+from tubevit.config.key import key as _key
 from tubevit.data.augment import Augment
 from tubevit.data.views import AVERAGES, PLACEMENTS
-from tubevit.errors import UserError, unknown
+from tubevit.errors import unknown
 from tubevit.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, RATE, SHARE, THREADS, WHOLE, Range
 
 
@@ -20,54 +22,6 @@ class InputPath(enum.StrEnum):
     @classmethod
     def _missing_(cls, value):
         raise unknown("input.path", str(value), cls)
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """The type of a key, its default and the values that are allowed.
-
-    Attributes:
-        home, name: the dataclass and its field.
-        kind: the type of a value.
-        default: None if the value follows from the architecture or is switched off.
-        meaning: what it does; empty if the docstring of `home` describes it.
-        range: the range of a number, or of each number of a tuple; every numeric key has one.
-        choices: the allowed values; empty if any will do.
-        several: whether a value is any number of the choices, joined by commas.
-    """
-
-    home: type
-    name: str
-    kind: type
-    default: object
-    meaning: str = ""
-    range: Range | None = None
-    choices: tuple[str, ...] = ()
-    several: bool = False
-
-    def check(self, path: str, value) -> None:
-        """Check a value; raises UserError, which names `path`, if it is unset, has another type, or is not allowed."""
-        if value is None:
-            if self.default is not None:
-                raise UserError(f"{path} must be set; its default is {self.default!r}")
-            return
-        if not isinstance(value, {float: float | int, tuple: tuple | list}.get(self.kind, self.kind)):
-            raise UserError(f"{path} must be of type {self.kind.__name__}; found {value!r}")
-        for each in names(value) if self.several else (value,):
-            if self.choices and each not in self.choices:
-                raise unknown(path, each, self.choices)
-        if self.range:
-            for each in value if self.kind is tuple else (value,):
-                self.range.check(path, each)
-
-
-def names(text: str) -> list[str]:
-    """Split `a, b` into ["a", "b"]."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _key(default, meaning: str, range: Range | None = None, **checks):
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "range": range, **checks})
 
 
 _DEVICES = Range(int, least=1, also=-1)
@@ -136,6 +90,10 @@ class _Train:
         "heads; checkpoints leave out what is frozen", choices=("none", "lora"),
     )  # fmt: skip
     lora: _Lora = _Lora()
+    elastic: str = _key(
+        "", "budgets joined by commas, such as `25%,50%,75%,100%`: each step draws one of them, and that share of the "
+        "tokens of each row; the model then takes any of these budgets; empty trains with all tokens",
+    )  # fmt: skip
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
 
@@ -286,7 +244,13 @@ def _model_keys() -> dict[str, Key]:
     by_architecture = {"mean", "std"}.union(*ARCHITECTURES.values())
     groups, found = {"frames": "input.", "fps": "input.", "size": "input.", "precision": ""}, {}
     for name, key in _keys_of(ModelConfig).items():
-        if name in ("heads", "freeze_below", "lora", "quantize", "budget"):  # from the data, from `train`, of inference only
+        if name in (
+            "heads",
+            "freeze_below",
+            "lora",
+            "quantize",
+            "budget",
+        ):  # from the data, from `train`, of inference only
             continue
         default = None if name in by_architecture or key.default is dataclasses.MISSING else key.default
         kind = key.kind if key.kind in (str, int, float, bool, tuple) else str

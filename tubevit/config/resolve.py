@@ -16,6 +16,7 @@ from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
 from tubevit.errors import UserError
 from tubevit.models.config import Head, ModelConfig
+from tubevit.models.elastic import elastic_models
 from tubevit.models.variants import model_config
 from tubevit.sharding.hosts import run_on_main
 
@@ -92,6 +93,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
         trained = config.data.train.get(name)
         dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
     model = model_config(**model_fields(config), heads=heads)
+    elastic_models(model, config.train.elastic)  # an error before anything is opened
     config.input.path = str(input_path(model, config.input.path))
     return Resolved(config, model, tuple(notes), decoding, open_source)
 

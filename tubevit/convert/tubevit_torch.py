@@ -299,8 +299,7 @@ class TemporalEncoder(Encoder):
         if len(position) != layout.grid[0]:
             raise ValueError(f"learned positions of {len(position)} times do not fit {layout.grid[0]} times of tokens")
         places, x = x.shape[1], x.flatten(0, 1) + position
-        if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
+        x = x if self.class_token is None else torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
         return self.run(x).unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
 
 
@@ -393,7 +392,9 @@ class TubeViT(nn.Module):
         pixels = pixels * torch.tensor(scale).to(pixels) + torch.tensor(shift).to(pixels)  # (p - mean) / std
         clip = pixels.movedim(-1, 1).to(tubes[0].bias.dtype)
         x = torch.cat([tube(clip, getattr(self, "shared_kernel", None)) for tube in tubes], 1)
-        if c.class_token:
-            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
+        shape = "x".join(map(str, clip.shape[2:]))
+        assert not c.kept or shape in c.kept, f"the budget is for {' and '.join(c.kept)} (T x H x W); found {shape}"
+        x = x[:, c.kept[shape]] if c.kept else x
+        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1) if c.class_token else x
         grid = tubes[0].grid(clip.shape[2:]) if len(self.tubes) == 1 else None
         return self.encoder(x, Layout(grid, int(c.class_token)))

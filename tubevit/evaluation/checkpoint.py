@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tubevit import storage
+from tubevit.budget import as_budget
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.manifest import manifest_entries
 from tubevit.config import allow_overlap, dataset_config, default_config, model_fields
@@ -72,6 +73,7 @@ class EvalOptions:
         allow_overlap: accept a csv that lists a file in two splits.
         max_broken: largest share of files that cannot be decoded, see `failure`.
         int8: multiply 8-bit integers in the linear layers of the blocks, see `tubevit.models.int8`.
+        budget: the tokens that are kept, such as `25%:motion`, see `tubevit.budget`.
 
     Raises:
         UserError: options exclude each other, or a number is out of range.
@@ -88,6 +90,7 @@ class EvalOptions:
     allow_overlap: bool = False
     max_broken: float | None = None
     int8: bool = False
+    budget: str | None = None
 
     def __post_init__(self):
         if self.data and self.config is not None:
@@ -100,6 +103,7 @@ class EvalOptions:
             SHARE.check("max_broken", self.max_broken)
         if self.views is not None:
             Views.from_text(self.views)
+        as_budget(self.budget)
         if self.average is not None:
             find_key("eval.average").check("average", self.average)
             if self.probe:
@@ -125,8 +129,7 @@ def evaluate_checkpoint(
     checkpoint = src if isinstance(src, Checkpoint) else cast(Checkpoint, run_on_all(lambda: open_checkpoint(src)))
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
-    fields: dict[str, Any] = {"quantize": "int8"} if options.int8 else {}
-    loaded = checkpoint.load_model(**fields)
+    loaded = checkpoint.load_model(**inference_fields(options.int8, options.budget))
     run = checkpoint.experiment
     config = None if options.config is None else run_on_all(lambda: _experiment(options))
     model = loaded.config
@@ -168,8 +171,14 @@ def evaluate_checkpoint(
             failed = failure(f"{name}, training split", train - probe["train_clips_used"], train, max_broken)
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step, "failed": failed}
         origin |= {"published_top1": dataset.published_top1, "quantize": model.quantize}
+        origin["budget"] = None if model.budget is None else str(model.budget)
         evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
     return evaluations
+
+
+def inference_fields(int8: bool, budget: str | None) -> dict[str, Any]:
+    """Return the fields of a model that change how it predicts, of the flags `--int8` and `--budget`."""
+    return ({"quantize": "int8"} if int8 else {}) | ({} if budget is None else {"budget": budget})
 
 
 def _views(keys: Mapping | ConfigDict, options: EvalOptions) -> Views:

@@ -116,8 +116,8 @@ class ModelConfig:
         padding: `valid` or `same`; None keeps the padding of `tubes`.
         interpolated: whether the 3D tubes share one 8x8x8 kernel, which is resized for each of them (section 3.4); None
             keeps the setting of `tubes`.
-        budget: which tokens of a clip the encoder takes, such as `25%` or `50%:motion`, see `tubevit.budget`; None keeps
-            the setting of `tubes`. It changes no parameter: any model with fixed positions takes any budget.
+        budget: which tokens of a clip the encoder takes, such as `25%` or `50%:motion`, see `tubevit.budget`; None
+            keeps the setting of `tubes`. It changes no parameter: a model with fixed positions takes any budget.
         gain_norm: divide interpolated kernels by the growth of their volume.
         antialias: apply a low-pass filter to interpolated kernels where they shrink.
         tube_width: output channels of a 3D tube, cut or zero-padded to `width` (tubes of a smaller model, section 3.6);

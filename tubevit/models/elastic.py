@@ -1,4 +1,4 @@
-"""Elastic training: the tokens that each row keeps are drawn anew in each step."""
+"""Elastic training: each step draws a budget, and for each row of its batch the tokens that are kept."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,20 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int, PRNGKeyArray
 
-from tubevit.budget import Budget
+from tubevit.budget import Budget, shares
+from tubevit.models.config import ModelConfig
 from tubevit.tubes import Triple
 
 _DRAW = 2**16  # purpose of the key, beyond the numbers of all layers
+
+
+def elastic_models(model: ModelConfig, elastic: str) -> list[ModelConfig]:
+    """Return a model once for each share of `train.elastic`, in ascending order; only itself if there is none.
+
+    Raises UserError if a share has another form, or the model must take all tokens.
+    """
+    budgets = [None if share == 1 else Budget(share, "random") for share in shares(elastic)]
+    return [model.replace(budget=budget) for budget in budgets] or [model]
 
 
 def draw(key: PRNGKeyArray, budget: Budget, grids: Sequence[Triple], rows: int) -> Int[Array, "rows n"]:

@@ -14,9 +14,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Shaped
 
+from tubevit.budget import numbered
 from tubevit.models.config import ModelConfig
 from tubevit.models.placement import place
-from tubevit.motion import motion_lines, most_moving
+from tubevit.motion import most_moving, motion_lines
 from tubevit.tubes import Triple, Tube, TubeSet
 from tubevit.windows import TubeBatch
 
@@ -93,8 +94,7 @@ def token_numbers(batch: TubeBatch) -> Array | np.ndarray | None:
     """Return the numbers of a batch's tokens among those of all its tubes, (n,) or (B, n); None if it has them all."""
     if batch.kept is None:
         return None
-    first = np.cumsum([0, *map(math.prod, batch.tubes.grid(batch.clip_shape))])
-    numbers = [kept + low.astype(kept.dtype) for kept, low in zip(batch.kept, first)]
+    numbers = numbered(batch.kept, batch.tubes.grid(batch.clip_shape))
     return (np if isinstance(numbers[0], np.ndarray) else jnp).concatenate(numbers, axis=-1)
 
 

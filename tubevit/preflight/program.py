@@ -14,6 +14,7 @@ from tubevit.data.views import Views
 from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
+from tubevit.models.elastic import elastic_models
 from tubevit.models.flops import training_flops
 from tubevit.models.lora import training_graph
 from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch, using
@@ -53,8 +54,7 @@ def abstract_pixels(plan: Resolved, head: Head, leading: tuple[int, ...], shardi
     tubes = plan.model.tubes.for_images() if image else plan.model.tubes
     tubes = tubes if InputPath(plan.config.input.path) is InputPath.TUBES else None
     arrays = [
-        jax.ShapeDtypeStruct((*leading, *each), dtype, sharding=sharding)
-        for each, dtype in sample_arrays(shape, tubes)
+        jax.ShapeDtypeStruct((*leading, *each), dtype, sharding=sharding) for each, dtype in sample_arrays(shape, tubes)
     ]
     return arrays[0] if tubes is None else TubeBatch.of(arrays, tubes, shape)
 
@@ -64,12 +64,16 @@ def _abstract(tree, placed) -> dict:
 
 
 def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
-    """Return the training step and its abstract arguments (state, batch); raises UserError if they do not divide."""
+    """Return the training step and its abstract arguments (state, batch); raises UserError if they do not divide.
+
+    With `train.elastic`, it is the step of the largest budget.
+    """
     optimizer = make_optimizer(plan.config)
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
     check_sharding(abstract_parameters(plan.model), mesh)
     state = _abstract(state, shardings(state, mesh))
-    return make_step(training_graph(plan.model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
+    model = elastic_models(plan.model, plan.config.train.elastic)[-1]
+    return make_step(training_graph(model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
 
 
 def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | None:

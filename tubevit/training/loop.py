@@ -22,6 +22,7 @@ from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import Resolved, resolve_on_main
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import abstract_parameters
+from tubevit.models.elastic import elastic_models
 from tubevit.models.lora import training_graph, training_shapes
 from tubevit.recipes.finetune import expected_time
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
@@ -41,7 +42,7 @@ from tubevit.training.run.profile import Profile
 from tubevit.training.run.progress import Progress
 from tubevit.training.run.trackers import Tracker, make_tracker
 from tubevit.training.run.workdir import open_metrics, prepare_workdir, services
-from tubevit.training.step import make_step
+from tubevit.training.step import choose_step, make_step
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +120,11 @@ def train(
         if resolved.decoding is not None:  # fine-tuning
             baseline = pixel_baseline(experiment, workdir, resolved.decoding)
         state, start, base = begin(experiment, optimizer, workdir, mesh)
-        step = parts.make_step(training_graph(model), optimizer, config, mesh)
-        run = Run(experiment, mesh, workdir, lease, step, parts, base)
+        models = elastic_models(model, config.train.elastic)
+        step_of = choose_step(
+            lambda m: parts.make_step(training_graph(m), optimizer, config, mesh), models, config.seed
+        )
+        run = Run(experiment, mesh, workdir, lease, step_of, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
         warn_if_worse(baseline, results)
         return results
@@ -161,7 +165,7 @@ class Run:
         experiment: the configuration, the model and the data sets.
         mesh: the devices of the state.
         workdir: the folder of the run, whose `lease` this process holds.
-        step: (state, batch) -> (state, metrics).
+        step_of: (number of a step) -> its program, (state, batch) -> (state, metrics).
         parts: makes batches and evaluations.
         base: the base of the adapter that is trained, whose parameters are not saved.
     """
@@ -170,7 +174,7 @@ class Run:
     mesh: Mesh
     workdir: pathlib.PurePath
     lease: Lease
-    step: Callable
+    step_of: Callable
     parts: Parts
     base: Base | None = None
 
@@ -204,7 +208,7 @@ class Run:
                     loaded, placed = following or self._load(batches)
                     broken.check(loaded)
                 with progress.time("step"), jax.transfer_guard("disallow"):
-                    state, metrics = self.step(state, placed)
+                    state, metrics = self.step_of(step)(state, placed)
                 due = last or step % config.checkpoint.every == 0
                 with progress.time("data"):  # where a save is due it comes first, as a broken file must not prevent it
                     following = None if due else self._load(batches)

@@ -1,6 +1,7 @@
 """The training state and the compiled step that updates it."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import clu.metrics
 import jax
@@ -23,6 +24,7 @@ from tubevit.sharding.rules import shardings
 from tubevit.training.losses import classification_loss, mix, targets
 
 _MIX, _DROPOUT = 0, 1  # purposes of random keys
+_ELASTIC = 2  # and of random numbers on the host
 
 
 def initial_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> dict:
@@ -74,6 +76,22 @@ def metrics_class(names) -> type[clu.metrics.Collection]:
     """Build the clu metrics of a step: averages of `loss`, `gradient_norm`, and `<name>_loss` of each data set."""
     keys = ["loss", "gradient_norm", *(f"{name}_loss" for name in names)]
     return clu.metrics.Collection.create(**{key: clu.metrics.Average.from_output(key) for key in keys})
+
+
+def choose_step(make: Callable[[ModelConfig], Callable], models: Sequence[ModelConfig], seed: int) -> Callable:
+    """Return a function from the number of a step, from 1, to its program: with several models, one of them is drawn.
+
+    Args:
+        make: compiles the step of a model.
+        models: see `elastic_models`; each is as likely as the others.
+        seed: seed of the run. The choice follows from it and from the number of the step alone.
+    """
+    compiled = functools.cache(make)
+
+    def step_of(number: int) -> Callable:
+        return compiled(models[np.random.default_rng((_ELASTIC, seed, number)).integers(len(models))])
+
+    return step_of
 
 
 def make_step(
