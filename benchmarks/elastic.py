@@ -1,0 +1,147 @@
+"""Train one model for all budgets of tokens, and one for each budget alone, on the embedded data; compare them.
+
+    python benchmarks/elastic.py --workdir runs/elastic [--seeds 0]
+    python benchmarks/elastic.py --speed
+    python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
+
+All models are `joint` of experiments/claims.py, with its schedule: `elastic` draws one of four budgets per step,
+`alone_N` has N % of the tokens in every step, drawn at random as well. Each is a row of benchmarks/elastic.csv for each
+budget and rule of evaluation. Rows that are there are not repeated, and interrupted runs resume.
+
+Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
+for which `motion` and `tube` are `even`. With --speed, the parts of a prediction are timed instead, which gives
+benchmarks/elastic_speed.csv: clips of 16x64x64 in memory to windows on the host (`input`, one thread) and windows to
+features (`forward`, batches of 32).
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
+
+from benchmarks.results import append, read, read_metrics, steps_and_seconds, write  # noqa: E402
+
+CSV = pathlib.Path(__file__).with_suffix(".csv")
+SPEED = CSV.with_stem("elastic_speed")
+SPLITS = ("val", "test")
+SHARES = (25, 50, 75, 100)
+RULES = ("even", "tube", "motion", "random")
+ALL = ",".join(f"{share}%" for share in SHARES)
+VARIANTS = {"elastic": ALL} | {f"alone_{share}": f"{share}%" for share in SHARES}
+KEY = ("variant", "seed", "budget")
+FIELDS = [
+    *KEY, "step", *(f"{kind}_{split}" for kind in ("clips", "images") for split in SPLITS), "tokens", "clip_gflop",
+    "clip_bytes", "seconds",
+]  # fmt: skip
+TIMES, BATCH = 15, 32
+
+
+def budgets_of(variant: str) -> list[str]:
+    """Return the budgets that a variant is evaluated with: all rules, but one for all tokens."""
+    shares = SHARES if variant == "elastic" else (int(variant.removeprefix("alone_")),)
+    return [f"{share}%:{rule}" for share in shares for rule in (RULES if share < 100 else RULES[:1])]
+
+
+def train(variant: str, seed: int, folder: pathlib.Path, overrides: list[str]) -> pathlib.Path:
+    """Train a run, or resume it."""
+    from tubevit.cli import main
+
+    run = folder / f"{variant}_{seed}"
+    settings = [f"--config.compilation_cache={folder.absolute()}/compiled", *overrides]
+    settings += [] if variant == "alone_100" else [f"--config.train.elastic={VARIANTS[variant]}"]
+    if main(["train", "--config", f"claims:variant=joint,seed={seed}", "--workdir", str(run), *settings]):
+        raise SystemExit(f"{run} failed")
+    return run
+
+
+def measure(run: pathlib.Path, budget: str) -> dict:
+    """Evaluate a run with a budget on `val` and `test` of its data, and count what a clip costs."""
+    from tubevit.evaluation import EvalOptions, evaluate_checkpoint
+
+    found = costs(run, budget)
+    for split in SPLITS:
+        for evaluation in evaluate_checkpoint(run, EvalOptions(split=split, budget=budget)):
+            found[f"{evaluation.record['dataset']}_{split}"] = round(evaluation.record["top1"], 4)
+    return found
+
+
+def costs(name: str | pathlib.Path, budget: str) -> dict:
+    """Count tokens, GFLOP of the forward pass and bytes sent to the device, of a clip."""
+    from tubevit.models.flops import count_flops, num_tokens
+    from tubevit.zoo.names import named_config
+
+    model = named_config(name, budget=budget)
+    gflop = count_flops(model, model.shape).total / 1e9
+    return {
+        "tokens": num_tokens(model, model.shape), "clip_gflop": round(gflop, 4),
+        "clip_bytes": model.tubes.values_read(model.shape),
+    }  # fmt: skip
+
+
+def speed() -> list[dict]:
+    """Time input and forward pass of all budgets in turns; return medians as clips per second."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    import tubevit
+
+    base = tubevit.create_model("tubevit_nano8", num_classes=0)
+    clips = np.random.default_rng(0).integers(0, 256, (BATCH, *base.config.shape, 3), np.uint8)
+    graph, params, rest = nnx.split(base, nnx.Param, ...)
+    functions = {}
+    for budget in budgets_of("elastic"):
+        model = tubevit.create_model("tubevit_nano8", num_classes=0, budget=budget)
+        own = nnx.graphdef(model)
+        forward = jax.jit(lambda params, windows, own=own: nnx.merge(own, params, rest)(windows))
+        windows = tubevit.take_windows(clips, model.config.tubes)
+        functions[budget, "input"] = lambda tubes=model.config.tubes: tubevit.take_windows(clips, tubes)
+        functions[budget, "forward"] = lambda forward=forward, windows=windows: forward(params, windows)
+    seconds = {key: [] for key in functions}
+    for _ in range(1 + TIMES):  # the first compiles
+        for key, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[key].append(time.perf_counter() - start)
+    per_second = {key: round(BATCH / statistics.median(times[1:])) for key, times in seconds.items()}
+    return [
+        {"budget": budget, **costs("tubevit_nano8", budget)}
+        | {f"{part}_clips_per_s": per_second[budget, part] for part in ("input", "forward")}
+        for budget in budgets_of("elastic")
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/elastic"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants")
+    parser.add_argument("--out", type=pathlib.Path, default=CSV)
+    parser.add_argument("--speed", action="store_true", help="time all budgets, without training")
+    args, overrides = parser.parse_known_args(arguments)
+    if wrong := [flag for flag in overrides if not flag.startswith("--config.")]:
+        parser.error(f"unknown flags {' '.join(wrong)}; --config.KEY=VALUE changes all runs")
+    if args.speed:
+        rows = speed()
+        return write(SPEED if args.out == CSV else args.out, list(rows[0]), rows)
+    for seed in args.seeds:
+        for variant in args.only:
+            done = [tuple(row[key] for key in KEY) for row in read(args.out)]
+            budgets = [each for each in budgets_of(variant) if (variant, str(seed), each) not in done]
+            if budgets:
+                run = train(variant, seed, args.workdir, overrides)
+                steps, seconds = steps_and_seconds(read_metrics(run))
+            for budget in budgets:
+                row = {"variant": variant, "seed": seed, "budget": budget, "step": steps, "seconds": seconds}
+                row |= measure(run, budget)
+                print(row, flush=True)
+                append(args.out, FIELDS, row)
+
+
+if __name__ == "__main__":
+    main()
