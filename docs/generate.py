@@ -53,8 +53,9 @@ PATTERNS: tuple[tuple[str, str, dict], ...] = (
     ("factorised_dot", "ViViT's model 4", _WITHOUT_CLASS_TOKEN),
 )
 # What users import from, in the order of the reference; the rest of the package stands behind them.
-MODULES = ("tubes", "windows", "errors", "ranges", "data", "models", "sharding", "checkpoint", "convert", "zoo",
-           "transfer", "config", "recipes", "evaluation", "training", "preflight", "visualize")  # fmt: skip
+MODULES = ("tubes", "presets", "budget", "motion", "windows", "errors", "ranges", "data", "models", "sharding",
+           "checkpoint", "convert", "zoo", "transfer", "config", "recipes", "evaluation", "training", "preflight",
+           "visualize")  # fmt: skip
 
 
 def zoo_table(folder: str) -> str:

@@ -35,6 +35,10 @@ CASES: dict[str, tuple[dict, tuple]] = {
         dict(tubes="small", position="learned_2d", pooling="linear", class_token=True),
         ((16, 64, 64), (64, 64)),
     ),
+    "budget": (
+        dict(tubes="small", padding="same", budget="40%:random", class_token=True),
+        ((16, 64, 64), (64, 64)),
+    ),
     "rope": (dict(position="rope", pooling="attentive", softcap=3.0, **_DENSE), ((4, 32, 16),)),
     "divided": (
         dict(position="learned_space_time", pattern="divided", layer_scale=0.2, **_FRAMES, **_CLASS),

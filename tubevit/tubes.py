@@ -225,10 +225,7 @@ class TubeSet:
         return list(map(math.prod, grids)) if self.budget is None else list(map(len, self.budget.choose(grids)))
 
     def chosen(self, shape: Triple) -> tuple[np.ndarray, ...] | None:
-        """Return the tokens of each tube that the budget keeps in any clip of `shape`; None if it keeps all.
-
-        Raises UserError if they are different in each clip.
-        """
+        """Return the tokens of each tube that the budget keeps, None for all; UserError if that depends on the clip."""
         if self.budget is None:
             return None
         if self.depends_on_clip(shape):
@@ -262,13 +259,15 @@ class TubeSet:
         """Whether all tubes are 2D, as in a plain ViT."""
         return all(tube.is_2d for tube in self.tubes)
 
-    def pixels_read(self, shape: Triple) -> float:
-        """Return the share of the clip's pixels that at least one token reads, 0 to 1.
+    def pixels_read(self, shape: Triple, only: Tube | None = None) -> float:
+        """Return the share of the clip's pixels that at least one token reads, 0 to 1; or one of a single tube.
 
         Raises UserError if the tokens that are kept are different in each clip.
         """
         read, chosen = np.zeros(shape, bool), self.chosen(shape)
         for i, (tube, grid) in enumerate(zip(self.tubes, self.grid(shape))):
+            if only not in (None, tube):
+                continue
             axes = tube.indices(shape, self.padding)
             # All tokens together read a grid of pixels, and so does each by itself.
             tokens = [(slice(None),) * 3] if chosen is None else zip(*np.unravel_index(chosen[i], grid))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
-from typing import Self
 
 import einops
 import numpy as np
@@ -41,7 +40,7 @@ class TubeBatch:
         return super().__new__(cls)
 
     @classmethod
-    def of(cls, arrays: Sequence, tubes: TubeSet, shape: tuple[int, ...]) -> Self:
+    def of(cls, arrays: Sequence, tubes: TubeSet, shape: tuple[int, ...]) -> "TubeBatch":
         """Make a batch from its arrays in the order of `sample_arrays`, each with the axis of the batch."""
         count = len(tubes.tubes)
         return cls(tuple(arrays[:count]), tubes, shape, tuple(arrays[count:]))
@@ -152,7 +151,7 @@ class Axis:
         """Whether the windows follow one another, without overlap and padding."""
         return self.places.size == len(self.positions) and not self.is_padded
 
-    def of(self, tokens: Int[np.ndarray, " n"]) -> Self:
+    def of(self, tokens: Int[np.ndarray, " n"]) -> "Axis":
         """Return what some of the windows read, given by ascending numbers."""
         places = self.places[tokens]
         used = np.unique(places[places >= 0])

@@ -40,6 +40,32 @@ def test_an_earlier_step_and_text(run, done):
     assert {record["step"] for record in json.loads((run / "eval.json").read_text())} == {6}
 
 
+def test_a_budget(run, done, refused, digits_cache):
+    """The same by both input paths, and in predict; the record says which tokens were kept."""
+    records = {}
+    for budget, name in (("50%:motion", "eval_50_motion.json"), ("100%", "eval_100.json")):
+        records[budget] = json.loads(done(["evaluate", "--workdir", run, "--budget", budget, "--json"]))
+        assert records[budget] == json.loads((run / name).read_text())
+        assert [record["budget"] for record in records[budget]] == [budget] * 2
+    whole = json.loads(done(["evaluate", "--workdir", run, "--json"]))
+    assert [each["loss"] for each in records["100%"]] == pytest.approx([each["loss"] for each in whole], rel=1e-6)
+    assert records["50%:motion"][0]["loss"] != records["100%"][0]["loss"]
+    sparse = ["--config", TINY, "--config.input.path=tubes", "--out", run / "sparse.json"]
+    done(["evaluate", "--workdir", run, "--budget", "50%:motion", *sparse])
+    for one, other in zip(records["50%:motion"], json.loads((run / "sparse.json").read_text())):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    clip = sorted((digits_cache / "videos" / "test").iterdir())[0]
+    (line,) = done(["predict", "--checkpoint", run, "--budget", "50%:motion", "--top", 8, "--json", clip]).splitlines()
+    model = tubevit.load_model(run, budget="50%:motion")
+    logits = np.asarray(model(tubevit.read_video(clip, **model.input), head="motion"), np.float64)[0]
+    shares = np.exp(logits) / np.exp(logits).sum()
+    found = {entry["label"]: entry["probability"] for entry in json.loads(line)["top"]}
+    assert [found[label] for label in model.labels["motion"]] == pytest.approx(shares, abs=2e-6)
+    assert "budget 50%:motion" in done(["evaluate", "--workdir", run, "--budget", "50%:motion"])
+    refused(["evaluate", "--workdir", run, "--budget", "half"], "a budget must be SHARE%[:RULE]", "'half'")
+    refused(["predict", "--checkpoint", run, "--budget", "50%:moton", clip], "did you mean 'motion'")
+
+
 def test_another_source(run, done, digits_cache, tmp_path):
     rows = (digits_cache / "motion.csv").read_text().splitlines()
     test = [line.split(",") for line in rows[1:] if ",test," in line]

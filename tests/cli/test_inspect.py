@@ -36,6 +36,15 @@ def test_changes(done):
     assert plain["parameters"] - bare["parameters"] == 10 * 769
 
 
+def test_budgets(done):
+    (row,), (whole,) = inspect(done, "tubevit_b16", "--budget", "25%"), inspect(done, "tubevit_b16")
+    assert [tube["tokens"] for tube in row["tubes"]] == [25, 37, 24, 49] and row["tokens"] == 135
+    assert row["flops"] < whole["flops"] / 4 and row["bytes"]["clip"]["tubes"] < whole["bytes"]["clip"]["tubes"] / 3.9
+    assert row["pixels_read"] < max(tube["pixels_read"] for tube in whole["tubes"]) and row["budget"] == "25%"
+    text = done(["inspect", "tubevit_b16", "--budget", "50%:motion"])
+    assert "270 tokens (budget 50%:motion)" in text and text.count("by the clip") == 5
+
+
 def test_text(done):
     text = done(["inspect", "tubevit_b16", "tubevit_nano8"])
     assert "tubevit_b16: input 32x224x224, 539 tokens" in text and "tubevit_nano8: input 16x64x64, 176 tokens" in text

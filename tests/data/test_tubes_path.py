@@ -50,7 +50,8 @@ def whole_pixels(size):
 
 def same(parts, tubes, clip):
     batch = take_windows(clip[None], tubes)
-    for one, two in zip(WindowPlan(tubes, clip.shape[:3]).windows(parts), batch.windows, strict=True):
+    expected = (*batch.windows, *batch.chosen)
+    for one, two in zip(WindowPlan(tubes, clip.shape[:3]).arrays(parts), expected, strict=True):
         np.testing.assert_array_equal(one, two[0])
 
 
@@ -64,6 +65,18 @@ def test_every_preset_with_every_augmentation(frames, name, kind, size):
     for seed in range(3):
         transform = ALL.sample_transform(warp.frame_size(some[0]), T, size, np.random.default_rng(seed))
         same(transform(some, size, grids), tubes, transform(some, size, whole_pixels(size))[0])
+
+
+@pytest.mark.parametrize("budget", ["20%", "10%:tube", "25%:motion", "15%:random"])
+@pytest.mark.parametrize("kind", ["decoded", "rgb"])
+def test_every_budget(frames, kind, budget):
+    """Only the pixels of kept tokens are computed, where they are known beforehand; a tube may have none."""
+    tubes, some = TubeSet(PRESETS["paper"].tubes, "same").with_budget(budget), frames[kind]
+    grids = WindowPlan(tubes, (T, 96, 96)).grids
+    where = square_map(*warp.frame_size(some[0]), 96)
+    same(sample_grids(some, where, 96, grids), tubes, sample_grids(some, where, 96, whole_pixels(96))[0])
+    if budget == "10%:tube":
+        assert [bool(grid.times.size) for grid in grids] == [True, False, False, False]
 
 
 def test_all_operations_were_met():

@@ -160,7 +160,7 @@ def test_no_option_is_left_out():
     """A new field of the configuration needs a case here, or a reason not to have one."""
     elsewhere = {"name", "width", "num_heads", "heads", "fps", "dropout", "stochastic_depth", "precision"}
     computed = {"freeze_below", "remat", "scan", "attention"}  # these change no output: test_encoder.py
-    elsewhere |= {"lora", "quantize"}  # test_lora.py, test_int8.py of the extras
+    elsewhere |= {"budget", "lora", "quantize"}  # test_budget.py, test_lora.py, test_int8.py of the extras
     sizes = {"interpolated"}  # part of the tubes here
     tried = set().union(*(fields for fields, _, _ in OPTIONS.values()))
     assert {field.name for field in dataclasses.fields(ModelConfig)} - elsewhere - computed - sizes <= tried

@@ -10,8 +10,9 @@ from tubevit.config.experiment import open_experiment
 from tubevit.config.resolve import resolve
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import graph_of
+from tubevit.models.elastic import elastic_models
 from tubevit.training.optimizer import make_optimizer
-from tubevit.training.step import initial_state, joint_loss, make_step
+from tubevit.training.step import choose_step, initial_state, joint_loss, make_step
 
 CALM = {"model.dropout": "0", "model.stochastic_depth": "0", "train.mixup": "0"}  # nothing random
 VIDEO, IMAGE = "moving_digits", "still_digits"
@@ -126,6 +127,28 @@ def test_own_code_does_not_promote(tiny_config, changes):
         (total, losses), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])
     leaves = [total, *losses.values(), *jax.tree.leaves(grads)]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_elastic_steps(tiny_config):
+    """Each budget is compiled once, is as likely as the others, and follows from seed and step."""
+    setup = Setup(tiny_config({"train.elastic": "50%,100%"} | CALM))
+    models, made = elastic_models(setup.model, setup.config.train.elastic), []
+
+    def make(model):
+        made.append(model)
+        return make_step(graph_of(model), setup.optimizer, setup.config)
+
+    step_of, state, losses = choose_step(make, models, seed=0), setup.state(), []
+    for number in range(1, 9):
+        state, metrics = step_of(number)(state, setup.batches[0])
+        losses.append(float(metrics.compute()["loss"]))
+    assert sorted(map(models.index, made)) == [0, 1] and all(
+        step._cache_size() == 1 for step in map(step_of, (1, 2, 8))
+    )
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    chosen, others = ([choose_step(models.index, models, seed)(i) for i in range(1, 1001)] for seed in (0, 1))
+    assert [models.index(model) for model in made] == list(dict.fromkeys(chosen[:8]))
+    assert abs(np.mean(chosen) - 0.5) < 0.08 and chosen != others  # 5 standard deviations
 
 
 def test_what_is_random_follows_from_the_step(random):

@@ -87,21 +87,29 @@ def _sent(row: dict) -> list[str]:
     return lines
 
 
+def _tokens(row: dict) -> str:
+    return f"{row['tokens']} tokens" + (f" (budget {row['budget']})" if row["budget"] else "")
+
+
+def _share(value: float | None) -> str:
+    return "by the clip".rjust(12) if value is None else f"{value:12.2%}"
+
+
 def _table(rows: list[dict]) -> str:
     lines, layouts = [], {}
     for row in rows:  # models of the same tubes and input share a layout
         layouts.setdefault((row["input"], str(row["tubes"])), []).append(row)
     for group in layouts.values():
         row = group[0]
-        lines.append(f"{', '.join(r['name'] for r in group)}: input {row['input']}, {row['tokens']} tokens")
+        lines.append(f"{', '.join(r['name'] for r in group)}: input {row['input']}, {_tokens(row)}")
         lines.append(
             f"  {'tube (kernel/stride+offset%space-to-depth)':44s} {'grid':>10s} {'tokens':>7s} {'pixels read':>12s}"
         )
         for tube in row["tubes"]:
             grid = "x".join(map(str, tube["grid"]))
-            lines.append(f"  {tube['tube']:44s} {grid:>10s} {tube['tokens']:7d} {tube['pixels_read']:12.2%}")
+            lines.append(f"  {tube['tube']:44s} {grid:>10s} {tube['tokens']:7d} {_share(tube['pixels_read'])}")
         lines.append(
-            f"  {'all':44s} {'':>10s} {row['tokens']:7d} {row['pixels_read']:12.2%}"
+            f"  {'all':44s} {'':>10s} {row['tokens']:7d} {_share(row['pixels_read'])}"
             f"   ({row['values_read'] / 1e6:.2f} of {row['clip_values'] / 1e6:.2f} MB as uint8)"
         )
         lines += [*_sent(row), ""]

@@ -51,4 +51,5 @@ def names(text: str) -> list[str]:
 
 
 def key(default, meaning: str, range: Range | None = None, **checks):
+    """Return the field of a dataclass that declares a key; see `Key` for the arguments."""
     return dataclasses.field(default=default, metadata={"meaning": meaning, "range": range, **checks})

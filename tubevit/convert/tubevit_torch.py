@@ -392,9 +392,9 @@ class TubeViT(nn.Module):
         pixels = pixels * torch.tensor(scale).to(pixels) + torch.tensor(shift).to(pixels)  # (p - mean) / std
         clip = pixels.movedim(-1, 1).to(tubes[0].bias.dtype)
         x = torch.cat([tube(clip, getattr(self, "shared_kernel", None)) for tube in tubes], 1)
-        shape = "x".join(map(str, clip.shape[2:]))
-        assert not c.kept or shape in c.kept, f"the budget is for {' and '.join(c.kept)} (T x H x W); found {shape}"
-        x = x[:, c.kept[shape]] if c.kept else x
+        kept = c.budget and c.budget["tokens"].get("x".join(map(str, clip.shape[2:])))
+        assert kept or not c.budget, f"the budget is for {list(c.budget['tokens'])} (TxHxW); found {clip.shape[2:]}"
+        x = x[:, kept] if kept else x
         x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1) if c.class_token else x
         grid = tubes[0].grid(clip.shape[2:]) if len(self.tubes) == 1 else None
         return self.encoder(x, Layout(grid, int(c.class_token)))

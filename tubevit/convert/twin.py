@@ -67,19 +67,19 @@ def state_dict(model: TubeViT, config: ModelConfig) -> dict[str, np.ndarray]:
 def description(config: ModelConfig) -> dict:
     """Return the `model` of config.json: as the metadata of a checkpoint, but with tubes in numbers.
 
-    Labels have no hash, so that they can be changed with the number of classes. `kept` are the numbers of the tokens
-    that a budget keeps of clips and images of the model's own size: {"TxHxW": [...]}.
+    Labels have no hash, so that they can be changed with the number of classes. A budget is {"text", "tokens"}:
+    {"TxHxW": the numbers of the tokens that it keeps} of clips and images of the model's own size.
 
     Raises UserError if these are not the same for all clips.
     """
     tubes = [dataclasses.asdict(tube) for tube in config.tubes.tubes]
     heads = {name: dataclasses.asdict(head) for name, head in config.heads}
-    return model_metadata(config) | {"tubes": tubes, "heads": heads, "kept": _kept(config)}
+    return model_metadata(config) | {"tubes": tubes, "heads": heads, "budget": _budget(config)}
 
 
-def _kept(config: ModelConfig) -> dict[str, list[int]]:
+def _budget(config: ModelConfig) -> dict | None:
     if config.budget is None:
-        return {}
+        return None
     sets, found = {config.shape: config.tubes}, {}
     if any(tube.is_2d for tube in config.tubes.tubes):
         sets[1, *config.shape[1:]] = config.tubes.for_images()
@@ -89,14 +89,15 @@ def _kept(config: ModelConfig) -> dict[str, list[int]]:
             raise UserError(f"--format {FORMAT} and onnx: {expected}; found {config.budget}")
         chosen = numbered(config.budget.choose(tubes.grid(shape)), tubes.grid(shape))
         found["x".join(map(str, shape))] = np.concatenate(chosen).tolist()
-    return found
+    return {"text": str(config.budget), "tokens": found}
 
 
 def config_from_description(values: Mapping, source: str) -> ModelConfig:
     """Invert `description`; raises UserError, which begins with `source`, if values are missing or damaged."""
     try:
-        own = {key: value for key, value in values.items() if key != "kept"}
-        return config_from_metadata({**own, "tubes": str(TubeSet(tuple(Tube(**tube) for tube in own["tubes"])))})
+        budget = None if values.get("budget") is None else values["budget"]["text"]
+        tubes = str(TubeSet(tuple(Tube(**tube) for tube in values["tubes"])))
+        return config_from_metadata({**values, "tubes": tubes, "budget": budget})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} does not describe a model of --format {FORMAT}: {error!r}") from error
 

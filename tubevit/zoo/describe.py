@@ -17,22 +17,24 @@ def describe(name: str, config: ModelConfig) -> dict:
     `state_bytes` counts parameters, gradients and both moments of Adam in float32; `training_flops` a training step.
     """
     shape, tubes = config.shape, config.tubes
+    by_clip = tubes.depends_on_clip(shape)  # then so are the pixels that are read
     params = training_shapes(config)
     trained = count(jax.eval_shape(lambda params: split_frozen(params, config)[0], params))
     per_tube = [
         {
             "tube": str(tube),
             "grid": list(tube.grid(shape, tubes.padding)),
-            "tokens": tube.num_tokens(shape, tubes.padding),
-            "pixels_read": TubeSet((tube,), tubes.padding).pixels_read(shape),
+            "tokens": kept,
+            "pixels_read": None if by_clip else tubes.pixels_read(shape, tube),
         }
-        for tube in tubes.tubes
+        for tube, kept in zip(tubes.tubes, tubes.kept(shape))
     ]
     head = next((name for name, head in config.heads if config.frames == 1 or head.modality != "image"), None)
     flops = count_flops(config, shape, head)
     return {
         "name": name, "architecture": config.name, "input": "x".join(map(str, shape)), "tubes": per_tube,
-        "tokens": num_tokens(config, shape), "pixels_read": tubes.pixels_read(shape),
+        "budget": None if config.budget is None else str(config.budget),
+        "tokens": num_tokens(config, shape), "pixels_read": None if by_clip else tubes.pixels_read(shape),
         "values_read": tubes.values_read(shape), "clip_values": 3 * math.prod(shape),
         "bytes": sent_bytes(tubes, shape), "parameters": count(params),
         "trainable_share": trained / count(params), "state_bytes": 4 * (count(params) + 3 * trained),
