@@ -9,6 +9,7 @@ from tubevit.models.flops import training_flops
 
 claims, page = script("benchmarks/claims.py"), script("benchmarks/claims_page.py")
 peers = script("benchmarks/peers.py")
+elastic, elastic_page = script("benchmarks/elastic.py"), script("benchmarks/elastic_page.py")
 
 
 def rows_of(values, column="clips"):
@@ -108,6 +109,24 @@ def test_peers_are_compared_within_a_library():
     text = " ".join(peers.findings(rows, "step")[0].split())
     assert "8.0 times for ViViT-B, joint (9.0)" in text and "2.0 times for TimeSformer-B (3.7)" in text
     assert peers.table(rows, "forward") == ["Not measured yet."] and peers.findings(rows, "forward") == []
+
+
+def test_elastic_models_and_budgets_share_seeds():
+    def row(variant, seed, budget, top1):
+        return {"variant": variant, "seed": seed, "budget": budget, "clips_test": top1, "images_test": "",
+                "tokens": "44", "clip_gflop": "0.0329", "clip_bytes": "12480"}  # fmt: skip
+
+    rows = [
+        *(row("elastic", seed, "25%:even", top1) for seed, top1 in zip("012", ("0.5", "0.6", "0.7"))),
+        *(row("alone_25", seed, "25%:even", top1) for seed, top1 in zip("01", ("0.52", "0.6"))),
+        row("elastic", "0", "25%:motion", "0.55"),
+    ]
+    line = "| 25% (44) | 0.033 | 12.5 kB | 60.0 (50.0 to 70.0) | 56.0 (52.0 to 60.0) | -1.0 | - | - | - |"
+    assert elastic_page.budget_table(rows)[2:] == [line.replace("25%", "25 %")]
+    assert elastic_page.rule_table(rows)[2] == "| 25 % | 60.0 (50.0 to 70.0) | - | 55.0 | - |"
+    assert len(elastic.budgets_of("elastic")) == 13 and elastic.budgets_of("alone_100") == ["100%:even"]
+    for path, text in elastic_page.pages(elastic_page.read(elastic.CSV), elastic_page.read(elastic.SPEED)).items():
+        assert path.read_text() == text
 
 
 def test_pages_are_written_from_the_csv():

@@ -1,0 +1,127 @@
+"""Write what benchmarks/elastic.csv says: the table of docs/budgets.md and README.md, and the figure (extra `plot`).
+
+python benchmarks/elastic_page.py
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
+
+from benchmarks.elastic import CSV, RULES, SHARES, SPEED  # noqa: E402
+from benchmarks.results import read, replace, svg_pyplot  # noqa: E402
+
+ROOT = CSV.parent.parent
+PAGE, README, FIGURE = ROOT / "docs/budgets.md", ROOT / "README.md", ROOT / "docs/figures/budgets.svg"
+BEGIN = "<!-- budgets: written by benchmarks/elastic_page.py -->\n"
+RULES_BEGIN = "<!-- rules: written by benchmarks/elastic_page.py -->\n"
+SPEED_BEGIN = "<!-- speed: written by benchmarks/elastic_page.py -->\n"
+CLOSE = 1.0  # points; the elastic model should be within them of a model for each budget alone
+
+
+def scores(rows: list[dict], variant: str, budget: str, column: str = "clips") -> dict[str, float]:
+    """Return test top-1 in percent by seed."""
+    found = [row for row in rows if (row["variant"], row["budget"]) == (variant, budget)]
+    return {row["seed"]: 100 * float(row[f"{column}_test"]) for row in found if row[f"{column}_test"]}
+
+
+def mean_and_range(values: dict[str, float]) -> str:
+    """Return the mean, and the least and greatest value if there are several."""
+    if not values:
+        return "-"
+    spread = f" ({min(values.values()):.1f} to {max(values.values()):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values.values()):.1f}{spread}"
+
+
+def difference(one: dict[str, float], other: dict[str, float]) -> str:
+    """Return the mean difference of the seeds that both have, in points."""
+    seeds = one.keys() & other.keys()
+    return f"{statistics.mean(one[seed] - other[seed] for seed in seeds):+.1f}" if seeds else "-"
+
+
+def budget_table(rows: list[dict]) -> list[str]:
+    """Compare the elastic model with one for each budget alone, tokens chosen evenly."""
+    lines = [
+        "| tokens | GFLOPs | input | clips: elastic | alone | difference | images: elastic | alone | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for share in SHARES:
+        budget, cells = f"{share}%:even", []
+        for column in ("clips", "images"):
+            pair = [scores(rows, variant, budget, column) for variant in ("elastic", f"alone_{share}")]
+            cells += [*map(mean_and_range, pair), difference(*pair)]
+        costs = next((row for row in rows if row["budget"] == budget), None)
+        if costs:
+            size = f"{int(costs['clip_bytes']) / 1e3:.1f} kB"
+            figures = [f"{share} % ({costs['tokens']})", f"{float(costs['clip_gflop']):.3f}", size]
+            lines.append(f"| {' | '.join(figures + cells)} |")
+    return lines
+
+
+def rule_table(rows: list[dict]) -> list[str]:
+    """Compare the rules with the elastic model."""
+    lines = [f"| tokens | {' | '.join(RULES)} |", "|---" * (1 + len(RULES)) + "|"]
+    for share in SHARES[:-1]:
+        cells = [mean_and_range(scores(rows, "elastic", f"{share}%:{rule}")) for rule in RULES]
+        lines.append(f"| {share} % | {' | '.join(cells)} |")
+    return lines
+
+
+def speed_table(rows: list[dict]) -> list[str]:
+    """Show what a budget saves on the host and in the forward pass."""
+    names = ("input_clips_per_s", "forward_clips_per_s")
+    lines = ["| budget | tokens | GFLOPs | kB | input, clips/s | forward, clips/s |", "|---|---|---|---|---|---|"]
+    whole = next((row for row in rows if row["budget"].startswith("100%")), None)
+    for row in rows:
+        ratios = [f"{float(row[name]):.0f} ({float(row[name]) / float(whole[name]):.1f}x)" for name in names]
+        size = int(row["clip_bytes"]) / 1e3
+        lines.append(f"| {row['budget']} | {row['tokens']} | {row['clip_gflop']} | {size:.1f} | {' | '.join(ratios)} |")
+    return lines
+
+
+def plot(rows: list[dict]) -> None:
+    """Plot the test top-1 of clips and images by the share of the tokens."""
+    pyplot = svg_pyplot()
+    figure, panels = pyplot.subplots(1, 2, figsize=(7.5, 3.2), sharex=True)
+    colours = dict(zip(RULES, ("#2a7fb8", "#8f6b1f", "#d9622b", "#4c9a3f")))
+    for axes, column, title in zip(panels, ("clips", "images"), ("clips, 80 classes", "images, 10 digits")):
+        for rule in RULES if column == "clips" else ("even", "random"):
+            found = [scores(rows, "elastic", f"{s}%:{rule if s < 100 else 'even'}", column) for s in SHARES]
+            points = [(s, statistics.mean(each.values())) for s, each in zip(SHARES, found) if each]
+            axes.plot(*zip(*points), "o-", color=colours[rule], label=f"elastic, {rule}", markersize=4)
+        alone = [(s, scores(rows, f"alone_{s}", f"{s}%:even", column)) for s in SHARES]
+        points = [(s, statistics.mean(each.values())) for s, each in alone if each]
+        axes.plot(*zip(*points), "s", color="#1b222c", label="a model for each, even", markersize=5, fillstyle="none")
+        axes.set(title=title, xlabel="tokens, %", xticks=SHARES)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="lower right")
+    panels[0].set_ylabel("test top-1, %")
+    figure.tight_layout()
+    figure.savefig(FIGURE, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def pages(rows: list[dict], speeds: list[dict]) -> dict[pathlib.Path, str]:
+    """Return the pages with their tables replaced."""
+    text = PAGE.read_text()
+    for begin, lines in (
+        (BEGIN, budget_table(rows)),
+        (RULES_BEGIN, rule_table(rows)),
+        (SPEED_BEGIN, speed_table(speeds)),
+    ):
+        text = replace(text, begin, lines)
+    return {PAGE: text, README: replace(README.read_text(), BEGIN, budget_table(rows))}
+
+
+def main() -> None:
+    rows, speeds = read(CSV), read(SPEED)
+    for path, text in pages(rows, speeds).items():
+        path.write_text(text)
+    plot(rows)
+
+
+if __name__ == "__main__":
+    main()
