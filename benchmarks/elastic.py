@@ -4,9 +4,9 @@
     python benchmarks/elastic.py --speed
     python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
 
-All models are `joint` of experiments/claims.py, with its schedule: `elastic` draws one of four budgets per step,
-`alone_N` has N % of the tokens in every step, drawn at random as well. Each is a row of benchmarks/elastic.csv for each
-budget and rule of evaluation. Rows that are there are not repeated, and interrupted runs resume.
+All are trained as experiments/quickstart.py says: `elastic` draws one of four budgets per step, `alone_N` has N % of the
+tokens in every step, drawn at random as well. Each is a row of benchmarks/elastic.csv for each budget and rule of
+evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
 for which `motion` and `tube` are `even`. With --speed, the parts of a prediction are timed instead, which gives
@@ -54,19 +54,21 @@ def train(variant: str, seed: int, folder: pathlib.Path, overrides: list[str]) -
     run = folder / f"{variant}_{seed}"
     settings = [f"--config.compilation_cache={folder.absolute()}/compiled", *overrides]
     settings += [] if variant == "alone_100" else [f"--config.train.elastic={VARIANTS[variant]}"]
-    if main(["train", "--config", f"claims:variant=joint,seed={seed}", "--workdir", str(run), *settings]):
+    if main(["train", "--config", f"quickstart:seed={seed}", "--workdir", str(run), *settings]):
         raise SystemExit(f"{run} failed")
     return run
 
 
 def measure(run: pathlib.Path, budget: str) -> dict:
-    """Evaluate a run with a budget on `val` and `test` of its data, and count what a clip costs."""
+    """Evaluate a run with a budget on clips and images of `val` and `test`, and count what a clip costs."""
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint
 
     found = costs(run, budget)
-    for split in SPLITS:
-        for evaluation in evaluate_checkpoint(run, EvalOptions(split=split, budget=budget)):
-            found[f"{evaluation.record['dataset']}_{split}"] = round(evaluation.record["top1"], 4)
+    for kind, source, head in (("clips", "moving_digits", "digit_motion"), ("images", "still_digits", "digit")):
+        for split in SPLITS:
+            options = EvalOptions(data=source, head=head, split=split, batch_size=50, budget=budget)
+            (evaluation,) = evaluate_checkpoint(run, options)
+            found[f"{kind}_{split}"] = round(evaluation.record["top1"], 4)
     return found
 
 
