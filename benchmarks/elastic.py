@@ -4,8 +4,8 @@
     python benchmarks/elastic.py --speed
     python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
 
-All are trained as experiments/quickstart.py says: `elastic` draws one of four budgets per step, `alone_N` has N % of the
-tokens in every step, drawn at random as well. Each is a row of benchmarks/elastic.csv for each budget and rule of
+All are trained as experiments/quickstart.py says: `elastic` draws one of four budgets per step, `alone_N` has N % of
+the tokens in every step, drawn at random as well. Each is a row of benchmarks/elastic.csv for each budget and rule of
 evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,

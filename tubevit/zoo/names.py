@@ -106,8 +106,9 @@ def load_model(
         num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
         dtype: dtype of the parameters, `float32` or `bfloat16`, in whichever they were saved. The field `precision`
             sets the dtype of the computation.
-        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16", or quantize="int8" for
-            faster products on accelerators; for another size, learned positions are resized.
+        **fields: replace fields of the configuration of the model, e.g. precision="bfloat16", quantize="int8" for
+            faster products on accelerators, or budget="50%" for fewer tokens, see `tubevit.budget`; for another size,
+            learned positions are resized.
 
     Raises:
         UserError: there is no such checkpoint, its files are damaged, it does not fit the model, or the labels of a
