@@ -76,12 +76,13 @@ class TubeViT(nnx.Module):
             UserError: shape or dtype is none of these, the clip is too small for a tube, the windows belong to other
                 tubes, or positions are learned for another shape.
         """
-        draws = key is not None and self.config.budget is not None and self.config.budget.rule == "random"
-        batch = self._windows(video, self.config.tubes.with_budget(None) if draws else self.config.tubes)
+        budget, own = self.config.budget, self.config.tubes
+        draws = key is not None and budget is not None and budget.rule == "random"
+        batch = self._windows(video, own.with_budget(None) if draws else own)
         tubes, shape, numbers = batch.tubes.with_budget(None), batch.clip_shape, token_numbers(batch)
         tokens, position, centres = self.tokenizer(batch), self.position(tubes, shape), tubes.centres(shape)
-        if draws:
-            numbers = draw(key, self.config.budget, tubes.grid(shape), len(tokens))
+        if draws and key is not None and budget is not None:
+            numbers = draw(key, budget, tubes.grid(shape), len(tokens))
             tokens = jnp.take_along_axis(tokens, numbers[..., None], axis=1)
         if numbers is not None:
             centres = centres if isinstance(numbers, np.ndarray) else jnp.asarray(centres, jnp.float32)

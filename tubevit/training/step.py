@@ -89,7 +89,7 @@ def choose_step(make: Callable[[ModelConfig], Callable], models: Sequence[ModelC
     compiled = functools.cache(make)
 
     def step_of(number: int) -> Callable:
-        return compiled(models[np.random.default_rng((_ELASTIC, seed, number)).integers(len(models))])
+        return compiled(models[int(np.random.default_rng((_ELASTIC, seed, number)).integers(len(models)))])
 
     return step_of
 
