@@ -132,12 +132,12 @@ def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) 
 def recomputed_flops(config: ModelConfig, shape: Triple) -> int:
     """Count the FLOPs that a training step at least computes again in the backward pass of one clip, by `config.remat`.
 
-    `full` computes the blocks again, `names` queries, keys, values and scores. Other settings, and `names` with other
-    patterns of attention than `joint`, count as 0. See `count_flops` for the arguments.
+    `full` computes the blocks again but for their last product, `names` queries, keys, values and scores. Other
+    settings, and `names` with other patterns of attention than `joint`, count as 0. See `count_flops` for the arguments.
     """
     blocks, tokens = config.depth - first_with_gradient(config), num_tokens(config, shape)
     if config.remat == "full":
-        return 2 * blocks * _encoder(config, shape)[0]
+        return 2 * blocks * (_encoder(config, shape)[0] - config.mlp_dim * config.width * tokens)
     if config.remat == "names" and config.pattern == "joint":
         return 2 * blocks * (3 * config.width**2 * tokens + tokens**2 * config.width)
     return 0

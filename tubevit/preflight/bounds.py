@@ -21,13 +21,11 @@ class Work:
         flops: FLOPs of the matrix products, with those of recomputation.
         kept: bytes of activations that the encoder keeps for the backward pass.
         itemsize: bytes of a number in the exchanges.
-        gathers: how often trained parameters are gathered in each part of a batch.
     """
 
     flops: int
     kept: int
     itemsize: int
-    gathers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +101,7 @@ def work_of(config: ConfigDict, model: ModelConfig) -> Work:
         per_clip = training_flops(model, shape, dataset.head) + recomputed_flops(model, shape)
         flops += dataset.batch_size * per_clip
         kept += dataset.batch_size * activation_bytes(keeps, shape)
-    # A loop that recomputes gathers the parameters in the backward pass as well.
-    gathers = 2 if model.scan and model.remat in ("full", "names") else 1
-    return Work(flops, kept, jnp.dtype(PRECISIONS[model.precision]).itemsize, gathers)
+    return Work(flops, kept, jnp.dtype(PRECISIONS[model.precision]).itemsize)
 
 
 def sizes_of(state: dict, mesh: AbstractMesh) -> Sizes:
@@ -124,8 +120,8 @@ def bounds(work: Work, sizes: Sizes, mesh: AbstractMesh, parts: int, chip: Chip)
     data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
     # The optimiser reads and writes its state and reads the gradients; each part adds to their sum.
     moved = 2 * sizes.updated + sizes.trained * (1 if parts == 1 else 1 + 2 * parts)
-    # Each device gathers the parameters, keeps its part of the gradients, and sums that over `data`.
-    sent = (work.gathers + 1) * sizes.remote + sizes.frozen + 2 * (data - 1) / data * sizes.trained
+    # Each device gathers the parameters at least once, keeps its part of the gradients, and sums that over `data`.
+    sent = 2 * sizes.remote + sizes.frozen + 2 * (data - 1) / data * sizes.trained
     return Bounds(
         state=sizes.state,
         gradients=sizes.trained,

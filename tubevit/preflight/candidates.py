@@ -49,6 +49,10 @@ class Candidate:
     rows: int
     bounds: Bounds
 
+    def __str__(self) -> str:
+        changed = " ".join(f"{key}={value}" for key, value in self.overrides.items())
+        return f"{self.topology} {changed}"
+
     @property
     def overrides(self) -> dict[str, str]:
         """The keys that make an experiment this candidate."""

@@ -43,22 +43,26 @@ def front(seconds: Seconds) -> list[Candidate]:
     return result
 
 
-def share_bound(candidate: Candidate, seconds: Seconds) -> float:
-    """Return the share of its roofline that a candidate reaches at most, judged by those that were compiled.
+def shares_of(seconds: Seconds) -> dict[tuple[str, int], float]:
+    """Return {(attention, rows): the largest share of its roofline that a compiled candidate reaches}."""
+    shares: dict[tuple[str, int], float] = {}
+    for c, found in seconds.items():
+        shares[c.attention, c.rows] = max(shares.get((c.attention, c.rows), 0.0), c.bounds.seconds / found)
+    return shares
+
+
+def share_bound(attention: str, rows: int, shares: Mapping[tuple[str, int], float]) -> float:
+    """Return the share of its roofline that a candidate reaches at most, judged by `shares_of` those compiled.
 
     The share is taken to be a factor of the attention times one of the rows of a device, which rises with the rows,
     ever more slowly. This holds where a step takes a constant time and one per row, beside the roofline.
     """
-    shares: dict[tuple[str, int], float] = {}
-    for c, found in seconds.items():
-        key = c.attention, c.rows
-        shares[key] = max(shares.get(key, 0.0), c.bounds.seconds / found)
-    own = {rows: s for (attention, rows), s in shares.items() if attention == candidate.attention}
-    limits = [1.0, _share_by_rows(candidate.rows, own)]
-    for attention in {attention for attention, _ in shares} - {candidate.attention}:
-        other = {rows: s for (kind, rows), s in shares.items() if kind == attention}
-        factors = [own[rows] / other[rows] for rows in own.keys() & other.keys()]
-        limits += [max(factors) * _share_by_rows(candidate.rows, other)] if factors else []
+    own = {n: share for (kind, n), share in shares.items() if kind == attention}
+    limits = [1.0, _share_by_rows(rows, own)]
+    for kind in {kind for kind, _ in shares} - {attention}:
+        other = {n: share for (each, n), share in shares.items() if each == kind}
+        factors = [own[n] / other[n] for n in own.keys() & other.keys()]
+        limits += [max(factors) * _share_by_rows(rows, other)] if factors else []
     return min(limits)
 
 
@@ -95,10 +99,12 @@ def search(
     remaining = [c for c in candidates if c.bounds.memory <= memory]
     found.too_large = len(candidates) - len(remaining)
     while remaining:
-        shares = {c: share_bound(c, found.seconds) for c in remaining}
-        kept = [c for c in remaining if not _beaten(c, shares[c], found.seconds, tolerance)]
+        shares = shares_of(found.seconds)
+        programs = {(c.attention, c.rows) for c in remaining}
+        bound = {program: share_bound(*program, shares) for program in programs}
+        kept = [c for c in remaining if not _beaten(c, bound[c.attention, c.rows], found.seconds, tolerance)]
         found.bounded += len(remaining) - len(kept)
-        remaining = sorted(kept, key=lambda c: (c.bounds.in_turn / shares[c], c.devices, c.mesh, c.attention))
+        remaining = sorted(kept, key=lambda c: (c.bounds.in_turn / bound[c.attention, c.rows], c.devices, c.attention))
         if not remaining or stop():
             break
         candidate = remaining.pop(0)
