@@ -133,7 +133,8 @@ def recomputed_flops(config: ModelConfig, shape: Triple) -> int:
     """Count the FLOPs that a training step at least computes again in the backward pass of one clip, by `config.remat`.
 
     `full` computes the blocks again but for their last product, `names` queries, keys, values and scores. Other
-    settings, and `names` with other patterns of attention than `joint`, count as 0. See `count_flops` for the arguments.
+    settings, and `names` with other patterns of attention than `joint`, count as 0. The arguments are those of
+    `count_flops`.
     """
     blocks, tokens = config.depth - first_with_gradient(config), num_tokens(config, shape)
     if config.remat == "full":
