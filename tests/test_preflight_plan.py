@@ -27,7 +27,6 @@ from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state
 
-
 CONFIG = "imagenet:model=tubevit_ti16"
 
 

@@ -76,33 +76,14 @@ def plan(
             f"the batches of {config} divide over none of {', '.join(t.name for t in slices)}: "
             f"{', '.join(f'{name} {d.batch_size}' for name, d in resolved.config.data.train.items())}"
         )
-    chosen = list(dict.fromkeys(c.chip for c in found))
-    parts: dict[Candidate, dict] = {}
-    core = threading.Semaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-
-    def of_generation(chip: str) -> tuple[Found, list[Candidate]]:
-        longest = [0.0]
-
-        def compiled(candidate: Candidate) -> float | None:
-            changed = {**fixed, **candidate.overrides}
-            with core:  # a compiler uses one
-                begun = clock()
-                whole = preflight(config, changed, find_topology(candidate.topology), TRAIN, compiler=compiler)
-                longest[0] = max(longest[0], clock() - begun)
-            part = parts[candidate] = whole["parts"]["train"]
-            seconds = step_seconds(part) if part["fits"] else None
-            report(f"  {candidate}: {f'{1e3 * seconds:.1f} ms' if seconds else 'does not fit'}")
-            return seconds
-
-        ours = [c for c in found if c.chip == chip]
-        late = lambda: clock() - start + longest[0] > 60 * minutes  # noqa: E731
-        return search(ours, compiled, CHIPS[chip].hbm, late), ours
-
+    steps = _Steps(config, fixed, compiler, report, clock, start + 60 * minutes)
+    chosen = {chip: [c for c in found if c.chip == chip] for chip in dict.fromkeys(c.chip for c in found)}
     with ThreadPoolExecutor(len(chosen)) as pool:  # the compilers are processes of their own
-        results = dict(zip(chosen, pool.map(of_generation, chosen)))
-    make = functools.partial(_row, config, overrides, resolved, parts)
-    generations = {chip: _generation(result, ours, make) for chip, (result, ours) in results.items()}
-    best = front({c: s for result, _ in results.values() for c, s in result.seconds.items()})
+        searched = pool.map(lambda chip: search(chosen[chip], steps.compiled, CHIPS[chip].hbm, steps.late), chosen)
+        results = dict(zip(chosen, searched))
+    make = functools.partial(_row, config, overrides, resolved, steps.parts)
+    generations = {chip: _generation(result, chosen[chip], make) for chip, result in results.items()}
+    best = front({c: s for result in results.values() for c, s in result.seconds.items()})
     for rows in generations.values():
         for row in rows["front"]:
             row["best_of_all"] = row["topology"] in {c.topology for c in best}
@@ -114,10 +95,37 @@ def plan(
     }  # fmt: skip
 
 
-def step_seconds(part: Mapping) -> float:
-    """Return the estimate of a compiled step: the larger of its cycles and the least time of its roofline."""
-    e = part["estimate"]
-    return max(e["least"], e["xla"] + e["kernels"])
+class _Steps:
+    """Compiles the steps of candidates, at most one per core at a time, until a deadline, and keeps the results."""
+
+    def __init__(
+        self, config: str, fixed: Mapping[str, str], compiler: Callable, report: Callable, clock: Callable, end: float
+    ):
+        self.config, self.fixed, self.compiler = config, fixed, compiler
+        self.report, self.clock, self.end = report, clock, end
+        self.parts: dict[Candidate, dict] = {}
+        self.longest = 0.0  # seconds of a compile
+        self._core = threading.Semaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+    def late(self) -> bool:
+        """Whether another compile would probably end after the deadline."""
+        return self.clock() + self.longest > self.end
+
+    def compiled(self, candidate: Candidate) -> float | None:
+        """Return the larger of a step's cycles and the least time of its roofline; None if it does not fit."""
+        changed, topology = {**self.fixed, **candidate.overrides}, find_topology(candidate.topology)
+        with self._core:
+            begun = self.clock()
+            found = preflight(self.config, changed, topology, TRAIN, compiler=self.compiler)
+            self.longest = max(self.longest, self.clock() - begun)
+        part = self.parts[candidate] = found["parts"]["train"]
+        if not part["fits"]:
+            self.report(f"  {candidate}: does not fit")
+            return None
+        e = part["estimate"]
+        seconds = max(e["least"], e["xla"] + e["kernels"])
+        self.report(f"  {candidate}: {1e3 * seconds:.1f} ms")
+        return seconds
 
 
 def _generation(result: Found, ours: Sequence[Candidate], make: Callable[..., dict]) -> dict:
