@@ -7,7 +7,7 @@ from tests.test_preflight import part, result
 from tubevit.config import experiments_folder, load_config
 from tubevit.preflight.topology import find_topology
 
-# Of the same program as another experiment, of one of its models, or without training.
+# Of the same program as another experiment or one of its models, on embedded data or files, or without training.
 ALIKE = {"k400", "k700", "moving_digits", "digits_bootstrap", "finetune", "claims", "sparse_from_dense", "bootstrap",
          "table6", "table9", "eval_published"}  # fmt: skip
 
