@@ -94,9 +94,10 @@ def main(arguments: list[str] | None = None, compiler: Callable = compile_in_pro
             print(f"{' '.join(key)}: {error}", flush=True)
             failed = True
             continue
-        above = exceeded(found, known.get(key, dict.fromkeys(FIGURES, 0)))
-        failed |= bool(above)
-        print(*key, *(f"{name} {found[name]:g}" for name in FIGURES), f"exceeds {above}" if above else "", flush=True)
+        above = exceeded(found, known[key]) if key in known else {}
+        failed |= bool(above) or key not in known
+        verdict = f"exceeds {above}" if above else "" if key in known else "has no budget"
+        print(*key, *(f"{name} {found[name]:g}" for name in FIGURES), verdict, flush=True)
         if args.update:
             known[key] = {name: str(value) for name, value in found.items()}
             with CSV.open("w", newline="") as file:
