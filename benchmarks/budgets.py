@@ -33,7 +33,6 @@ ROWS = [  # experiment, changes, topology
     ("ssv2:model=tubevit_b16", ONE, "v5e:8x8"),
     ("charades:model=tubevit_b16", ONE, "v5e:8x8"),
     ("imagenet", ONE, "v5e:2x4"),
-    ("table5:model=tubevit_b16,row=inflated_3d", {"model.remat": "full"} | ONE, "v5e:8x8"),
     ("quickstart", ONE, "v5e:1x1"),
 ]
 
