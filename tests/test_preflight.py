@@ -19,6 +19,7 @@ from tubevit.config import experiments_folder, load_config
 from tubevit.config.resolve import resolve
 from tubevit.errors import RunError, UserError
 from tubevit.preflight import devices, program, run, worker
+from tubevit.preflight.candidates import slices_of
 from tubevit.preflight.costs import collectives, hbm_bytes
 from tubevit.preflight.flops import flops
 from tubevit.preflight.hlo import Array, Program, arrays
@@ -309,7 +310,7 @@ def compiler(config, overrides, topology, parts, effort):
 
 def test_suggest(capsys):
     given = dict(config="k600", topology="v5litepod-4", config_overrides={}, suggest=True, json=False)
-    given |= dict(effort="full", top_bytes=0, top_cycles=0)
+    given |= dict(effort="full", top_bytes=0, top_cycles=0, plan=False)
     with pytest.raises(RunError) as error:
         with logging_installed():
             cli_preflight.run(argparse.Namespace(**given), compiler)
@@ -445,7 +446,7 @@ def test_commands_of_the_page():
     for config, topology, rest in commands:
         overrides = dict(re.findall(r"--config\.(\S+?)=(\S+)", rest))
         load_config(config, overrides)
-        find_topology(topology)
+        assert slices_of(topology, 256) if "--plan" in rest else find_topology(topology)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +459,7 @@ def test_commands_of_the_page():
     ],
 )
 def test_steps_are_within_their_limits(experiment, topology, limits):
-    """By the rows of the benchmark, which test_step_budget.py of the extras compiles again; not measured on a TPU."""
+    """By the rows of the benchmark, of which test_step_budget.py of the extras compiles H again; not run on a TPU."""
     rows = script("benchmarks/preflight.py").read().values()
     row = next(row for row in rows if (row["experiment"], row["topology"]) == (experiment, topology))
     found = {key: float(row[key]) for key in row if key in limits}

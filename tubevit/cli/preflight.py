@@ -3,8 +3,8 @@
 import json
 import logging
 
-from tubevit.errors import RunError
-from tubevit.ranges import WHOLE
+from tubevit.errors import RunError, UserError
+from tubevit.ranges import COUNT, POSITIVE, WHOLE
 
 logger = logging.getLogger(__name__)
 HELP = "compile an experiment for TPUs or GPUs that are not attached: memory, FLOPs, collectives, whether it fits"
@@ -13,6 +13,7 @@ EXAMPLES = (
     "tubevit preflight --config k600:model=tubevit_h16 --topology v5litepod-256 --config.mesh.fsdp=16 --suggest",
     "tubevit preflight --config k600 --topology v5e:8x8 --top-bytes 10 --top-cycles 10",
     "tubevit preflight --config k600 --topology cuda:h100x8 --json",
+    "tubevit preflight --config k600:model=tubevit_h16 --topology v5e,v6e --chips 256 --plan",
 )
 
 
@@ -25,7 +26,21 @@ def add_arguments(parser) -> None:
         required=True,
         metavar="NAME",
         help="v5e:16x16, v4:4x4x8, cuda:h100x8, or an accelerator type of gcloud such as v5litepod-256; it describes "
-        "one slice, and --config.mesh.slices=N sets their number",
+        "one slice, and --config.mesh.slices=N sets their number; with --plan several, or all of a generation: v5e,v6e",
+    )
+    add(
+        "--plan",
+        action="store_true",
+        help="find the slices and settings on the front of time and chip-hours for the whole run, and print the "
+        "commands that launch them; the batch and all keys that you set stay",
+    )
+    add("--chips", type=COUNT, default=256, metavar="N", help="with --plan: chips of the largest slice (default: 256)")
+    add(
+        "--minutes",
+        type=POSITIVE,
+        default=15.0,
+        metavar="N",
+        help="with --plan: time for compiling; what is not compiled then is listed with its bounds (default: 15)",
     )
     add("--suggest", action="store_true", help="if it does not fit, try configuration changes that may make it fit")
     add(
@@ -43,6 +58,8 @@ def add_arguments(parser) -> None:
 
 def run(args, compiler=None) -> None:
     """Run the verb; `compiler` replaces `compile_in_process`."""
+    if args.plan:
+        return _plan(args, compiler)
     from tubevit.preflight.report import report, verdicts
     from tubevit.preflight.run import compile_in_process, preflight, suggest
     from tubevit.preflight.topology import find_topology
@@ -66,3 +83,23 @@ def run(args, compiler=None) -> None:
     if args.suggest and not change:
         hint = "; nothing that was tried makes it fit: take more or larger chips"
     raise RunError(f"{args.config} does not fit {topology.name}: {why}{hint}")
+
+
+def _plan(args, compiler) -> None:
+    from tubevit.preflight.plan import plan
+    from tubevit.preflight.plan_report import plan_report
+    from tubevit.preflight.topology import GIB
+
+    given = {"--suggest": args.suggest, "--effort low": args.effort == "low"}
+    given |= {"--top-bytes": args.top_bytes, "--top-cycles": args.top_cycles}
+    if other := [flag for flag, value in given.items() if value]:
+        raise UserError(f"--plan compiles many steps with full effort; {other[0]} is for a single topology")
+    options = {} if compiler is None else {"compiler": compiler}
+    overrides, log = args.config_overrides, logger.info
+    found = plan(args.config, overrides, args.topology, args.chips, args.minutes, log, **options)
+    print(json.dumps(found, indent=2) if args.json else plan_report(found))
+    if not any(generation["front"] or generation["open"] for generation in found["generations"].values()):
+        smallest = [generation["smallest"] for generation in found["generations"].values()]
+        row = min(smallest, key=lambda row: row["peak"] / row["hbm"])
+        needed, of = row["peak"] / GIB, row["hbm"] / GIB
+        raise RunError(f"nothing fits: {row['settings']} is nearest and needs at least {needed:.2f} of {of:.2f} GiB")

@@ -129,6 +129,21 @@ def training_flops(config: ModelConfig, shape: Triple, head: str | None = None) 
     return flops.total + back
 
 
+def recomputed_flops(config: ModelConfig, shape: Triple) -> int:
+    """Count the FLOPs that a training step at least computes again in the backward pass of one clip, by `config.remat`.
+
+    `full` computes the blocks again but for their last product, `names` queries, keys, values and scores. Other
+    settings, and `names` with other patterns of attention than `joint`, count as 0. The arguments are those of
+    `count_flops`.
+    """
+    blocks, tokens = config.depth - first_with_gradient(config), num_tokens(config, shape)
+    if config.remat == "full":
+        return 2 * blocks * (_encoder(config, shape)[0] - config.mlp_dim * config.width * tokens)
+    if config.remat == "names" and config.pattern == "joint":
+        return 2 * blocks * (3 * config.width**2 * tokens + tokens**2 * config.width)
+    return 0
+
+
 def first_with_gradient(config: ModelConfig) -> int:
     """Return the index of the first block that the backward pass reaches.
 

@@ -68,7 +68,7 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str], effort: 
         "notes": [*plan.notes, *notes], "model": plan.model.name,
         "batch": {name: dataset.batch_size for name, dataset in plan.config.data.train.items()}, "parts": {},
     }  # fmt: skip
-    compiled = functools.partial(_compiled, mesh=mesh, target=target, effort=effort, dump=pathlib.Path(dump))
+    compiled = functools.partial(compile_part, mesh=mesh, target=target, effort=effort, dump=pathlib.Path(dump))
     if "train" in parts:
         result["model_flops"] = program.step_flops(plan) / mesh.size
         result["parts"]["train"] = compiled(*program.train_program(plan, mesh))
@@ -81,7 +81,8 @@ def _run(config: str, overrides: dict, topology: str, parts: list[str], effort: 
     return result
 
 
-def _compiled(function, arguments, mesh, target, effort: str, dump: pathlib.Path) -> dict:
+def compile_part(function, arguments, mesh, target, effort: str, dump: pathlib.Path) -> dict:
+    """Compile a jitted function for abstract arguments and return its figures; arguments as in `_run`."""
     import jax
 
     from tubevit.preflight import costs

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
@@ -87,7 +87,7 @@ def choose_fsdp(config: ConfigDict, model: ModelConfig, devices: int, memory: in
     state = jax.eval_shape(functools.partial(initial_state, model, make_optimizer(config), config.seed))
     estimates: dict[int, Estimate] = {}
     limit = f"of {memory / _GIB:.2f} GiB per device"
-    for mesh in _meshes(config.mesh, devices, abstract_parameters(model)):
+    for mesh in meshes_of(config.mesh, devices, abstract_parameters(model)):
         fsdp = mesh.shape["fsdp"]
         estimates[fsdp] = estimate(config, model, state, mesh)
         if estimates[fsdp].total <= SHARE * memory:
@@ -111,8 +111,17 @@ def estimate(config: ConfigDict, model: ModelConfig, state: dict, mesh: AnyMesh)
     return Estimate(device_bytes(state, mesh), copies * device_bytes(state["params"], mesh), activations)
 
 
-def _meshes(settings: ConfigDict, devices: int, params):
-    """Yield the meshes that split the parameters well, by rising fsdp."""
+def meshes_of(settings: ConfigDict, devices: int, params) -> Iterator[AbstractMesh]:
+    """Yield the meshes with any fsdp that split the parameters well, by rising fsdp.
+
+    Args:
+        settings: `config.mesh`, with `fsdp` of none or 1.
+        devices: number of devices in all slices.
+        params: parameters or their shapes.
+
+    Raises:
+        UserError: the other sizes do not fit the devices or the slices.
+    """
     data, _, tensor = mesh_shape(settings, devices)
     for fsdp in range(1, data // settings.slices + 1):
         if data // settings.slices % fsdp:

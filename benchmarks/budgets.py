@@ -1,0 +1,109 @@
+"""Budgets of training steps: bytes, exchanges, memory and kernels of each experiment, compiled for TPU slices.
+
+    python benchmarks/budgets.py                        # compiles all rows and lists what exceeds its budget
+    python benchmarks/budgets.py --only k600 --update   # makes what is compiled now the budget
+
+tests/extras/test_step_budget.py compiles the rows, too, and fails where a figure exceeds its budget by 5 %. A row has
+one block, not in a loop, and low effort of the compiler, so that it takes about a minute; most have the width of B.
+Bytes and cycles are not those of a run, but what a block moves, exchanges and keeps changes as it does in a run. k400
+and k700 are the program of k600. Nothing runs on a TPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+
+from tubevit.errors import UserError
+from tubevit.preflight.run import compile_in_process, preflight
+from tubevit.preflight.topology import find_topology
+
+CSV = pathlib.Path(__file__).with_suffix(".csv")
+KEYS, FIGURES = ("experiment", "changes", "topology"), ("hbm_mb", "sent_mb", "peak_mib", "kernel_kcycles")
+FIELDS = [*KEYS, *FIGURES, "compiler", "jax"]
+ABOVE = 1.05  # times a budget is too much
+ONE = {"model.depth": 1, "model.scan": False}
+ROWS = [  # experiment, changes, topology
+    ("k600", {"mesh.fsdp": 4} | ONE, "v5e:8x8"),
+    ("k600:model=tubevit_l16", {"mesh.fsdp": 4} | ONE, "v6e:4x4"),
+    ("ssv2:model=tubevit_b16", ONE, "v5e:8x8"),
+    ("charades:model=tubevit_b16", ONE, "v5e:8x8"),
+    ("imagenet", ONE, "v5e:2x4"),
+    ("quickstart", ONE, "v5e:1x1"),
+]
+
+
+def key_of(experiment: str, changes: Mapping, topology: str) -> tuple[str, str, str]:
+    """Return what identifies a row."""
+    return experiment, " ".join(f"{key}={value}" for key, value in changes.items()), topology
+
+
+def figures(train: Mapping) -> dict[str, float]:
+    """Return the figures of a compiled step, see `preflight`, that have a budget."""
+    return {
+        "hbm_mb": round(train["hbm_bytes"] / 1e6, 2),
+        "sent_mb": round(sum(kind["sent"] for kind in train["collectives"].values()) / 1e6, 3),
+        "peak_mib": round(train["peak"] / 2**20, 2),
+        "kernel_kcycles": round(train["kernel_bundles"] / 1e3, 1),
+    }
+
+
+def measure(experiment: str, changes: Mapping, topology: str, compiler: Callable = compile_in_process) -> dict:
+    """Compile a step; returns a row of the csv."""
+    overrides = {key: str(value) for key, value in changes.items()}
+    found = preflight(experiment, overrides, find_topology(topology), ("train",), "low", compiler=compiler)
+    train = found["parts"]["train"]
+    key = dict(zip(KEYS, key_of(experiment, changes, topology)))
+    return key | figures(train) | {"compiler": found["compiler"], "jax": jax.__version__}
+
+
+def exceeded(found: Mapping, budget: Mapping) -> dict[str, tuple[float, float]]:
+    """Return {figure: (found, budget)} where a budget is exceeded by 5 %."""
+    pairs = {name: (float(found[name]), float(budget[name])) for name in FIGURES}
+    return {name: (value, limit) for name, (value, limit) in pairs.items() if value > ABOVE * limit}
+
+
+def read() -> dict[tuple[str, ...], dict]:
+    """Read the budgets by what identifies them."""
+    if not CSV.exists():
+        return {}
+    with CSV.open() as file:
+        return {tuple(row[key] for key in KEYS): row for row in csv.DictReader(file)}
+
+
+def main(arguments: list[str] | None = None, compiler: Callable = compile_in_process) -> int:
+    """Compile the rows, compare them with their budgets, and return an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="compile only rows that contain this text")
+    parser.add_argument("--update", action="store_true", help="write what is compiled into the csv")
+    args = parser.parse_args(arguments)
+    known, failed = read(), False
+    for entry in ROWS:
+        key = key_of(*entry)
+        if args.only not in " ".join(key):
+            continue
+        try:
+            found = measure(*entry, compiler)
+        except UserError as error:
+            print(f"{' '.join(key)}: {error}", flush=True)
+            failed = True
+            continue
+        above = exceeded(found, known[key]) if key in known else {}
+        failed |= bool(above) or key not in known
+        verdict = f"exceeds {above}" if above else "" if key in known else "has no budget"
+        print(*key, *(f"{name} {found[name]:g}" for name in FIGURES), verdict, flush=True)
+        if args.update:
+            known[key] = {name: str(value) for name, value in found.items()}
+            with CSV.open("w", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(known[key] for key in map(lambda row: key_of(*row), ROWS) if key in known)
+    return int(failed and not args.update)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,199 @@
+"""Plans of real experiments with a compiler in place of libtpu: candidates, bounds, report and launch commands."""
+
+import argparse
+import csv
+import json
+import re
+import shlex
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from tests.scripts import ROOT, script
+from tests.test_preflight import part, result
+from tubevit.cli import main
+from tubevit.cli import preflight as cli_preflight
+from tubevit.config import load_config
+from tubevit.config.compare import changes_results
+from tubevit.config.resolve import resolve
+from tubevit.errors import RunError, UserError
+from tubevit.preflight.bounds import bounds, sizes_of, work_of
+from tubevit.preflight.candidates import PARTS, accelerator_type, candidates, slices_of
+from tubevit.preflight.plan import plan
+from tubevit.preflight.plan_report import plan_report
+from tubevit.preflight.topology import CHIPS, GIB, find_topology
+from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
+from tubevit.training.optimizer import make_optimizer
+from tubevit.training.step import initial_state
+
+CONFIG = "imagenet:model=tubevit_ti16"
+
+
+def compiler(config, overrides, topology, parts, effort):
+    """A compiler by the overrides: 4 devices need 16 GiB; a second over the devices, and a little more."""
+    fsdp, count = int(overrides["mesh.fsdp"]), int(overrides[PARTS])
+    cycles = int((1 / topology.devices + 0.02 * count + 0.01 / fsdp) * topology.chip.clock)
+    figures = {"flops": 1, "hbm_bytes": 1, "collectives": [], "xla_cycles": cycles, "kernel_bundles": 0}
+    peak = 64 * GIB // topology.devices
+    made = part(peak, **figures) | {"fits": peak <= topology.chip.hbm}
+    return result(train=made) | {"memory_of_compiler": 1, "model_flops": 1}
+
+
+def planned(**changes):
+    """A plan for v5e and v6e of up to 8 chips."""
+    return plan(CONFIG, {}, **{"topologies": "v5e,v6e", "chips": 8, "compiler": compiler} | changes)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return planned()
+
+
+def test_slices():
+    assert [t.name for t in slices_of("v5e", 8)] == ["v5e:1x1", "v5e:2x2", "v5e:2x4"]
+    assert [t.name for t in slices_of("v6e:4x4, v5litepod-8", 4)] == ["v6e:4x4", "v5e:2x4"]
+    assert len(slices_of("v5e,v6e", 256)) == 16
+    assert accelerator_type("v6e:2x4") == "v6e-8" and accelerator_type("v5p:2x2x2") == "v5p-16"
+    for names, text in (("cuda:h100", "known for v4, v5e"), ("v9", "unknown topology 'v9'"), (",", "has no slice")):
+        with pytest.raises(UserError, match=text):
+            slices_of(names, 256)
+
+
+def test_candidates_keep_the_batch():
+    """Devices, parts and rows of each make up the batch, each once, and only such keys differ."""
+    config = load_config("k600", {"mesh.slices": "2"})
+    resolved = resolve(config, assume_missing=True)
+    given = candidates(resolved, slices_of("v6e", 256), {})
+    assert len(given) == len(set(given)) and {c.devices for c in given} == {8, 16, 32, 64, 128, 256, 2}
+    for c in given:
+        data, fsdp, tensor = c.mesh
+        assert data * fsdp * tensor == c.devices and tensor == 1 and data % 2 == 0
+        assert c.rows * data * fsdp * c.grad_accum_steps == 256 + 256
+        assert {key for key in c.overrides if changes_results(key)} <= {PARTS}
+    for c in given[:: len(given) // 5]:
+        settings = load_config("k600", {"mesh.slices": "2", **c.overrides})
+        assert mesh_shape(settings.mesh, c.devices) == c.mesh
+    assert {c.remat for c in given} == {"names", "full"} and {c.attention for c in given} == {"auto", "einsum"}
+
+
+def test_keys_of_the_user_stay():
+    fixed = {"mesh.fsdp": "2", PARTS: "2", "model.remat": "full", "model.attention": "xla"}
+    given = candidates(resolve(load_config("k600", fixed), assume_missing=True), slices_of("v5e", 8), fixed)
+    assert [(c.mesh, c.grad_accum_steps, c.remat, c.attention) for c in given] == [
+        ((2, 2, 1), 2, "full", "xla"), ((4, 2, 1), 2, "full", "xla"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["k600", "k600:model=tubevit_h16", "table6:row=last_8_gate"])
+def test_bounds_are_below_what_was_compiled(config):
+    """Memory and time of every row of the benchmark for TPUs. The FLOPs agree, the bytes sent nearly."""
+    with (ROOT / "benchmarks/preflight.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["experiment"] == config and r["xla_ms"]]
+    assert rows
+    for row in rows:
+        overrides = dict(change.split("=") for change in row["changes"].split())
+        resolved, topology = (
+            resolve(load_config(config, overrides), assume_missing=True),
+            find_topology(row["topology"]),
+        )
+        fsdp, slices = int(overrides.get("mesh.fsdp", 1)), resolved.config.mesh.slices
+        mesh = AbstractMesh((int(row["devices"]) // fsdp, fsdp, 1), AXES)
+        state = jax.eval_shape(lambda: initial_state(resolved.model, make_optimizer(resolved.config), 0))  # noqa: B023
+        work, parts = work_of(resolved.config, resolved.model), resolved.config.train.grad_accum_steps
+        found = bounds(work, sizes_of(state, mesh), mesh, parts, topology.chip)
+        seconds = max(float(row["step_ms_least"]), float(row["xla_ms"]) + float(row["kernel_ms"])) / 1e3
+        assert 0.15 * seconds < found.seconds < seconds, row
+        assert 0.45 * float(row["train_peak_gib"]) < found.memory / GIB < float(row["train_peak_gib"]), row
+        assert 0.97 < found.compute * topology.chip.flops / (float(row["tflops"]) * 1e12) < 1.001, row
+        sent = found.network * topology.chip.network / 1e9
+        assert slices > 1 or 0.6 < sent / float(row["sent_gb"]) < 1.1, row
+
+
+def test_the_front(found):
+    for chip, generation in found["generations"].items():
+        front = generation["front"]
+        assert [row["devices"] for row in front] == sorted((row["devices"] for row in front), reverse=True)
+        assert all(a["chip_hours"] > b["chip_hours"] for a, b in zip(front, front[1:]))
+        assert not generation["open"] and generation["candidates"] == (
+            len(front) + len(generation["compiled"]) + len(generation["misfits"]) + generation["too_large"]
+            + generation["bounded"]
+        )  # fmt: skip
+        steps = load_config(CONFIG).train.steps
+        for row in front:
+            assert row["peak"] <= row["hbm"] == CHIPS[chip].hbm and row["seconds"] >= row["bound_seconds"]
+            assert row["hours"] == pytest.approx(row["seconds"] * steps / 3600)
+            assert row["chip_hours"] == pytest.approx(row["hours"] * row["devices"])
+    assert found["generations"]["v5e"]["misfits"] and json.dumps(found)
+
+
+def test_launch_commands_are_valid(found):
+    """They name a slice of that many chips, and train on the mesh of their row with the batch of the experiment."""
+    tpu = script("launch/tpu.py")
+    rows = [row for generation in found["generations"].values() for row in generation["front"]]
+    assert rows
+    for row in rows:
+        program, *arguments = shlex.split(row["launch"])[1:]
+        assert program == "launch/tpu.py"
+        args = tpu.parse(arguments)
+        assert find_topology(args.type).name == row["topology"] and args.run[0] == "train"
+        overrides = dict(re.findall(r"--config\.(\S+?)=(\S+)", " ".join(args.run)))
+        settings = load_config(args.run[args.run.index("--config") + 1], overrides)
+        assert dict(zip(AXES, mesh_shape(settings.mesh, row["devices"]))) == row["mesh"]
+        assert settings.train.grad_accum_steps == row["grad_accum_steps"] and settings.model.remat == row["remat"]
+        assert settings.data == load_config(CONFIG).data
+        if row["devices"] <= jax.device_count():
+            assert make_mesh(settings.mesh, jax.devices()[: row["devices"]]).size == row["devices"]
+
+
+def test_report(found):
+    text = plan_report(found)
+    lines = text.splitlines()
+    assert "Estimates, not measurements; nothing has run on a TPU." in text and "* is on the front of all" in text
+    header = next(i for i, line in enumerate(lines) if "chip-hours" in line)
+    assert "v5e:2x4 " in lines[header + 1]
+    rows = [line for line in lines if re.match(r"^[* ] v[56]e:\dx\d ", line)]
+    assert sum("launch/tpu.py queued" in line for line in lines) == len(rows) and any(row[0] == "*" for row in rows)
+
+
+def call(compiler, **changes):
+    """Run the verb."""
+    given = dict(config=CONFIG, topology="v5e", config_overrides={}, suggest=False, json=False, plan=True)
+    given |= dict(effort="full", top_bytes=0, top_cycles=0, chips=8, minutes=15.0) | changes
+    cli_preflight.run(argparse.Namespace(**given), compiler)
+
+
+def test_what_time_does_not_suffice_for(capsys):
+    """What was not compiled has bounds alone, and says so."""
+    call(compiler, minutes=1e-9, json=True)
+    generation = json.loads(capsys.readouterr().out)["generations"]["v5e"]
+    assert not generation["front"] and generation["uncompiled"] >= len(generation["open"]) > 0
+    for row in generation["open"]:
+        assert not row["compiled"] and row["seconds"] == row["bound_seconds"] and "cycles_seconds" not in row
+    ticks = iter(range(0, 10**6, 60))
+    text = plan_report(planned(minutes=5, clock=lambda: next(ticks), topologies="v5e"))
+    assert "launch with" in text and "not compiled; ms and GiB are lower bounds by arithmetic" in text
+    assert re.search(r"^  v5e:1x1 .* >[\d.]+ ", text, re.MULTILINE)
+
+
+def test_what_fits_nowhere(capsys):
+    def full(config, overrides, topology, parts, effort):
+        failed = {"fits": False, "needed": 40 * GIB, "message": "", "seconds": 1.0}
+        return result(train=failed) | {"memory_of_compiler": 1}
+
+    with pytest.raises(RunError, match=r"nothing fits: v5e:\S+ mesh.fsdp=.* is nearest and needs at least [\d.]+ of"):
+        call(full)
+    assert "nothing fits; v5e:" in capsys.readouterr().out
+
+
+def test_what_cannot_be_planned(capsys):
+    for flags, text in (
+        (["--topology", "v5e", "--suggest"], "--suggest is for a single topology"),
+        (["--topology", "tpu7x"], "found tpu7x:2x2x1"),
+        (
+            ["--topology", "v5e", "--config.data.train.imagenet.batch_size=1", "--config.mesh.fsdp=2"],
+            "divide over",
+        ),
+    ):
+        assert main(["preflight", "--config", CONFIG, "--plan", *flags]) == 2
+        assert text in capsys.readouterr().err

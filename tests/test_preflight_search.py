@@ -1,0 +1,129 @@
+"""The search of a plan finds the same front as compiling everything, for compilers that respect the bounds."""
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+
+from tubevit.preflight.bounds import Bounds
+from tubevit.preflight.candidates import Candidate
+from tubevit.preflight.search import front, search, share_bound, shares_of
+
+HBM = 1000
+
+
+def candidate(devices=4, rows=8, seconds=1.0, attention="auto", memory=10, fsdp=1, network=0.0, **fields):
+    """A candidate that needs so many seconds and bytes at least."""
+    bounds = Bounds(memory, 0, 0, False, seconds, 0.0, network)
+    given = dict(topology=f"slice of {devices}", chip="v5e", mesh=(devices // fsdp, fsdp, 1), grad_accum_steps=1)
+    return Candidate(**given | fields, devices=devices, remat="names", attention=attention, rows=rows, bounds=bounds)
+
+
+def random_candidates(rng):
+    """Candidates of some slices, as the real ones are: the fewer devices, the more rows, or the more parts."""
+    found = []
+    for devices, fsdp, parts in itertools.product((1, 2, 4, 8, 16), (1, 2, 4), (1, 2, 4, 8)):
+        rows = 64 // (devices * parts)
+        if rows and devices >= fsdp:
+            for attention in ("auto", "einsum"):
+                seconds = 64 / devices + rng.random() * parts / 4 + 1 / fsdp
+                memory = rng.randrange(200, 700) // fsdp + 9 * rows
+                one = candidate(devices, rows, seconds, attention, memory, fsdp, rng.random(), grad_accum_steps=parts)
+                found.append(one)
+    return rng.sample(found, rng.randrange(1, len(found)))
+
+
+def compiler(rng):
+    """A compiler as the search takes it to be, and the list of its calls: memory and time beyond the bounds."""
+    kinds = {"auto": rng.uniform(0.3, 1), "einsum": rng.uniform(0.2, 1)}
+    constant, more, calls = rng.uniform(0, 20), rng.uniform(1, 2), []
+
+    def compiled(c):
+        calls.append(c)
+        share = kinds[c.attention] * c.rows / (c.rows + constant)
+        return c.bounds.seconds / share if c.bounds.memory * more <= HBM else None
+
+    return compiled, calls
+
+
+def points(found, seconds):
+    return [(seconds[c], c.devices * seconds[c]) for c in found]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_front_is_that_of_compiling_everything(seed):
+    rng = random.Random(seed)
+    given = random_candidates(rng)
+    compiled, calls = compiler(rng)
+    everything = {c: s for c in given if (s := compiled(c)) is not None}
+    calls.clear()
+    found = search(given, compiled, HBM, tolerance=1e-9)
+    expected = points(front(everything), everything)
+    assert points(front(found.seconds), found.seconds) == [pytest.approx(point) for point in expected]
+    assert not found.open and len(calls) == len(set(calls)) == len(found.seconds) + len(found.misfits)
+    assert len(given) == len(calls) + found.too_large + found.bounded
+    assert all(c.bounds.memory <= HBM for c in calls)
+
+    calls.clear()
+    found = search(given, compiled, HBM)
+    near = points(front(found.seconds), found.seconds)
+    for time, cost in expected:
+        assert any(t <= 1.05 * time * (1 + 1e-9) and c <= 1.05 * cost * (1 + 1e-9) for t, c in near)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_alone_lose_nothing(seed):
+    """Steps with an attention each say nothing about each other: times are any that the rooflines allow."""
+    rng = random.Random(seed)
+    given = [dataclasses.replace(c, attention=str(i)) for i, c in enumerate(random_candidates(rng))]
+    seconds = {c: c.bounds.seconds * rng.uniform(1, 1.5) for c in given}
+    found = search(given, seconds.__getitem__, 10 * HBM, tolerance=0.0)
+    assert set(front(found.seconds)) == set(front(seconds))
+    assert len(given) < 20 or found.bounded > 0
+
+
+def test_few_steps_are_compiled():
+    """Of the slices, meshes, parts and kinds of attention of a large run: one for each number of rows, and one more."""
+    rng = random.Random(0)
+    given = [
+        candidate(devices, 256 // devices // parts, 256 / devices + 0.01 * parts + 0.1 / fsdp, attention, 10, fsdp)
+        for devices in (1, 4, 8, 16, 32, 64, 128, 256) for parts in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8, 16)
+        for attention in ("auto", "einsum") if devices % fsdp == 0 and 256 // devices >= parts
+    ]  # fmt: skip
+    rng.shuffle(given)
+
+    def compiled(c):
+        return c.bounds.seconds / (0.6 * c.rows / (c.rows + 2) * (0.7 if c.attention == "einsum" else 1))
+
+    found = search(given, compiled, HBM)
+    assert len(given) > 200 and len(found.seconds) <= 9 and not found.misfits
+    assert {c.attention for c in front(found.seconds)} == {"auto"}
+
+
+def test_a_misfit_excludes_what_needs_more():
+    small, large = candidate(memory=100), candidate(memory=900, seconds=2.0, devices=2)
+    other = candidate(memory=950, devices=2, seconds=2.0, attention="einsum")
+    calls = []
+    found = search([large, small, other], lambda c: calls.append(c) or None, HBM)
+    assert found.misfits == calls and set(calls) == {small, other} and found.too_large == 1
+
+
+def test_stopping_leaves_the_rest_open():
+    given = [candidate(devices, 64 // devices, 64 / devices) for devices in (1, 2, 4, 8)]
+    stops = iter([False, True])
+    found = search(given, lambda c: c.bounds.seconds * 2, HBM, lambda: next(stops))
+    assert [c.devices for c in found.seconds] == [8] and not found.bounded + found.too_large
+    assert [c.devices for c in found.open] == [4, 2, 1]
+
+
+def test_share():
+    """The same rows; else the next with more; the growth between fewer goes on at most; attention is a factor."""
+
+    shares = {("auto", 2): 0.4, ("auto", 4): 0.5, ("auto", 16): 0.7, ("einsum", 4): 0.25}
+    assert shares == shares_of({candidate(rows=n, attention=kind): 1 / share for (kind, n), share in shares.items()})
+    for rows, expected in ((2, 0.4), (4, 0.5), (16, 0.7), (1, 0.4), (8, 0.625), (12, 0.7), (64, 0.98), (256, 1.0)):
+        assert share_bound("auto", rows, shares) == pytest.approx(expected), rows
+    assert share_bound("einsum", 16, shares) == pytest.approx(0.35)
+    assert share_bound("einsum", 2, shares) == pytest.approx(0.2)
+    assert share_bound("xla", 2, shares) == 1.0

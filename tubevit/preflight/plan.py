@@ -1,0 +1,186 @@
+"""Plan the training run of an experiment: which slice and settings, for which time and chip-hours."""
+
+import dataclasses
+import functools
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tubevit.config import check_trains, flatten, load_config
+from tubevit.config.resolve import Resolved, resolve
+from tubevit.errors import UserError
+from tubevit.preflight.candidates import Candidate, accelerator_type, candidates, slices_of
+from tubevit.preflight.devices import compiler_version
+from tubevit.preflight.run import TRAIN, compile_in_process, preflight
+from tubevit.preflight.search import TOLERANCE, Found, front, search, share_bound, shares_of
+from tubevit.preflight.topology import CHIPS, find_topology
+from tubevit.sharding.mesh import AXES
+
+MINUTES = 15.0
+_full_effort = functools.partial(compile_in_process, limit=3600)  # low effort would misstate the time
+_SCAN = "model.scan"
+_PLACE = ("--name", "my-run", "--zone", "ZONE")  # for the user to fill in
+_WORKDIR = "gs://BUCKET/my-run"
+
+
+def plan(
+    config: str,
+    overrides: Mapping[str, str],
+    topologies: str,
+    chips: int = 256,
+    minutes: float = MINUTES,
+    report: Callable[[str], None] = lambda line: None,
+    compiler: Callable[..., dict] = _full_effort,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict:
+    """Find the Pareto front of time and chip-hours of a whole training run, for each generation of chips.
+
+    It varies the slice, `mesh.fsdp`, gradient accumulation, remat and attention, but no key that the user set; the
+    global batch stays. Times of steps are the larger of the compiler's cycles and the roofline. Generations are
+    searched at the same time.
+
+    Args:
+        config: `FILE[:arg=value,...]`, see `load_config`.
+        overrides: {key: text}, which all candidates keep.
+        topologies: see `slices_of`.
+        chips: largest slice in chips.
+        minutes: no compile begins after so many minutes, or that would end later if it takes as long as the longest.
+        report: gets a line for each compiled candidate.
+        compiler: function with the arguments and the result of `compile_in_process`.
+        clock: seconds, from any beginning.
+
+    Returns:
+        The plan: "generations" is {chip: rows "front", "compiled" and "open", and the numbers of candidates}.
+
+    Raises:
+        UserError: the configuration or a topology is invalid, the compiler is missing, or no candidate can be formed.
+        RunError: the compiler failed for a reason other than memory.
+    """
+    slices, start = slices_of(topologies, chips), clock()
+    settings = load_config(config, overrides)
+    check_trains(settings)
+    resolved = resolve(settings, assume_missing=True)
+    looped = resolved
+    if _SCAN not in overrides and not resolved.model.scan:  # unrolled steps take many minutes to compile
+        looped = dataclasses.replace(resolved, model=resolved.model.replace(scan=True))
+    fixed = {**overrides, _SCAN: str(looped.model.scan)}
+    notes = list(resolved.notes)
+    if looped is not resolved:
+        notes.append("compiled with model.scan=True; the runs have model.scan=False, which takes fewer cycles")
+    found = candidates(looped, slices, overrides)
+    if not found:
+        raise UserError(
+            f"the batches of {config} divide over none of {', '.join(t.name for t in slices)}: "
+            f"{', '.join(f'{name} {d.batch_size}' for name, d in resolved.config.data.train.items())}"
+        )
+    steps = _Steps(config, fixed, compiler, report, clock, start + 60 * minutes)
+    chosen = {chip: [c for c in found if c.chip == chip] for chip in dict.fromkeys(c.chip for c in found)}
+    with ThreadPoolExecutor(len(chosen)) as pool:  # the compilers are processes of their own
+        searched = pool.map(lambda chip: search(chosen[chip], steps.compiled, CHIPS[chip].hbm, steps.late), chosen)
+        results = dict(zip(chosen, searched))
+    make = functools.partial(_row, config, overrides, resolved, steps.parts)
+    generations = {chip: _generation(result, chosen[chip], make) for chip, result in results.items()}
+    best = front({c: s for result in results.values() for c, s in result.seconds.items()})
+    for rows in generations.values():
+        for row in rows["front"]:
+            row["best_of_all"] = row["topology"] in {c.topology for c in best}
+    return {
+        "config": config, "overrides": dict(overrides), "model": resolved.model.name, "notes": notes,
+        "batch": {name: dataset.batch_size for name, dataset in resolved.config.data.train.items()},
+        "steps": resolved.config.train.steps, "tolerance": TOLERANCE, "seconds": clock() - start,
+        "compiler": compiler_version(slices[0]), "generations": generations,
+    }  # fmt: skip
+
+
+class _Steps:
+    """Compiles the steps of candidates, at most one per core at a time, until a deadline, and keeps the results."""
+
+    def __init__(
+        self, config: str, fixed: Mapping[str, str], compiler: Callable, report: Callable, clock: Callable, end: float
+    ):
+        self.config, self.fixed, self.compiler = config, fixed, compiler
+        self.report, self.clock, self.end = report, clock, end
+        self.parts: dict[Candidate, dict] = {}
+        self.longest = 0.0  # seconds of a compile
+        self._core = threading.Semaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+    def late(self) -> bool:
+        """Whether another compile would probably end after the deadline."""
+        return self.clock() + self.longest > self.end
+
+    def compiled(self, candidate: Candidate) -> float | None:
+        """Return the larger of a step's cycles and the least time of its roofline; None if it does not fit."""
+        changed, topology = {**self.fixed, **candidate.overrides}, find_topology(candidate.topology)
+        with self._core:
+            begun = self.clock()
+            found = preflight(self.config, changed, topology, TRAIN, compiler=self.compiler)
+            self.longest = max(self.longest, self.clock() - begun)
+        part = self.parts[candidate] = found["parts"]["train"]
+        if not part["fits"]:
+            self.report(f"  {candidate}: does not fit")
+            return None
+        e = part["estimate"]
+        seconds = max(e["least"], e["xla"] + e["kernels"])
+        self.report(f"  {candidate}: {1e3 * seconds:.1f} ms")
+        return seconds
+
+
+def _generation(result: Found, ours: Sequence[Candidate], make: Callable[..., dict]) -> dict:
+    """Return the rows of a generation of chips; of what was not compiled, only the first candidate of each slice."""
+    best = front(result.seconds)
+    firsts = {c.topology: c for c in reversed(result.open)}
+    shares = shares_of(result.seconds)
+    least = {c: c.bounds.seconds / share_bound(c.attention, c.rows, shares) for c in firsts.values()}
+    return {
+        "front": [make(c, result.seconds[c]) for c in best],
+        "compiled": [make(c, s) for c, s in result.seconds.items() if c not in best],
+        "misfits": [make(c, None) for c in result.misfits],
+        "smallest": None if best or least else make(min(ours, key=lambda c: c.bounds.memory), None),
+        "open": [make(c, s) for c, s in least.items()],
+        "candidates": len(ours), "too_large": result.too_large, "bounded": result.bounded,
+        "uncompiled": len(result.open),
+    }  # fmt: skip
+
+
+def _row(
+    config: str,
+    overrides: Mapping[str, str],
+    resolved: Resolved,
+    parts: Mapping[Candidate, Mapping],
+    candidate: Candidate,
+    seconds: float | None,
+) -> dict:
+    """Return the figures of a candidate; without a compiled part, time and memory are lower bounds by arithmetic."""
+    part, bound = parts.get(candidate), candidate.bounds
+    row = {
+        "settings": str(candidate), "topology": candidate.topology,
+        "accelerator_type": accelerator_type(candidate.topology),
+        "devices": candidate.devices, "mesh": dict(zip(AXES, candidate.mesh)), "remat": candidate.remat,
+        "grad_accum_steps": candidate.grad_accum_steps, "attention": candidate.attention, "rows": candidate.rows,
+        "compiled": part is not None, "hbm": CHIPS[candidate.chip].hbm, "bound_seconds": bound.seconds,
+        "peak": part.get("peak", part.get("needed")) if part else bound.memory,
+    }  # fmt: skip
+    if seconds is None:
+        return row
+    hours = seconds * resolved.config.train.steps / 3600
+    if part:
+        e = part["estimate"]
+        row |= {"cycles_seconds": e["xla"] + e["kernels"], "roofline_seconds": e["least"]}
+    return row | {
+        "seconds": seconds, "hours": hours, "chip_hours": hours * candidate.devices,
+        "launch": _launch(config, overrides, resolved, candidate),
+    }  # fmt: skip
+
+
+def _launch(config: str, overrides: Mapping[str, str], resolved: Resolved, candidate: Candidate) -> str:
+    """Return the command that launches a candidate, to be completed by the user's names."""
+    own = flatten(resolved.config.to_dict())
+    changed = {k: v for k, v in candidate.overrides.items() if k not in overrides and v != str(own[k])}
+    keys = [f"--config.{key}={value}" for key, value in {**overrides, **changed}.items()]
+    slices = resolved.config.mesh.slices
+    several = ["--slices", str(slices)] if slices > 1 else []
+    queued = ["python3", "launch/tpu.py", "queued", *_PLACE, "--type", accelerator_type(candidate.topology), *several]
+    return shlex.join([*queued, "--", "train", "--config", config, "--workdir", _WORKDIR, *keys])
