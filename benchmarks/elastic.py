@@ -5,7 +5,8 @@
     python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
 
 All are trained as experiments/quickstart.py says: `elastic` draws one of four budgets per step, `alone_N` has N % of
-the tokens in every step, drawn at random as well. Each is a row of benchmarks/elastic.csv for each budget and rule of
+the tokens in every step, drawn at random as well. `elastic` has four times as many steps, so that it has as many of each
+budget as the model alone, and costs what the four models cost together. Each is a row of benchmarks/elastic.csv for each budget and rule of
 evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
@@ -38,6 +39,7 @@ FIELDS = [
     *KEY, "step", *(f"{kind}_{split}" for kind in ("clips", "images") for split in SPLITS), "tokens", "clip_gflop",
     "clip_bytes", "seconds",
 ]  # fmt: skip
+STEPS = 1000  # of a model for one budget, as in quickstart
 TIMES, BATCH = 15, 32
 
 
@@ -54,7 +56,8 @@ def train(variant: str, seed: int, folder: pathlib.Path, overrides: list[str]) -
     run = folder / f"{variant}_{seed}"
     settings = [f"--config.compilation_cache={folder.absolute()}/compiled", *overrides]
     settings += [] if variant == "alone_100" else [f"--config.train.elastic={VARIANTS[variant]}"]
-    if main(["train", "--config", f"quickstart:seed={seed}", "--workdir", str(run), *settings]):
+    steps = STEPS * len(SHARES) if variant == "elastic" else STEPS
+    if main(["train", "--config", f"quickstart:seed={seed},steps={steps}", "--workdir", str(run), *settings]):
         raise SystemExit(f"{run} failed")
     return run
 
