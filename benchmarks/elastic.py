@@ -5,9 +5,9 @@
     python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
 
 All are trained as experiments/quickstart.py says: `elastic` draws one of four budgets per step, `alone_N` has N % of
-the tokens in every step, drawn at random as well. `elastic` has four times as many steps, so that it has as many of each
-budget as the model alone, and costs what the four models cost together. Each is a row of benchmarks/elastic.csv for each budget and rule of
-evaluation. Rows that are there are not repeated, and interrupted runs resume.
+the tokens in every step, drawn at random as well. `elastic` has four times as many steps: as many of each budget as the
+model alone, and together they cost what the four models do. Each is a row of benchmarks/elastic.csv for each budget and
+rule of evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
 for which `motion` and `tube` are `even`. With --speed, the parts of a prediction are timed instead, which gives
