@@ -42,7 +42,7 @@ def compiler(config, overrides, topology, parts, effort):
 
 def planned(**changes):
     """A plan for v5e and v6e of up to 8 chips."""
-    return plan(CONFIG, {}, **{"topologies": "v5e,v6e", "chips": 8, "compiler": compiler} | changes)
+    return plan(CONFIG, {}, **{"slices": slices_of("v5e,v6e", 8), "compiler": compiler} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_what_time_does_not_suffice_for(capsys):
     for row in generation["open"]:
         assert not row["compiled"] and row["seconds"] == row["bound_seconds"] and "cycles_seconds" not in row
     ticks = iter(range(0, 10**6, 60))
-    text = plan_report(planned(minutes=5, clock=lambda: next(ticks), topologies="v5e"))
+    text = plan_report(planned(minutes=5, clock=lambda: next(ticks), slices=slices_of("v5e", 8)))
     assert "launch with" in text and "not compiled; ms and GiB are lower bounds by arithmetic" in text
     assert re.search(r"^  v5e:1x1 .* >[\d.]+ ", text, re.MULTILINE)
 

@@ -194,10 +194,7 @@ class TubeSet:
         return "_".join(map(str, self.tubes))
 
     def grid(self, shape: Triple) -> tuple[Triple, ...]:
-        """Return the number of tokens of each tube along (t, y, x) in a clip of `shape` (T, H, W).
-
-        Raises UserError if the clip is too small for a tube.
-        """
+        """Return the tokens of each tube along (t, y, x) in a clip (T, H, W); UserError if it is too small for one."""
         shape = _triple(shape, "shape", 1)
         grids = tuple(tube.grid(shape, self.padding) for tube in self.tubes)
         for tube, grid in zip(self.tubes, grids):

@@ -86,6 +86,7 @@ def run(args, compiler=None) -> None:
 
 
 def _plan(args, compiler) -> None:
+    from tubevit.preflight.candidates import slices_of
     from tubevit.preflight.plan import plan
     from tubevit.preflight.plan_report import plan_report
     from tubevit.preflight.topology import GIB
@@ -96,7 +97,8 @@ def _plan(args, compiler) -> None:
         raise UserError(f"--plan compiles many steps with full effort; {other[0]} is for a single topology")
     options = {} if compiler is None else {"compiler": compiler}
     overrides, log = args.config_overrides, logger.info
-    found = plan(args.config, overrides, args.topology, args.chips, args.minutes, log, **options)
+    slices = slices_of(args.topology, args.chips)
+    found = plan(args.config, overrides, slices, args.minutes, log, **options)
     print(json.dumps(found, indent=2) if args.json else plan_report(found))
     if not any(generation["front"] or generation["open"] for generation in found["generations"].values()):
         smallest = [generation["smallest"] for generation in found["generations"].values()]

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from tubevit.config import check_trains, flatten, load_config
 from tubevit.config.resolve import Resolved, resolve
 from tubevit.errors import UserError
-from tubevit.preflight.candidates import Candidate, accelerator_type, candidates, slices_of
+from tubevit.preflight.candidates import Candidate, accelerator_type, candidates
 from tubevit.preflight.devices import compiler_version
 from tubevit.preflight.run import TRAIN, compile_in_process, preflight
 from tubevit.preflight.search import TOLERANCE, Found, front, search, share_bound, shares_of
-from tubevit.preflight.topology import CHIPS, find_topology
+from tubevit.preflight.topology import CHIPS, Topology, find_topology
 from tubevit.sharding.mesh import AXES
 
 MINUTES = 15.0
@@ -29,8 +29,7 @@ _WORKDIR = "gs://BUCKET/my-run"
 def plan(
     config: str,
     overrides: Mapping[str, str],
-    topologies: str,
-    chips: int = 256,
+    slices: Sequence[Topology],
     minutes: float = MINUTES,
     report: Callable[[str], None] = lambda line: None,
     compiler: Callable[..., dict] = _full_effort,
@@ -45,8 +44,7 @@ def plan(
     Args:
         config: `FILE[:arg=value,...]`, see `load_config`.
         overrides: {key: text}, which all candidates keep.
-        topologies: see `slices_of`.
-        chips: largest slice in chips.
+        slices: the slices that may be used, see `slices_of`.
         minutes: no compile begins after so many minutes, or that would end later if it takes as long as the longest.
         report: gets a line for each compiled candidate.
         compiler: function with the arguments and the result of `compile_in_process`.
@@ -59,7 +57,7 @@ def plan(
         UserError: the configuration or a topology is invalid, the compiler is missing, or no candidate can be formed.
         RunError: the compiler failed for a reason other than memory.
     """
-    slices, start = slices_of(topologies, chips), clock()
+    start = clock()
     settings = load_config(config, overrides)
     check_trains(settings)
     resolved = resolve(settings, assume_missing=True)
