@@ -34,5 +34,5 @@ def fingerprint(model: TubeViT) -> str:
     for path, leaf in sorted(flatten(parameters(model)).items()):
         if not path.startswith("heads/"):
             digest.update(f"{path} {leaf.shape} ".encode())
-            digest.update(np.ascontiguousarray(leaf, np.float32))
+            digest.update(np.asarray(leaf, np.float32).tobytes())
     return digest.hexdigest()

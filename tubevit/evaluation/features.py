@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable
-from typing import BinaryIO, Self
+from typing import IO, Self
 
 import numpy as np
 
@@ -47,9 +47,17 @@ class Features:
             fingerprint,
         )
 
-    def save(self, file: BinaryIO) -> None:
+    def save(self, file: IO[bytes]) -> None:
         """Write an .npz file with an array for each attribute."""
-        np.savez(file, **{name: np.asarray(getattr(self, name)) for name in _KINDS})
+        np.savez(
+            file,
+            files=self.files,
+            features=self.features,
+            start=self.start,
+            end=self.end,
+            model=np.array(self.model),
+            fingerprint=np.array(self.fingerprint),
+        )
 
 
 def read_features(path: str | os.PathLike) -> Features:
@@ -64,20 +72,18 @@ def read_features(path: str | os.PathLike) -> Features:
         raise UserError(f"{path} is of an older version, which did not record the model; {_REMEDY}")
     if missing:
         raise UserError(f"{path} holds no {' and no '.join(missing)}, only {', '.join(arrays) or 'nothing'}; {_REMEDY}")
-    count = arrays["files"].shape
-    shapes = {name: count for name in ("files", "start", "end")} | {"model": (), "fingerprint": ()}
-    shapes["features"] = (*count, *arrays["features"].shape[1:])
+    shape = arrays["features"].shape
+    rows, expected = shape[:1], {"features": shape[:1] + shape[1:2], "model": (), "fingerprint": ()}
     for name, array in arrays.items():
-        if array.dtype.kind != _KINDS[name] or array.shape != shapes[name] or array.ndim > 2:
-            raise UserError(f"{path} is damaged: its {name} are {array.dtype} of shape {array.shape}; {_REMEDY}")
-    if arrays["features"].ndim != 2 or len(count) != 1:
-        raise UserError(f"{path} is damaged: its features are of shape {arrays['features'].shape}; {_REMEDY}")
+        if array.dtype.kind != _KINDS[name] or array.shape != expected.get(name, rows) or len(shape) != 2:
+            raise UserError(f"{path} is damaged: {name} has shape {array.shape} and type {array.dtype}; {_REMEDY}")
     if not arrays["features"].size:
         raise UserError(f"{path} holds no features: predict found no clip that could be decoded")
     if not np.isfinite(arrays["features"]).all():
         row = int(np.flatnonzero(~np.isfinite(arrays["features"]).all(axis=1))[0])
         raise UserError(f"{path} holds features that are not finite, first of {arrays['files'][row]} (row {row})")
-    return Features(**{name: array.item() if array.ndim == 0 else array for name, array in arrays.items()})
+    model, fingerprint = (str(arrays.pop(name)) for name in ("model", "fingerprint"))
+    return Features(**arrays, model=model, fingerprint=fingerprint)
 
 
 def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -42,7 +42,12 @@ def open_model(features: Features, path: str | os.PathLike, name: str | None = N
     Raises:
         UserError: there is no such checkpoint, or it is another model.
     """
-    model = load_model(features.model if name is None else name)
+    try:
+        model = load_model(features.model if name is None else name)
+    except UserError as error:
+        if name is not None:
+            raise
+        raise UserError(f"{path} was made with {features.model}: {error}; name it with --checkpoint") from error
     found = fingerprint(model)
     if found != features.fingerprint:
         made, other = (text[:8] for text in (features.fingerprint, found))

@@ -17,11 +17,12 @@ from tubevit.errors import DecodeError, UserError, cannot_write
 from tubevit.evaluation.predict import Prediction
 from tubevit.evaluation.token_grid import TokenGrid
 
+File = str | os.PathLike
 _LARGEST = float(np.finfo(np.float16).max)
 _DECIMALS = 6  # of the centres
 
 
-def token_paths(folder: str | os.PathLike, files: Iterable[os.PathLike]) -> dict[os.PathLike, pathlib.Path]:
+def token_paths(folder: str | os.PathLike, files: Iterable[File]) -> dict[File, pathlib.Path]:
     """Choose the place in `folder` for the tokens of each file, to which `.npy` and `.json` are added.
 
     The places are named as the files, and lie in the folders that distinguish these from one another.
@@ -55,7 +56,7 @@ def _with(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def write_tokens(
-    predictions: Iterable[Prediction], paths: Mapping[os.PathLike, pathlib.Path], made_with: Mapping[str, str]
+    predictions: Iterable[Prediction], paths: Mapping[File, pathlib.Path], made_with: Mapping[str, str]
 ) -> Iterator[Prediction]:
     """Pass predictions on and write their tokens clip by clip; those of a file appear once all are there.
 

@@ -28,9 +28,10 @@ _LARGEST = 360  # longer side of a drawn frame, in pixels
 
 def facts(path: str | os.PathLike, features: Features) -> dict[str, str]:
     """Describe what was searched for the top of the page: {what: text}."""
-    count, videos = len(features.features), len(np.unique(features.files))
+    count, files = len(features.features), len(np.unique(features.files))
+    of = "1 file" if files == 1 else f"{files:,} files"
     return {
-        "Searched": f"{storage.printable(os.fspath(path))}: {count:,} clips of {videos:,} files",
+        "Searched": f"{storage.printable(os.fspath(path))}: {count:,} clips of {of}",
         "Model": f"{storage.printable(features.model)} (fingerprint {features.fingerprint[:8]})",
         "Similarity": "cosine of the pooled features, compared with all clips; of overlapping clips the best counts",
     }
@@ -105,7 +106,7 @@ def strip_figure(frames: np.ndarray, times: Sequence[float], text: str):
         text: title.
     """
     height, width = frames.shape[1:3]
-    row = WIDTH * height / width / max(len(frames), 4)
+    row = WIDTH * height / width / max(len(frames), _FRAMES)
     text = wrapped(lettering.shown(text))
     lines = 1 + text.count("\n") + bool(times)
     figure = new_figure(WIDTH, row + 0.07 + lines * LINE)
