@@ -10,7 +10,7 @@ import numpy as np
 from tubevit.errors import UserError
 from tubevit.evaluation.predict import Prediction
 
-_KINDS = {"files": "U", "features": "f", "start": "f", "end": "f", "model": "U", "fingerprint": "U"}
+_KINDS = {"features": "f", "files": "U", "start": "f", "end": "f", "model": "U", "fingerprint": "U"}
 _REMEDY = "write it again with `tubevit predict --features`"
 
 
