@@ -137,3 +137,23 @@ def test_sharding_runs(tmp_path, monkeypatch):
     checked, encoded = csv.DictReader((tmp_path / "out.csv").open())
     assert float(checked["seconds_of_video"]) > 0 and checked["to_dependent"] == ""
     assert 0.1 < float(encoded["to_dependent"]) < 10
+
+
+def test_long_videos():
+    """Scenes are planted at their times, the csv file shows constant memory and that they are found, the page says so."""
+    module = script("benchmarks/long_videos.py")
+    times, frames = module.planted_times(0.5), list(module.frames_of(0.5))
+    assert times == [3.125, 15.25, 27.375] and len(frames) == 240
+    for time in times:
+        begin = int(time * 8)
+        np.testing.assert_array_equal(frames[begin : begin + 16], module.query())
+        assert (frames[begin - 1] != module.query()[0]).any()
+    rows = list(csv.DictReader(module.CSV.open()))
+    assert [int(row["minutes"]) for row in rows] == [10, 180]
+    first, last = ({key: float(row[key]) for key in row if key.endswith("_mb")} for row in rows)
+    assert last["predict_peak_mb"] < 1.05 * first["predict_peak_mb"] < last["tokens_mb"] + 200
+    assert all(sorted(row["ranks"].split()) == ["1", "2", "3"] for row in rows)
+    page = (ROOT / "docs/long_videos.md").read_text()
+    for row in rows:
+        cells = (row["minutes"], f"{int(row['clips']):,}", row["predict_peak_mb"], row["search_peak_mb"])
+        assert "| " + " | ".join(cells) in page, cells
