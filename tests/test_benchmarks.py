@@ -140,7 +140,7 @@ def test_sharding_runs(tmp_path, monkeypatch):
 
 
 def test_long_videos():
-    """Scenes are planted at their times, the csv file shows constant memory and that they are found, the page says so."""
+    """Scenes lie at their times; the rows show constant memory and that they are found, and the page has the rows."""
     module = script("benchmarks/long_videos.py")
     times, frames = module.planted_times(0.5), list(module.frames_of(0.5))
     assert times == [3.125, 15.25, 27.375] and len(frames) == 240

@@ -113,7 +113,7 @@ def _predictions(
                 error = _refusal(model, file, clip.kind, head) if top else None
                 yield Prediction(
                     file, clip.kind, clip.start, clip.end,
-                    features=np.asarray(pooled[0], np.float32),
+                    features=np.array(pooled[0], np.float32),  # a copy: a view would keep JAX's array alive
                     labels=_labels(model, pooled, clip.kind, head, top) if top and error is None else {},
                     pixels=pixels[0] if isinstance(pixels, np.ndarray) else None,
                     tokens=None if encoded is None else np.asarray(encoded[0], np.float32),

@@ -14,6 +14,8 @@ from tubevit.evaluation.predict import predict
 from tubevit.models.tubevit import TubeViT
 from tubevit.zoo.names import load_model
 
+_TOUCHING = 1e-6  # seconds; clips that follow one another may overlap by rounding errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
@@ -92,24 +94,21 @@ def find_moments(features: Features, queries: np.ndarray, top: int) -> list[list
         raise UserError(f"expected features of {queries.shape[1]} channels, those of the model; found {width}")
     index = NearestNeighbors(n_neighbors=len(features.features), metric="cosine", algorithm="brute")
     distances, order = index.fit(features.features).kneighbors(queries)
-    return [_best(features, rows, 1 - away, top) for rows, away in zip(order.tolist(), distances)]
+    return [_best(features, rows, 1 - away, top) for rows, away in zip(order, distances)]
 
 
-def _best(features: Features, rows: list[int], similarities: np.ndarray, top: int) -> list[Moment]:
+def _best(features: Features, rows: np.ndarray, similarities: np.ndarray, top: int) -> list[Moment]:
     """Take the first of the rows, in descending order of similarity, that do not overlap with one taken before."""
-    moments = []
-    for row, similarity in zip(rows, similarities.tolist()):
-        start, end = features.start[row].item(), features.end[row].item()
-        times = (None, None) if math.isnan(start) else (start, end)
-        moment = Moment(str(features.files[row]), *times, similarity)
-        if not any(_overlap(moment, other) for other in moments):
-            moments.append(moment)
+    moments, start, end = [], features.start, features.end
+    files = np.unique(features.files, return_inverse=True)[1]
+    seen = np.zeros(len(files), bool)
+    for row, similarity in zip(rows.tolist(), similarities.tolist()):
+        if seen[row]:
+            continue
+        shared = np.minimum(end, end[row]) - np.maximum(start, start[row])  # NaN, which is no overlap, of whole files
+        seen |= (files == files[row]) & (shared > _TOUCHING)
+        times = (None, None) if math.isnan(start[row]) else (start[row].item(), end[row].item())
+        moments.append(Moment(str(features.files[row]), *times, similarity))
         if len(moments) == top:
             break
     return moments
-
-
-def _overlap(one: Moment, other: Moment) -> bool:
-    if one.file != other.file or one.start is None or other.start is None or one.end is None or other.end is None:
-        return False
-    return min(one.end, other.end) - max(one.start, other.start) > 1e-6
