@@ -151,9 +151,11 @@ def test_long_videos():
     rows = list(csv.DictReader(module.CSV.open()))
     assert [int(row["minutes"]) for row in rows] == [10, 180]
     first, last = ({key: float(row[key]) for key in row if key.endswith("_mb")} for row in rows)
-    assert last["predict_peak_mb"] < 1.05 * first["predict_peak_mb"] < last["tokens_mb"] + 200
-    assert all(sorted(row["ranks"].split()) == ["1", "2", "3"] for row in rows)
+    grown = last["predict_peak_mb"] - first["predict_peak_mb"]
+    assert grown < 0.1 * first["predict_peak_mb"] and grown < 0.1 * (last["tokens_mb"] - first["tokens_mb"])
+    assert all(len(row["ranks"].split()) == 3 and max(map(int, row["ranks"].split())) <= 10 for row in rows)
     page = (ROOT / "docs/long_videos.md").read_text()
     for row in rows:
-        cells = (row["minutes"], f"{int(row['clips']):,}", row["predict_peak_mb"], row["search_peak_mb"])
-        assert "| " + " | ".join(cells) in page, cells
+        names = ("minutes", "clips", "predict_seconds", "predict_peak_mb", "tokens_mb", "features_mb", "search_peak_mb")
+        cells = [*(f"{float(row[name]):,g}" for name in names), ", ".join(row["ranks"].split())]
+        assert f"| {' | '.join(cells)} |" in page, cells
