@@ -137,3 +137,25 @@ def test_sharding_runs(tmp_path, monkeypatch):
     checked, encoded = csv.DictReader((tmp_path / "out.csv").open())
     assert float(checked["seconds_of_video"]) > 0 and checked["to_dependent"] == ""
     assert 0.1 < float(encoded["to_dependent"]) < 10
+
+
+def test_long_videos():
+    """Scenes lie at their times; the rows show constant memory and that they are found, and the page has the rows."""
+    module = script("benchmarks/long_videos.py")
+    times, frames = module.planted_times(0.5), list(module.frames_of(0.5))
+    assert times == [3.125, 15.25, 27.375] and len(frames) == 240
+    for time in times:
+        begin = int(time * 8)
+        np.testing.assert_array_equal(frames[begin : begin + 16], module.query())
+        assert (frames[begin - 1] != module.query()[0]).any()
+    rows = list(csv.DictReader(module.CSV.open()))
+    assert [int(row["minutes"]) for row in rows] == [10, 180]
+    first, last = ({key: float(row[key]) for key in row if key.endswith("_mb")} for row in rows)
+    grown = last["predict_peak_mb"] - first["predict_peak_mb"]
+    assert grown < 0.1 * first["predict_peak_mb"] and grown < 0.1 * (last["tokens_mb"] - first["tokens_mb"])
+    assert all(len(row["ranks"].split()) == 3 and max(map(int, row["ranks"].split())) <= 10 for row in rows)
+    page = (ROOT / "docs/long_videos.md").read_text()
+    for row in rows:
+        names = ("minutes", "clips", "predict_seconds", "predict_peak_mb", "tokens_mb", "features_mb", "search_peak_mb")
+        cells = [*(f"{float(row[name]):,g}" for name in names), ", ".join(row["ranks"].split())]
+        assert f"| {' | '.join(cells)} |" in page, cells

@@ -46,12 +46,12 @@ def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a path for the new content of `path`, in a temporary folder beside it."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_folder(path.parent) as folder:
+        with temporary_folder(path.parent) as folder:
             yield folder / path.name
 
 
 @contextlib.contextmanager
-def _temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+def temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a folder that no other process or thread uses; a killed process leaves it behind, named `.tubevit-*`."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix=".tubevit-", dir=parent))
     try:
@@ -166,7 +166,7 @@ def replacing_all(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
                 temporary.mkdir()
                 yield temporary
             return
-        with _temporary_folder(folder) as temporary:
+        with temporary_folder(folder) as temporary:
             yield temporary
             for file in sorted(os.listdir(temporary)):
                 os.replace(os.path.join(temporary, file), folder / file)

@@ -47,7 +47,7 @@ def no_compilation_cache():
 
 @pytest.fixture(scope="module")
 def inputs(tiny, tmp_path_factory):
-    """A folder with `model`, a plain ViT `vit` and its `vit.safetensors`, a clip, and `clips.csv`."""
+    """A folder with `model`, a plain ViT `vit` and its `vit.safetensors`, clips, `clips.csv` and `clips.npz`."""
     folder = tmp_path_factory.mktemp("inputs")
     labels = ("a", "b", "c")
     tubevit.save_model(tiny({"motion": Head(3, labels=labels)}, depth=1), folder / "model")
@@ -59,6 +59,8 @@ def inputs(tiny, tmp_path_factory):
         write_clip(folder / f"{i}.mp4", range(0, 1000, 40))
     rows = [f"{i}.mp4,{labels[i % 3]},test" for i in range(4)]
     (folder / "clips.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    command = ["predict", "--checkpoint", f"{folder}/model", "--features", f"{folder}/clips.npz", f"{folder}/0.mp4"]
+    assert main(command) == 0
     return folder
 
 
@@ -80,6 +82,9 @@ COMMANDS = {
     "make-moving-digits, lists": (20_000, DIGITS),
     "predict --csv": (40, "predict --checkpoint {inputs}/model --csv {out}/new.csv {inputs}/0.mp4 {inputs}/1.mp4"),
     "predict --features": (100, "predict --checkpoint {inputs}/model --features {out}/new.npz {inputs}/0.mp4"),
+    "predict --tokens": (100, "predict --checkpoint {inputs}/model --tokens {out}/new {inputs}/0.mp4"),
+    "search --csv": (40, "search {inputs}/clips.npz {inputs}/0.mp4 --csv {out}/new.csv"),
+    "search --page": (5000, "search {inputs}/clips.npz {inputs}/0.mp4 --page {out}/new"),
     "evaluate": (100, "evaluate --checkpoint {inputs}/model --data {inputs}/clips.csv --out {out}/new.json"),
     "report": (5000, "report {inputs}/model --out {out}/new"),
 }

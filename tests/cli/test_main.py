@@ -15,7 +15,8 @@ from tubevit.training.loop import Preempted
 FLAGS = {
     "train": {"--config", "--workdir", "--allow-change", "--profile", "--print-sharding", "--coordinator"},
     "evaluate": {"--workdir", "--step", "--checkpoint", "--config", "--data", "--json", "--probe"},
-    "predict": {"--checkpoint", "--json", "--csv", "--every", "--features"},
+    "predict": {"--checkpoint", "--json", "--csv", "--every", "--features", "--tokens"},
+    "search": {"--checkpoint", "--top", "--json", "--csv", "--page"},
     "inspect": {"--config", "--json"},
     "preflight": {"--config", "--topology", "--suggest", "--effort", "--top-bytes", "--top-cycles", "--json"},
     "convert": {"--format", "--prefix", "--heads", "--headless", "--mean", "--std", "--json"},

@@ -14,7 +14,7 @@ from tubevit.cli.streams import flush_stdout, prepare_streams, reader_has_left
 from tubevit.errors import UserError, closest
 from tubevit.ranges import COUNT, WHOLE
 
-VERBS = ("train", "evaluate", "predict", "inspect", "preflight", "convert", "export", "sparsify",
+VERBS = ("train", "evaluate", "predict", "search", "inspect", "preflight", "convert", "export", "sparsify",
          "make-moving-digits", "shard-videos", "report", "release", "completion")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless")
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75

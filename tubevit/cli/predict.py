@@ -1,5 +1,6 @@
 """`tubevit predict`."""
 
+import collections
 import itertools
 import logging
 import sys
@@ -9,13 +10,14 @@ from tubevit.errors import UserError
 from tubevit.ranges import COUNT, POSITIVE
 
 logger = logging.getLogger(__name__)
-HELP = "predict labels of videos and images, or compute their features; long videos window by window"
+HELP = "predict labels of videos and images, or compute their features and tokens; long videos window by window"
 EXAMPLES = (
     "tubevit predict --checkpoint runs/quickstart clip.mp4",
     "tubevit predict --checkpoint my_model --top 3 --json folder_of_clips/ animation.gif 'photos/*.jpg'",
     "tubevit predict --checkpoint my_model --every 2 --csv match.csv match.mp4",
     "tubevit predict --checkpoint my_model --budget 50%:motion folder_of_clips/",
     "tubevit predict --checkpoint my_model --features clips.npz folder_of_clips/",
+    "tubevit predict --checkpoint my_model --every 2 --features match.npz --tokens match_tokens match.mp4",
 )
 
 
@@ -41,13 +43,19 @@ def add_arguments(parser) -> None:
         "--every", type=POSITIVE, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",
     )  # fmt: skip
+    add(
+        "--tokens",
+        metavar="DIR",
+        help="write the tokens of each file instead of labels: DIR/NAME.npy (clips, N, D) float16, and DIR/NAME.json, "
+        "where they lie in time and in the picture",
+    )
     add = parser.add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="print one JSON object per file (or clip) and head")
     add("--csv", metavar="FILE", help="write one row per label: file,start,end,head,rank,label,probability")
     add(
         "--features",
         metavar="FILE.npz",
-        help="write features instead of labels: files (n), features (n, D), start and end (n) in seconds",
+        help="write features instead of labels, for `search`: files (n), features (n, D), start and end (n) in seconds",
     )
 
 
@@ -55,23 +63,25 @@ def run(args) -> None:
     """Run the verb."""
     from tqdm import tqdm
 
-    from tubevit import storage, writable
+    from tubevit.checkpoint.fingerprint import fingerprint
     from tubevit.cli.predict_output import print_labels, write_features, write_labels
     from tubevit.evaluation import find_files, inference_fields, predict
+    from tubevit.evaluation.features import Features
+    from tubevit.evaluation.tokens import token_paths, write_tokens
     from tubevit.zoo.names import load_model
 
-    if args.features is not None and args.head:
-        raise UserError("--head chooses labels; --features are the same for all heads")
-    for path in (each for each in (args.csv, args.features) if each is not None):
-        if storage.is_remote(path):
-            raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
-        writable.check_file(path, "name another file")
+    _check_output(args)
     model = load_model(args.checkpoint, **inference_fields(args.int8, args.budget))
     files, left_out = find_files(args.files), []
-    silent = args.csv is not None or args.features is not None
+    paths = {} if args.tokens is None else token_paths(args.tokens, files)
+    labels = args.features is None and args.tokens is None
+    made_with = {} if labels else {"model": args.checkpoint, "fingerprint": fingerprint(model)}
+    silent = args.csv is not None or not labels
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)
-    top = args.top if args.features is None else 0
-    predictions = predict(model, shown, every=args.every, head=args.head, top=top)
+    top = args.top if labels else 0
+    predictions = predict(model, shown, every=args.every, head=args.head, top=top, keep_tokens=bool(paths))
+    if paths:
+        predictions = write_tokens(predictions, paths, made_with)
 
     def without_errors():
         for found in predictions:
@@ -86,13 +96,34 @@ def run(args) -> None:
                 logger.error(f"tubevit: {found.error}")
 
     if args.features is not None:
-        write_features(args.features, without_errors(), model.config.width)
+        write_features(args.features, Features.collect(without_errors(), model.config.width, **made_with))
     elif args.csv is not None:
         write_labels(args.csv, _begun(without_errors()))
-    else:
+    elif labels:
         print_labels(without_errors(), args.json)
+    else:
+        collections.deque(without_errors(), maxlen=0)
     if left_out:
         raise UserError(f"{len(left_out)} of {len(files)} files are left out: {', '.join(map(str, left_out))}")
+
+
+def _check_output(args) -> None:
+    """Refuse flags that exclude each other and places that cannot be written."""
+    from tubevit import storage, writable
+
+    if (args.features is not None or args.tokens is not None) and args.head:
+        raise UserError("--head chooses labels; --features and --tokens are the same for all heads")
+    if args.tokens is not None and args.budget is not None:
+        raise UserError("--tokens are whole grids; leave out --budget")
+    if args.tokens is not None and (args.json or args.csv is not None):
+        raise UserError("--tokens are written instead of labels; leave out --json and --csv")
+    for path in (each for each in (args.csv, args.features, args.tokens) if each is not None):
+        if storage.is_remote(path):
+            raise UserError(f"predict writes to a local file; found {path}: copy it to the bucket afterwards")
+    for path in (each for each in (args.csv, args.features) if each is not None):
+        writable.check_file(path, "name another file")
+    if args.tokens is not None:
+        writable.check_folder(args.tokens)
 
 
 def _begun(predictions: Iterable) -> Iterator:

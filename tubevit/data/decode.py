@@ -1,6 +1,7 @@
 """Encoded files to frames: videos by timestamp, images upright."""
 
 import dataclasses
+import os
 from typing import BinaryIO
 
 import av
@@ -30,6 +31,8 @@ class Decoded:
             frames are the same object.
         seconds: duration of the whole video; None for images and pixels.
         start, end: of a part of a video, in seconds from its beginning; None for a clip that stands for all of it.
+        first, step: the time of the first frame, in seconds from the beginning of the video, and the time from one
+            frame to the next, as they were asked for; None for images, pixels and every frame of a video.
     """
 
     kind: str
@@ -37,6 +40,8 @@ class Decoded:
     seconds: float | None = None
     start: float | None = None
     end: float | None = None
+    first: float | None = None
+    step: float | None = None
 
     def pixels(self, size: int, tubes: TubeSet | None = None) -> np.ndarray | TubeBatch:
         """Return the centred square as a batch of one: (1, T, size, size, 3) or, of an image, (1, size, size, 3) uint8.
@@ -68,7 +73,21 @@ def decode_media(
         if kind == "image":
             return Decoded(kind, [decode_image(media, file)])
         with open_video(media, file) as video:
-            return Decoded(kind, _frames_of_video(video, frames, fps, clip_position), video.seconds)
+            return _decode_clip(video, frames, fps, clip_position)
+
+
+def decode_part(path: str | os.PathLike, frames: int, start: float, end: float) -> Decoded:
+    """Decode T frames of a part of a video, from `start` on at equal distances; see `decode_frames`.
+
+    Args:
+        path: a video.
+        frames: T.
+        start, end: of the part, in seconds from the beginning of the video.
+    """
+    step = (end - start) / frames
+    with open_video(path) as video:
+        picked = _frames_at(video, start + step * np.arange(frames), step)
+        return Decoded("video", picked, video.seconds, start, end, start, step)
 
 
 def decode_frames(
@@ -94,18 +113,19 @@ def decode_frames(
     if isinstance(media, np.ndarray):
         return _frames_of_pixels(media, frames, clip_position)
     with open_video(media) as video:
-        return _frames_of_video(video, frames, fps, clip_position)
+        return _decode_clip(video, frames, fps, clip_position).frames
 
 
-def _frames_of_video(video: Video, frames: int | None, fps: float | None, clip_position: float) -> list[Frame]:
+def _decode_clip(video: Video, frames: int | None, fps: float | None, clip_position: float) -> Decoded:
     if frames is None:
-        return _every_frame(video)
+        return Decoded("video", _every_frame(video), video.seconds)
     if fps is None:
         step = video.seconds / frames
-        start = step * min(clip_position, 0.99)
+        first = step * min(clip_position, 0.99)
     else:
-        start, step = max(video.seconds - frames / fps, 0.0) * clip_position, 1 / fps
-    return _frames_at(video, start + step * np.arange(frames), step)
+        first, step = max(video.seconds - frames / fps, 0.0) * clip_position, 1 / fps
+    picked = _frames_at(video, first + step * np.arange(frames), step)
+    return Decoded("video", picked, video.seconds, first=first, step=step)
 
 
 def _frames_at(video: Video, times: np.ndarray, step: float) -> list[Frame]:

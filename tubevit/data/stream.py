@@ -60,7 +60,8 @@ def _clips(video: Video, frames: int, fps: float | None, every: float) -> Iterat
         """Add a frame to the clips that take it, also to those that begin now; yields the complete ones."""
         nonlocal begun
         while begun * every < until:
-            partial.append(Decoded("video", [], start=begun * every))
+            start = begun * every
+            partial.append(Decoded("video", [], start=start, first=start + float(times[0]), step=step))
             begun += 1
         for clip in partial:
             while len(clip.frames) < frames and clip.start + latest[len(clip.frames)] < until:

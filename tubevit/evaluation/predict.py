@@ -5,7 +5,7 @@ import fnmatch
 import glob
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from tubevit.data.stream import stream_clips
 from tubevit.data.suffixes import is_hidden, named_kind
 from tubevit.data.trained_range import out_of_range
 from tubevit.errors import UserError
+from tubevit.evaluation.token_grid import TokenGrid, token_grid
 from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
 
@@ -33,6 +34,7 @@ class Prediction:
         features: (D,) float32, pooled; None if the file cannot be read.
         labels: for each head that takes the file, the most probable classes and their probabilities, in order.
         pixels: (T, size, size, 3) or (size, size, 3) uint8, if they were asked for.
+        tokens: (N, D) float32, the output of the encoder, if it was asked for; `grid` says where they lie.
         warnings: ends of sentences about the file, why the prediction may be worse than usual; with its first clip.
         error: why there is no prediction for the file, or for the rest of it.
     """
@@ -44,6 +46,8 @@ class Prediction:
     features: np.ndarray | None = None
     labels: dict[str, list[tuple[str, float]]] = dataclasses.field(default_factory=dict)
     pixels: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    grid: TokenGrid | None = None
     warnings: tuple[str, ...] = ()
     error: UserError | None = None
 
@@ -56,6 +60,7 @@ def predict(
     head: str | None = None,
     top: int = 5,
     keep_pixels: bool = False,
+    keep_tokens: bool = False,
 ) -> Iterator[Prediction]:
     """Predict the labels of videos and images, one file after the other; a file that fails does not end the iteration.
 
@@ -66,6 +71,7 @@ def predict(
         head: the head to use; None uses each head that takes the file.
         top: number of labels of each head; 0 computes features only.
         keep_pixels: return the pixels as well. They are otherwise not all computed.
+        keep_tokens: return the tokens and their grid as well.
 
     Yields:
         A prediction for each image, video or clip. If a file cannot be used, its last prediction holds the error.
@@ -77,24 +83,41 @@ def predict(
         raise UserError("the model has no head to predict with; features need none")
     if head is not None:
         model.head_for(head)  # an unknown one is an error
-    return _predictions(model, files, every, head, top, keep_pixels)
+    compute = nnx.jit(_with_tokens if keep_tokens else _features_only)
+    return _predictions(model, files, every, head, top, keep_pixels, compute)
+
+
+def _features_only(model: TubeViT, pixels) -> tuple[jax.Array, None]:
+    return model.features(pixels), None
+
+
+def _with_tokens(model: TubeViT, pixels) -> tuple[jax.Array, jax.Array]:
+    encoded = model.encode(pixels)
+    return model.pool(encoded), encoded
 
 
 def _predictions(
-    model: TubeViT, files: Iterable, every: float | None, head: str | None, top: int, keep_pixels: bool
+    model: TubeViT,
+    files: Iterable,
+    every: float | None,
+    head: str | None,
+    top: int,
+    keep_pixels: bool,
+    compute: Callable,
 ) -> Iterator[Prediction]:
-    compute = nnx.jit(type(model).features)
     for file in files:
         try:
             for number, clip in enumerate(_clips(model, file, every)):
                 pixels = clip.pixels(model.config.size, None if keep_pixels else model.config.tubes)
-                pooled = compute(model, pixels)
+                pooled, encoded = compute(model, pixels)
                 error = _refusal(model, file, clip.kind, head) if top else None
                 yield Prediction(
                     file, clip.kind, clip.start, clip.end,
-                    features=np.asarray(pooled[0], np.float32),
+                    features=np.array(pooled[0], np.float32),  # a copy: a view would keep JAX's array alive
                     labels=_labels(model, pooled, clip.kind, head, top) if top and error is None else {},
                     pixels=pixels[0] if isinstance(pixels, np.ndarray) else None,
+                    tokens=None if encoded is None else np.asarray(encoded[0], np.float32),
+                    grid=None if encoded is None else token_grid(model.config, clip, encoded.shape[1]),
                     warnings=() if number else tuple(out_of_range(clip.frames, clip.seconds, **model.input)),
                     error=error,
                 )  # fmt: skip

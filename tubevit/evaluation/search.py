@@ -1,0 +1,115 @@
+"""Search for the moments of videos that are most similar to a clip or an image, exactly, by their pooled features."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+from tubevit.checkpoint.fingerprint import fingerprint
+from tubevit.errors import UserError
+from tubevit.evaluation.features import Features
+from tubevit.evaluation.predict import predict
+from tubevit.models.tubevit import TubeViT
+from tubevit.zoo.names import load_model
+
+_TOUCHING = 1e-6  # seconds; clips that follow one another may overlap by rounding errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A moment that was found.
+
+    Attributes:
+        file: path as it was given to `predict`.
+        start, end: of the moment, in seconds; None if the features stand for the whole file.
+        similarity: cosine similarity to the query, -1 to 1.
+    """
+
+    file: str
+    start: float | None
+    end: float | None
+    similarity: float
+
+
+def open_model(features: Features, path: str | os.PathLike, name: str | None = None, **fields) -> TubeViT:
+    """Load the model that made features.
+
+    Args:
+        features: as `read_features` read them from `path`.
+        path: for messages.
+        name: name of its checkpoint; None takes the name that it had when the features were made.
+        **fields: fields of the model that were replaced, see `tubevit.load_model`.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is another model.
+    """
+    try:
+        model = load_model(features.model if name is None else name, **fields)
+    except UserError as error:
+        if name is not None:
+            raise
+        raise UserError(f"{path} was made with {features.model}: {error}; name it with --checkpoint") from error
+    found = fingerprint(model)
+    if found != features.fingerprint:
+        made, other = (text[:8] for text in (features.fingerprint, found))
+        raise UserError(
+            f"{path} was made with {features.model} (fingerprint {made}), and {name or 'what it is now'} is another "
+            f"model ({other}); name the one that made it with --checkpoint, or write the features again"
+        )
+    return model
+
+
+def query_features(model: TubeViT, queries: Iterable[str | os.PathLike]) -> np.ndarray:
+    """Compute the features of queries, (n, D) float32; raises UserError if a file cannot be used.
+
+    Of a video, it is the clip from its middle, as long as the model's.
+    """
+    features = []
+    for found in predict(model, queries, top=0):
+        if found.error is not None:
+            raise found.error
+        features.append(found.features)
+    return np.stack(features)
+
+
+def find_moments(features: Features, queries: np.ndarray, top: int) -> list[list[Moment]]:
+    """Find the moments that are most similar to each query, the most similar first.
+
+    Of clips of a file that overlap, which are views of one moment, only the most similar one counts. The search is
+    exact: it compares with all features.
+
+    Args:
+        features: of many clips.
+        queries: (n, D), of the same model.
+        top: number of moments for each query.
+
+    Raises:
+        UserError: the features have other widths.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    width = features.features.shape[1]
+    if queries.shape[1] != width:
+        raise UserError(f"expected features of {queries.shape[1]} channels, those of the model; found {width}")
+    index = NearestNeighbors(n_neighbors=len(features.features), metric="cosine", algorithm="brute")
+    distances, order = index.fit(features.features).kneighbors(queries)
+    return [_best(features, rows, 1 - away, top) for rows, away in zip(order, distances)]
+
+
+def _best(features: Features, rows: np.ndarray, similarities: np.ndarray, top: int) -> list[Moment]:
+    """Take the first of the rows, in descending order of similarity, that do not overlap with one taken before."""
+    moments, start, end = [], features.start, features.end
+    files = np.unique(features.files, return_inverse=True)[1]
+    seen = np.zeros(len(files), bool)
+    for row, similarity in zip(rows.tolist(), similarities.tolist()):
+        if seen[row]:
+            continue
+        shared = np.minimum(end, end[row]) - np.maximum(start, start[row])  # NaN, which is no overlap, of whole files
+        seen |= (files == files[row]) & (shared > _TOUCHING)
+        times = (None, None) if math.isnan(start[row]) else (start[row].item(), end[row].item())
+        moments.append(Moment(str(features.files[row]), *times, similarity))
+        if len(moments) == top:
+            break
+    return moments
