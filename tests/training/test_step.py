@@ -86,7 +86,7 @@ def test_compiles_once_donates_and_overfits(calm):
 
 def test_losses_are_those_of_the_logits(calm):
     params, batch = calm.state()["params"], jax.tree.map(jnp.asarray, calm.batches[0])
-    total, losses = jax.jit(lambda p: joint_loss(calm.graph, p, {}, batch, calm.config, jax.random.key(0)))(params)
+    total, (losses, _) = jax.jit(lambda p: joint_loss(calm.graph, p, {}, batch, calm.config, jax.random.key(0)))(params)
     forward = jax.jit(lambda p, pixels, head: nnx.merge(calm.graph, p)(pixels, head=head), static_argnames="head")
     for name, head in ((VIDEO, "motion"), (IMAGE, "digit")):
         logits = np.asarray(forward(params, batch[name]["pixels"], head=head), np.float64)
@@ -123,7 +123,7 @@ def test_own_code_does_not_promote(tiny_config, changes):
         return joint_loss(setup.graph, params, {}, batch, setup.config, jax.random.key(0))
 
     with jax.numpy_dtype_promotion("strict"):
-        (total, losses), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])
+        (total, (losses, _)), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])
     leaves = [total, *losses.values(), *jax.tree.leaves(grads)]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
