@@ -129,7 +129,7 @@ def test_gradients_before_the_sum_where_they_recur(machine):
 @pytest.mark.parametrize("when", [0, 1])
 def test_gradients_before_the_sum_that_do_not_recur(machine, when):
     """They are in the sum of all devices: found, but without a name."""
-    assert "one of the 8 devices was wrong: the error did not recur" in machine(flip=("cotangent", 6, 5, 1), when=when)
+    assert "one of the 8 devices was wrong: the error did not recur" in machine(flip=("cotangent", 6, 5, 1 << 25), when=when)
 
 
 def test_what_is_not_part_of_the_step_is_not_found(machine):
