@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tubevit.sharding.mesh import AXES
 
 CLEAN = (0, 0)  # (index, mask): nothing is flipped
+ROWS = PartitionSpec(("data", "fsdp"))
 
 
 def in_memory(array, device, index: int, bit: int):
@@ -29,7 +30,7 @@ def in_memory(array, device, index: int, bit: int):
 
 
 def codes(mesh, device_id: int, code) -> jax.Array:
-    """(data, fsdp, tensor, n) uint32: `code` on one device of the mesh, and zeros, which flip nothing, on the others."""
+    """(data, fsdp, tensor, n) uint32: `code` on one device of the mesh; zeros on the others, which flip nothing."""
     values = np.zeros((*mesh.devices.shape, len(code)), np.uint32)
     for part, device in np.ndenumerate(mesh.devices):
         if device.id == device_id:
@@ -38,7 +39,7 @@ def codes(mesh, device_id: int, code) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def computed(array, code, mesh, spec=PartitionSpec(("data", "fsdp")), backward=False):
+def computed(array, code, mesh, spec=ROWS, backward=False):
     """The array, of which each device flips its bits by its code (..., 2): (index, mask); or its cotangent."""
     xor = functools.partial(_xor, code=code, mesh=mesh, spec=spec)
 

@@ -96,12 +96,10 @@ def _on(device, tree, alone: Mesh):
     return jax.tree.map(own, tree)
 
 
-def device_names(mesh: Mesh, devices: set) -> str:
-    """Name devices with their processes and hosts, or the mesh if there are none. Every process calls it."""
+def device_names(devices: set) -> str:
+    """Name one or more devices with their processes and hosts. Every process calls it."""
     gathered = gather(socket.gethostname())
     hosts = run_on_main(lambda: gathered)
-    if not devices:
-        return f"one of the {mesh.size} devices"
     ordered = sorted(devices, key=lambda device: device.id)
     names = [
         f"{device.platform} device {device.id} of process {device.process_index} (host {hosts[device.process_index]})"

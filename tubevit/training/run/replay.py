@@ -84,10 +84,8 @@ class Replay:
             )
             self._shift, self._proved = 0, True
             return new, metrics
-        raise CorruptStep(
-            f"step {step} was computed twice with two results: {device_names(self.mesh, suspects)} {reason}; nothing "
-            "of the step is saved"
-        )
+        found = f"{device_names(suspects)} {reason}" if suspects else reason
+        raise CorruptStep(f"step {step} was computed twice with two results: {found}; nothing of the step is saved")
 
     def _placed(self, shift: int, inputs: dict):
         return reassigned(self.place(inputs, self.mesh), self.mesh, shift)
@@ -124,7 +122,8 @@ class Replay:
         odd = compute_alone(state, runs, self.mesh, self.make_step)
         if odd:
             return odd, "computed another update than the others when each device computed alone"
-        return set(), "was wrong: the error did not recur, and its trace is in the sum over all devices"
+        unknown = f"which of the {self.mesh.size} devices was wrong is unknown"
+        return set(), f"{unknown}, as the error did not recur and its trace is in the sum over all of them"
 
     def _recur(self, state: dict, inputs: dict, runs: list[Computation]) -> bool:
         """Whether two computations, repeated by the same devices, have the same results again."""
