@@ -38,16 +38,27 @@ def local_fingerprint(tree, mesh: Mesh) -> dict[tuple[str, ...], Array]:
     """Compute `fingerprint` on devices, for a mesh of which this process may have all devices."""
     groups: dict[tuple[str, ...], list[Array]] = {}
     for leaf in jax.tree.leaves(tree):
-        groups.setdefault(split_axes(leaf.sharding.spec), []).append(leaf)
+        groups.setdefault(split_axes(leaf), []).append(leaf)
     ordered = {axes: groups[axes] for axes in sorted(groups)}
-    specs = tuple(tuple(leaf.sharding.spec for leaf in leaves) for leaves in ordered.values())
+    specs = tuple(tuple(spec_of(leaf) for leaf in leaves) for leaves in ordered.values())
     tables = _tables(list(ordered.values()), specs, mesh)
     return {axes: tables[..., i] for i, axes in enumerate(ordered)}
 
 
-def split_axes(spec: PartitionSpec) -> tuple[str, ...]:
+def spec_of(array: Array) -> PartitionSpec:
+    """Return how an array with a NamedSharding is split."""
+    assert isinstance(array.sharding, NamedSharding)
+    return array.sharding.spec
+
+
+def split_axes(array: Array) -> tuple[str, ...]:
     """List the axes of the mesh that split an array, in the order of the mesh."""
-    named = [name for entry in spec if entry is not None for name in (entry if isinstance(entry, tuple) else (entry,))]
+    named = [
+        name
+        for entry in spec_of(array)
+        if entry is not None
+        for name in (entry if isinstance(entry, tuple) else (entry,))
+    ]
     return tuple(axis for axis in AXES if axis in named)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 
-from tubevit.sharding.fingerprint import split_axes
+from tubevit.sharding.fingerprint import spec_of, split_axes
 from tubevit.sharding.mesh import AXES
 
 
@@ -48,13 +48,13 @@ def reassigned(tree, mesh: Mesh, shift: int):
     if target is mesh:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    moving = [i for i, leaf in enumerate(leaves) if axis in split_axes(leaf.sharding.spec)]
-    specs = tuple(leaves[i].sharding.spec for i in moving)
+    moving = [i for i, leaf in enumerate(leaves) if axis in split_axes(leaf)]
+    specs = tuple(spec_of(leaves[i]) for i in moving)
     moved = dict(zip(moving, _permuted([leaves[i] for i in moving], specs, mesh, axis, shift) if moving else ()))
 
     def rename(i: int, leaf: Array) -> Array:
         shards = [shard.data for shard in moved.get(i, leaf).addressable_shards]
-        placement = NamedSharding(target, leaf.sharding.spec)
+        placement = NamedSharding(target, spec_of(leaf))
         return jax.make_array_from_single_device_arrays(leaf.shape, placement, shards)
 
     return structure.unflatten([rename(i, leaf) for i, leaf in enumerate(leaves)])

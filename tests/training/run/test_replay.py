@@ -174,7 +174,7 @@ class Wrong:
         return run
 
 
-def test_a_run_stops_and_resumes_from_the_last_good_checkpoint(train_tiny, read_arrays, read_metrics, said, tmp_path):
+def test_a_run_stops_and_resumes_from_the_last_good_checkpoint(train_tiny, read_arrays, capsys, tmp_path):
     def train(name, step=0, **changes):
         parts = Parts(make_step=Wrong(step), make_evaluation=lambda experiment, mesh: lambda state: {})
         eight = {"mesh.data": 8, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 9}
@@ -186,6 +186,7 @@ def test_a_run_stops_and_resumes_from_the_last_good_checkpoint(train_tiny, read_
     folder = tmp_path / "run/checkpoints"
     assert steps(folder) == [3, 5]  # 3 is the one before the last clean replay
     train("run", **{"train.replay": 3})
+    said = capsys.readouterr().err.splitlines()
     assert any("checkpoint 5" in line and "is suspect" in line and "resuming from step 3" in line for line in said)
     assert {path.name for path in folder.iterdir()} >= {"5.suspect", "9"}
     train("plain")

@@ -58,7 +58,7 @@ def compute_alone(state: dict, runs: Sequence[Computation], mesh: Mesh, make_ste
         make_step: mesh -> the checked step; called for meshes of one device.
     """
     try:
-        if any(split_axes(leaf.sharding.spec) for leaf in jax.tree.leaves(state)):
+        if any(split_axes(leaf) for leaf in jax.tree.leaves(state)):
             state = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(state)
         found = gather(run_on_all(lambda: _local_results(state, runs, make_step)))
     except (RunError, jax.errors.JaxRuntimeError) as error:
