@@ -262,11 +262,13 @@ class Run:
             with jax.transfer_guard("disallow"):
                 return self.step(state, placed)
         try:
-            state, metrics = self.replay(step, state, placed, {name: _inputs(part) for name, part in loaded.items()})
+            new, metrics = self.replay(step, state, placed, {name: _inputs(part) for name, part in loaded.items()})
         except CorruptStep as error:
+            self.lease.check(step)
             raise RunError(f"{error}; {checkpoints.mark_corrupt(step)}") from None
+        self.lease.check(step)
         checkpoints.mark_clean(step)
-        return state, metrics
+        return new, metrics
 
     def _saved(self, state: dict) -> dict:
         """Return what is saved of a state: the average of its parameters, if it has one, without those of the base."""

@@ -48,7 +48,7 @@ class Replay:
     place: Callable
 
     def __post_init__(self):
-        self._shift, self._proved = shifts(self.mesh)[1], False
+        self._shifts, self._proved = shifts(self.mesh), False
         self._steps: dict[int, Callable] = {}
 
     def due(self, step: int) -> bool:
@@ -67,22 +67,23 @@ class Replay:
         Raises:
             CorruptStep: the results differ. In every process the text is the same.
         """
-        other = self._compute(self._shift, state, self._placed(self._shift, inputs))[2]
+        _, shift, _ = self._shifts
+        other = self._compute(shift, state, self._placed(shift, inputs))[2]
         new, metrics, first = self._compute(0, state, batch)
         if first.agrees(other):
             if not self._proved:
-                devices = "the same device" if self.mesh.size == 1 else "other devices" if self._shift else "the same"
+                devices = "other devices" if shift else "the same device"
                 logger.info(f"step {step} was computed twice, the second time by {devices}: the same bits")
             self._proved = True
             return new, metrics
         logger.warning(f"step {step}: a replay had another result; looking for the device")
         suspects, reason = self._blame(state, inputs, [first, other])
-        if not suspects and not self._proved and self._shift and self._recur(state, inputs, [first, other]):
+        if not suspects and not self._proved and shift and self._recur(state, inputs, [first, other]):
             logger.warning(
                 "train.replay: other devices add up gradients in another order on this machine; from now on the same "
                 "devices compute a replay, which does not find a device that is always wrong in the same way"
             )
-            self._shift, self._proved = 0, True
+            self._shifts, self._proved = (0, 0, 0), True
             return new, metrics
         found = f"{device_names(suspects)} {reason}" if suspects else reason
         raise CorruptStep(f"step {step} was computed twice with two results: {found}; nothing of the step is saved")
@@ -104,7 +105,7 @@ class Replay:
         odd = odd_copies(fingerprint(state, self.mesh), self.mesh.devices)
         if odd:
             return odd, "had parameters or an optimizer state in memory that differ from those of the other devices"
-        shift = shifts(self.mesh)[2]
+        shift = self._shifts[2]
         runs.append(self._compute(shift, state, self._placed(shift, inputs))[2])
         for run in runs:
             run.prints["batch"] = fingerprint(run.batch, run.mesh)
@@ -127,5 +128,5 @@ class Replay:
 
     def _recur(self, state: dict, inputs: dict, runs: list[Computation]) -> bool:
         """Whether two computations, repeated by the same devices, have the same results again."""
-        again = (self._compute(shift, state, self._placed(shift, inputs))[2] for shift in (0, self._shift))
+        again = (self._compute(shift, state, self._placed(shift, inputs))[2] for shift in self._shifts[:2])
         return all(one.agrees(other) for one, other in zip(runs, again))
