@@ -55,7 +55,7 @@ def compute_alone(state: dict, runs: Sequence[Computation], mesh: Mesh, make_ste
         state: the state before the step, on `mesh`.
         runs: the computations, with their batches.
         mesh: the mesh of the state.
-        make_step: mesh -> the checked step; called for meshes of one device.
+        make_step: mesh -> the checked step, which is compiled once; called for meshes of one device.
     """
     try:
         if any(split_axes(leaf) for leaf in jax.tree.leaves(state)):
@@ -73,14 +73,12 @@ def compute_alone(state: dict, runs: Sequence[Computation], mesh: Mesh, make_ste
 
 def _local_results(state: dict, runs: Sequence[Computation], make_step: Callable[[Mesh], Callable]) -> list:
     """Compute with each device of this process; return [part, id of the device, fingerprints] of each computation."""
-    results, steps = [], {}
+    results = []
     for run in runs:
         for part, device in np.ndenumerate(run.mesh.devices):
             if device.process_index == jax.process_index():
                 alone = Mesh(np.reshape(device, (1,) * len(AXES)), AXES, axis_types=run.mesh.axis_types)
-                if device not in steps:
-                    steps[device] = make_step(alone)
-                new, _, logits = steps[device](_on(device, state, alone), _on(device, run.batch, alone))
+                new, _, logits = make_step(alone)(_on(device, state, alone), _on(device, run.batch, alone))
                 prints = local_fingerprint({"state": new, "logits": logits}, alone)
                 results.append([part, device.id, [int(table[0, 0, 0]) for table in prints.values()]])
     return results

@@ -49,7 +49,7 @@ class Replay:
 
     def __post_init__(self):
         self._shifts, self._proved = shifts(self.mesh), False
-        self._steps: dict[int, Callable] = {}
+        self._steps: dict[Mesh, Callable] = {}
 
     def due(self, step: int) -> bool:
         """Whether a step, from 1, is to be computed twice."""
@@ -91,12 +91,15 @@ class Replay:
     def _placed(self, shift: int, inputs: dict):
         return reassigned(self.place(inputs, self.mesh), self.mesh, shift)
 
+    def _step(self, mesh: Mesh) -> Callable:
+        if mesh not in self._steps:
+            self._steps[mesh] = self.make_step(mesh)
+        return self._steps[mesh]
+
     def _compute(self, shift: int, state: dict, batch) -> tuple[dict, clu.metrics.Collection, Computation]:
         """Compute a step on `shifted_mesh` from a batch that is there and a state that is on the mesh."""
         mesh = shifted_mesh(self.mesh, shift)
-        if shift not in self._steps:
-            self._steps[shift] = self.make_step(mesh)
-        new, metrics, logits = self._steps[shift](reassigned(state, self.mesh, shift), batch)
+        new, metrics, logits = self._step(mesh)(reassigned(state, self.mesh, shift), batch)
         prints = {"logits": fingerprint(logits, mesh), "state": fingerprint(new, mesh)}
         return new, metrics, Computation(mesh, batch, prints)
 
@@ -120,7 +123,7 @@ class Replay:
         # alone is that of the culprit.
         if len(odd) == 1 and (self.mesh.shape["data"] > 1 or self.mesh.size == 1):
             return odd, "had another update in memory than the other devices"
-        odd = compute_alone(state, runs, self.mesh, self.make_step)
+        odd = compute_alone(state, runs, self.mesh, self._step)
         if odd:
             return odd, "computed another update than the others when each device computed alone"
         unknown = f"which of the {self.mesh.size} devices was wrong is unknown"
