@@ -169,40 +169,37 @@ def test_the_same_values_on_other_devices(machine):
         assert not (owners == machine.mesh.devices.reshape(-1)).any()
 
 
-class Wrong:
-    """`make_step` of a run whose replays have a flipped bit in the parameters of device 3 at one step."""
+def wrong_once(step):
+    """`make_step` for runs in which the first computation of a step reads a flipped bit of the parameters."""
+    left = [step]
 
-    def __init__(self, step):
-        self.step = step
-
-    def __call__(self, graph, optimizer, config, mesh, checked=False):
+    def make(graph, optimizer, config, mesh, checked=False):
         compiled = make_step(graph, optimizer, config, mesh, checked=checked)
 
         def run(state, batch):
-            if checked and int(state["step"]) + 1 == self.step:
-                params = dict(state["params"])
-                leaves, structure = jax.tree.flatten(params)
-                leaves[0] = flips.in_memory(leaves[0], jax.devices()[3], 0, 30)
+            if int(state["step"]) + 1 in left:
+                left.clear()
+                leaves, structure = jax.tree.flatten(state["params"])
+                leaves[0] = flips.in_memory(leaves[0], jax.devices()[0], 0, 30)
                 state = state | {"params": structure.unflatten(leaves)}
             return compiled(state, batch)
 
-        return run
+        return run if checked else compiled
+
+    return make
 
 
-def test_a_run_stops_and_resumes_from_the_last_good_checkpoint(train_tiny, read_arrays, capsys, tmp_path):
-    def train(name, step=0, **changes):
-        parts = Parts(make_step=Wrong(step), make_evaluation=lambda experiment, mesh: lambda state: {})
-        eight = {"mesh.data": 8, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 9}
-        eight |= {f"data.train.{name}.batch_size": 8 for name in ("moving_digits", "still_digits")}
-        train_tiny(tmp_path / name, parts, **eight | changes)
-
-    with pytest.raises(RunError, match="step 6 was computed twice .* last good checkpoint is step 3"):
-        train("run", step=6, **{"train.replay": 3})
-    folder = tmp_path / "run/checkpoints"
-    assert steps(folder) == [3, 5]  # 3 is the one before the last clean replay
-    train("run", **{"train.replay": 3})
-    said = capsys.readouterr().err.splitlines()
-    assert any("checkpoint 5" in line and "is suspect" in line and "resuming from step 3" in line for line in said)
-    assert {path.name for path in folder.iterdir()} >= {"5.suspect", "9"}
-    train("plain")
-    assert read_arrays(tmp_path / "run", 9) == read_arrays(tmp_path / "plain", 9)
+def test_a_run_stops_and_resumes_from_the_last_good_checkpoint(tiny_run, train_tiny, read_arrays, capsys, tmp_path):
+    """Of a single device, which computes both times."""
+    parts = Parts(make_step=wrong_once(6), make_evaluation=lambda experiment, mesh: lambda state: {})
+    settings = {"train.replay": 3, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 9}
+    message = r"step 6 was computed twice .* cpu device 0 of process 0 \(host .*the last good checkpoint is step 3,"
+    with pytest.raises(RunError, match=message):
+        train_tiny(tmp_path, parts, **settings)
+    folder = tmp_path / "checkpoints"
+    assert steps(folder) == [3, 5]  # 3 had a clean replay
+    train_tiny(tmp_path, parts, **settings)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("checkpoint 5" in line and "is suspect" in line and "resuming from step 3" in line for line in lines)
+    assert {path.name for path in folder.iterdir()} == {"5.suspect", "9"}
+    assert read_arrays(tmp_path, 9) == read_arrays(tiny_run, 9)  # which had no replays
