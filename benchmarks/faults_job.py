@@ -42,7 +42,16 @@ entry()
 class Job:
     """A training run of one or two processes; a context manager that leaves no process behind."""
 
-    def __init__(self, workdir: pathlib.Path, processes: int = 1, changes=(), faulty=None, before=(), environment=()):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        processes: int = 1,
+        changes=(),
+        faulty=None,
+        before=(),
+        environment=(),
+        program=FAULTY,
+    ):
         self.workdir, self.began = workdir, time.monotonic()
         self.seconds, self.codes = 0.0, []
         changes = CHANGES | {"mesh.data": processes} | dict(changes)
@@ -56,9 +65,9 @@ class Job:
         self.logs = [tempfile.TemporaryFile("w+") for _ in range(processes)]  # a pipe could fill
         self.processes = []
         for index, log in enumerate(self.logs):
-            program = ["-c", FAULTY] if index == faulty else ["-m", "tubevit"]
+            start = ["-c", program] if index == faulty else ["-m", "tubevit"]
             flags = ["--process-id", str(index)] if processes > 1 else []
-            command = [*before, sys.executable, *program, *words, *flags]
+            command = [*before, sys.executable, *start, *words, *flags]
             self.processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
 
     def __enter__(self) -> Job:

@@ -12,7 +12,7 @@ from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import graph_of
 from tubevit.models.elastic import elastic_models
 from tubevit.training.optimizer import make_optimizer
-from tubevit.training.step import choose_step, initial_state, joint_loss, make_step
+from tubevit.training.step import chosen_by_step, initial_state, joint_loss, make_step
 
 CALM = {"model.dropout": "0", "model.stochastic_depth": "0", "train.mixup": "0"}  # nothing random
 VIDEO, IMAGE = "moving_digits", "still_digits"
@@ -87,7 +87,7 @@ def test_compiles_once_donates_and_overfits(calm):
 
 def test_losses_are_those_of_the_logits(calm):
     params, batch = calm.state()["params"], jax.tree.map(jnp.asarray, calm.batches[0])
-    total, losses = jax.jit(lambda p: joint_loss(calm.graph, p, {}, batch, calm.config, jax.random.key(0)))(params)
+    total, (losses, _) = jax.jit(lambda p: joint_loss(calm.graph, p, {}, batch, calm.config, jax.random.key(0)))(params)
     forward = jax.jit(lambda p, pixels, head: nnx.merge(calm.graph, p)(pixels, head=head), static_argnames="head")
     for name, head in ((VIDEO, "motion"), (IMAGE, "digit")):
         logits = np.asarray(forward(params, batch[name]["pixels"], head=head), np.float64)
@@ -124,7 +124,7 @@ def test_own_code_does_not_promote(tiny_config, changes):
         return joint_loss(setup.graph, params, {}, batch, setup.config, jax.random.key(0))
 
     with jax.numpy_dtype_promotion("strict"):
-        (total, losses), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])
+        (total, (losses, _)), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, setup.batches[0])
     leaves = [total, *losses.values(), *jax.tree.leaves(grads)]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
@@ -138,7 +138,7 @@ def test_elastic_steps(tiny_config):
         made.append(model)
         return make_step(graph_of(model), setup.optimizer, setup.config)
 
-    step_of, state, losses = choose_step(make, models, seed=0), setup.state(), []
+    step_of, state, losses = chosen_by_step(make, models, seed=0), setup.state(), []
     for number in range(1, 9):
         state, metrics = step_of(number)(state, setup.batches[0])
         losses.append(float(metrics.compute()["loss"]))
@@ -146,7 +146,7 @@ def test_elastic_steps(tiny_config):
         step._cache_size() == 1 for step in map(step_of, (1, 2, 8))
     )
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-    chosen, others = ([choose_step(models.index, models, seed)(i) for i in range(1, 1001)] for seed in (0, 1))
+    chosen, others = ([chosen_by_step(models.index, models, seed)(i) for i in range(1, 1001)] for seed in (0, 1))
     assert [models.index(model) for model in made] == list(dict.fromkeys(chosen[:8]))
     assert abs(np.mean(chosen) - 0.5) < 0.08 and chosen != others  # 5 standard deviations
 

@@ -17,15 +17,16 @@ from tubevit import storage
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import versions
+from tubevit.checkpoint.replays import FILE, Replays
 from tubevit.checkpoint.tracebacks import tracebacks_hidden
-from tubevit.errors import RunError, UserError, unknown
+from tubevit.errors import RunError, UserError, cannot_write, unknown
 from tubevit.models.freeze import join_frozen
 from tubevit.sharding.hosts import run_on_main
 
 logger = logging.getLogger(__name__)
 
 # Suffixes of folders that must not be used; neither Orbax nor `steps` takes them for checkpoints.
-_DAMAGED, _UNVERIFIED = ".damaged", ".unverified"
+_DAMAGED, _UNVERIFIED, _SUSPECT = ".damaged", ".unverified", ".suspect"
 # What Orbax and TensorStore raise when a save fails.
 _FAILURES = (OSError, ValueError, RuntimeError)
 
@@ -37,43 +38,59 @@ def newest_good(folder: str | os.PathLike) -> int | None:
     `<step>.unverified` (only the last is kept) if the manifest is missing, as after a kill before it was written. If
     no checkpoint matches its manifest, the newest one without a manifest is used.
 
+    If a replay of the run differed, checkpoints after its last clean replay are not used either, and are renamed to
+    `<step>.suspect`, see `Checkpoints.mark_corrupt`.
+
     Every process of a run calls it before it makes `Checkpoints`; process 0 does the work.
 
     Raises:
-        UserError: there are checkpoints, but all are damaged.
+        UserError: there are checkpoints, but all are damaged or suspect.
         RunError: a folder cannot be renamed; StorageError: the bucket is out of reach or refuses.
     """
     return run_on_main(lambda: _newest_good(storage.as_path(folder)))
 
 
 def _newest_good(folder: pathlib.PurePath) -> int | None:
-    good, unverified, reasons = None, None, {}
+    good, unverified, reasons, replays = None, None, {}, Replays.read(folder.parent)
     for step in reversed(steps(folder)):
+        if replays.corrupt is not None and step > replays.clean:
+            found = f"two results of step {replays.corrupt}, and the last clean replay was of step {replays.clean}"
+            reasons[step] = _SUSPECT, f"is suspect ({found})"
+            continue
         problems = verify(folder / str(step))
         if problems == []:
             good = step
             break
         if problems is None:
             unverified = step if unverified is None else unverified
-            reasons[step] = "has no manifest"
+            reasons[step] = _UNVERIFIED, "has no manifest"
         else:
             more = f", and {len(problems) - 1} more files" if len(problems) > 1 else ""
-            reasons[step] = f"is damaged ({problems[0]}{more})"
-    if good is None and unverified is None:
-        if not reasons:
-            return None
-        listed = "; ".join(f"step {step} {reason}" for step, reason in reasons.items())
-        raise UserError(f"no checkpoint in {folder} can be used: {listed}; bring a good copy, or name a new workdir")
+            reasons[step] = _DAMAGED, f"is damaged ({problems[0]}{more})"
     chosen = unverified if good is None else good
-    if good is None:
+    if chosen is None and reasons:
+        listed = "; ".join(f"step {step} {reason}" for step, (_, reason) in reasons.items())
+        remedy = "bring a good copy, or name a new workdir"
+        if replays.corrupt is not None:
+            remedy = f"remove {FILE} to trust those that are suspect, {remedy}"
+        raise UserError(f"no checkpoint in {folder} can be used: {listed}; {remedy}")
+    if good is None and chosen is not None:
         logger.warning(f"checkpoint {chosen} in {folder} has no manifest: resuming from it without a check for damage")
-    for step, reason in reasons.items():
-        if step > chosen:
-            suffix = _UNVERIFIED if reason == "has no manifest" else _DAMAGED
+    for step, (suffix, reason) in reasons.items():
+        if chosen is not None and step > chosen:
             renamed = f"renamed to {step}{suffix}"
             logger.warning(f"checkpoint {step} in {folder} {reason}: {renamed}; resuming from step {chosen}")
             _set_aside(folder, step, suffix)
+    if replays.corrupt is not None:  # what is saved from here on is as good as what is resumed
+        _write(Replays(chosen or 0), folder.parent)
     return chosen
+
+
+def _write(replays: Replays, workdir: str | os.PathLike) -> None:
+    try:
+        replays.write(workdir)
+    except OSError as error:
+        raise cannot_write(f"workdir {workdir}", error) from error
 
 
 def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
@@ -104,19 +121,25 @@ class Checkpoints:
         keep: number of checkpoints to keep.
         keep_best: a metric of the evaluation, such as eval/clips/top1; the checkpoint with its largest value
             (smallest for a loss) is kept as well. None keeps only the last ones.
+        replays: whether steps are replayed; the newest checkpoint before a clean replay is then kept as well.
 
     Raises:
         StorageError: the bucket is out of reach or refuses; so do `save`, `wait` and `close`.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int, keep_best: str | None = None):
+    def __init__(self, workdir: str | os.PathLike, keep: int, keep_best: str | None = None, replays: bool = False):
+        self._workdir = workdir
         self.folder = storage.as_path(workdir) / RUN_FOLDER
         self.keep_best, self._best_file = keep_best, storage.join(workdir, "best.json")
         policies = ocp.training.preservation_policies
-        policy = policies.LatestN(keep)
+        kept: list = [policies.LatestN(keep)]
         if keep_best is not None:
-            best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
-            policy = policies.AnyPreservationPolicy([policy, best])
+            kept.append(policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
+        self._replays = Replays()
+        if replays:
+            self._replays = Replays(run_on_main(lambda: Replays.read(workdir).clean))
+            kept.append(self._replays)
+        policy = policies.AnyPreservationPolicy(kept)
         make = ocp.training.Checkpointer
         options = {"preservation_policy": policy, "cleanup_tmp_directories": True}
         try:
@@ -218,6 +241,26 @@ class Checkpoints:
         """Wait until the last save and its manifest are written."""
         self._join()
         self._call(self._checkpointer.wait)
+
+    def mark_clean(self, step: int) -> None:
+        """Note that a step was computed twice with the same result; all processes call it.
+
+        Raises RunError if that cannot be written.
+        """
+        self._replays.clean = step
+        run_on_main(lambda: _write(self._replays, self._workdir))
+
+    def mark_corrupt(self, step: int) -> str:
+        """Note that the results of a step differed; return which checkpoint is good. All processes call it.
+
+        When the run resumes, `newest_good` leaves later checkpoints out. Raises RunError if that cannot be written.
+        """
+        self._replays.corrupt = step
+        run_on_main(lambda: _write(self._replays, self._workdir))
+        good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
+        if good is None:
+            return "no checkpoint is known to be good"
+        return f"the last good checkpoint is step {good}, from which the same command resumes; later ones are suspect"
 
     def _failure(self, error: Exception) -> RunError:
         whole = steps(self.folder)

@@ -12,7 +12,7 @@ from tubevit.errors import UserError
 # Patterns of the keys that do not change the result of a training run.
 _CHANGE_NOTHING = (
     "mesh.*", "loader.*", "log.*", "checkpoint.*", "eval.*", "data.eval.*", "data.train.*.allow_overlap", "input.path",
-    "train.skip_nonfinite", "compilation_cache", "model.remat", "model.scan", "model.attention",
+    "train.skip_nonfinite", "train.replay", "compilation_cache", "model.remat", "model.scan", "model.attention",
 )  # fmt: skip
 
 

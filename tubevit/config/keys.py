@@ -76,9 +76,7 @@ class _Train:
     steps: int = _key(300_000, "training steps", COUNT)
     label_smoothing: float = _key(0.0, "share of each label that is spread over all classes", RATE)
     mixup: float = _key(
-        0.0,
-        "parameter of Beta(a, a), the share of its neighbour that is blended into a clip; 0 disables it",
-        NOT_NEGATIVE,
+        0.0, "parameter of Beta(a, a), the share of its neighbour blended into a clip; 0 disables it", NOT_NEGATIVE
     )
     cutmix: float = _key(
         0.0, "like mixup, for a rectangle of the neighbour; with both, one is drawn per step", NOT_NEGATIVE
@@ -96,6 +94,8 @@ class _Train:
     )  # fmt: skip
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
+    replay: int = _key(0, "steps from one step that is computed twice, on other devices, to find those that compute "
+                       "wrongly, to the next; 0 disables it; see docs/faults.md for its cost", WHOLE)  # fmt: skip
 
 
 @_group

@@ -21,7 +21,9 @@ from tubevit.config import names
 from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import Resolved, resolve_on_main
 from tubevit.data.joint import joint_batches
+from tubevit.errors import RunError
 from tubevit.models.abstract import abstract_parameters
+from tubevit.models.config import ModelConfig
 from tubevit.models.elastic import elastic_models
 from tubevit.models.lora import training_graph, training_shapes
 from tubevit.recipes.finetune import expected_time
@@ -40,9 +42,10 @@ from tubevit.training.run.nonfinite import NonFiniteGuard
 from tubevit.training.run.preemption import Preempted, preemption
 from tubevit.training.run.profile import Profile
 from tubevit.training.run.progress import Progress
+from tubevit.training.run.replay import CorruptStep, Replay
 from tubevit.training.run.trackers import Tracker, make_tracker
 from tubevit.training.run.workdir import open_metrics, prepare_workdir, services
-from tubevit.training.step import choose_step, make_step
+from tubevit.training.step import chosen_by_step, make_step
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +94,8 @@ def train(
     Raises:
         UserError: configuration, data, mesh or workdir are not valid, the processes do not agree on them, or another
             run uses the workdir.
-        RunError: a checkpoint could not be saved, the loss is not finite, or too many files are broken.
+        RunError: a checkpoint could not be saved, the loss is not finite, too many files are broken, or a replayed step
+            had another result.
         Preempted: SIGTERM came; the state was saved.
     """
     workdir = storage.as_path(workdir)
@@ -120,11 +124,17 @@ def train(
         if resolved.decoding is not None:  # fine-tuning
             baseline = pixel_baseline(experiment, workdir, resolved.decoding)
         state, start, base = begin(experiment, optimizer, workdir, mesh)
+
+        def make(model: ModelConfig, mesh: Mesh, **kind) -> Callable:
+            return parts.make_step(training_graph(model), optimizer, config, mesh, **kind)
+
+        def make_replay(model: ModelConfig) -> Replay:
+            return Replay(config.train.replay, mesh, functools.partial(make, model, checked=True), parts.place)
+
         models = elastic_models(model, config.train.elastic)
-        step_of = choose_step(
-            lambda m: parts.make_step(training_graph(m), optimizer, config, mesh), models, config.seed
-        )
-        run = Run(experiment, mesh, workdir, lease, step_of, parts, base)
+        step_of = chosen_by_step(lambda model: make(model, mesh), models, config.seed)
+        replay_of = chosen_by_step(make_replay, models, config.seed)
+        run = Run(experiment, mesh, workdir, lease, step_of, replay_of, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
         warn_if_worse(baseline, results)
         return results
@@ -166,6 +176,7 @@ class Run:
         mesh: the devices of the state.
         workdir: the folder of the run, whose `lease` this process holds.
         step_of: (number of a step) -> its program, (state, batch) -> (state, metrics).
+        replay_of: (number of a step) -> what computes it twice, if that is due.
         parts: makes batches and evaluations.
         base: the base of the adapter that is trained, whose parameters are not saved.
     """
@@ -174,7 +185,8 @@ class Run:
     mesh: Mesh
     workdir: pathlib.PurePath
     lease: Lease
-    step_of: Callable
+    step_of: Callable[[int], Callable]
+    replay_of: Callable[[int], Replay]
     parts: Parts
     base: Base | None = None
 
@@ -193,10 +205,9 @@ class Run:
         broken = BrokenFiles(self.experiment.train, config.loader.max_broken)
         files = {name: load.source.keys for name, load in self.experiment.train.items()}
         guard = NonFiniteGuard(self.workdir, files, self._batch_of, config.train.skip_nonfinite)
-        keep = config.checkpoint
         with (
             open_metrics(self.workdir, start, names(config.log.to), self.parts.make_tracker) as writer,
-            contextlib.closing(Checkpoints(self.workdir, keep.keep, keep.keep_best)) as checkpoints,
+            contextlib.closing(self._checkpoints()) as checkpoints,
             contextlib.closing(self._batches_from(start)) as batches,
             contextlib.closing(profile),
             preemption() as asked_to_stop,
@@ -207,8 +218,8 @@ class Run:
                 with progress.time("data"):
                     loaded, placed = following or self._load(batches)
                     broken.check(loaded)
-                with progress.time("step"), jax.transfer_guard("disallow"):
-                    state, metrics = self.step_of(step)(state, placed)
+                with progress.time("step"):
+                    state, metrics = self._compute(step, state, placed, loaded, checkpoints)
                 due = last or step % config.checkpoint.every == 0
                 with progress.time("data"):  # where a save is due it comes first, as a broken file must not prevent it
                     following = None if due else self._load(batches)
@@ -251,6 +262,27 @@ class Run:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
 
+    def _checkpoints(self) -> Checkpoints:
+        config = self.experiment.config
+        keep = config.checkpoint
+        return Checkpoints(self.workdir, keep.keep, keep.keep_best, replays=config.train.replay > 0)
+
+    def _compute(self, step: int, state: dict, placed: dict, loaded: dict, checkpoints: Checkpoints) -> tuple:
+        """Compute a step, twice if that is due; return the new state and the metrics."""
+        if not self.replay_of(step).due(step):
+            with jax.transfer_guard("disallow"):
+                return self.step_of(step)(state, placed)
+        try:
+            new, metrics = self.replay_of(step)(
+                step, state, placed, {name: _inputs(part) for name, part in loaded.items()}
+            )
+        except CorruptStep as error:
+            self.lease.check(step)
+            raise RunError(f"{error}; {checkpoints.mark_corrupt(step)}") from None
+        self.lease.check(step)
+        checkpoints.mark_clean(step)
+        return new, metrics
+
     def _saved(self, state: dict) -> dict:
         """Return what is saved of a state: the average of its parameters, if it has one, without those of the base."""
         state = with_average(state)
@@ -258,11 +290,11 @@ class Run:
 
     def _load(self, batches: Generator) -> tuple[dict, dict]:
         """Load the next batch and start to send it; return what stays on the host, and what the devices get."""
-        inputs, others = {}, {}
-        for name, part in next(batches).items():
-            inputs[name] = {key: part[key] for key in ("pixels", "label")}
-            others[name] = {key: value for key, value in part.items() if key not in inputs[name]}
-        return others, self.parts.place(inputs, self.mesh)
+        batch = next(batches)
+        inputs = {name: _inputs(part) for name, part in batch.items()}
+        if not self.experiment.config.train.replay:  # which sends them again
+            batch = {name: {key: part[key] for key in part if key not in inputs[name]} for name, part in batch.items()}
+        return batch, self.parts.place(inputs, self.mesh)
 
     def _batches_from(self, step: int) -> Generator[dict, None, None]:
         config = self.experiment.config
@@ -273,6 +305,11 @@ class Run:
     def _batch_of(self, step: int) -> dict:
         with contextlib.closing(self._batches_from(step - 1)) as batches:
             return next(batches)
+
+
+def _inputs(part: dict) -> dict:
+    """The part of a batch that the devices get."""
+    return {key: part[key] for key in ("pixels", "label")}
 
 
 def _average(finite: list, names) -> dict[str, float]:

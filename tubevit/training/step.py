@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import clu.metrics
 import jax
@@ -19,7 +20,7 @@ from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.models.lora import add_adapter
 from tubevit.models.placement import place
 from tubevit.models.tubevit import TubeViT
-from tubevit.sharding.mesh import using
+from tubevit.sharding.mesh import batch_sharding, using
 from tubevit.sharding.rules import shardings
 from tubevit.training.losses import classification_loss, mix, targets
 
@@ -44,8 +45,8 @@ def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransfor
 
 def joint_loss(
     graph: nnx.GraphDef, params: dict, frozen: dict, batch: Mapping, config: ConfigDict, key: Array
-) -> tuple[Array, dict[str, Array]]:
-    """Compute the weighted sum of the losses of all data sets (paper appendix A), and {name: loss}.
+) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
+    """Compute the weighted sum of the losses of all data sets (paper appendix A), {name: loss} and {name: logits}.
 
     Args:
         graph: structure of the model, see `training_graph`.
@@ -64,12 +65,12 @@ def joint_loss(
         pixels, target = mix(sub_batch["pixels"], target, config.train.mixup, config.train.cutmix, mix_key)
         inputs.append((jax.tree.map(place, pixels), head, jax.random.fold_in(dataset_key, _DROPOUT)))
         wanted.append((name, target))
-    total, losses = jnp.zeros((), jnp.float32), {}
-    for (name, target), logits in zip(wanted, model.classify_together(inputs)):
+    total, losses, logits = jnp.zeros((), jnp.float32), {}, {}
+    for (name, target), logits[name] in zip(wanted, model.classify_together(inputs)):
         dataset = config.data.train[name]
-        losses[name] = classification_loss(logits, target, heads[dataset.head].multi_label).mean()
+        losses[name] = classification_loss(logits[name], target, heads[dataset.head].multi_label).mean()
         total += dataset.loss_weight * losses[name]
-    return total, losses
+    return total, (losses, logits)
 
 
 def metrics_class(names) -> type[clu.metrics.Collection]:
@@ -78,20 +79,22 @@ def metrics_class(names) -> type[clu.metrics.Collection]:
     return clu.metrics.Collection.create(**{key: clu.metrics.Average.from_output(key) for key in keys})
 
 
-def choose_step(make: Callable[[ModelConfig], Callable], models: Sequence[ModelConfig], seed: int) -> Callable:
-    """Return a function from the number of a step, from 1, to its program: with several models, one of them is drawn.
+def chosen_by_step(
+    make: Callable[[ModelConfig], Any], models: Sequence[ModelConfig], seed: int
+) -> Callable[[int], Any]:
+    """Return a function from the number of a step, from 1, to what is made, once, of its model.
 
     Args:
-        make: compiles the step of a model.
-        models: see `elastic_models`; each is as likely as the others.
+        make: makes what is needed of a model, such as its compiled step.
+        models: see `elastic_models`; with several, each is as likely as the others.
         seed: seed of the run. The choice follows from it and from the number of the step alone.
     """
-    compiled = functools.cache(make)
+    made = functools.cache(make)
 
-    def step_of(number: int) -> Callable:
-        return compiled(models[int(np.random.default_rng((_ELASTIC, seed, number)).integers(len(models)))])
+    def of_step(number: int):
+        return made(models[int(np.random.default_rng((_ELASTIC, seed, number)).integers(len(models)))])
 
-    return step_of
+    return of_step
 
 
 def make_step(
@@ -100,6 +103,7 @@ def make_step(
     config: ConfigDict,
     mesh: Mesh | None = None,
     loss_function: Callable = joint_loss,
+    checked: bool = False,
 ) -> Callable:
     """Compile the step (state, batch) -> (state, clu metrics), which donates the memory of the old state.
 
@@ -112,6 +116,7 @@ def make_step(
         config: configuration of the experiment.
         mesh: mesh of the state, see `shardings`, and of the batch, see `global_batch`; None uses one device.
         loss_function: see `joint_loss`.
+        checked: compile (state, batch) -> (state, clu metrics, {name: logits}) for `Replay`, which keeps the old state.
     """
     collection, parts = metrics_class(config.data.train), config.train.grad_accum_steps
 
@@ -119,7 +124,7 @@ def make_step(
         return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
     def gradients(state: dict, batch: Mapping, key: Array):
-        """Return ((loss, losses), gradients) of a batch or a part of one."""
+        """Return ((loss, (losses, logits)), gradients) of a batch or a part of one."""
         function = jax.value_and_grad(loss_function, argnums=1, has_aux=True)
         result, grads = function(graph, state["params"], state["frozen"], batch, config, key)
         return result, placed(grads)
@@ -140,7 +145,7 @@ def make_step(
     def step(state: dict, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         with using(mesh):
-            (loss, losses), grads = (accumulated if parts > 1 else gradients)(state, batch, key)
+            (loss, (losses, logits)), grads = (accumulated if parts > 1 else gradients)(state, batch, key)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
@@ -150,6 +155,10 @@ def make_step(
         metrics = collection.single_from_model_output(
             loss=loss, gradient_norm=norm, **{f"{name}_loss": losses[name] for name in losses}
         )
-        return placed(state | new | {"step": state["step"] + 1}), metrics
+        state = placed(state | new | {"step": state["step"] + 1})
+        if not checked:
+            return state, metrics
+        rows = logits if mesh is None else jax.lax.with_sharding_constraint(logits, batch_sharding(mesh))
+        return state, metrics, rows
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=() if checked else 0)

@@ -1,0 +1,18 @@
+"""Flipped bits in replays of a real step, in two processes of four devices; benchmarks/faults.py tries 200."""
+
+from benchmarks.faults_replay import culprits, flipped
+
+
+def test_flips_are_found_and_their_device_is_named(digits_cache, tmp_path):
+    """A flip is found if and only if it alters the step; the device that is named is the one that had it.
+
+    What is wrong once, before the gradients are summed, may leave no trace of its device.
+    """
+    found = flipped(tmp_path / "job", 40)
+    assert len(found) == 40 and len({each["kind"] for each in found if each["altered"]}) == 6
+    for each in found:
+        assert bool(each["text"]) == each["altered"], each
+        if each["altered"]:
+            once = each["kind"] in ("activation", "cotangent") and each["when"] is not None
+            unknown = once and "is unknown" in each["text"]
+            assert unknown or culprits(each["text"]) == [(each["device"], each["process"])], each

@@ -1,0 +1,205 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests import flips
+from tubevit.checkpoint.checkpoint import steps
+from tubevit.config import default_config
+from tubevit.errors import RunError
+from tubevit.sharding.mesh import global_batch, make_mesh
+from tubevit.sharding.reassign import reassigned, shifted_mesh
+from tubevit.sharding.rules import put
+from tubevit.training.loop import Parts
+from tubevit.training.run.replay import CorruptStep, Replay
+from tubevit.training.step import make_step
+
+ROWS = {"x": np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)}
+KINDS = ("activation", "cotangent", "gradient")
+
+
+class Machine:
+    """A small model on eight devices, of which one may flip a bit in one of the computations of a step, or in all.
+
+    Attributes:
+        flip: (kind, device, index, mask), or None.
+        when: the computations that have it, counted from 0 within a replay; None for all.
+        ordered: whether sums over devices depend on their order.
+    """
+
+    def __init__(self, mesh, ordered=False):
+        self.ordered = ordered
+        self.mesh, self.flip, self.when, self.calls = mesh, None, None, 0
+        rng = np.random.default_rng(1)
+        # The bias is small, and is replicated over fsdp too.
+        params = {"kernel": rng.normal(size=(24, 1024)), "bias": rng.normal(size=1024)}
+        params = jax.tree.map(lambda x: x.astype(np.float32), params)
+        self.state = put({"step": np.int32(0), "params": params, "opt_state": jax.tree.map(np.abs, params)}, mesh)
+        self.batch = global_batch(ROWS, mesh)
+        self.replay = Replay(1, mesh, self.make_step, global_batch)
+
+    def make_step(self, mesh):
+        def loss(params, x, codes):
+            kernel = flips.computed(params["kernel"], codes["gradient"], mesh, self.spec, backward=True)
+            y = flips.computed(x @ kernel + params["bias"], codes["activation"], mesh)
+            y = jnp.tanh(flips.computed(y, codes["cotangent"], mesh, backward=True))
+            return jnp.mean(y**2), y.mean(axis=1)
+
+        def step(state, batch, codes):
+            gradient, rows = jax.grad(loss, has_aux=True)(state["params"], batch["x"], codes)
+            moment = jax.tree.map(lambda m, g: 0.5 * m + g, state["opt_state"], gradient)
+            if self.ordered and mesh.size > 1:
+                moment["bias"] *= np.float32(1 + 1e-6 * mesh.devices.flat[0].id)
+            params = jax.tree.map(lambda p, m: p - m, state["params"], moment)
+            new = {"step": state["step"] + 1, "params": params, "opt_state": moment}
+            placed = jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), self.state)
+            new = jax.lax.with_sharding_constraint(new, placed)
+            return new, {}, jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+        compiled = jax.jit(step)
+
+        def run(state, batch):
+            kind, device, *code = self.flip if self.flip and self.when in (None, self.calls) else ("", 0, 0, 0)
+            self.calls += 1
+            given = {each: flips.codes(mesh, device, code if each == kind else flips.CLEAN) for each in KINDS}
+            return compiled(state, batch, given)
+
+        return run
+
+    @property
+    def spec(self):
+        return self.state["params"]["kernel"].sharding.spec
+
+    def __call__(self, state=None, batch=None, flip=None, when=None):
+        """The text of the error of a replay, "" without one."""
+        self.flip, self.when, self.calls = flip, when, 0
+        try:
+            self.replay(7, state or self.state, batch or self.batch, ROWS)
+        except CorruptStep as error:
+            return str(error)
+        return ""
+
+
+@pytest.fixture(scope="module", params=[(8, 1, 1), (4, 2, 1)], ids=str)
+def machine(request):
+    settings = default_config().mesh
+    settings.update(dict(zip(("data", "fsdp", "tensor"), request.param)))
+    machine = Machine(make_mesh(settings))
+    assert machine() == ""
+    return machine
+
+
+def culprit(device):
+    return f"step 7 was computed twice with two results: cpu device {device} of process 0 (host "
+
+
+@pytest.mark.parametrize(
+    "group, name, device", [("params", "kernel", 0), ("params", "bias", 5), ("opt_state", "kernel", 7)]
+)
+def test_memory_of_the_state(machine, device, group, name):
+    leaf = flips.in_memory(machine.state[group][name], jax.devices()[device], 77, 30)
+    text = machine(machine.state | {group: machine.state[group] | {name: leaf}})
+    assert text.startswith(culprit(device)) and "had parameters or an optimizer state in memory" in text
+
+
+@pytest.mark.parametrize("device", [0, 5])
+def test_memory_of_the_batch(machine, device):
+    batch = {"x": flips.in_memory(machine.batch["x"], jax.devices()[device], 3, 30)}
+    text = machine(batch=batch)
+    assert text.startswith(culprit(device)) and "had rows of the batch in memory" in text
+
+
+@pytest.mark.parametrize("device, when", [(0, 0), (5, 1), (2, None)], ids=str)
+def test_activations(machine, device, when):
+    text = machine(flip=("activation", device, 5, 1 << 30), when=when)
+    assert text.startswith(culprit(device)) and "computed other logits" in text
+
+
+@pytest.mark.parametrize("when", [0, 1, None], ids=str)
+def test_gradients_after_the_sum(machine, when):
+    text = machine(flip=("gradient", 3, 5, 1 << 30), when=when)
+    assert text.startswith(culprit(3)) and "another update" in text
+
+
+def test_gradients_before_the_sum_where_they_recur(machine):
+    text = machine(flip=("cotangent", 6, 5, 1 << 30))
+    assert text.startswith(culprit(6)) and "when each device computed alone" in text
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_gradients_before_the_sum_that_do_not_recur(machine, when):
+    """They are in the sum of all devices: found, but without a name."""
+    text = machine(flip=("cotangent", 6, 5, 1 << 25), when=when)
+    assert "which of the 8 devices was wrong is unknown" in text
+
+
+def test_where_other_devices_add_up_in_another_order(machine, caplog):
+    """The first replay notices it; then the same devices compute both times, and find what does not recur."""
+    machine = Machine(machine.mesh, ordered=True)
+    assert machine() == "" and "in another order" in caplog.text
+    caplog.clear()
+    assert machine() == "" and not caplog.text
+    text = machine(flip=("activation", 5, 5, 1 << 30), when=1)
+    assert text.startswith(culprit(5)) and "computed other logits" in text
+    text = machine(flip=("gradient", 3, 5, 1 << 30), when=0)
+    assert text.startswith(culprit(3)) and "another update" in text
+
+
+def test_what_is_not_part_of_the_step_is_not_found(machine):
+    """A flip that changes no bit of the result."""
+    assert machine(flip=("activation", 2, 5, 0)) == ""
+
+
+def test_new_state_is_that_of_one_computation(machine):
+    machine.flip = None
+    new, _ = machine.replay(1, machine.state, machine.batch, ROWS)
+    expected, _, _ = machine.make_step(machine.mesh)(machine.state, machine.batch)
+    jax.tree.map(np.testing.assert_array_equal, new, expected)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(machine.state))
+
+
+def test_the_same_values_on_other_devices(machine):
+    for shift in (1, 2):
+        moved = reassigned({"batch": machine.batch, "state": machine.state}, machine.mesh, shift)
+        jax.tree.map(np.testing.assert_array_equal, moved, {"batch": machine.batch, "state": machine.state})
+        owners = shifted_mesh(machine.mesh, shift).devices.reshape(-1)
+        rows = {shard.index[0].start or 0: shard.device for shard in moved["batch"]["x"].addressable_shards}
+        assert [rows[part * 2] for part in range(8)] == list(owners)
+        assert not (owners == machine.mesh.devices.reshape(-1)).any()
+
+
+def wrong_once(step):
+    """`make_step` for runs in which the first computation of a step reads a flipped bit of the parameters."""
+    left = [step]
+
+    def make(graph, optimizer, config, mesh, checked=False):
+        compiled = make_step(graph, optimizer, config, mesh, checked=checked)
+
+        def run(state, batch):
+            if int(state["step"]) + 1 in left:
+                left.clear()
+                leaves, structure = jax.tree.flatten(state["params"])
+                leaves[0] = flips.in_memory(leaves[0], jax.devices()[0], 0, 30)
+                state = state | {"params": structure.unflatten(leaves)}
+            return compiled(state, batch)
+
+        return run if checked else compiled
+
+    return make
+
+
+def test_a_run_stops_and_resumes_from_the_last_good_checkpoint(tiny_run, train_tiny, read_arrays, capsys, tmp_path):
+    """Of a single device, which computes both times."""
+    parts = Parts(make_step=wrong_once(6), make_evaluation=lambda experiment, mesh: lambda state: {})
+    settings = {"train.replay": 3, "checkpoint.every": 1, "checkpoint.keep": 1, "log.every": 9}
+    message = r"step 6 was computed twice .* cpu device 0 of process 0 \(host .*the last good checkpoint is step 3,"
+    with pytest.raises(RunError, match=message):
+        train_tiny(tmp_path, parts, **settings)
+    folder = tmp_path / "checkpoints"
+    assert steps(folder) == [3, 5]  # 3 had a clean replay
+    train_tiny(tmp_path, parts, **settings)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("checkpoint 5" in line and "is suspect" in line and "resuming from step 3" in line for line in lines)
+    assert {path.name for path in folder.iterdir()} == {"5.suspect", "9"}
+    assert read_arrays(tmp_path, 9) == read_arrays(tiny_run, 9)  # which had no replays

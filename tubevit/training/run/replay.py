@@ -1,0 +1,135 @@
+"""Silent corruption: now and then a step is computed twice, on other devices, and both results must be the same bits.
+
+TPUs and hosts compute wrongly now and then without an error, or a bit in memory flips. The run would go on from it.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import clu.metrics
+from jax.sharding import Mesh
+
+from tubevit.errors import RunError
+from tubevit.sharding.fingerprint import fingerprint, odd_copies
+from tubevit.sharding.reassign import reassigned, shifted_mesh, shifts
+from tubevit.training.run.culprit import Computation, compute_alone, device_names, vote
+
+logger = logging.getLogger(__name__)
+
+
+class CorruptStep(RunError):
+    """A step that was computed twice had two results. The message names the step, the device and its host."""
+
+
+@dataclasses.dataclass
+class Replay:
+    """Compute every `every`-th step twice and compare the bits of the logits and of the new state.
+
+    The second time, the rows are computed by other devices, half of the mesh's first axis away, from a batch that is
+    sent again; state that is replicated over that axis is read from another replica. A single device computes
+    everything itself. A replayed step keeps the old state until both results are there.
+
+    Not every machine adds up gradients in the same order on other devices. This shows at the first replay, whose
+    results then differ whenever they are computed, while no device differs from others when each computes alone. From
+    then on, the same devices compute both times, which still finds errors that do not recur. A device that is wrong at
+    random is found either way.
+
+    Attributes:
+        every: steps from one replay to the next; 0 disables them.
+        mesh: the mesh of state and batch.
+        make_step: mesh -> the checked step, see `tubevit.training.step.make_step`.
+        place: sends a batch from the host to the devices of a mesh, see `global_batch`.
+    """
+
+    every: int
+    mesh: Mesh
+    make_step: Callable[[Mesh], Callable]
+    place: Callable
+
+    def __post_init__(self):
+        self._shifts, self._proved = shifts(self.mesh), False
+        self._steps: dict[Mesh, Callable] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether a step, from 1, is to be computed twice."""
+        return self.every > 0 and step % self.every == 0
+
+    def __call__(self, step: int, state: dict, batch: dict, inputs: dict) -> tuple[dict, clu.metrics.Collection]:
+        """Compute a step twice; return the new state and the metrics. Every process calls it.
+
+        Args:
+            step: the number of the step, from 1.
+            state: the state before it.
+            batch: its batch on the devices.
+            inputs: the rows of this process on the host, from which the batch is placed again.
+
+        Raises:
+            CorruptStep: the results differ. In every process the text is the same.
+        """
+        _, shift, _ = self._shifts
+        other = self._compute(shift, state, self._placed(shift, inputs))[2]
+        new, metrics, first = self._compute(0, state, batch)
+        if first.agrees(other):
+            if not self._proved:
+                devices = "other devices" if shift else "the same device"
+                logger.info(f"step {step} was computed twice, the second time by {devices}: the same bits")
+            self._proved = True
+            return new, metrics
+        logger.warning(f"step {step}: a replay had another result; looking for the device")
+        suspects, reason = self._blame(state, inputs, [first, other])
+        if not suspects and not self._proved and shift and self._recur(state, inputs, [first, other]):
+            logger.warning(
+                "train.replay: other devices add up gradients in another order on this machine; from now on the same "
+                "devices compute a replay, which does not find a device that is always wrong in the same way"
+            )
+            self._shifts, self._proved = (0, 0, 0), True
+            return new, metrics
+        found = f"{device_names(suspects)} {reason}" if suspects else reason
+        raise CorruptStep(f"step {step} was computed twice with two results: {found}; nothing of the step is saved")
+
+    def _placed(self, shift: int, inputs: dict):
+        return reassigned(self.place(inputs, self.mesh), self.mesh, shift)
+
+    def _step(self, mesh: Mesh) -> Callable:
+        if mesh not in self._steps:
+            self._steps[mesh] = self.make_step(mesh)
+        return self._steps[mesh]
+
+    def _compute(self, shift: int, state: dict, batch) -> tuple[dict, clu.metrics.Collection, Computation]:
+        """Compute a step on `shifted_mesh` from a batch that is there and a state that is on the mesh."""
+        mesh = shifted_mesh(self.mesh, shift)
+        new, metrics, logits = self._step(mesh)(reassigned(state, self.mesh, shift), batch)
+        prints = {"logits": fingerprint(logits, mesh), "state": fingerprint(new, mesh)}
+        return new, metrics, Computation(mesh, batch, prints)
+
+    def _blame(self, state: dict, inputs: dict, runs: list[Computation]) -> tuple[set, str]:
+        """Find the devices that may be wrong, and say why; they are none if the error left no trace on a device."""
+        odd = odd_copies(fingerprint(state, self.mesh), self.mesh.devices)
+        if odd:
+            return odd, "had parameters or an optimizer state in memory that differ from those of the other devices"
+        shift = self._shifts[2]
+        runs.append(self._compute(shift, state, self._placed(shift, inputs))[2])
+        for run in runs:
+            run.prints["batch"] = fingerprint(run.batch, run.mesh)
+        odd = vote(runs, "batch")
+        if odd:
+            return odd, "had rows of the batch in memory that are not those of the host"
+        odd = vote(runs, "logits")
+        if odd:
+            return odd, "computed other logits than the other devices"
+        odd = vote(runs, "state")
+        # An error before the sum over devices is in all copies of the new state. Where there are copies, one that is
+        # alone is that of the culprit.
+        if len(odd) == 1 and (self.mesh.shape["data"] > 1 or self.mesh.size == 1):
+            return odd, "had another update in memory than the other devices"
+        odd = compute_alone(state, runs, self.mesh, self._step)
+        if odd:
+            return odd, "computed another update than the others when each device computed alone"
+        unknown = f"which of the {self.mesh.size} devices was wrong is unknown"
+        return set(), f"{unknown}, as the error did not recur and its trace is in the sum over all of them"
+
+    def _recur(self, state: dict, inputs: dict, runs: list[Computation]) -> bool:
+        """Whether two computations, repeated by the same devices, have the same results again."""
+        again = (self._compute(shift, state, self._placed(shift, inputs))[2] for shift in self._shifts[:2])
+        return all(one.agrees(other) for one, other in zip(runs, again))
