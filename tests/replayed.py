@@ -146,9 +146,10 @@ def main(address: str, process: str, out: str, count: str = "200") -> None:
         else:
             state = state | {kind: job.flipped_memory(state[kind], device, place, bit)}
         text = job.try_one(state, batch, flip, when)
-        altered = hosts.gather(job.results[:2] != clean)
+        gathered = hosts.gather(job.results[:2] != clean)
+        altered = hosts.run_on_main(lambda: any(gathered))  # noqa: B023 (called at once)
         found.append({"kind": kind, "when": when, "device": device.id, "process": device.process_index, "bit": bit,
-                      "altered": any(altered), "text": text})  # fmt: skip
+                      "altered": altered, "text": text})  # fmt: skip
         print(found[-1], flush=True)
     pathlib.Path(out).write_text(json.dumps(found))
 

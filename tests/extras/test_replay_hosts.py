@@ -15,4 +15,7 @@ def test_flips_are_found_and_their_device_is_named(digits_cache, tmp_path):
         if each["altered"]:
             once = each["kind"] in ("activation", "cotangent") and each["when"] is not None
             unknown = once and "is unknown" in each["text"]
-            assert unknown or culprits(each["text"]) == [(each["device"], each["process"])], each
+            # A gradient with another norm changes the update of all devices that have a copy between them.
+            few = 2 if each["kind"] == "gradient" else 1
+            named = culprits(each["text"])
+            assert unknown or (each["device"], each["process"]) in named and len(named) <= few, each

@@ -5,13 +5,16 @@ TPUs and hosts compute wrongly now and then without an error, or a bit in memory
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 
 import clu.metrics
+import numpy as np
 from jax.sharding import Mesh
 
 from tubevit.errors import RunError
 from tubevit.sharding.fingerprint import fingerprint, odd_copies
+from tubevit.sharding.hosts import run_on_main
 from tubevit.sharding.reassign import reassigned, shifted_mesh, shifts
 from tubevit.training.run.culprit import Computation, compute_alone, device_names, vote
 
@@ -70,14 +73,18 @@ class Replay:
         _, shift, _ = self._shifts
         other = self._compute(shift, state, self._placed(shift, inputs))[2]
         new, metrics, first = self._compute(0, state, batch)
-        if first.agrees(other):
+        same, finite = first.agrees(other), run_on_main(lambda: _is_finite(metrics))
+        if same and finite:
             if not self._proved:
                 devices = "other devices" if shift else "the same device"
                 logger.info(f"step {step} was computed twice, the second time by {devices}: the same bits")
             self._proved = True
             return new, metrics
-        logger.warning(f"step {step}: a replay had another result; looking for the device")
+        found = "had another result" if not same else "is not finite"  # which hides differences
+        logger.warning(f"step {step}: a replay {found}; looking for a device that computes wrongly")
         suspects, reason = self._blame(state, inputs, [first, other])
+        if not suspects and same:
+            return new, metrics  # the guard against losses that are not finite reports it
         if not suspects and not self._proved and shift and self._recur(state, inputs, [first, other]):
             logger.warning(
                 "train.replay: other devices add up gradients in another order on this machine; from now on the same "
@@ -86,7 +93,8 @@ class Replay:
             self._shifts, self._proved = (0, 0, 0), True
             return new, metrics
         found = f"{device_names(suspects)} {reason}" if suspects else reason
-        raise CorruptStep(f"step {step} was computed twice with two results: {found}; nothing of the step is saved")
+        results = "two results" if not same else "a result that is not finite"
+        raise CorruptStep(f"step {step} was computed twice with {results}: {found}; nothing of the step is saved")
 
     def _placed(self, shift: int, inputs: dict):
         return reassigned(self.place(inputs, self.mesh), self.mesh, shift)
@@ -119,9 +127,10 @@ class Replay:
         if odd:
             return odd, "computed other logits than the other devices"
         odd = vote(runs, "state")
-        # An error before the sum over devices is in all copies of the new state. Where there are copies, one that is
-        # alone is that of the culprit.
-        if len(odd) == 1 and (self.mesh.shape["data"] > 1 or self.mesh.size == 1):
+        # An error before the sum over devices is in all copies of the new state. One after it is in one copy, whose
+        # devices share a place along `data`.
+        places = {int(np.argwhere(self.mesh.devices == device)[0, 0]) for device in odd}
+        if len(places) == 1 and (self.mesh.shape["data"] > 1 or self.mesh.size == 1):
             return odd, "had another update in memory than the other devices"
         odd = compute_alone(state, runs, self.mesh, self._step)
         if odd:
@@ -133,3 +142,7 @@ class Replay:
         """Whether two computations, repeated by the same devices, have the same results again."""
         again = (self._compute(shift, state, self._placed(shift, inputs))[2] for shift in self._shifts[:2])
         return all(one.agrees(other) for one, other in zip(runs, again))
+
+
+def _is_finite(metrics: clu.metrics.Collection) -> bool:
+    return all(math.isfinite(value) for value in metrics.compute().values())
