@@ -1,4 +1,4 @@
-"""Write what benchmarks/elastic.csv says: the table of docs/budgets.md and README.md, and the figure (extra `plot`).
+"""Write what benchmarks/elastic.csv says: the tables of docs/budgets.md, and the figure (extra `plot`).
 
 python benchmarks/elastic_page.py
 """
@@ -15,7 +15,7 @@ from benchmarks.elastic import CSV, RULES, SHARES, SPEED  # noqa: E402
 from benchmarks.results import read, replace, svg_pyplot  # noqa: E402
 
 ROOT = CSV.parent.parent
-PAGE, README, FIGURE = ROOT / "docs/budgets.md", ROOT / "README.md", ROOT / "docs/figures/budgets.svg"
+PAGE, FIGURE = ROOT / "docs/budgets.md", ROOT / "docs/figures/budgets.svg"
 BEGIN = "<!-- budgets: written by benchmarks/elastic_page.py -->\n"
 RULES_BEGIN = "<!-- rules: written by benchmarks/elastic_page.py -->\n"
 SPEED_BEGIN = "<!-- speed: written by benchmarks/elastic_page.py -->\n"
@@ -26,6 +26,9 @@ def scores(rows: list[dict], variant: str, budget: str, column: str = "clips") -
     """Return test top-1 in percent by seed."""
     found = [row for row in rows if (row["variant"], row["budget"]) == (variant, budget)]
     return {row["seed"]: 100 * float(row[f"{column}_test"]) for row in found if row[f"{column}_test"]}
+
+
+NOT_MEASURED = ["Not measured yet."]
 
 
 def mean_and_range(values: dict[str, float]) -> str:
@@ -44,6 +47,8 @@ def difference(one: dict[str, float], other: dict[str, float]) -> str:
 
 def budget_table(rows: list[dict]) -> list[str]:
     """Compare the elastic model with one for each budget alone, tokens chosen evenly."""
+    if not rows:
+        return NOT_MEASURED
     lines = [
         "| tokens | GFLOPs | input | clips: elastic | alone | difference | images: elastic | alone | difference |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -63,6 +68,8 @@ def budget_table(rows: list[dict]) -> list[str]:
 
 def rule_table(rows: list[dict]) -> list[str]:
     """Compare the rules with the elastic model."""
+    if not rows:
+        return NOT_MEASURED
     lines = [f"| tokens | {' | '.join(RULES)} |", "|---" * (1 + len(RULES)) + "|"]
     for share in SHARES[:-1]:
         cells = [mean_and_range(scores(rows, "elastic", f"{share}%:{rule}")) for rule in RULES]
@@ -72,6 +79,8 @@ def rule_table(rows: list[dict]) -> list[str]:
 
 def speed_table(rows: list[dict]) -> list[str]:
     """Show what a budget saves on the host and in the forward pass."""
+    if not rows:
+        return NOT_MEASURED
     names = ("input_clips_per_s", "forward_clips_per_s")
     lines = ["| budget | tokens | GFLOPs | kB | input, clips/s | forward, clips/s |", "|---|---|---|---|---|---|"]
     whole = next((row for row in rows if row["budget"].startswith("100%")), None)
@@ -104,23 +113,22 @@ def plot(rows: list[dict]) -> None:
     pyplot.close(figure)
 
 
-def pages(rows: list[dict], speeds: list[dict]) -> dict[pathlib.Path, str]:
-    """Return the pages with their tables replaced."""
-    text = PAGE.read_text()
+def page(text: str, rows: list[dict], speeds: list[dict]) -> str:
+    """Replace the tables in the page."""
     for begin, lines in (
         (BEGIN, budget_table(rows)),
         (RULES_BEGIN, rule_table(rows)),
         (SPEED_BEGIN, speed_table(speeds)),
     ):
         text = replace(text, begin, lines)
-    return {PAGE: text, README: replace(README.read_text(), BEGIN, budget_table(rows))}
+    return text
 
 
 def main() -> None:
-    rows, speeds = read(CSV), read(SPEED)
-    for path, text in pages(rows, speeds).items():
-        path.write_text(text)
-    plot(rows)
+    rows = read(CSV)
+    PAGE.write_text(page(PAGE.read_text(), rows, read(SPEED)))
+    if rows:
+        plot(rows)
 
 
 if __name__ == "__main__":
