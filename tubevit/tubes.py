@@ -279,8 +279,9 @@ class TubeSet:
 
         Pixels in several windows count each time.
         """
-        per_token = (3 * tube.sub_windows * tube.volume for tube in self.tubes)
-        return sum(kept * values for kept, values in zip(self.kept(shape), per_token))
+        counts = [tube.num_tokens(shape, self.padding) for tube in self.tubes]  # also of tubes that do not fit
+        counts = counts if self.budget is None else self.kept(shape)
+        return sum(3 * count * tube.sub_windows * tube.volume for count, tube in zip(counts, self.tubes))
 
 
 PRESETS: dict[str, TubeSet] = {

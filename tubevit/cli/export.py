@@ -22,9 +22,8 @@ def add_arguments(parser) -> None:
     add("folder", metavar="DIR", help="new or empty folder")
     add("--format", required=True, choices=("safetensors", "jax", "torch", "onnx"))
     add(
-        "--budget", metavar="SHARE%[:RULE]",
-        help="share of the tokens that the model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
-        "or random",
+        "--budget", metavar="BUDGET",
+        help="share of the tokens that the model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
     )  # fmt: skip
     add("--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)")
     add("--head", help="for --format jax and onnx: head to export; may be omitted if the model has one head")

@@ -28,9 +28,8 @@ def add_arguments(parser) -> None:
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
     add(
-        "--budget", metavar="SHARE%[:RULE]",
-        help="share of the tokens that a model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
-        "or random",
+        "--budget", metavar="BUDGET",
+        help="share of the tokens that a model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
     )  # fmt: skip
     add("--padding", help="padding of the tubes: valid or same")
     add("--frames", type=COUNT, help="number of frames of the clip")

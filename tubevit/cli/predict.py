@@ -35,9 +35,8 @@ def add_arguments(parser) -> None:
     add("--head", help="use only this head (default: every head that takes the file)")
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
     add(
-        "--budget", metavar="SHARE%[:RULE]",
-        help="share of the tokens that the model takes, e.g. 25%% or 50%%:motion; RULE is even (default), tube, motion "
-        "or random",
+        "--budget", metavar="BUDGET",
+        help="share of the tokens that the model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
     )  # fmt: skip
     add(
         "--every", type=POSITIVE, metavar="SECONDS",

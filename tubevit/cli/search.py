@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
         help="videos, images, folders or glob patterns that show what to find; of a video, the clip from its middle",
     )
     add("--checkpoint", metavar="NAME", help="the model that made the features (default: under the name it had then)")
-    add("--budget", metavar="SHARE%[:RULE]", help="the budget that `predict --features` had, if it had one")
+    add("--budget", metavar="BUDGET", help="the budget that `predict --features` had, if it had one")
     add("--top", type=COUNT, default=5, help="number of moments per query (default 5)")
     add("--page", metavar="DIR", help="write a page of film strips of queries and moments (needs 'tubevit[plot]')")
     add = parser.add_mutually_exclusive_group().add_argument
