@@ -42,8 +42,8 @@ class FlippingModel(TubeViT):
 
     mesh, codes = None, {}  # those of the step that is traced
 
-    def tokenize(self, video):
-        tokens, centres = super().tokenize(video)
+    def tokenize(self, video, key=None):
+        tokens, centres = super().tokenize(video, key)
         tokens = flips.computed(tokens, self.codes["activation"], self.mesh)
         return flips.computed(tokens, self.codes["cotangent"], self.mesh, backward=True), centres
 
