@@ -1,4 +1,4 @@
-"""Flipped bits in replays of a real step, in two processes of four devices; benchmarks/faults.py tries 200."""
+"""Flipped bits in replays of a real step, in two processes of four devices."""
 
 from benchmarks.faults_replay import culprits, flipped
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from benchmarks import budgets
 from benchmarks import preflight as benchmark
+from benchmarks import step_budgets as budgets
 from tubevit.preflight import devices
 from tubevit.preflight.report import completed
 from tubevit.preflight.run import compile_in_process, preflight
@@ -75,7 +75,7 @@ def huge():
 
 @pytest.mark.parametrize("row", budgets.ROWS, ids=lambda row: " ".join(budgets.key_of(*row)))
 def test_the_step_stays_within_its_budget(row):
-    """`python benchmarks/budgets.py --only ... --update` makes what is compiled now the budget."""
+    """`benchmarks/step_budgets.py --only ... --update` makes what is compiled now the budget."""
     assert not budgets.exceeded(budgets.measure(*row), budgets.read()[budgets.key_of(*row)])
 
 

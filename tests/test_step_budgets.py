@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import budgets
+from benchmarks import step_budgets as budgets
 from tests.test_preflight import part, result
 from tubevit.config import experiments_folder, load_config
 from tubevit.preflight.topology import find_topology
@@ -41,7 +41,7 @@ def test_a_budget_is_exceeded_by_5_percent():
 
 
 def test_updating_is_deliberate(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(budgets, "CSV", tmp_path / "budgets.csv")
+    monkeypatch.setattr(budgets, "CSV", tmp_path / "step_budgets.csv")
     assert budgets.main(["--only", "quickstart"], compiler(2**32)) == 1 and not budgets.read()
     assert budgets.main(["--only", "quickstart", "--update"], compiler(2**32)) == 0
     (row,) = budgets.read().values()

@@ -1,7 +1,7 @@
 """Budgets of training steps: bytes, exchanges, memory and kernels of each experiment, compiled for TPU slices.
 
-    python benchmarks/budgets.py                        # compiles all rows and lists what exceeds its budget
-    python benchmarks/budgets.py --only k600 --update   # makes what is compiled now the budget
+    python benchmarks/step_budgets.py                        # compiles all rows and lists what exceeds its budget
+    python benchmarks/step_budgets.py --only k600 --update   # makes what is compiled now the budget
 
 tests/extras/test_step_budget.py compiles the rows, too, and fails where a figure exceeds its budget by 5 %. A row has
 one block, not in a loop, and low effort of the compiler, so that it takes about a minute; most have the width of B.
