@@ -71,6 +71,8 @@ def run(args) -> None:
 
     _check_output(args)
     model = load_model(args.checkpoint, **inference_fields(args.int8, args.budget))
+    if args.tokens is not None and model.config.budget is not None and model.config.budget.share < 1:
+        raise UserError(f"--tokens needs whole grids; found budget {model.config.budget}: pass --budget 100%")
     files, left_out = find_files(args.files), []
     paths = {} if args.tokens is None else token_paths(args.tokens, files)
     labels = args.features is None and args.tokens is None
@@ -112,8 +114,6 @@ def _check_output(args) -> None:
 
     if (args.features is not None or args.tokens is not None) and args.head:
         raise UserError("--head chooses labels; --features and --tokens are the same for all heads")
-    if args.tokens is not None and args.budget is not None:
-        raise UserError("--tokens are whole grids; leave out --budget")
     if args.tokens is not None and (args.json or args.csv is not None):
         raise UserError("--tokens are written instead of labels; leave out --json and --csv")
     for path in (each for each in (args.csv, args.features, args.tokens) if each is not None):
