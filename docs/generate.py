@@ -210,7 +210,9 @@ def api_page(name: str) -> str:
 
 
 def on_config(config):
-    """Add the rendered notebooks to the menu, after the tutorial (hook of mkdocs)."""
+    """Add the pages of the API to the menu, and the rendered notebooks, after the tutorial (hook of mkdocs)."""
+    (reference,) = (entry["Reference"] for entry in config.nav if "Reference" in entry)
+    reference.append({"API": [f"api/{name}.md" for name in ("index", *MODULES)]})
     pages = sorted((ROOT / "docs/colabs").glob("*.md"))
     if pages:
         config.nav.insert(2, {"Notebooks": [f"colabs/{page.name}" for page in pages]})

@@ -6,6 +6,7 @@ That the site builds is in tests/extras/test_docs_site.py.
 import dataclasses
 import json
 import re
+import types
 
 import pytest
 
@@ -100,6 +101,13 @@ def test_every_other_video_vit_is_described():
     names = {name for name in ARCHITECTURES if not name.startswith(("tubevit_", "vit_"))}
     assert names and not {name for name in names if f"`{name}`" not in page}
     assert all(f"- `{pattern}`: " in page and f"| `{pattern}` | " in page for pattern in PATTERNS)
+
+
+def test_the_menu_has_every_page_of_the_api():
+    """The site builds only where each page is in its menu."""
+    config = types.SimpleNamespace(nav=[{"Start": "index.md"}, {"Tutorial": "tutorial.md"}, {"Reference": []}])
+    (api,) = generate.on_config(config).nav[-1]["Reference"]
+    assert api["API"] == ["api/index.md", *(f"api/{name}.md" for name in generate.MODULES)]
 
 
 def test_the_api_has_every_name():
