@@ -103,12 +103,12 @@ class Job:
                 kind, device, leaf, *code = self.flip
             given = {each: flips.codes(mesh, device, code if each == kind else flips.CLEAN) for each in IN_STEP}
             given["leaf"] = flips.codes(mesh, device, (leaf, leaf))
-            new, metrics, logits = step(state, batch | {"codes": given})
+            new, metrics, rows = step(state, batch | {"codes": given})
             if mesh.size > 1:
-                leaves = jax.tree.leaves((new, logits))
+                leaves = jax.tree.leaves((new, rows["logits"]))
                 shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.device.id) for leaf in leaves]
                 self.results.append([np.asarray(shard.data).tobytes() for leaf in shards for shard in leaf])
-            return new, metrics, logits
+            return new, metrics, rows
 
         return run
 

@@ -19,6 +19,7 @@ from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import join_frozen, split_frozen
 from tubevit.models.lora import add_adapter
 from tubevit.models.placement import place
+from tubevit.models.tokenizer import normalise
 from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.mesh import batch_sharding, using
 from tubevit.sharding.rules import shardings
@@ -116,7 +117,9 @@ def make_step(
         config: configuration of the experiment.
         mesh: mesh of the state, see `shardings`, and of the batch, see `global_batch`; None uses one device.
         loss_function: see `joint_loss`.
-        checked: compile (state, batch) -> (state, clu metrics, {name: logits}) for `Replay`, which keeps the old state.
+        checked: compile (state, batch) -> (state, clu metrics, rows) for `Replay`, which keeps the old state. The rows
+            are {"logits", "gradients"}: of each row of the batch, the logits and the gradients of its pixels, which
+            show what a device computed before anything was summed over devices.
     """
     collection, parts = metrics_class(config.data.train), config.train.grad_accum_steps
 
@@ -124,10 +127,12 @@ def make_step(
         return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
     def gradients(state: dict, batch: Mapping, key: Array):
-        """Return ((loss, (losses, logits)), gradients) of a batch or a part of one."""
-        function = jax.value_and_grad(loss_function, argnums=1, has_aux=True)
-        result, grads = function(graph, state["params"], state["frozen"], batch, config, key)
-        return result, placed(grads)
+        """Return ((loss, (losses, rows)), gradients) of a batch or a part of one."""
+        batch = _with_float_pixels(batch) if checked else batch
+        function = jax.value_and_grad(loss_function, argnums=(1, 3) if checked else (1,), has_aux=True, allow_int=True)
+        (loss, (losses, logits)), grads = function(graph, state["params"], state["frozen"], batch, config, key)
+        of_rows = [leaf for leaf in jax.tree.leaves(grads[1:]) if leaf.dtype != jax.dtypes.float0]
+        return (loss, (losses, {"logits": logits, "gradients": of_rows})), placed(grads[0])
 
     def accumulated(state: dict, batch: Mapping, key: Array):
         # Part i has rows i, i + parts, ..., some from each device, so that no data is moved.
@@ -145,7 +150,7 @@ def make_step(
     def step(state: dict, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         with using(mesh):
-            (loss, (losses, logits)), grads = (accumulated if parts > 1 else gradients)(state, batch, key)
+            (loss, (losses, rows)), grads = (accumulated if parts > 1 else gradients)(state, batch, key)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
@@ -158,7 +163,19 @@ def make_step(
         state = placed(state | new | {"step": state["step"] + 1})
         if not checked:
             return state, metrics
-        rows = logits if mesh is None else jax.lax.with_sharding_constraint(logits, batch_sharding(mesh))
+        rows = rows if mesh is None else jax.lax.with_sharding_constraint(rows, batch_sharding(mesh))
         return state, metrics, rows
 
     return jax.jit(step, donate_argnums=() if checked else 0)
+
+
+def _with_float_pixels(batch: Mapping) -> dict:
+    """Return a batch whose pixels have gradients: float32, as the model and mixup make them of uint8."""
+
+    def as_float(pixels):
+        return jax.tree.map(lambda x: normalise(x, jnp.float32) if x.dtype == jnp.uint8 else x, pixels)
+
+    return {
+        name: {key: as_float(value) if key == "pixels" else value for key, value in part.items()}
+        for name, part in batch.items()
+    }

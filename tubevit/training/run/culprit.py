@@ -24,7 +24,8 @@ class Computation:
     Attributes:
         mesh: the devices in the order of the rows.
         batch: the batch on them.
-        prints: {"logits", "state": the fingerprints of what each device got}, and of "batch" if it is asked for.
+        prints: {"logits", "gradients", "state": the fingerprints of what each device got}, see `make_step`, and of
+            "batch" if it is asked for.
     """
 
     mesh: Mesh
@@ -78,8 +79,8 @@ def _local_results(state: dict, runs: Sequence[Computation], make_step: Callable
         for part, device in np.ndenumerate(run.mesh.devices):
             if device.process_index == jax.process_index():
                 alone = Mesh(np.reshape(device, (1,) * len(AXES)), AXES, axis_types=run.mesh.axis_types)
-                new, _, logits = make_step(alone)(_on(device, state, alone), _on(device, run.batch, alone))
-                prints = local_fingerprint({"state": new, "logits": logits}, alone)
+                new, _, rows = make_step(alone)(_on(device, state, alone), _on(device, run.batch, alone))
+                prints = local_fingerprint({"state": new, "rows": rows}, alone)
                 results.append([part, device.id, [int(table[0, 0, 0]) for table in prints.values()]])
     return results
 

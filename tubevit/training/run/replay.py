@@ -107,8 +107,8 @@ class Replay:
     def _compute(self, shift: int, state: dict, batch) -> tuple[dict, clu.metrics.Collection, Computation]:
         """Compute a step on `shifted_mesh` from a batch that is there and a state that is on the mesh."""
         mesh = shifted_mesh(self.mesh, shift)
-        new, metrics, logits = self._step(mesh)(reassigned(state, self.mesh, shift), batch)
-        prints = {"logits": fingerprint(logits, mesh), "state": fingerprint(new, mesh)}
+        new, metrics, rows = self._step(mesh)(reassigned(state, self.mesh, shift), batch)
+        prints = {name: fingerprint(tree, mesh) for name, tree in (rows | {"state": new}).items()}
         return new, metrics, Computation(mesh, batch, prints)
 
     def _blame(self, state: dict, inputs: dict, runs: list[Computation]) -> tuple[set, str]:
@@ -126,6 +126,9 @@ class Replay:
         odd = vote(runs, "logits")
         if odd:
             return odd, "computed other logits than the other devices"
+        odd = vote(runs, "gradients")
+        if odd:
+            return odd, "computed other gradients of its rows than the other devices"
         odd = vote(runs, "state")
         # An error before the sum over devices is in all copies of the new state. One after it is in one copy, whose
         # devices share a place along `data`.
