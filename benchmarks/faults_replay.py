@@ -46,7 +46,9 @@ def flips_of_eight(lab: Lab) -> dict:
     pairs = [each for each in named if len(culprits(each["text"])) == 2]
     should = all(bool(each["text"]) == each["altered"] for each in found) and named == altering
     should &= all(len(culprits(each["text"])) <= 2 for each in found)
-    message = f"{len(altering)} altered the step and were found, {len(named)} with their device ({len(pairs)} as one of "
+    message = (
+        f"{len(altering)} altered the step and were found, {len(named)} with their device ({len(pairs)} as one of "
+    )
     message += f"two); {len(found) - len(altering)} changed no bit of the step and raised nothing"
     fault = "a flipped bit in a replayed step, on one of 2 x 4 devices"
     return row(fault, [], should, [message], trials=len(found)) | {"exit_codes": "", "seconds": ""}

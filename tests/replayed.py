@@ -3,7 +3,7 @@
     python -m tests.replayed ADDRESS PROCESS OUT [COUNT]
 
 It writes [{"kind", "device", "bit", "altered", "text"}] to OUT: what was flipped, whether the bits of the step's result
-were other ones on any device of any process, by NumPy and without fingerprints, and the text of the error.
+were other ones on any device of any process, by NumPy and without checksums, and the text of the error.
 """
 
 import json

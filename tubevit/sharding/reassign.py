@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 
-from tubevit.sharding.fingerprint import spec_of, split_axes
+from tubevit.sharding.checksum import spec_of, split_axes
 from tubevit.sharding.mesh import AXES
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tubevit.errors import RunError
-from tubevit.sharding.fingerprint import Fingerprints, local_fingerprint, minority, same, split_axes
+from tubevit.sharding.checksum import Checksums, local_checksum, minority, same, split_axes
 from tubevit.sharding.hosts import gather, run_on_all, run_on_main
 from tubevit.sharding.mesh import AXES
 
@@ -24,25 +24,25 @@ class Computation:
     Attributes:
         mesh: the devices in the order of the rows.
         batch: the batch on them.
-        prints: {"logits", "gradients", "state": the fingerprints of what each device got}, see `make_step`, and of
+        checksums: {"logits", "gradients", "state": the checksums of what each device got}, see `make_step`, and of
             "batch" if it is asked for.
     """
 
     mesh: Mesh
     batch: dict
-    prints: dict[str, Fingerprints]
+    checksums: dict[str, Checksums]
 
     def agrees(self, other: "Computation") -> bool:
         """Whether both have the same bits, part by part, whichever devices computed them."""
-        return all(same(self.prints[name], other.prints[name]) for name in ("logits", "state"))
+        return all(same(self.checksums[name], other.checksums[name]) for name in ("logits", "state"))
 
 
 def vote(runs: Sequence[Computation], name: str) -> set:
     """Find the devices that differ from others which computed the same part, see `minority`."""
     odd = set()
-    for axes in runs[0].prints[name]:
+    for axes in runs[0].checksums[name]:
         for part in np.ndindex(runs[0].mesh.devices.shape):
-            odd |= minority([(run.mesh.devices[part], int(run.prints[name][axes][part])) for run in runs])
+            odd |= minority([(run.mesh.devices[part], int(run.checksums[name][axes][part])) for run in runs])
     return odd
 
 
@@ -73,15 +73,15 @@ def compute_alone(state: dict, runs: Sequence[Computation], mesh: Mesh, make_ste
 
 
 def _local_results(state: dict, runs: Sequence[Computation], make_step: Callable[[Mesh], Callable]) -> list:
-    """Compute with each device of this process; return [part, id of the device, fingerprints] of each computation."""
+    """Compute with each device of this process; return [part, id of the device, checksums] of each computation."""
     results = []
     for run in runs:
         for part, device in np.ndenumerate(run.mesh.devices):
             if device.process_index == jax.process_index():
                 alone = Mesh(np.reshape(device, (1,) * len(AXES)), AXES, axis_types=run.mesh.axis_types)
                 new, _, rows = make_step(alone)(_on(device, state, alone), _on(device, run.batch, alone))
-                prints = local_fingerprint({"state": new, "rows": rows}, alone)
-                results.append([part, device.id, [int(table[0, 0, 0]) for table in prints.values()]])
+                checksums = local_checksum({"state": new, "rows": rows}, alone)
+                results.append([part, device.id, [int(table[0, 0, 0]) for table in checksums.values()]])
     return results
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tubevit.errors import RunError
-from tubevit.sharding.fingerprint import fingerprint, odd_copies
+from tubevit.sharding.checksum import checksum, odd_copies
 from tubevit.sharding.hosts import run_on_main
 from tubevit.sharding.reassign import reassigned, shifted_mesh, shifts
 from tubevit.training.run.culprit import Computation, compute_alone, device_names, vote
@@ -108,18 +108,18 @@ class Replay:
         """Compute a step on `shifted_mesh` from a batch that is there and a state that is on the mesh."""
         mesh = shifted_mesh(self.mesh, shift)
         new, metrics, rows = self._step(mesh)(reassigned(state, self.mesh, shift), batch)
-        prints = {name: fingerprint(tree, mesh) for name, tree in (rows | {"state": new}).items()}
-        return new, metrics, Computation(mesh, batch, prints)
+        checksums = {name: checksum(tree, mesh) for name, tree in (rows | {"state": new}).items()}
+        return new, metrics, Computation(mesh, batch, checksums)
 
     def _blame(self, state: dict, inputs: dict, runs: list[Computation]) -> tuple[set, str]:
         """Find the devices that may be wrong, and say why; they are none if the error left no trace on a device."""
-        odd = odd_copies(fingerprint(state, self.mesh), self.mesh.devices)
+        odd = odd_copies(checksum(state, self.mesh), self.mesh.devices)
         if odd:
             return odd, "had parameters or an optimizer state in memory that differ from those of the other devices"
         shift = self._shifts[2]
         runs.append(self._compute(shift, state, self._placed(shift, inputs))[2])
         for run in runs:
-            run.prints["batch"] = fingerprint(run.batch, run.mesh)
+            run.checksums["batch"] = checksum(run.batch, run.mesh)
         odd = vote(runs, "batch")
         if odd:
             return odd, "had rows of the batch in memory that are not those of the host"

@@ -1,4 +1,4 @@
-"""Fingerprints of what each device holds, by which copies of one array on several devices are compared."""
+"""Checksums of what each device holds, by which copies of one array on several devices are compared."""
 
 import functools
 import math
@@ -13,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tubevit.sharding.hosts import run_on_main
 from tubevit.sharding.mesh import AXES
 
-# {axes that split an array: fingerprints (data, fsdp, tensor) of what each device has of all such arrays}
-Fingerprints = dict[tuple[str, ...], np.ndarray]
+# {axes that split an array: checksums (data, fsdp, tensor) of what each device has of all such arrays}
+Checksums = dict[tuple[str, ...], np.ndarray]
 
 
-def fingerprint(tree, mesh: Mesh) -> Fingerprints:
-    """Compute a 32-bit fingerprint of the bytes that each device holds of a tree of sharded arrays.
+def checksum(tree, mesh: Mesh) -> Checksums:
+    """Compute a 32-bit checksum of the bytes that each device holds of a tree of sharded arrays.
 
-    A changed element always changes the fingerprint of its device; other differences do with a probability of
+    A changed element always changes the checksum of its device; other differences do with a probability of
     1 - 2^-32. Each device reads its own copy of what is replicated. Every process calls it, and all get what process 0
     has received.
 
@@ -28,14 +28,14 @@ def fingerprint(tree, mesh: Mesh) -> Fingerprints:
         tree: arrays with a NamedSharding of this mesh.
         mesh: its axes are data, fsdp and tensor.
     """
-    found = local_fingerprint(tree, mesh)
+    found = local_checksum(tree, mesh)
     axes = list(found)
     values = run_on_main(lambda: [np.asarray(found[key]).tolist() for key in axes])
     return {key: np.asarray(value, np.uint32) for key, value in zip(axes, values, strict=True)}
 
 
-def local_fingerprint(tree, mesh: Mesh) -> dict[tuple[str, ...], Array]:
-    """Compute `fingerprint` on devices, for a mesh of which this process may have all devices."""
+def local_checksum(tree, mesh: Mesh) -> dict[tuple[str, ...], Array]:
+    """Compute `checksum` on devices, for a mesh of which this process may have all devices."""
     groups: dict[tuple[str, ...], list[Array]] = {}
     for leaf in jax.tree.leaves(tree):
         groups.setdefault(split_axes(leaf), []).append(leaf)
@@ -91,20 +91,20 @@ def _hash(leaf: Array, index: int) -> Array:
     return jnp.sum(x ^ (x >> np.uint32(16)), dtype=jnp.uint32)
 
 
-def same(one: Fingerprints, other: Fingerprints) -> bool:
+def same(one: Checksums, other: Checksums) -> bool:
     """Whether two trees of the same shapes have the same bits in every part of their meshes."""
     return all(np.array_equal(one[axes], other[axes]) for axes in one)
 
 
-def odd_copies(prints: Fingerprints, devices: np.ndarray) -> set:
+def odd_copies(checksums: Checksums, devices: np.ndarray) -> set:
     """Find the devices whose copy of an array differs from the majority of its copies; all of them in a tie.
 
     Args:
-        prints: see `fingerprint`.
+        checksums: of a state, see `checksum`.
         devices: those of the mesh, (data, fsdp, tensor).
     """
     odd = set()
-    for axes, table in prints.items():
+    for axes, table in checksums.items():
         split = [i for i, axis in enumerate(AXES) if axis in axes]
         others = [i for i in range(len(AXES)) if i not in split]
         count = math.prod(table.shape[i] for i in others)

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import flips
 from tubevit.config import default_config
-from tubevit.sharding.fingerprint import fingerprint, minority, odd_copies, same
+from tubevit.sharding.checksum import checksum, minority, odd_copies, same
 from tubevit.sharding.mesh import make_mesh
 
 DTYPES = (jnp.uint8, jnp.int32, jnp.float32, jnp.bfloat16)
@@ -32,24 +32,24 @@ def tree(mesh):
     return {f"{np.dtype(dtype).name}{len(spec)}": array(dtype, spec) for dtype in DTYPES for spec in specs}
 
 
-def test_each_bit_changes_the_fingerprint_of_its_device_alone(mesh, tree):
-    clean, rng = fingerprint(tree, mesh), np.random.default_rng(1)
-    assert same(clean, fingerprint(tree, mesh)) and odd_copies(clean, mesh.devices) == set()
+def test_each_bit_changes_the_checksum_of_its_device_alone(mesh, tree):
+    clean, rng = checksum(tree, mesh), np.random.default_rng(1)
+    assert same(clean, checksum(tree, mesh)) and odd_copies(clean, mesh.devices) == set()
     for name, array in tree.items():
         for bit in range(8 * array.dtype.itemsize):
             device = jax.devices()[rng.integers(8)]
-            flipped = fingerprint(tree | {name: flips.in_memory(array, device, int(rng.integers(105)), bit)}, mesh)
+            flipped = checksum(tree | {name: flips.in_memory(array, device, int(rng.integers(105)), bit)}, mesh)
             changed = [mesh.devices[clean[axes] != flipped[axes]].tolist() for axes in clean]
             assert sorted(changed, key=len) == [[], [device]]
             assert odd_copies(flipped, mesh.devices) == {device}
 
 
 def test_elements_and_arrays_that_change_places(mesh, tree):
-    clean = fingerprint(tree, mesh)
+    clean = checksum(tree, mesh)
     rolled = jax.device_put(jnp.roll(tree["float320"], 1, axis=2), tree["float320"].sharding)
     swapped = {"int320": tree["float320"], "float320": tree["int320"]}
     for other in (tree | {"float320": rolled}, tree | swapped):
-        assert not same(clean, fingerprint(other, mesh))
+        assert not same(clean, checksum(other, mesh))
 
 
 @pytest.mark.parametrize(
