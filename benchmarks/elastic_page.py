@@ -1,4 +1,4 @@
-"""Write what benchmarks/elastic.csv says: the tables of docs/budgets.md, and the figure (extra `plot`).
+"""Write what benchmarks/elastic.csv says: the tables of docs/budgets.md and README.md, and the figure (extra `plot`).
 
 python benchmarks/elastic_page.py
 """
@@ -11,11 +11,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
-from benchmarks.elastic import CSV, RULES, SHARES, SPEED  # noqa: E402
+from benchmarks.elastic import CSV, RULES, SHARES, SPEED, VARIANTS  # noqa: E402
 from benchmarks.results import read, replace, svg_pyplot  # noqa: E402
 
 ROOT = CSV.parent.parent
-PAGE, FIGURE = ROOT / "docs/budgets.md", ROOT / "docs/figures/budgets.svg"
+PAGES, FIGURE = (ROOT / "docs/budgets.md", ROOT / "README.md"), ROOT / "docs/figures/budgets.svg"
 BEGIN = "<!-- budgets: written by benchmarks/elastic_page.py -->\n"
 RULES_BEGIN = "<!-- rules: written by benchmarks/elastic_page.py -->\n"
 SPEED_BEGIN = "<!-- speed: written by benchmarks/elastic_page.py -->\n"
@@ -63,7 +63,9 @@ def budget_table(rows: list[dict]) -> list[str]:
             size = f"{int(costs['clip_bytes']) / 1e3:.1f} kB"
             figures = [f"{share} % ({costs['tokens']})", f"{float(costs['clip_gflop']):.3f}", size]
             lines.append(f"| {' | '.join(figures + cells)} |")
-    return lines
+    seeds = {variant: len({row["seed"] for row in rows if row["variant"] == variant}) for variant in VARIANTS}
+    counts = ", ".join(f"{count} of `{variant}`" for variant, count in seeds.items())
+    return [*lines, "", f"Seeds: {counts}."]
 
 
 def rule_table(rows: list[dict]) -> list[str]:
@@ -114,19 +116,20 @@ def plot(rows: list[dict]) -> None:
 
 
 def page(text: str, rows: list[dict], speeds: list[dict]) -> str:
-    """Replace the tables in the page."""
+    """Replace those tables that a page has."""
     for begin, lines in (
         (BEGIN, budget_table(rows)),
         (RULES_BEGIN, rule_table(rows)),
         (SPEED_BEGIN, speed_table(speeds)),
     ):
-        text = replace(text, begin, lines)
+        text = replace(text, begin, lines) if begin in text else text
     return text
 
 
 def main() -> None:
     rows = read(CSV)
-    PAGE.write_text(page(PAGE.read_text(), rows, read(SPEED)))
+    for path in PAGES:
+        path.write_text(page(path.read_text(), rows, read(SPEED)))
     if rows:
         plot(rows)
 
