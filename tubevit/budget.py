@@ -8,6 +8,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Self
 
 import numpy as np
@@ -51,10 +52,11 @@ class Budget:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%(?::(\w+))?", text)
         if not match:
             raise UserError(f"a budget must be SHARE%[:RULE], for example 25% or 50%:motion; found {text!r}")
-        return cls(float(match[1]) / 100, match[2] or "even")
+        return cls(float(Decimal(match[1]) / 100), match[2] or "even")
 
     def __str__(self) -> str:
-        return f"{100 * self.share:g}%" + (f":{self.rule}" if self.rule != "even" else "")
+        percent = (100 * Decimal(repr(float(self.share)))).normalize()  # `from_text` gives the same share again
+        return f"{percent:f}%" + (f":{self.rule}" if self.rule != "even" else "")
 
     def total(self, tokens: int) -> int:
         """Return how many of a number of tokens are kept, at least 1."""
@@ -107,7 +109,7 @@ def _choose(budget: Budget, grids: tuple[Grid, ...]) -> tuple[np.ndarray, ...]:
 
 
 def _proportional(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide a total over parts of given sizes in proportion (Sainte-Laguë): a larger total takes from no part."""
+    """Divide a total over parts of given sizes in proportion (Sainte-Laguë): a larger total takes nothing away from any part."""
     counts = np.zeros(len(sizes), np.int64)
     for _ in range(total):
         counts[np.argmax(np.asarray(sizes) / (2 * counts + 1))] += 1

@@ -43,7 +43,7 @@ def change(tube: Tube, pixels: Any, lines: Lines, shape: Triple, padding: str, x
     changes = xp.concatenate([steps[:, :1], steps], 1) + xp.concatenate([steps, steps[:, -1:]], 1)
     indices = zip(tube.indices(shape, padding), (np.arange(shape[0]), *lines), tube.offset)
     counts = [(index[..., None] == at).sum((1, 2)) * (at >= offset) for index, at, offset in indices]
-    summed = xp.einsum("bthw,it,jh,kw->bijk", changes, *(count.astype(np.int32) for count in counts))
+    summed = xp.einsum("bthw,it,jh,kw->bijk", changes, *(count.astype(np.int32) for count in counts), optimize=True)
     return summed.reshape(len(summed), -1)
 
 

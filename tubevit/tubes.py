@@ -164,10 +164,10 @@ class TubeSet:
         padding: `valid` (windows stay inside the clip) or `same` (one token per started stride; the left padding
             shifts the centres).
         interpolated: whether all 3D tubes share one kernel, resized to each of them (paper section 3.4).
-        budget: what share of the tokens is kept; None keeps all.
+        budget: what share of the tokens is kept; None keeps all, and a share of 100 % becomes None.
 
     Raises:
-        UserError: there is no tube, the padding is unknown, or interpolated tubes have space-to-depth.
+        UserError: there is no tube, or one twice; the padding is unknown; interpolated tubes have space-to-depth.
     """
 
     tubes: tuple[Tube, ...]
@@ -177,8 +177,10 @@ class TubeSet:
 
     def __post_init__(self):
         object.__setattr__(self, "tubes", tuple(self.tubes) if isinstance(self.tubes, tuple | list) else (self.tubes,))
-        if not self.tubes or not all(isinstance(tube, Tube) for tube in self.tubes):
-            raise UserError(f"a tube set holds at least one Tube; found {self.tubes!r}")
+        if not self.tubes or not all(isinstance(t, Tube) for t in self.tubes) or len({*self.tubes}) < len(self.tubes):
+            raise UserError(f"a tube set holds at least one Tube, and each once; found {self.tubes!r}")
+        if self.budget is not None and self.budget.share == 1:
+            object.__setattr__(self, "budget", None)
         if self.padding not in PADDINGS:
             raise unknown("padding", str(self.padding), PADDINGS)
         for tube in self.tubes if self.interpolated else ():
@@ -275,12 +277,9 @@ class TubeSet:
         return float(read.mean())
 
     def values_read(self, shape: Triple) -> int:
-        """Return the number of values in the windows of all tokens that are kept, 3 per pixel.
-
-        Pixels in several windows count each time.
-        """
-        counts = [tube.num_tokens(shape, self.padding) for tube in self.tubes]  # also of tubes that do not fit
-        counts = counts if self.budget is None else self.kept(shape)
+        """Return the number of values in the windows of the kept tokens: 3 per pixel, again for each of its windows."""
+        whole = self.budget is None  # then there may be tubes that do not fit
+        counts = [tube.num_tokens(shape, self.padding) for tube in self.tubes] if whole else self.kept(shape)
         return sum(3 * count * tube.sub_windows * tube.volume for count, tube in zip(counts, self.tubes))
 
 

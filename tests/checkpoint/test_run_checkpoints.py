@@ -3,6 +3,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from tubevit import storage
 from tubevit.checkpoint import run_checkpoints as module
 from tubevit.checkpoint.checkpoint import Checkpoint, steps
 from tubevit.checkpoint.manifest import verify
+from tubevit.checkpoint.replays import Replays
 from tubevit.checkpoint.run_checkpoints import Checkpoints, newest_good
 from tubevit.errors import RunError, UserError
 
@@ -233,6 +235,16 @@ def test_two_damaged_ones(tmp_path, said):
     assert newest_good(folder) == 3
     assert len(said) == 2 and "checkpoint 9" in said[0] and "and 1 more files" in said[0] and "checkpoint 6" in said[1]
     assert steps(folder) == [3] and {"6.damaged", "9.damaged"} < set(os.listdir(folder))
+
+
+def test_what_is_resumed_from_an_older_step_is_not_proved(tmp_path):
+    """Steps that are computed again may differ from those that a clean replay proved."""
+    folder = saved(tmp_path, 3, 6)
+    Replays(6).write(tmp_path)
+    flip(data_file(folder / "6"))
+    assert newest_good(folder) == 3 and Replays.read(tmp_path) == Replays(3)
+    shutil.rmtree(folder)
+    assert newest_good(folder) is None and Replays.read(tmp_path) == Replays(0)
 
 
 def test_killed_before_the_manifest(tmp_path, said):

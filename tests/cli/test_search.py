@@ -83,7 +83,6 @@ def test_bad_input(searched, tiny_run, digits_cache, refused, tmp_path):
     refused([*command, "gs://b/x"], "writes to a local file")
     refused([*command, tmp_path, "--json"], "--tokens are written instead of labels")
     refused([*command, tmp_path, "--budget", "50%"], "found budget 50%: pass --budget 100%")
-    refused(["search", features, query, "--budget", "50%"], "is another model")
     refused([*command, tmp_path, "--head", "motion"], "--head chooses labels")
     refused([*command[:3], tmp_path / "cut.mkv", "--tokens", tmp_path / "new"], "cut.mkv")
     assert not (tmp_path / "new").exists()

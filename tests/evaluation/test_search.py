@@ -12,6 +12,8 @@ from tubevit.evaluation import Prediction
 from tubevit.evaluation.features import Features, read_features
 from tubevit.evaluation.search import find_moments, open_model
 
+MADE_WITH = {"model": "runs/a", "fingerprint": "0123", "budget": "25%:motion"}
+
 
 def some_features(count=60, width=7, every=0.5, length=2.0, seed=0):
     """Clips of two videos, every `every` seconds each, and two files without times."""
@@ -74,8 +76,10 @@ def saved(path, features):
 def test_features_are_read_as_they_were_written(tmp_path):
     clips = [Prediction("a.mp4", "video", 0.0, 2.0, np.ones(3, np.float32)), Prediction("\udcff.png", "image",
              features=np.zeros(3, np.float32))]  # fmt: skip
-    found = read_features(saved(tmp_path / "x.npz", Features.collect(clips, 3, "runs/a", "0123")))
-    assert found.files.tolist() == ["a.mp4", "\udcff.png"] and (found.model, found.fingerprint) == ("runs/a", "0123")
+    found = read_features(saved(tmp_path / "x.npz", Features.collect(clips, 3, **MADE_WITH)))
+    assert found.files.tolist() == ["a.mp4", "\udcff.png"] and [getattr(found, key) for key in MADE_WITH] == [
+        *MADE_WITH.values()
+    ]
     np.testing.assert_array_equal(found.features, [[1, 1, 1], [0, 0, 0]])
     np.testing.assert_array_equal([found.start, found.end], [[0, np.nan], [2, np.nan]])
     assert found.features.dtype == np.float32 and found.start.dtype == np.float64
@@ -98,7 +102,7 @@ def damaged(name):
         "cut": (npz(**whole)[:-200], "is damaged or no .npz"),
         "flipped": (npz(**whole)[:400] + b"\x55" * 8 + npz(**whole)[408:], "is damaged"),
         "single": (single.getvalue(), "is a single array"),
-        "older": (npz(**{k: v for k, v in whole.items() if k not in ("model", "fingerprint")}), "of an older version"),
+        "older": (npz(**{k: v for k, v in whole.items() if k != "budget"}), "of an older version"),
         "other": (npz(x=np.zeros(3)), "holds no features and no files and no start"),
         "keys": (npz(**{k: v for k, v in whole.items() if k != "start"}), "holds no start, only features, files"),
         "flat": (npz(**whole | {"features": np.zeros(12, np.float32)}), r"features has shape \(12,\)"),
@@ -143,6 +147,11 @@ def test_only_the_model_that_made_the_features(tiny, tmp_path, monkeypatch):
     tubevit.save_model(tiny(depth=1, seed=1), "runs_b")
     found = Features(**vars(some_features()) | {"model": "runs_a", "fingerprint": fingerprint(model)})
     assert fingerprint(open_model(found, "x.npz")) == fingerprint(model)
+    kept = model.config.replace(budget="25%:motion")
+    part = {"budget": "25%:motion", "fingerprint": fingerprint(tubevit.load_model("runs_a", budget="25%:motion"))}
+    assert open_model(Features(**vars(found) | part), "x.npz").config == kept
+    tubevit.save_model(tubevit.load_model("runs_a", budget="50%"), "with_a_budget")
+    assert open_model(found, "x.npz", "with_a_budget").config == model.config
     (tmp_path / "runs_a").rename("moved")
     assert open_model(found, "x.npz", "moved").config == model.config
     tubevit.save_model(tubevit.load_model("moved", num_classes=2), "other_heads")

@@ -164,6 +164,19 @@ def test_what_is_not_whole_does_not_appear(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["c.json", "c.npy"]
 
 
+def test_names_that_are_the_same_from_several_folders(tmp_path, monkeypatch):
+    """Each is the file of the folder in which predict was run."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        if name == "b":
+            with pytest.raises(UserError, match=f"holds the tokens of {tmp_path}/a/clip.mp4"):
+                token_paths(tmp_path / "out", ["clip.mp4"])
+            assert token_paths(tmp_path / "out", [tmp_path / "a/clip.mp4"])
+        else:
+            list(write_tokens(some_clips("clip.mp4", 1), token_paths(tmp_path / "out", ["clip.mp4"]), MADE_WITH))
+
+
 def test_names_that_are_the_same_in_several_folders(tmp_path):
     files = [tmp_path / name for name in ("in/a/clip.mp4", "in/b/clip.mp4", "in/b/clip.avi")]
     out = tmp_path / "out"

@@ -81,8 +81,9 @@ def _newest_good(folder: pathlib.PurePath) -> int | None:
             renamed = f"renamed to {step}{suffix}"
             logger.warning(f"checkpoint {step} in {folder} {reason}: {renamed}; resuming from step {chosen}")
             _set_aside(folder, step, suffix)
-    if replays.corrupt is not None:  # what is saved from here on is as good as what is resumed
-        _write(Replays(chosen or 0), folder.parent)
+    proved = min(replays.clean, chosen or 0)  # what is saved from here on is as good as what is resumed
+    if replays != Replays(proved):
+        _write(Replays(proved), folder.parent)
     return chosen
 
 
@@ -257,6 +258,8 @@ class Checkpoints:
         """
         self._replays.corrupt = step
         run_on_main(lambda: _write(self._replays, self._workdir))
+        with contextlib.suppress(RunError):  # the difference is the error that counts
+            self.wait()  # for a checkpoint that may be good
         good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
         if good is None:
             return "no checkpoint is known to be good"

@@ -71,7 +71,7 @@ def run(args) -> None:
 
     _check_output(args)
     model = load_model(args.checkpoint, **inference_fields(args.int8, args.budget))
-    if args.tokens is not None and model.config.budget is not None and model.config.budget.share < 1:
+    if args.tokens is not None and model.config.budget is not None:
         raise UserError(f"--tokens needs whole grids; found budget {model.config.budget}: pass --budget 100%")
     files, left_out = find_files(args.files), []
     paths = {} if args.tokens is None else token_paths(args.tokens, files)
@@ -97,7 +97,9 @@ def run(args) -> None:
                 logger.error(f"tubevit: {found.error}")
 
     if args.features is not None:
-        write_features(args.features, Features.collect(without_errors(), model.config.width, **made_with))
+        budget = str(model.config.budget or "")
+        found = Features.collect(without_errors(), model.config.width, **made_with, budget=budget)
+        write_features(args.features, found)
     elif args.csv is not None:
         write_labels(args.csv, _begun(without_errors()))
     elif labels:

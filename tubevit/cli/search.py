@@ -27,7 +27,6 @@ def add_arguments(parser) -> None:
         help="videos, images, folders or glob patterns that show what to find; of a video, the clip from its middle",
     )
     add("--checkpoint", metavar="NAME", help="the model that made the features (default: under the name it had then)")
-    add("--budget", metavar="BUDGET", help="the budget that `predict --features` had, if it had one")
     add("--top", type=COUNT, default=5, help="number of moments per query (default 5)")
     add("--page", metavar="DIR", help="write a page of film strips of queries and moments (needs 'tubevit[plot]')")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -37,13 +36,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit.evaluation import find_files, inference_fields
+    from tubevit.evaluation import find_files
     from tubevit.evaluation.features import read_features
     from tubevit.evaluation.search import find_moments, open_model, query_features
 
     _check_output(args)
     features, queries = read_features(args.features), find_files(args.queries)
-    model = open_model(features, args.features, args.checkpoint, **inference_fields(False, args.budget))
+    model = open_model(features, args.features, args.checkpoint)
     found = find_moments(features, query_features(model, queries), args.top)
     rows = [_row(query, *each) for query, moments in zip(queries, found) for each in enumerate(moments, 1)]
     if args.csv is not None:

@@ -10,7 +10,8 @@ import numpy as np
 from tubevit.errors import UserError
 from tubevit.evaluation.predict import Prediction
 
-_KINDS = {"features": "f", "files": "U", "start": "f", "end": "f", "model": "U", "fingerprint": "U"}
+_MODEL = ("model", "fingerprint", "budget")
+_KINDS = {"features": "f", "files": "U", "start": "f", "end": "f"} | dict.fromkeys(_MODEL, "U")
 _REMEDY = "write it again with `tubevit predict --features`"
 
 
@@ -24,6 +25,7 @@ class Features:
         start, end: (n,) float64, of the clip in seconds; NaN for a clip that stands for the whole file.
         model: name of the checkpoint.
         fingerprint: see `checkpoint.fingerprint`.
+        budget: text of the model's budget, "" if it took all tokens.
     """
 
     files: np.ndarray
@@ -32,10 +34,17 @@ class Features:
     end: np.ndarray
     model: str
     fingerprint: str
+    budget: str = ""
 
     @classmethod
-    def collect(cls, predictions: Iterable[Prediction], width: int, model: str, fingerprint: str) -> Self:
-        """Collect the features of all predictions; `width` is D, also if there are none."""
+    def collect(cls, predictions: Iterable[Prediction], width: int, **made_with: str) -> Self:
+        """Collect the features of all predictions.
+
+        Args:
+            predictions: those of `predict`.
+            width: D, also if there are none.
+            **made_with: `model`, `fingerprint` and `budget`.
+        """
         rows = [(os.fspath(found.file), found.features, found.start, found.end) for found in predictions]
         files, features, start, end = zip(*rows) if rows else ((),) * 4
         return cls(
@@ -43,8 +52,7 @@ class Features:
             np.array(features, np.float32).reshape(-1, width),
             np.array(start, np.float64),  # None becomes NaN
             np.array(end, np.float64),
-            model,
-            fingerprint,
+            **made_with,
         )
 
     def save(self, file: IO[bytes]) -> None:
@@ -55,8 +63,7 @@ class Features:
             features=self.features,
             start=self.start,
             end=self.end,
-            model=np.array(self.model),
-            fingerprint=np.array(self.fingerprint),
+            **{name: np.array(getattr(self, name)) for name in _MODEL},
         )
 
 
@@ -68,12 +75,12 @@ def read_features(path: str | os.PathLike) -> Features:
     """
     arrays = _read_arrays(path)
     missing = [name for name in _KINDS if name not in arrays]
-    if missing == ["model", "fingerprint"]:
-        raise UserError(f"{path} is of an older version, which did not record the model; {_REMEDY}")
+    if missing and set(missing) <= set(_MODEL):
+        raise UserError(f"{path} is of an older version, which did not record the {missing[0]}; {_REMEDY}")
     if missing:
         raise UserError(f"{path} holds no {' and no '.join(missing)}, only {', '.join(arrays) or 'nothing'}; {_REMEDY}")
     shape = arrays["features"].shape
-    rows, expected = shape[:1], {"features": shape[:1] + shape[1:2], "model": (), "fingerprint": ()}
+    rows, expected = shape[:1], {"features": shape[:1] + shape[1:2]} | dict.fromkeys(_MODEL, ())
     for name, array in arrays.items():
         if array.dtype.kind != _KINDS[name] or array.shape != expected.get(name, rows) or len(shape) != 2:
             raise UserError(f"{path} is damaged: {name} has shape {array.shape} and type {array.dtype}; {_REMEDY}")
@@ -82,8 +89,8 @@ def read_features(path: str | os.PathLike) -> Features:
     if not np.isfinite(arrays["features"]).all():
         row = int(np.flatnonzero(~np.isfinite(arrays["features"]).all(axis=1))[0])
         raise UserError(f"{path} holds features that are not finite, first of {arrays['files'][row]} (row {row})")
-    model, fingerprint = (str(arrays.pop(name)) for name in ("model", "fingerprint"))
-    return Features(**arrays, model=model, fingerprint=fingerprint)
+    made_with = {name: str(arrays.pop(name)) for name in _MODEL}
+    return Features(**arrays, **made_with)
 
 
 def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -33,20 +33,19 @@ class Moment:
     similarity: float
 
 
-def open_model(features: Features, path: str | os.PathLike, name: str | None = None, **fields) -> TubeViT:
-    """Load the model that made features.
+def open_model(features: Features, path: str | os.PathLike, name: str | None = None) -> TubeViT:
+    """Load the model that made features, with the budget that it had.
 
     Args:
         features: as `read_features` read them from `path`.
         path: for messages.
         name: name of its checkpoint; None takes the name that it had when the features were made.
-        **fields: fields of the model that were replaced, see `tubevit.load_model`.
 
     Raises:
         UserError: there is no such checkpoint, or it is another model.
     """
     try:
-        model = load_model(features.model if name is None else name, **fields)
+        model = load_model(features.model if name is None else name, budget=features.budget or "100%")
     except UserError as error:
         if name is not None:
             raise

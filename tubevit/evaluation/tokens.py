@@ -35,14 +35,14 @@ def token_paths(folder: str | os.PathLike, files: Iterable[File]) -> dict[File, 
     paths = {file: pathlib.Path(folder, path.relative_to(above)) for file, path in absolute.items()}
     for file, path in paths.items():
         found = _file_of(path)
-        if found is not None and os.path.abspath(found) != os.fspath(absolute[file]):
+        if found is not None and found != os.fspath(absolute[file]):
             of = f"holds the tokens of {found}" if found else "is not written by predict --tokens"
             raise UserError(f"{_with(path, '.json')} {of}; name another folder for those of {file}")
     return paths
 
 
 def _file_of(path: pathlib.Path) -> str | None:
-    """Return the file whose tokens are at a place, None if there is nothing, and "" for something else."""
+    """Return the absolute path whose tokens are at a place, None if nothing is there, and "" for something else."""
     if not any(_with(path, suffix).exists() for suffix in (".npy", ".json")):
         return None
     try:
@@ -74,7 +74,7 @@ def write_tokens(
         UserError: the files cannot be written; RunError: the disk is full or broken.
     """
     for file, clips in itertools.groupby(predictions, key=lambda found: found.file):
-        path, about = paths[file], {"file": os.fspath(file), **made_with}
+        path, about = paths[file], {"file": os.path.abspath(file), **made_with}
         with contextlib.ExitStack() as stack:
             with _writing(path):
                 output = _Output(path, about, stack)

@@ -73,7 +73,8 @@ class Replay:
         _, shift, _ = self._shifts
         other = self._compute(shift, state, self._placed(shift, inputs))[2]
         new, metrics, first = self._compute(0, state, batch)
-        same, finite = first.agrees(other), run_on_main(lambda: _is_finite(metrics))
+        ours = _is_finite(metrics)  # all processes compute it
+        same, finite = first.agrees(other), run_on_main(lambda: ours)
         if same and finite:
             if not self._proved:
                 devices = "other devices" if shift else "the same device"
