@@ -22,6 +22,7 @@ from tubevit.preflight.bounds import bounds, sizes_of, work_of
 from tubevit.preflight.candidates import PARTS, accelerator_type, candidates, slices_of
 from tubevit.preflight.plan import plan
 from tubevit.preflight.plan_report import plan_report
+from tubevit.preflight.program import step_flops
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
 from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
 from tubevit.training.optimizer import make_optimizer
@@ -110,6 +111,15 @@ def test_bounds_are_below_what_was_compiled(config):
         assert slices > 1 or 0.6 < sent / float(row["sent_gb"]) < 1.1, row
 
 
+def test_work_of_elastic_training_is_that_of_the_largest_budget():
+    whole, half = (
+        resolve(load_config("k600", {"train.elastic": shares}), assume_missing=True) for shares in ("", "25%,50%")
+    )
+    work = [work_of(plan.config, plan.model) for plan in (whole, half)]
+    assert 0.4 < work[1].flops / work[0].flops < 0.5 and work[1].kept < work[0].kept
+    assert 0.4 < step_flops(half) / step_flops(whole) < 0.5
+
+
 def test_the_front(found):
     for chip, generation in found["generations"].items():
         front = generation["front"]
@@ -177,16 +187,24 @@ def test_what_time_does_not_suffice_for(capsys):
 
 
 def test_what_fits_nowhere(capsys):
+    needed = 40 * GIB
+
     def full(config, overrides, topology, parts, effort):
-        failed = {"fits": False, "needed": 40 * GIB, "message": "", "seconds": 1.0}
+        failed = {"fits": False, "needed": needed, "message": "", "seconds": 1.0}
         return result(train=failed) | {"memory_of_compiler": 1}
 
-    with pytest.raises(RunError, match=r"nothing fits: v5e:\S+ mesh.fsdp=.* is nearest and needs at least [\d.]+ of"):
+    with pytest.raises(RunError, match=r"nothing fits: v5e:\S+ mesh.fsdp=.* is nearest and needs at least 40.00 GiB"):
         call(full)
     assert "nothing fits; v5e:" in capsys.readouterr().out
+    needed = None
+    with pytest.raises(RunError, match=r"nothing fits: v5e:\S+ .* needs more than the 15.75 GiB of a device"):
+        call(full)
 
 
 def test_what_cannot_be_planned(capsys):
+    for flags in (["--chips", "8"], ["--minutes", "3"]):
+        assert main(["preflight", "--config", CONFIG, "--topology", "v5e:2x2", *flags]) == 2
+        assert f"{flags[0]} goes with --plan" in capsys.readouterr().err
     for flags, text in (
         (["--topology", "v5e", "--suggest"], "--suggest is for a single topology"),
         (["--topology", "tpu7x"], "found tpu7x:2x2x1"),

@@ -8,7 +8,7 @@ import pytest
 
 from tubevit.preflight.bounds import Bounds
 from tubevit.preflight.candidates import Candidate
-from tubevit.preflight.search import front, search, share_bound, shares_of
+from tubevit.preflight.search import OutOfTime, front, search, share_bound, shares_of
 
 HBM = 1000
 
@@ -17,7 +17,8 @@ def candidate(devices=4, rows=8, seconds=1.0, attention="auto", memory=10, fsdp=
     """A candidate that needs so many seconds and bytes at least."""
     bounds = Bounds(memory, 0, 0, False, seconds, 0.0, network)
     given = dict(topology=f"slice of {devices}", chip="v5e", mesh=(devices // fsdp, fsdp, 1), grad_accum_steps=1)
-    return Candidate(**given | fields, devices=devices, remat="names", attention=attention, rows=rows, bounds=bounds)
+    given |= {"remat": "names"} | fields
+    return Candidate(**given, devices=devices, attention=attention, rows=rows, bounds=bounds)
 
 
 def random_candidates(rng):
@@ -107,6 +108,29 @@ def test_a_misfit_excludes_what_needs_more():
     calls = []
     found = search([large, small, other], lambda c: calls.append(c) or None, HBM)
     assert found.misfits == calls and set(calls) == {small, other} and found.too_large == 1
+
+
+def test_a_misfit_excludes_only_what_keeps_no_less():
+    """Arithmetic counts the same for all that keep at least what `names` does."""
+    kept = {remat: candidate(memory=900, remat=remat) for remat in ("none", "names", "full")}
+    for misfit, excluded in (("none", 0), ("names", 1), ("full", 2)):
+        order = [kept[misfit], *(c for c in kept.values() if c is not kept[misfit])]
+        seconds = [dataclasses.replace(c.bounds, compute=i + 1.0) for i, c in enumerate(order)]
+        order = [dataclasses.replace(c, bounds=each) for c, each in zip(order, seconds)]
+        found = search(order, lambda c: None if c is order[0] else 5.0, HBM)  # noqa: B023
+        assert found.misfits == order[:1] and found.too_large == excluded, misfit
+
+
+def test_a_search_out_of_time_leaves_the_rest_open():
+    given = [candidate(devices, 64 // devices, 64 / devices) for devices in (1, 2, 4, 8)]
+
+    def compiled(c):
+        if c.devices == 4:
+            raise OutOfTime
+        return c.bounds.seconds * 2
+
+    found = search(given, compiled, HBM)
+    assert [c.devices for c in found.seconds] == [8] and [c.devices for c in found.open] == [4, 2, 1]
 
 
 def test_stopping_leaves_the_rest_open():

@@ -109,7 +109,7 @@ def _choose(budget: Budget, grids: tuple[Grid, ...]) -> tuple[np.ndarray, ...]:
 
 
 def _proportional(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide a total over parts of given sizes in proportion (Sainte-Laguë): a larger total takes nothing away from any part."""
+    """Divide a total over parts in proportion to their sizes (Sainte-Laguë); a larger total gives no part less."""
     counts = np.zeros(len(sizes), np.int64)
     for _ in range(total):
         counts[np.argmax(np.asarray(sizes) / (2 * counts + 1))] += 1

@@ -116,6 +116,9 @@ def test_splits_and_labels_that_are_refused(tiny, lists, tmp_path):
 def test_pixels_as_numpy(tiny_run, lists, capsys):
     """Ridge regression by its normal equations, in float64, on grey clips that are computed here."""
     command = f"evaluate --checkpoint {tiny_run} --data {lists} --probe pixels --json --out /dev/null"
+    for flag in (["--int8"], ["--budget", "25%"]):
+        assert main([*command.split(), *flag]) == 2
+        assert f"leave out {flag[0]}" in capsys.readouterr().err
     assert main(command.split()) == 0
     (record,) = json.loads(capsys.readouterr().out)
     model, grey = tubevit.load_model(tiny_run), []

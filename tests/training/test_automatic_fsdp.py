@@ -36,6 +36,16 @@ def test_the_smallest_that_fits(huge, devices):
         assert choose_fsdp(huge.config, huge.model, devices, int(0.97 * enough))[0] == 2 * fsdp
 
 
+def test_replays_keep_another_state(huge):
+    """Beside the parameters and moments, 12 bytes per parameter."""
+    config = huge.config.copy_and_resolve_references()
+    config.train.replay = 100
+    more = 3 * 4 * count_parameters(huge.model) / 4 / SHARE
+    enough = needed(huge, 4, 4) / SHARE + more
+    assert choose_fsdp(config, huge.model, 64, int(1.01 * enough))[0] == 4
+    assert choose_fsdp(config, huge.model, 64, int(0.97 * enough))[0] == 8
+
+
 def test_it_says_why(huge):
     fsdp, note = choose_fsdp(huge.config, huge.model, 256, 16 * GIB)
     assert f"mesh.fsdp={fsdp}, " in note and f"{needed(huge, fsdp, 1) / GIB:.1f}" in note and "of 16.00 GiB" in note

@@ -7,6 +7,7 @@ import pytest
 from tests.models import reference
 from tubevit.tubes import PRESETS, Tube, TubeSet, as_tube_set
 from tubevit.visualize import attention, layout
+from tubevit.windows import take_windows
 
 TUBES = "4x8x8/8x16x16%2x1x1_1x8x8/16x16x16"
 SMALL = dict(tubes=TUBES, frames=16, size=32)
@@ -126,6 +127,21 @@ def test_images_are_painted_by_the_2d_tube(tiny):
     weights = np.asarray(attention.token_weights(model, image[None])[0])[0]
     assert pooling.sum() == pytest.approx(1 - weights[0], abs=1e-5)  # the class token lies nowhere
     assert pooling[0, 0, 0] == pytest.approx(weights[1] / 64, rel=1e-5) and pooling[0, 0, 8] == 0  # stride 16
+
+
+@pytest.mark.parametrize("budget", ["50%", "50%:motion"])
+def test_tokens_that_are_not_kept_weigh_nothing(tiny, budget):
+    model, clip, shape = tiny(**SMALL, budget=budget), clips(1)[0], (16, 32, 32)
+    pooling, rolled = attention.heat_maps(model, clip)
+    assert pooling.sum() == pytest.approx(1, abs=1e-5) == rolled.sum()
+    batch, tubes = take_windows(clip[None], model.config.tubes), model.config.tubes.with_budget(None)
+    weights = np.asarray(attention.token_weights(model, clip[None])[0])[0]
+    expected, first = np.zeros(tubes.num_tokens(shape)), 0
+    for kept, count in zip(batch.kept, tubes.kept(shape)):
+        at, weights = np.ravel(kept), np.asarray(weights)
+        expected[first + at], weights, first = weights[: len(at)], weights[len(at) :], first + count
+    np.testing.assert_allclose(pooling, attention.paint(expected, tubes, shape), atol=1e-6)
+    assert layout.pixels_read(model.config.tubes, shape).any(axis=0).mean() == pytest.approx(tubes.pixels_read(shape))
 
 
 @pytest.mark.parametrize("name", PRESETS)

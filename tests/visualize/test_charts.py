@@ -54,6 +54,7 @@ def test_similarity_is_the_cosine_of_the_embeddings(tiny):
         cosine = embedding[i] @ embedding[j] / np.linalg.norm(embedding[i]) / np.linalg.norm(embedding[j])
         assert similarity[i, j] == pytest.approx(cosine, abs=1e-6)
     assert similarity.shape == (176, 176) and centres.shape == (176, 3)
+    np.testing.assert_array_equal(positions.position_similarity(tiny(budget="25%"))[0], similarity)
     with pytest.raises(UserError, match="no position embedding"):
         positions.position_similarity(tiny(position="none"))
 

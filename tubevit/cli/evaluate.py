@@ -3,6 +3,7 @@
 import json
 
 from tubevit.budget import as_budget
+from tubevit.cli.budget_flag import add_budget
 from tubevit.data.views import AVERAGES
 from tubevit.errors import RunError, UserError
 from tubevit.ranges import COUNT, SHARE, WHOLE
@@ -38,10 +39,7 @@ def add_arguments(parser) -> None:
         "whatever its classes; `pixels` fits it to small grey clips instead, which is what a model should exceed",
     )
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
-    add(
-        "--budget", metavar="BUDGET",
-        help="share of the tokens that the model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
-    )  # fmt: skip
+    add_budget(add)
     add(
         "--out",
         help="file for the records (default: eval.json or probe_KIND.json, with --int8 eval_int8.json, with --budget "

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from tubevit.cli.budget_flag import add_budget
 from tubevit.errors import UserError
 
 HELP = "export a model for other programs: safetensors with a JSON file, a program of jax.export, PyTorch, or ONNX"
@@ -21,10 +22,7 @@ def add_arguments(parser) -> None:
     add("name", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo")
     add("folder", metavar="DIR", help="new or empty folder")
     add("--format", required=True, choices=("safetensors", "jax", "torch", "onnx"))
-    add(
-        "--budget", metavar="BUDGET",
-        help="share of the tokens that the model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
-    )  # fmt: skip
+    add_budget(add)
     add("--platforms", metavar="NAME,...", help="for --format jax: platforms it can run on (default cpu,tpu,cuda)")
     add("--head", help="for --format jax and onnx: head to export; may be omitted if the model has one head")
 

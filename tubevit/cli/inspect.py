@@ -3,6 +3,7 @@
 import json
 import logging
 
+from tubevit.cli.budget_flag import add_budget
 from tubevit.errors import UserError
 from tubevit.ranges import COUNT, WHOLE
 
@@ -27,10 +28,7 @@ def add_arguments(parser) -> None:
     )
     add("--config", metavar="FILE[:arg=value,...]", help="inspect the model of an experiment")
     add("--tubes", help="tubes, as a preset or as text, instead of the model's own")
-    add(
-        "--budget", metavar="BUDGET",
-        help="share of the tokens that a model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
-    )  # fmt: skip
+    add_budget(add)
     add("--padding", help="padding of the tubes: valid or same")
     add("--frames", type=COUNT, help="number of frames of the clip")
     add("--size", type=COUNT, help="height and width of the clip in pixels")

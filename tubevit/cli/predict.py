@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 
+from tubevit.cli.budget_flag import add_budget
 from tubevit.errors import UserError
 from tubevit.ranges import COUNT, POSITIVE
 
@@ -34,10 +35,7 @@ def add_arguments(parser) -> None:
     add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
-    add(
-        "--budget", metavar="BUDGET",
-        help="share of the tokens that the model takes and, if not `even`, the rule: 25%%, 50%%:motion, tube, random",
-    )  # fmt: skip
+    add_budget(add)
     add(
         "--every", type=POSITIVE, metavar="SECONDS",
         help="predict one clip of a video every SECONDS, with its start and end",

@@ -7,6 +7,7 @@ from tubevit.errors import RunError, UserError
 from tubevit.ranges import COUNT, POSITIVE, WHOLE
 
 logger = logging.getLogger(__name__)
+_CHIPS = 256  # of the largest slice of a plan
 HELP = "compile an experiment for TPUs or GPUs that are not attached: memory, FLOPs, collectives, whether it fits"
 EXAMPLES = (
     "tubevit preflight --config k600 --topology v5e:16x16",
@@ -34,11 +35,10 @@ def add_arguments(parser) -> None:
         help="find the slices and settings on the front of time and chip-hours for the whole run, and print the "
         "commands that launch them; the batch and all keys that you set stay",
     )
-    add("--chips", type=COUNT, default=256, metavar="N", help="with --plan: chips of the largest slice (default: 256)")
+    add("--chips", type=COUNT, metavar="N", help=f"with --plan: chips of the largest slice (default: {_CHIPS})")
     add(
         "--minutes",
         type=POSITIVE,
-        default=15.0,
         metavar="N",
         help="with --plan: time for compiling; what is not compiled then is listed with its bounds (default: 15)",
     )
@@ -60,6 +60,9 @@ def run(args, compiler=None) -> None:
     """Run the verb; `compiler` replaces `compile_in_process`."""
     if args.plan:
         return _plan(args, compiler)
+    for flag, value in (("--chips", args.chips), ("--minutes", args.minutes)):
+        if value is not None:
+            raise UserError(f"{flag} goes with --plan")
     from tubevit.preflight.report import report, verdicts
     from tubevit.preflight.run import compile_in_process, preflight, suggest
     from tubevit.preflight.topology import find_topology
@@ -87,9 +90,8 @@ def run(args, compiler=None) -> None:
 
 def _plan(args, compiler) -> None:
     from tubevit.preflight.candidates import slices_of
-    from tubevit.preflight.plan import plan
-    from tubevit.preflight.plan_report import plan_report
-    from tubevit.preflight.topology import GIB
+    from tubevit.preflight.plan import MINUTES, plan
+    from tubevit.preflight.plan_report import needed, plan_report
 
     given = {"--suggest": args.suggest, "--effort low": args.effort == "low"}
     given |= {"--top-bytes": args.top_bytes, "--top-cycles": args.top_cycles}
@@ -97,11 +99,10 @@ def _plan(args, compiler) -> None:
         raise UserError(f"--plan compiles many steps with full effort; {other[0]} is for a single topology")
     options = {} if compiler is None else {"compiler": compiler}
     overrides, log = args.config_overrides, logger.info
-    slices = slices_of(args.topology, args.chips)
-    found = plan(args.config, overrides, slices, args.minutes, log, **options)
+    slices = slices_of(args.topology, args.chips or _CHIPS)
+    found = plan(args.config, overrides, slices, args.minutes or MINUTES, log, **options)
     print(json.dumps(found, indent=2) if args.json else plan_report(found))
     if not any(generation["front"] or generation["open"] for generation in found["generations"].values()):
         smallest = [generation["smallest"] for generation in found["generations"].values()]
         row = min(smallest, key=lambda row: row["peak"] / row["hbm"])
-        needed, of = row["peak"] / GIB, row["hbm"] / GIB
-        raise RunError(f"nothing fits: {row['settings']} is nearest and needs at least {needed:.2f} of {of:.2f} GiB")
+        raise RunError(f"nothing fits: {row['settings']} is nearest and needs {needed(row)}")

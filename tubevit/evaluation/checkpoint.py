@@ -104,6 +104,9 @@ class EvalOptions:
         if self.views is not None:
             Views.from_text(self.views)
         as_budget(self.budget)
+        for flag, value in (("--int8", self.int8), ("--budget", self.budget)):
+            if value and self.probe == "pixels":
+                raise UserError(f"--probe pixels fits a model of pixels, without tokens or blocks; leave out {flag}")
         if self.average is not None:
             find_key("eval.average").check("average", self.average)
             if self.probe:

@@ -14,8 +14,8 @@ from tubevit.config.resolve import Resolved, resolve
 from tubevit.errors import UserError
 from tubevit.preflight.candidates import Candidate, accelerator_type, candidates
 from tubevit.preflight.devices import compiler_version
-from tubevit.preflight.run import TRAIN, compile_in_process, preflight
-from tubevit.preflight.search import TOLERANCE, Found, front, search, share_bound, shares_of
+from tubevit.preflight.run import TRAIN, compile_in_process, notes_of, preflight
+from tubevit.preflight.search import TOLERANCE, Found, OutOfTime, front, search, share_bound, shares_of
 from tubevit.preflight.topology import CHIPS, Topology, find_topology
 from tubevit.sharding.mesh import AXES
 
@@ -65,7 +65,7 @@ def plan(
     if _SCAN not in overrides and not resolved.model.scan:  # unrolled steps take many minutes to compile
         looped = dataclasses.replace(resolved, model=resolved.model.replace(scan=True))
     fixed = {**overrides, _SCAN: str(looped.model.scan)}
-    notes = list(resolved.notes)
+    notes = [*resolved.notes, *notes_of(settings)]
     if looped is not resolved:
         notes.append("compiled with model.scan=True; the runs have model.scan=False, which takes fewer cycles")
     found = candidates(looped, slices, overrides)
@@ -110,9 +110,14 @@ class _Steps:
         return self.clock() + self.longest > self.end
 
     def compiled(self, candidate: Candidate) -> float | None:
-        """Return the larger of a step's cycles and the least time of its roofline; None if it does not fit."""
+        """Return the larger of a step's cycles and the least time of its roofline; None if it does not fit.
+
+        Raises `OutOfTime` if the deadline was reached while other compiles had the cores.
+        """
         changed, topology = {**self.fixed, **candidate.overrides}, find_topology(candidate.topology)
         with self._core:
+            if self.late():
+                raise OutOfTime
             begun = self.clock()
             found = preflight(self.config, changed, topology, TRAIN, compiler=self.compiler)
             self.longest = max(self.longest, self.clock() - begun)
@@ -136,7 +141,7 @@ def _generation(result: Found, ours: Sequence[Candidate], make: Callable[..., di
         "front": [make(c, result.seconds[c]) for c in best],
         "compiled": [make(c, s) for c, s in result.seconds.items() if c not in best],
         "misfits": [make(c, None) for c in result.misfits],
-        "smallest": None if best or least else make(min(ours, key=lambda c: c.bounds.memory), None),
+        "smallest": None if best or least else make(min(result.misfits or ours, key=lambda c: c.bounds.memory), None),
         "open": [make(c, s) for c, s in least.items()],
         "candidates": len(ours), "too_large": result.too_large, "bounded": result.bounded,
         "uncompiled": len(result.open),
@@ -159,7 +164,7 @@ def _row(
         "devices": candidate.devices, "mesh": dict(zip(AXES, candidate.mesh)), "remat": candidate.remat,
         "grad_accum_steps": candidate.grad_accum_steps, "attention": candidate.attention, "rows": candidate.rows,
         "compiled": part is not None, "hbm": CHIPS[candidate.chip].hbm, "bound_seconds": bound.seconds,
-        "peak": part.get("peak", part.get("needed")) if part else bound.memory,
+        "peak": _peak(part or {}) or bound.memory,
     }  # fmt: skip
     if seconds is None:
         return row
@@ -171,6 +176,11 @@ def _row(
         "seconds": seconds, "hours": hours, "chip_hours": hours * candidate.devices,
         "launch": _launch(config, overrides, resolved, candidate),
     }  # fmt: skip
+
+
+def _peak(part: Mapping) -> int | None:
+    """Return the bytes that a compiled step needs, None if the compiler does not tell."""
+    return part["peak"] if "peak" in part else part.get("needed")
 
 
 def _launch(config: str, overrides: Mapping[str, str], resolved: Resolved, candidate: Candidate) -> str:

@@ -36,11 +36,18 @@ def plan_report(found: Mapping) -> str:
             lines += ["not compiled; ms and GiB are lower bounds by arithmetic; the first of each slice:"]
             lines += _table(rows)
         if row := generation["smallest"]:
-            needed, of = row["peak"] / GIB, row["hbm"] / GIB
-            lines.append(f"nothing fits; {row['settings']} needs the least, at least {needed:.2f} GiB of {of:.2f} GiB")
+            lines.append(f"nothing fits; {row['settings']} needs the least: {needed(row)}")
     several = len(found["generations"]) > 1
     marked = " * is on the front of all chips together, whose hours do not cost the same." if several else ""
     return "\n".join([*lines, "", LABEL.format(tolerance=found["tolerance"]) + marked, f"{found['seconds']:.0f} s"])
+
+
+def needed(row: Mapping) -> str:
+    """Say what a row that does not fit needs; the compiler does not always tell."""
+    least, of = row["peak"] / GIB, row["hbm"] / GIB
+    if row["peak"] <= row["hbm"]:
+        return f"more than the {of:.2f} GiB of a device"
+    return f"at least {least:.2f} GiB, and a device has {of:.2f} GiB"
 
 
 def _table(rows: list[Mapping]) -> list[str]:

@@ -128,10 +128,11 @@ def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
 
 
 def step_flops(plan: Resolved) -> int:
-    """Return the FLOPs of a training step, without recomputation, see `training_flops`."""
-    heads, total = dict(plan.model.heads), 0
+    """Return the FLOPs of a training step, without recomputation, see `training_flops` and `train_program`."""
+    model = elastic_models(plan.model, plan.config.train.elastic)[-1]
+    heads, total = dict(model.heads), 0
     for dataset in plan.config.data.train.values():
         image = heads[dataset.head].modality == "image"
-        shape = (1, *plan.model.shape[1:]) if image else plan.model.shape
-        total += dataset.batch_size * training_flops(plan.model, shape, dataset.head)
+        shape = (1, *model.shape[1:]) if image else model.shape
+        total += dataset.batch_size * training_flops(model, shape, dataset.head)
     return total

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
+from ml_collections import ConfigDict
+
 from tubevit.config import check_trains, load_config
 from tubevit.config.derive import apply_recipe
 from tubevit.errors import RunError, UserError
@@ -23,6 +25,17 @@ TRAIN, REST = ("train",), ("eval", "tokenizer", "encoder")
 FULL_EFFORT_LIMIT = 180  # seconds per process
 _TIMEOUT = 1800
 LOW_EFFORT = "compiled with low effort: cycles and bytes are far above those of training, which has full effort"
+
+
+def notes_of(settings: ConfigDict) -> list[str]:
+    """Say what the compiled step of an experiment leaves out."""
+    notes = []
+    if settings.train.elastic:
+        notes.append(f"train.elastic={settings.train.elastic}: the step is that of the largest budget")
+    if settings.train.replay:
+        notes.append("train.replay: a replayed step, which is not compiled, needs memory for one more training state, "
+                     "and with mesh.data=1 for two")  # fmt: skip
+    return notes
 
 
 def compile_in_process(
@@ -114,7 +127,8 @@ def preflight(
             `top` asks for cycles on GPUs.
         RunError: the compiler failed for a reason other than memory.
     """
-    check_trains(load_config(config, overrides))
+    settings = load_config(config, overrides)
+    check_trains(settings)
     if topology.is_gpu and (top or {}).get("cycles"):
         raise UserError(f"--top-cycles is for TPUs, as XLA states no cycles for {topology.name}; use --top-bytes")
     effort = "full" if topology.is_gpu else effort  # that of GPUs has no setting
@@ -123,7 +137,8 @@ def preflight(
     results = [compiler(config, overrides, topology, group, effort) for group in groups if group]
     merged = {key: value for result in reversed(results) for key, value in result.items()}
     merged["parts"] = {part: figures for result in results for part, figures in result["parts"].items()}
-    merged["notes"] = list(dict.fromkeys(note for result in results for note in result["notes"]))
+    noted = (note for result in results for note in result["notes"])
+    merged["notes"] = [*dict.fromkeys(noted), *notes_of(settings)]
     if effort == "low" and not topology.is_gpu:
         merged["notes"].append(LOW_EFFORT)
     merged["memory_of_compiler"] = max(result["memory_of_compiler"] for result in results)

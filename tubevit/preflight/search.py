@@ -12,6 +12,11 @@ from tubevit.preflight.candidates import Candidate
 
 TOLERANCE = 0.05  # estimates that differ by less count as equal
 Seconds = Mapping[Candidate, float]  # of a step
+_KEPT = ("full", "names", "dots_no_batch", "dots", "none")  # remat, by what it keeps, the least first
+
+
+class OutOfTime(Exception):
+    """There is no time left to compile a candidate."""
 
 
 @dataclasses.dataclass
@@ -90,7 +95,8 @@ def search(
 
     Args:
         candidates: candidates of one generation of chips.
-        compiled: compiles a candidate and returns the seconds of a step, or None if it does not fit.
+        compiled: compiles a candidate and returns the seconds of a step, or None if it does not fit; raises
+            `OutOfTime` to stop the search.
         memory: bytes of a device. What needs no less of any part of the memory than a misfit does not fit either.
         stop: whether to stop before the next one.
         tolerance: a candidate must be better by this share.
@@ -108,7 +114,11 @@ def search(
         if not remaining or stop():
             break
         candidate = remaining.pop(0)
-        seconds = compiled(candidate)
+        try:
+            seconds = compiled(candidate)
+        except OutOfTime:
+            remaining.insert(0, candidate)
+            break
         if seconds is not None:
             found.seconds[candidate] = seconds
             continue
@@ -126,4 +136,6 @@ def _beaten(candidate: Candidate, share: float, seconds: Seconds, tolerance: flo
 
 
 def _as_large(candidate: Candidate, misfit: Candidate) -> bool:
-    return candidate.attention == misfit.attention and candidate.bounds.needs_no_less(misfit.bounds)
+    keeps_no_less = _KEPT.index(candidate.remat) >= _KEPT.index(misfit.remat)
+    same = candidate.attention == misfit.attention
+    return same and keeps_no_less and candidate.bounds.needs_no_less(misfit.bounds)

@@ -28,7 +28,7 @@ class Estimate:
     """Bytes that a training step needs on each device, by arithmetic.
 
     Attributes:
-        state: parameters and moments.
+        state: parameters and moments; with `train.replay`, also those that a replayed step keeps, see `Replay`.
         gradients: gradients of the trained parameters, their sum over the devices, and the update; one more sum if
             gradients are accumulated.
         activations: what the encoder keeps of the device's part of the batch, see `activation_bytes`.
@@ -108,7 +108,8 @@ def estimate(config: ConfigDict, model: ModelConfig, state: dict, mesh: AnyMesh)
         rows = math.ceil(dataset.batch_size / (batch_shards(mesh) * parts))
         activations += rows * activation_bytes(model, shape)
     copies = 4 if parts > 1 else 3
-    return Estimate(device_bytes(state, mesh), copies * device_bytes(state["params"], mesh), activations)
+    states = 1 if not config.train.replay else 2 if mesh.shape["data"] > 1 else 3
+    return Estimate(states * device_bytes(state, mesh), copies * device_bytes(state["params"], mesh), activations)
 
 
 def meshes_of(settings: ConfigDict, devices: int, params) -> Iterator[AbstractMesh]:

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tubevit.models.tokenizer import token_numbers
 from tubevit.models.tubevit import TubeViT
 from tubevit.tubes import TubeSet
 from tubevit.visualize import lettering, style
 from tubevit.visualize.layout import enlarged
 from tubevit.visualize.rollout import rollout
-from tubevit.windows import WindowPlan
+from tubevit.windows import WindowPlan, take_windows
 
 
 @nnx.jit
@@ -62,7 +63,7 @@ def paint(weights: np.ndarray, tubes: TubeSet, shape: tuple[int, ...]) -> np.nda
 
 
 def heat_maps(model: TubeViT, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the pooling weights and the rollout of a clip or an image on its pixels.
+    """Paint the pooling weights and the rollout of a clip or an image on its pixels; tokens that are not kept weigh 0.
 
     Args:
         model: any model.
@@ -72,12 +73,16 @@ def heat_maps(model: TubeViT, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         Two arrays (T, H, W) float64, with T = 1 for an image; see `token_weights` and `paint`. The weight of a class
         token is not included.
     """
-    frames, rows, columns = (1, *clip.shape)[-4:-1]
-    shape = (frames, rows, columns)
-    tubes = model.config.tubes.for_images() if clip.ndim == 3 else model.config.tubes
-    first = int(model.config.class_token)
-    pooling, rolled = (np.asarray(x)[0, first:] for x in token_weights(model, clip[None]))
-    return paint(pooling, tubes, shape), paint(rolled, tubes, shape)
+    batch, first = take_windows(clip[None], model.config.tubes), int(model.config.class_token)
+    tubes, shape, kept = batch.tubes.with_budget(None), batch.clip_shape, token_numbers(batch)
+
+    def on_pixels(weights):
+        every = np.zeros(tubes.num_tokens(shape))
+        every[slice(None) if kept is None else np.ravel(kept)] = np.asarray(weights)[0, first:]
+        return paint(every, tubes, shape)
+
+    pooling, rolled = token_weights(model, batch)
+    return on_pixels(pooling), on_pixels(rolled)
 
 
 def painted(frames: np.ndarray, heat: np.ndarray, largest: float) -> np.ndarray:

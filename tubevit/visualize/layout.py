@@ -11,8 +11,11 @@ _FADED = 0.35  # contrast of pixels that no tube reads
 
 
 def pixels_read(tubes: str | Tube | TubeSet, shape: tuple[int, int, int]) -> np.ndarray:
-    """Mark the pixels that each tube reads, (tubes, T, H, W) bool; raises UserError if the clip is too small."""
-    tubes = as_tube_set(tubes)
+    """Mark the pixels that all tokens of each tube read, (tubes, T, H, W) bool, whatever the budget.
+
+    Raises UserError if the clip is too small.
+    """
+    tubes = as_tube_set(tubes).with_budget(None)
     read = np.zeros((len(tubes.tubes), *shape), bool)
     for mask, grid in zip(read, WindowPlan(tubes, shape).grids):
         mask[grid.index] = True

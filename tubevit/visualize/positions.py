@@ -10,7 +10,7 @@ _GRID = 8  # largest number of maps along each axis
 
 
 def position_similarity(model: TubeViT) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the cosine similarities between the position embeddings of all tokens of a clip.
+    """Compute the cosine similarities between the position embeddings of all tokens of a clip, whatever the budget.
 
     Returns:
         (N, N) float64, -1..1; (N, 3) centres of the tokens (t, y, x) in frames and pixels.
@@ -21,9 +21,10 @@ def position_similarity(model: TubeViT) -> tuple[np.ndarray, np.ndarray]:
     config = model.config
     if config.position == "none":
         raise UserError("the model has no position embedding (position='none')")
-    embedding = np.asarray(model.position(config.tubes, config.shape), np.float64)
+    tubes = config.tubes.with_budget(None)
+    embedding = np.asarray(model.position(tubes, config.shape), np.float64)
     embedding /= np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), np.finfo(float).tiny)
-    return embedding @ embedding.T, config.tubes.centres(config.shape)
+    return embedding @ embedding.T, tubes.centres(config.shape)
 
 
 def similarity_figure(model: TubeViT):

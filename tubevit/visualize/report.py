@@ -131,7 +131,7 @@ def _layout(model: TubeViT, evaluated: list[Evaluated], reason: str) -> Section:
 def _layout_of(model: TubeViT, pixels: np.ndarray, name: str) -> tuple[str, list[Picture]]:
     """Return the caption and the picture of the tubes over a clip or an image."""
     image = pixels.ndim == 3
-    tubes = model.config.tubes.for_images() if image else model.config.tubes
+    tubes = (model.config.tubes.for_images() if image else model.config.tubes).with_budget(None)
     clip = pixels[None] if image else pixels
     text = (
         f"{name}: the pixels that a tube reads in colour, with a frame around each window; the bars mark the frames. "

@@ -128,8 +128,9 @@ class Replay:
         if odd:
             return odd, "computed other logits than the other devices"
         odd = vote(runs, "gradients")
-        if odd:
-            return odd, "computed other gradients of its rows than the other devices"
+        if odd:  # devices that share parameters may compute the gradients of their rows together
+            alone = compute_alone(state, runs, self.mesh, self._step) if len(odd) > 1 else odd
+            return alone or odd, "computed other gradients of its rows than the other devices"
         odd = vote(runs, "state")
         # An error before the sum over devices is in all copies of the new state. One after it is in one copy, whose
         # devices share a place along `data`.
