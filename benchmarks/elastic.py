@@ -6,8 +6,9 @@
 
 All are trained as experiments/quickstart.py says: `elastic` draws one of four budgets per step, `alone_N` has N % of
 the tokens in every step, drawn at random as well. `elastic` has four times as many steps: as many of each budget as the
-model alone, and together they cost what the four models do. Each is a row of benchmarks/elastic.csv for each budget and
-rule of evaluation. Rows that are there are not repeated, and interrupted runs resume.
+model alone, and together they cost what the four models do. `long_N` is alone, too, and has as many steps as `elastic`
+in all. Each is a row of benchmarks/elastic.csv for each budget and rule of evaluation. Rows that are there are not
+repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
 for which `motion` and `tube` are `even`. With --speed, the parts of a prediction are timed instead, which gives
@@ -33,7 +34,7 @@ SPLITS = ("val", "test")
 SHARES = (25, 50, 75, 100)
 RULES = ("even", "tube", "motion", "random")
 ALL = ",".join(f"{share}%" for share in SHARES)
-VARIANTS = {"elastic": ALL} | {f"alone_{share}": f"{share}%" for share in SHARES}
+VARIANTS = {"elastic": ALL} | {f"{kind}_{share}": f"{share}%" for kind in ("alone", "long") for share in SHARES}
 KEY = ("variant", "seed", "budget")
 FIELDS = [
     *KEY, "step", *(f"{kind}_{split}" for kind in ("clips", "images") for split in SPLITS), "tokens", "clip_gflop",
@@ -45,7 +46,7 @@ TIMES, BATCH = 15, 32
 
 def budgets_of(variant: str) -> list[str]:
     """Return the budgets that a variant is evaluated with: all rules, but one for all tokens."""
-    shares = SHARES if variant == "elastic" else (int(variant.removeprefix("alone_")),)
+    shares = SHARES if variant == "elastic" else (int(variant.rpartition("_")[2]),)
     return [f"{share}%:{rule}" for share in shares for rule in (RULES if share < 100 else RULES[:1])]
 
 
@@ -55,8 +56,8 @@ def train(variant: str, seed: int, folder: pathlib.Path, overrides: list[str]) -
 
     run = folder / f"{variant}_{seed}"
     settings = [f"--config.compilation_cache={folder.absolute()}/compiled", *overrides]
-    settings += [] if variant == "alone_100" else [f"--config.train.elastic={VARIANTS[variant]}"]
-    steps = STEPS * len(SHARES) if variant == "elastic" else STEPS
+    settings += [] if variant.endswith("_100") else [f"--config.train.elastic={VARIANTS[variant]}"]
+    steps = STEPS if variant.startswith("alone") else STEPS * len(SHARES)
     if main(["train", "--config", f"quickstart:seed={seed},steps={steps}", "--workdir", str(run), *settings]):
         raise SystemExit(f"{run} failed")
     return run

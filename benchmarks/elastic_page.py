@@ -5,6 +5,7 @@ python benchmarks/elastic_page.py
 
 from __future__ import annotations
 
+import math
 import pathlib
 import statistics
 import sys
@@ -46,25 +47,29 @@ def difference(one: dict[str, float], other: dict[str, float]) -> str:
 
 
 def budget_table(rows: list[dict]) -> list[str]:
-    """Compare the elastic model with one for each budget alone, tokens chosen evenly."""
+    """Compare the elastic model with those for each budget alone, tokens chosen evenly."""
     if not rows:
         return NOT_MEASURED
     lines = [
-        "| tokens | GFLOPs | input | clips: elastic | alone | difference | images: elastic | alone | difference |",
+        "| tokens | GFLOPs | input | clips: elastic | alone | alone, 4,000 steps | images: elastic | alone "
+        "| alone, 4,000 steps |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for share in SHARES:
         budget, cells = f"{share}%:even", []
         for column in ("clips", "images"):
-            pair = [scores(rows, variant, budget, column) for variant in ("elastic", f"alone_{share}")]
-            cells += [*map(mean_and_range, pair), difference(*pair)]
+            elastic = scores(rows, "elastic", budget, column)
+            cells.append(mean_and_range(elastic))
+            for variant in (f"alone_{share}", f"long_{share}"):
+                alone = scores(rows, variant, budget, column)
+                cells.append(f"{mean_and_range(alone)}; {difference(elastic, alone)}" if alone else "-")
         costs = next((row for row in rows if row["budget"] == budget), None)
         if costs:
             size = f"{int(costs['clip_bytes']) / 1e3:.1f} kB"
             figures = [f"{share} % ({costs['tokens']})", f"{float(costs['clip_gflop']):.3f}", size]
             lines.append(f"| {' | '.join(figures + cells)} |")
     seeds = {variant: len({row["seed"] for row in rows if row["variant"] == variant}) for variant in VARIANTS}
-    counts = ", ".join(f"{count} of `{variant}`" for variant, count in seeds.items())
+    counts = ", ".join(f"{count} of `{variant}`" for variant, count in seeds.items() if count)
     return [*lines, "", f"Seeds: {counts}."]
 
 
@@ -103,9 +108,11 @@ def plot(rows: list[dict]) -> None:
             found = [scores(rows, "elastic", f"{s}%:{rule if s < 100 else 'even'}", column) for s in SHARES]
             points = [(s, statistics.mean(each.values())) for s, each in zip(SHARES, found) if each]
             axes.plot(*zip(*points), "o-", color=colours[rule], label=f"elastic, {rule}", markersize=4)
-        alone = [(s, scores(rows, f"alone_{s}", f"{s}%:even", column)) for s in SHARES]
-        points = [(s, statistics.mean(each.values())) for s, each in alone if each]
-        axes.plot(*zip(*points), "s", color="#1b222c", label="a model for each, even", markersize=5, fillstyle="none")
+        for kind, marker, steps in (("alone", "s", "1,000"), ("long", "^", "4,000")):
+            alone = [(s, scores(rows, f"{kind}_{s}", f"{s}%:even", column)) for s in SHARES]
+            points = [(s, statistics.mean(each.values())) for s, each in alone if each] or [(SHARES[-1], math.nan)]
+            style = dict(color="#1b222c", markersize=5, fillstyle="none")
+            axes.plot(*zip(*points), marker, label=f"a model for each, {steps} steps, even", **style)
         axes.set(title=title, xlabel="tokens, %", xticks=SHARES)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower right")
