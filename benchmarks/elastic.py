@@ -79,13 +79,14 @@ def measure(run: pathlib.Path, budget: str) -> dict:
 def costs(name: str | pathlib.Path, budget: str) -> dict:
     """Count tokens, GFLOP of the forward pass and bytes sent to the device, of a clip."""
     from tubevit.models.flops import count_flops, num_tokens
+    from tubevit.zoo.describe import sent_bytes
     from tubevit.zoo.names import named_config
 
     model = named_config(name, budget=budget)
     gflop = count_flops(model, model.shape).total / 1e9
     return {
         "tokens": num_tokens(model, model.shape), "clip_gflop": round(gflop, 4),
-        "clip_bytes": model.tubes.values_read(model.shape),
+        "clip_bytes": sent_bytes(model.tubes, model.shape)["clip"]["tubes"],
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from tubevit.preflight.candidates import PARTS, accelerator_type, candidates, sl
 from tubevit.preflight.plan import plan
 from tubevit.preflight.plan_report import plan_report
 from tubevit.preflight.program import step_flops
+from tubevit.preflight.remembered import remembered
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
 from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
 from tubevit.training.optimizer import make_optimizer
@@ -184,6 +185,24 @@ def test_what_time_does_not_suffice_for(capsys):
     text = plan_report(planned(minutes=5, clock=lambda: next(ticks), slices=slices_of("v5e", 8)))
     assert "launch with" in text and "not compiled; ms and GiB are lower bounds by arithmetic" in text
     assert re.search(r"^  v5e:1x1 .* >[\d.]+ ", text, re.MULTILINE)
+
+
+def test_what_was_compiled_is_remembered(monkeypatch, tmp_path):
+    """By settings; results come back as they were, and a damaged one is compiled again."""
+    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path))
+    calls, topology, own = [], find_topology("v5e:2x2"), {"mesh.fsdp": "1", PARTS: "1"}
+    compiled = remembered(lambda *given: calls.append(given) or compiler(*given))
+    first = compiled(CONFIG, own, topology, ("train",))
+    assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 1
+    for given in (
+        (CONFIG, own | {"model.remat": "full"}, topology, ("train",)),
+        (CONFIG, own, find_topology("v5e:2x4"), ("train",)), (CONFIG, own, topology, ("train",), "low"),
+    ):  # fmt: skip
+        compiled(*given)
+    assert len(calls) == 4 == len(list((tmp_path / "preflight").iterdir()))
+    for path in (tmp_path / "preflight").iterdir():
+        path.write_bytes(path.read_bytes()[:9])
+    assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 5
 
 
 def test_what_fits_nowhere(capsys):

@@ -74,6 +74,10 @@ def test_bytes_of_the_presets(done):
         shares[tubes] = found["tubes"] / found["dense"]
     assert {tubes for tubes, share in shares.items() if share >= 1} == {"table14_2", "table14_3", "table14_4"}
     assert shares["paper"] < 1 / 4 and shares["paper_no_s2d"] < 1 / 8
+    for budget in ("25%", "25%:motion"):  # with the numbers of the chosen tokens
+        tubes = PRESETS["small"].with_budget(budget)
+        batch = take_windows(np.zeros((1, 16, 64, 64, 3), np.uint8), tubes)
+        assert sent_bytes(tubes, (16, 64, 64))["clip"]["tubes"] == batch.nbytes
     (plain,) = inspect(done, "vit_nano8")
     assert list(plain["bytes"]) == ["image"]
 

@@ -14,13 +14,15 @@ from tubevit.config.resolve import Resolved, resolve
 from tubevit.errors import UserError
 from tubevit.preflight.candidates import Candidate, accelerator_type, candidates
 from tubevit.preflight.devices import compiler_version
+from tubevit.preflight.remembered import remembered
 from tubevit.preflight.run import TRAIN, compile_in_process, notes_of, preflight
 from tubevit.preflight.search import TOLERANCE, Found, OutOfTime, front, search, share_bound, shares_of
 from tubevit.preflight.topology import CHIPS, Topology, find_topology
 from tubevit.sharding.mesh import AXES
 
 MINUTES = 15.0
-_full_effort = functools.partial(compile_in_process, limit=3600)  # low effort would misstate the time
+# Low effort would misstate the time.
+_full_effort = remembered(functools.partial(compile_in_process, limit=3600))
 _SCAN = "model.scan"
 _PLACE = ("--name", "my-run", "--zone", "ZONE")  # for the user to fill in
 _WORKDIR = "gs://BUCKET/my-run"

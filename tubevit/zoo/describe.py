@@ -52,4 +52,8 @@ def sent_bytes(tubes: TubeSet, shape: Triple) -> dict[str, dict[str, int]]:
     sets = {"clip": (tubes, tuple(shape))} if shape[0] > 1 else {}
     if any(tube.is_2d for tube in tubes.tubes):
         sets["image"] = tubes.for_images(), (1, *shape[1:])
-    return {kind: {"dense": 3 * math.prod(of), "tubes": read.values_read(of)} for kind, (read, of) in sets.items()}
+
+    def windows(read: TubeSet, of: Triple) -> int:  # where each clip has its own tokens, with their numbers as int32
+        return read.values_read(of) + 4 * read.num_tokens(of) * read.depends_on_clip(of)
+
+    return {kind: {"dense": 3 * math.prod(of), "tubes": windows(read, of)} for kind, (read, of) in sets.items()}
