@@ -70,7 +70,10 @@ def budget_table(rows: list[dict]) -> list[str]:
             lines.append(f"| {' | '.join(figures + cells)} |")
     seeds = {variant: len({row["seed"] for row in rows if row["variant"] == variant}) for variant in VARIANTS}
     counts = ", ".join(f"{count} of `{variant}`" for variant, count in seeds.items() if count)
-    return [*lines, "", f"Seeds: {counts}."]
+    least = f"{SHARES[0]}%"
+    by_rule = {rule: scores(rows, "elastic", f"{least}:{rule}") for rule in ("motion", "even", "random")}
+    found = ", ".join(f"{rule} {mean_and_range(values)}" for rule, values in by_rule.items() if values)
+    return [*lines, "", f"Seeds: {counts}. Clips with {least} of the tokens by the rule, elastic: {found} %."]
 
 
 def rule_table(rows: list[dict]) -> list[str]:
