@@ -158,7 +158,7 @@ def test_sets_of_2d_tubes():
         (lambda: as_tube_set("paper", "sme"), ["padding 'sme'", "'same'"]),
         (lambda: as_tube_set(3), ["TubeSet", "3"]),
         (lambda: TubeSet(()), ["at least one Tube"]),
-        (lambda: TubeSet.from_text("1x8x8/8x8x8_1x8x8/8x8x8"), ["each once"]),
+        (lambda: TubeSet.from_text("1x8x8/8x8x8_1x8x8/8x8x8"), ["none twice"]),
         (lambda: TubeSet.from_text("8x8x8/16x32x32").for_images(), ["no images", "temporal size 1"]),
         (lambda: PRESETS["paper"].grid((1, 2, 2)), ["no preset fits"]),
         (lambda: PRESETS["paper"].grid((32, 224)), ["shape", "(32, 224)"]),

@@ -178,7 +178,7 @@ class TubeSet:
     def __post_init__(self):
         object.__setattr__(self, "tubes", tuple(self.tubes) if isinstance(self.tubes, tuple | list) else (self.tubes,))
         if not self.tubes or not all(isinstance(t, Tube) for t in self.tubes) or len({*self.tubes}) < len(self.tubes):
-            raise UserError(f"a tube set holds at least one Tube, and each once; found {self.tubes!r}")
+            raise UserError(f"a tube set must hold at least one Tube and none twice; found {self.tubes!r}")
         if self.budget is not None and self.budget.share == 1:
             object.__setattr__(self, "budget", None)
         if self.padding not in PADDINGS:

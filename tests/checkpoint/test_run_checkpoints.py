@@ -142,6 +142,9 @@ def test_a_manifest_that_cannot_be_written_is_a_run_error(tmp_path, monkeypatch)
     checkpoints.save(state(3), {})
     with pytest.raises(RunError, match="No space left on device"):
         checkpoints.save(state(6), {})
+    checkpoints.save(state(6), {})
+    assert "no checkpoint is known to be good" in checkpoints.mark_corrupt(7)  # which is what the run ends with
+    assert Replays.read(tmp_path).corrupt == 7
     checkpoints.close()
 
 

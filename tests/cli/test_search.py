@@ -65,6 +65,16 @@ def test_features_and_tokens_together(searched, tiny_run):
         np.testing.assert_allclose(pooled[0], found["features"][rows][0], atol=1e-2)
 
 
+def test_features_of_a_budget(searched, tiny_run, done, tmp_path):
+    """The query has the same budget as the features."""
+    command = ["predict", "--checkpoint", tiny_run, "--every", 1, "--budget", "25%:motion", "--features"]
+    done([*command, tmp_path / "part.npz", searched / "long.mkv"])
+    with np.load(tmp_path / "part.npz") as part, np.load(searched / "long.npz") as whole:
+        assert str(part["budget"]) == "25%:motion" and str(whole["budget"]) == ""
+    row = json.loads(done(["search", tmp_path / "part.npz", searched / "query.mp4", "--top", 1, "--json"]))
+    assert (row["start"], row["end"]) == (7, 9) and row["similarity"] > 0.999
+
+
 def test_bad_input(searched, tiny_run, digits_cache, refused, tmp_path):
     features, query = searched / "long.npz", searched / "query.mp4"
     (tmp_path / "cut.mkv").write_bytes(query.read_bytes()[:300])

@@ -46,6 +46,15 @@ BATCH = {
 }
 
 
+@pytest.mark.parametrize("s", [0, 2])
+def test_a_checked_step_has_gradients_of_pixels_where_the_backward_pass_reaches_them(model, config, s):
+    m, optimizer = model(s), make_optimizer(config)
+    state = state_of(parameters(m), m.config, optimizer)
+    step = make_step(training_graph(m.config), optimizer, config, checked=True)
+    _, _, rows = jax.eval_shape(step, state, BATCH)
+    assert set(rows) == ({"logits", "gradients"} if s == 0 else {"logits"})
+
+
 @pytest.mark.parametrize("s", range(DEPTH + 1))
 def test_split_and_join(model, s):
     params = parameters(model(s, gate_layer=max(s - 1, 0), add_attention=1))

@@ -66,6 +66,20 @@ def random(tiny_config):
     return Setup(tiny_config())
 
 
+def test_a_checked_step_computes_the_same(tiny_config):
+    """Beside the new state, it returns logits, and the gradients of all pixels."""
+    setup = Setup(tiny_config({"input.path": "tubes", "train.grad_accum_steps": "2"}))
+    (batch,) = setup.batches
+    checked = make_step(setup.graph, setup.optimizer, setup.config, checked=True)
+    state, _, rows = checked(setup.state(), batch)
+    expected, _ = setup.step(setup.state(), batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), state, expected)
+    assert {name: len(logits) for name, logits in rows["logits"].items()} == {VIDEO: 2, IMAGE: 2}  # of each part
+    pixels = [x for name in sorted(batch) for x in jax.tree.leaves(batch[name]["pixels"])]
+    assert [x.shape for x in rows["gradients"]] == [(len(x) // 2, *x.shape[1:]) for x in pixels]
+    assert all(np.any(x != 0) for x in rows["gradients"])
+
+
 def test_compiles_once_donates_and_overfits(calm):
     state, losses = calm.state(), []
     before = jax.tree.leaves(state["params"])

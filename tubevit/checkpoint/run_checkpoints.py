@@ -258,7 +258,7 @@ class Checkpoints:
         """
         self._replays.corrupt = step
         run_on_main(lambda: _write(self._replays, self._workdir))
-        with contextlib.suppress(RunError):  # the difference is the error that counts
+        with contextlib.suppress(*_FAILURES):  # the difference is the error that counts
             self.wait()  # for a checkpoint that may be good
         good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
         if good is None:

@@ -94,8 +94,8 @@ class _Train:
     )  # fmt: skip
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
-    replay: int = _key(0, "every this many steps, a step is computed twice, the second time by other devices, to find "
-                       "those that compute wrongly; 0 disables it; see docs/faults.md", WHOLE)  # fmt: skip
+    replay: int = _key(0, "compute every Nth step twice, the second time on other devices, to find those that compute "
+                       "wrongly; 0 disables it; see docs/faults.md", WHOLE)  # fmt: skip
 
 
 @_group

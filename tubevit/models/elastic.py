@@ -26,6 +26,11 @@ def elastic_models(model: ModelConfig, elastic: str) -> list[ModelConfig]:
     return [model.replace(budget=budget) for budget in budgets] or [model]
 
 
+def largest_model(model: ModelConfig, elastic: str) -> ModelConfig:
+    """Return the model of the steps with the most tokens: itself, or that of the largest budget of `train.elastic`."""
+    return elastic_models(model, elastic)[-1]
+
+
 def draw(key: PRNGKeyArray, budget: Budget, grids: Sequence[Triple], rows: int) -> Int[Array, "rows n"]:
     """Draw the tokens that a budget keeps of each row: ascending indices into the tokens of all tubes.
 

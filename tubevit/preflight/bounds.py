@@ -7,7 +7,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from tubevit.models.config import PRECISIONS, ModelConfig
-from tubevit.models.elastic import elastic_models
+from tubevit.models.elastic import largest_model
 from tubevit.models.flops import activation_bytes, recomputed_flops, training_flops
 from tubevit.preflight.topology import Chip
 from tubevit.sharding.mesh import AXES
@@ -94,7 +94,7 @@ class Bounds:
 
 def work_of(config: ConfigDict, model: ModelConfig) -> Work:
     """Count the work of a batch of a resolved configuration; with `train.elastic`, that of the largest budget."""
-    model = elastic_models(model, config.train.elastic)[-1]
+    model = largest_model(model, config.train.elastic)
     heads, flops, kept = dict(model.heads), 0, 0
     # Other settings keep at least what `names` does; what is counted for them need not be kept.
     keeps = model if model.remat == "full" else model.replace(remat="names")

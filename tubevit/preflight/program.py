@@ -14,7 +14,7 @@ from tubevit.data.views import Views
 from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
-from tubevit.models.elastic import elastic_models
+from tubevit.models.elastic import largest_model
 from tubevit.models.flops import training_flops
 from tubevit.models.lora import training_graph
 from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch, using
@@ -72,7 +72,7 @@ def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
     check_sharding(abstract_parameters(plan.model), mesh)
     state = _abstract(state, shardings(state, mesh))
-    model = elastic_models(plan.model, plan.config.train.elastic)[-1]
+    model = largest_model(plan.model, plan.config.train.elastic)
     return make_step(training_graph(model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
 
 
@@ -129,7 +129,7 @@ def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
 
 def step_flops(plan: Resolved) -> int:
     """Return the FLOPs of a training step, without recomputation, see `training_flops` and `train_program`."""
-    model = elastic_models(plan.model, plan.config.train.elastic)[-1]
+    model = largest_model(plan.model, plan.config.train.elastic)
     heads, total = dict(model.heads), 0
     for dataset in plan.config.data.train.values():
         image = heads[dataset.head].modality == "image"

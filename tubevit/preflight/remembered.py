@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jaxlib
 
 import tubevit
 from tubevit import storage
@@ -31,6 +33,8 @@ def remembered(compiler: Callable[..., dict]) -> Callable[..., dict]:
         with contextlib.suppress(OSError, ValueError):  # missing, or cut off by a full disk
             return json.loads(path.read_bytes())
         result = compiler(config, overrides, topology, parts, effort)
+        if any(part.get("effort", effort) != effort for part in result["parts"].values()):
+            return result  # that of a compile which took too long
         with contextlib.suppress(OSError):  # it is only slower without
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(path, json.dumps(result))
@@ -44,6 +48,7 @@ def _key(config: str, overrides: Mapping[str, str], topology: Topology, parts: S
     resolved, code = resolve(load_config(config, overrides), assume_missing=True), hashlib.sha256()
     for file in sorted(pathlib.Path(tubevit.__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    versions = [compiler_version(topology), jax.__version__, code.hexdigest()]
+    versions = [compiler_version(topology), jax.__version__, jaxlib.__version__, code.hexdigest()]
+    versions.append(os.environ.get("LIBTPU_INIT_ARGS", ""))
     settings = [resolved.config.to_json(sort_keys=True), repr(resolved.model), topology.name, list(parts), effort]
     return hashlib.sha256(json.dumps([*versions, *settings]).encode()).hexdigest()

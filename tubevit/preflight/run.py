@@ -33,8 +33,8 @@ def notes_of(settings: ConfigDict) -> list[str]:
     if settings.train.elastic:
         notes.append(f"train.elastic={settings.train.elastic}: the step is that of the largest budget")
     if settings.train.replay:
-        notes.append("train.replay: a replayed step, which is not compiled, needs memory for one more training state, "
-                     "and with mesh.data=1 for two")  # fmt: skip
+        notes.append("train.replay: a replayed step, which is not compiled, needs memory for another training state, "
+                     "for two where several devices have mesh.data=1, and for the gradients of pixels")  # fmt: skip
     return notes
 
 

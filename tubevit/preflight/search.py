@@ -8,11 +8,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from tubevit.models.config import REMAT
 from tubevit.preflight.candidates import Candidate
 
 TOLERANCE = 0.05  # estimates that differ by less count as equal
 Seconds = Mapping[Candidate, float]  # of a step
-_KEPT = ("full", "names", "dots_no_batch", "dots", "none")  # remat, by what it keeps, the least first
+_KEPT = tuple(REMAT)  # from least memory to most
 
 
 class OutOfTime(Exception):

@@ -20,6 +20,7 @@ from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import initial_state
 
 SHARE = 0.8  # of the memory; the rest is for what the estimate leaves out: batches, gathered weights, temporary arrays
+_PIXEL = 8  # bytes that a replayed step has of each value: float32, and its gradient
 _GIB = 2**30
 
 
@@ -31,7 +32,8 @@ class Estimate:
         state: parameters and moments; with `train.replay`, also those that a replayed step keeps, see `Replay`.
         gradients: gradients of the trained parameters, their sum over the devices, and the update; one more sum if
             gradients are accumulated.
-        activations: what the encoder keeps of the device's part of the batch, see `activation_bytes`.
+        activations: what the encoder keeps of the device's part of the batch, see `activation_bytes`; with
+            `train.replay`, also the pixels and their gradients.
     """
 
     state: int
@@ -107,8 +109,10 @@ def estimate(config: ConfigDict, model: ModelConfig, state: dict, mesh: AnyMesh)
         shape = (1, *model.shape[1:]) if heads[dataset.head].modality == "image" else model.shape
         rows = math.ceil(dataset.batch_size / (batch_shards(mesh) * parts))
         activations += rows * activation_bytes(model, shape)
+        if config.train.replay:
+            activations += rows * _PIXEL * 3 * math.prod(shape)
     copies = 4 if parts > 1 else 3
-    states = 1 if not config.train.replay else 2 if mesh.shape["data"] > 1 else 3
+    states = 1 if not config.train.replay else 2 if mesh.shape["data"] > 1 or mesh.size == 1 else 3
     return Estimate(states * device_bytes(state, mesh), copies * device_bytes(state["params"], mesh), activations)
 
 

@@ -119,7 +119,8 @@ def make_step(
         loss_function: see `joint_loss`.
         checked: compile (state, batch) -> (state, clu metrics, rows) for `Replay`, which keeps the old state. The rows
             are {"logits", "gradients"}: of each row of the batch, the logits and the gradients of its pixels, which
-            show what a device computed before anything was summed over devices.
+            show what a device computed before anything was summed over the batch. There are no gradients where the
+            backward pass does not reach the tokenizer, whose parameters are then frozen.
     """
     collection, parts = metrics_class(config.data.train), config.train.grad_accum_steps
 
@@ -128,11 +129,13 @@ def make_step(
 
     def gradients(state: dict, batch: Mapping, key: Array):
         """Return ((loss, (losses, rows)), gradients) of a batch or a part of one."""
-        batch = _with_float_pixels(batch) if checked else batch
-        function = jax.value_and_grad(loss_function, argnums=(1, 3) if checked else (1,), has_aux=True, allow_int=True)
-        (loss, (losses, logits)), grads = function(graph, state["params"], state["frozen"], batch, config, key)
-        of_rows = [leaf for leaf in jax.tree.leaves(grads[1:]) if leaf.dtype != jax.dtypes.float0]
-        return (loss, (losses, {"logits": logits, "gradients": of_rows})), placed(grads[0])
+        of_pixels = checked and jax.tree.leaves(state["params"].get("tokenizer"))
+        batch = _with_float_pixels(batch) if of_pixels else batch
+        function = jax.value_and_grad(loss_function, (1, 3) if of_pixels else (1,), has_aux=True, allow_int=True)
+        (loss, (losses, logits)), (grads, *rest) = function(graph, state["params"], state["frozen"], batch, config, key)
+        of_rows = [leaf for leaf in jax.tree.leaves(rest) if leaf.dtype != jax.dtypes.float0]
+        rows = {"logits": logits} | ({"gradients": of_rows} if of_pixels else {})
+        return (loss, (losses, rows)), placed(grads)
 
     def accumulated(state: dict, batch: Mapping, key: Array):
         # Part i has rows i, i + parts, ..., some from each device, so that no data is moved.

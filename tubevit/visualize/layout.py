@@ -11,7 +11,7 @@ _FADED = 0.35  # contrast of pixels that no tube reads
 
 
 def pixels_read(tubes: str | Tube | TubeSet, shape: tuple[int, int, int]) -> np.ndarray:
-    """Mark the pixels that all tokens of each tube read, (tubes, T, H, W) bool, whatever the budget.
+    """Mark the pixels that all tokens of each tube read, (tubes, T, H, W) bool, regardless of the budget.
 
     Raises UserError if the clip is too small.
     """

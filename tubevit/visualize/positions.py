@@ -10,7 +10,7 @@ _GRID = 8  # largest number of maps along each axis
 
 
 def position_similarity(model: TubeViT) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the cosine similarities between the position embeddings of all tokens of a clip, whatever the budget.
+    """Compute the cosine similarities of the position embeddings of all tokens of a clip, regardless of the budget.
 
     Returns:
         (N, N) float64, -1..1; (N, 3) centres of the tokens (t, y, x) in frames and pixels.

@@ -54,6 +54,6 @@ def sent_bytes(tubes: TubeSet, shape: Triple) -> dict[str, dict[str, int]]:
         sets["image"] = tubes.for_images(), (1, *shape[1:])
 
     def windows(read: TubeSet, of: Triple) -> int:  # where each clip has its own tokens, with their numbers as int32
-        return read.values_read(of) + 4 * read.num_tokens(of) * read.depends_on_clip(of)
+        return read.values_read(of) + (4 * read.num_tokens(of) if read.depends_on_clip(of) else 0)
 
     return {kind: {"dense": 3 * math.prod(of), "tubes": windows(read, of)} for kind, (read, of) in sets.items()}

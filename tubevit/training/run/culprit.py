@@ -24,7 +24,7 @@ class Computation:
     Attributes:
         mesh: the devices in the order of the rows.
         batch: the batch on them.
-        checksums: {"logits", "gradients", "state": the checksums of what each device got}, see `make_step`, and of
+        checksums: {"logits", "gradients" (see `make_step`), "state": the checksums of what each device got}, and of
             "batch" if it is asked for.
     """
 
