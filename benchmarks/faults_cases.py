@@ -14,6 +14,7 @@ import time
 
 from benchmarks.faults_hosts import exception_in_two, freeze_of_two, kill_of_two, sigterm_of_two
 from benchmarks.faults_job import EVERY, STEPS, Job, Lab, good, logged, outcome, row, shorten, small_disk
+from benchmarks.faults_replay import clean_steps, corrupt_memory, flips_of_eight
 
 
 def kill_alone(lab: Lab) -> dict:
@@ -239,4 +240,5 @@ def killed_holder(lab: Lab) -> dict:
 CASES = (
     sigterm_alone, sigterm_of_two, exception_in_two, kill_of_two, freeze_of_two, second_run, frozen_holder,
     killed_holder, flipped_byte, truncated_file, not_finite, not_finite_skipped, full_disk, read_only, kill_alone,
+    corrupt_memory, flips_of_eight, clean_steps,
 )  # fmt: skip

@@ -89,7 +89,7 @@ def corrupt_memory(lab: Lab) -> dict:
     named = [culprits(job.text(index)) for index in (0, 1)]
     should = job.codes == [1, 1] and named == [[(2050, 1)]] * 2 and 60 in good(job.workdir)  # 2048 a process
     fault = "a flipped bit in the parameters of a device, train.replay=10"
-    return row(fault, [job], should, [job.message(0)], finished)
+    return row(fault, [job], should, [job.message(0)], finished, seconds="")
 
 
 def clean_steps(lab: Lab) -> dict:
