@@ -310,7 +310,7 @@ def compiler(config, overrides, topology, parts, effort):
 
 def test_suggest(capsys):
     given = dict(config="k600", topology="v5litepod-4", config_overrides={}, suggest=True, json=False)
-    given |= dict(effort="full", top_bytes=0, top_cycles=0, plan=False)
+    given |= dict(effort="full", top_bytes=0, top_cycles=0, plan=False, chips=None, minutes=None)
     with pytest.raises(RunError) as error:
         with logging_installed():
             cli_preflight.run(argparse.Namespace(**given), compiler)

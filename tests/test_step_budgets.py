@@ -8,7 +8,7 @@ from tubevit.config import experiments_folder, load_config
 from tubevit.preflight.topology import find_topology
 
 # Of the same program as another experiment or one of its models, on embedded data or files, or without training.
-ALIKE = {"k400", "k700", "moving_digits", "digits_bootstrap", "finetune", "claims", "sparse_from_dense", "bootstrap",
+ALIKE = {"k400", "k700", "moving_digits", "digits_bootstrap", "finetune", "claims", "sparse_from_dense",
          "table5", "table6", "table9", "eval_published"}  # fmt: skip
 
 
