@@ -10,7 +10,7 @@ import pytest
 
 from tubevit.budget import Budget, shares, spread
 from tubevit.errors import UserError
-from tubevit.motion import change, most_moving, motion_lines
+from tubevit.motion import changes, most_moving, motion_lines
 from tubevit.tubes import PRESETS, TubeSet
 from tubevit.windows import TubeBatch, take_windows
 
@@ -87,10 +87,9 @@ def test_change_by_loops(padding):
     shape = (11, 23, 34)
     video, (rows, columns) = clips(*shape, batch=1)[0].astype(int), motion_lines(TUBES, shape)
     assert rows.tolist() == list(range(2, 23, 4)) and columns.tolist() == list(range(2, 34, 4))
-    for tube in TUBES.tubes:
-        pixels = video[:, rows][:, :, columns].astype(np.uint8)[None]
-        found = change(tube, pixels, (rows, columns), shape, padding)[0]
-        again = change(tube, jnp.asarray(pixels), (rows, columns), shape, padding, jnp)[0]
+    tubes, pixels = TubeSet(TUBES.tubes, padding), video[:, rows][:, :, columns].astype(np.uint8)[None]
+    host, device = changes(tubes, pixels, shape), changes(tubes, jnp.asarray(pixels), shape, jnp)
+    for tube, (found,), (again,) in zip(TUBES.tubes, host, device, strict=True):
         expected = []
         for token in itertools.product(*map(range, tube.grid(shape, padding))):
             axes = [index[at].ravel().tolist() for index, at in zip(tube.indices(shape, padding), token)]
