@@ -63,7 +63,9 @@ class Features:
             features=self.features,
             start=self.start,
             end=self.end,
-            **{name: np.array(getattr(self, name)) for name in _MODEL},
+            model=np.array(self.model),
+            fingerprint=np.array(self.fingerprint),
+            budget=np.array(self.budget),
         )
 
 
@@ -89,8 +91,8 @@ def read_features(path: str | os.PathLike) -> Features:
     if not np.isfinite(arrays["features"]).all():
         row = int(np.flatnonzero(~np.isfinite(arrays["features"]).all(axis=1))[0])
         raise UserError(f"{path} holds features that are not finite, first of {arrays['files'][row]} (row {row})")
-    made_with = {name: str(arrays.pop(name)) for name in _MODEL}
-    return Features(**arrays, **made_with)
+    model, fingerprint, budget = (str(arrays.pop(name)) for name in _MODEL)
+    return Features(**arrays, model=model, fingerprint=fingerprint, budget=budget)
 
 
 def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
