@@ -4,6 +4,7 @@ TPUs and hosts compute wrongly now and then without an error, or a bit in memory
 """
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -127,11 +128,12 @@ class Replay:
         odd = vote(runs, "logits")
         if odd:
             return odd, "computed other logits than the other devices"
+        alone = functools.cache(lambda: compute_alone(state, runs, self.mesh, self._step))
         odd = vote(runs, "gradients") if "gradients" in runs[0].checksums else set()
-        if len(odd) > 1:  # devices that share parameters may compute the gradients of their rows together
-            alone = compute_alone(state, runs, self.mesh, self._step)
-            # In another order, perhaps, before it is proved that other devices get the same bits.
-            odd = alone or (odd if self._proved or not self._shifts[1] else set())
+        if len(odd) > 1:
+            # Devices that share parameters may compute the gradients of their rows together; and in another order, as
+            # long as it is not proved that other devices get the same bits.
+            odd = alone() or (odd if self._proved or not self._shifts[1] else set())
         if odd:
             return odd, "computed other gradients of its rows than the other devices"
         odd = vote(runs, "state")
@@ -140,8 +142,7 @@ class Replay:
         places = {int(np.argwhere(self.mesh.devices == device)[0, 0]) for device in odd}
         if len(places) == 1 and (self.mesh.shape["data"] > 1 or self.mesh.size == 1):
             return odd, "had another update in memory than the other devices"
-        odd = compute_alone(state, runs, self.mesh, self._step)
-        if odd:
+        if odd := alone():
             return odd, "computed another update than the others when each device computed alone"
         unknown = f"which of the {self.mesh.size} devices was wrong is unknown"
         return set(), f"{unknown}, as the error did not recur and its trace is in the sum over all of them"
