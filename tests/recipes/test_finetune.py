@@ -11,11 +11,12 @@ import tubevit
 from tubevit.cli import main
 from tubevit.config import load_config
 from tubevit.config.config import set_key
-from tubevit.config.derive import closest_release, probe
+from tubevit.config.derive import clip_decoding, closest_release, probe
 from tubevit.config.resolve import resolve
+from tubevit.data.decode import decode_media
 from tubevit.data.moving_digits import write_video
 from tubevit.data.sources import open_source
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import model_config
 from tubevit.recipes.finetune import expected_time, finetune_config
@@ -207,8 +208,67 @@ def test_probe_takes_the_median(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"broken")
     rows = ["path,label,split", *(f"{name}.mp4,a,train" for name in (0, 1, 2, "broken"))]
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    looks = probe(open_source(str(tmp_path / "list.csv"), "train"))
-    assert (looks.short_side, looks.seconds) == (48, 2.0) and looks.decoding > 0
+    source = open_source(str(tmp_path / "list.csv"), "train")
+    looks = probe(source)
+    assert (looks.short_side, looks.seconds) == (48, 2.0)
+    assert 0 < clip_decoding(source, 2, 8.0) < 5
+
+
+def test_long_videos_are_not_read_to_their_end(tmp_path):
+    """Neither to look at them nor to time a clip: this one has damaged frames outside of its middle."""
+    path = tmp_path / "0.mp4"
+    write_video(path, np.random.default_rng(0).integers(0, 256, (400, 32, 48, 3), np.uint8), 4)
+    content = bytearray(path.read_bytes())
+    damaged = slice(int(0.6 * len(content)), int(0.9 * len(content)))
+    content[damaged] = bytes(len(content[damaged]))
+    path.write_bytes(content)
+    (tmp_path / "list.csv").write_text("path,label,split\n0.mp4,a,train\n")
+    source = open_source(str(tmp_path / "list.csv"), "train")
+    with pytest.raises(DecodeError):
+        decode_media(path, 16)
+    assert probe(source).seconds == 100.0 and clip_decoding(source, 16, 8.0) > 0
+
+
+def test_what_may_surprise_is_said(tmp_path, clips):
+    """Classes without files, a best checkpoint that is chosen on test, clips much shorter or longer than the files."""
+
+    def said(data, *arguments, **keys):
+        config = finetune_config(data, *arguments)
+        for key, value in keys.items():
+            set_key(config, key.replace("__", "."), value)
+        return "\n".join(resolve(config).notes)
+
+    whole = said(clips(10, splits=("train", "train", "train", "val", "val")), None)
+    assert not any(f"{word}: " in whole for word in ("classes", "split", "time"))
+    folder = pathlib.Path(clips(8, splits=("train", "train", "train", "test")))
+    assert "the best checkpoint is chosen on test as well; a split val" in said(str(folder), None)
+    rows = ["path,label,split", "0.mp4,a,train", "1.mp4,b,train", "2.mp4,c,val", "3.mp4,b,val"]
+    folder.write_text("\n".join(rows) + "\n")
+    assert "classes: 1 of 3 have no file to train on and 1 none to evaluate" in said(str(folder), None)
+    long, short = clips(8, frames=40, fps=1), clips(8, frames=3, fps=6)
+    assert "a clip covers 2.0 s, the median file lasts 40.0 s: evaluation sees the middle" in said(long)
+    assert "covers 2.0 s, the median file lasts 0.5 s: the last frame is repeated" in said(short)
+    assert "time: " not in said(long, input__fps="0.4") and "time: " not in said(short, input__fps="32")
+
+
+def test_one_file_may_be_broken(clips):
+    """A twelfth of the files that are held out is one; of hundreds, it is 5 %."""
+    few, many = (resolved(clips(count), None)[0].loader.max_broken for count in (48, 400))
+    assert few * 12 >= 1 > (few - 1e-3) * 12 and many == 0.05
+
+
+def test_the_schedule_follows_steps_and_batch_size(clips):
+    def with_keys(**keys):
+        config = finetune_config(clips(400), None)
+        for key, value in keys.items():
+            set_key(config, key.replace("__", "."), value)
+        return resolve(config).config
+
+    short, small = with_keys(train__steps="100"), with_keys(data__train__data__batch_size="8")
+    assert (short.optimizer.warmup_steps, short.optimizer.ema_decay, short.eval.every) == (10, 0.9, 20)
+    assert (short.checkpoint.every, short.log.every, short.data.train.data.batch_size) == (20, 2, 32)
+    assert small.train.steps == 30_000 // 8 and small.optimizer.warmup_steps == 375
+    assert small.data.eval.data.batch_size == 8
 
 
 def test_errors(clips, tmp_path):
@@ -236,4 +296,4 @@ def test_the_experiment_runs_from_a_checkpoint(clips, tiny_run, tmp_path, capsys
     assert "data: 9 files to train, 3 to evaluate" in text and "new heads: data" in text
     model = tubevit.load_model(tmp_path / "run")
     assert model.labels["data"] == ("x", "y") and resolve(load_config(spec)).model.depth == model.config.depth
-    assert pathlib.Path(tmp_path / "run" / "metrics.jsonl").read_text().count("eval/data/top1") == 1
+    assert pathlib.Path(tmp_path / "run" / "metrics.jsonl").read_text().count("eval/data/top1") == 2

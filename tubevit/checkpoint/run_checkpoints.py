@@ -189,7 +189,7 @@ class Checkpoints:
                 metadata = metadata | {"step": step, "versions": versions()}
                 save = self._checkpointer.save_checkpointables_async
                 self._call(save, step, trees, force=True, custom_metadata=metadata, metrics=metrics)
-                self._background = threading.Thread(target=self._finish, args=(step, self._best()), daemon=True)
+                self._background = threading.Thread(target=self._finish, args=(step, self.best()), daemon=True)
                 self._background.start()
             if wait:
                 self.wait()
@@ -206,8 +206,8 @@ class Checkpoints:
         value = metrics[self.keep_best]
         return None if value is None or not math.isfinite(value) else {self.keep_best: float(value)}
 
-    def _best(self) -> dict | None:
-        """Return the content of best.json for when the current save is complete."""
+    def best(self) -> dict | None:
+        """Return {"step", "metric", "value"} of the best checkpoint, also if it is still being saved; None without one."""
         if self.keep_best is None:
             return None
         scored = [info for info in self._checkpointer.checkpoints if info.metrics and self.keep_best in info.metrics]

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,6 +33,7 @@ COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the 
 COPIED_FILES = 20_000  # most files that are copied
 _OF_COPYING = 4  # times as long as decoding a clip: all frames are decoded, and encoded again
 KINETICS_FPS = 15.0
+T = TypeVar("T")
 
 
 def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = open_source):
@@ -75,33 +77,48 @@ class Probe:
     Attributes:
         short_side: median, in pixels.
         seconds: median length of a video; None for images.
-        decoding: median time to decode one file, in seconds.
     """
 
     short_side: int
     seconds: float | None
-    decoding: float
 
 
 def probe(source: Source) -> Probe:
-    """Look at some files, evenly spread over the source; raises UserError if none of them can be decoded."""
-    sides, lengths, times, last = [], [], [], None
-    for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)):
-        media = source.media(int(index))
+    """Look at a frame of some files, see `_of_some`."""
+
+    def look(index: int) -> tuple[int, float | None]:
+        decoded = decode_media(source.media(index), 1)  # long videos are not read to their end
+        source.check_kind(index, decoded.kind)
+        return min(frame_size(decoded.frames[0])), decoded.seconds
+
+    sides, lengths = zip(*_of_some(source, look))
+    known = [length for length in lengths if length]
+    return Probe(int(np.median(sides)), float(np.median(known)) if known else None)
+
+
+def clip_decoding(source: Source, frames: int, fps: float | None) -> float:
+    """Return the median time, in seconds, to decode a clip of one of some files, see `_of_some`."""
+
+    def look(index: int) -> float:
+        media = source.media(index)
         start = time.perf_counter()
+        decode_media(media, frames, fps)
+        return time.perf_counter() - start
+
+    return float(np.median(_of_some(source, look)))
+
+
+def _of_some(source: Source, look: Callable[[int], T]) -> list[T]:
+    """Look at some files, evenly spread over the source; raises UserError if none of them can be decoded."""
+    found, last = [], None
+    for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)):
         try:
-            decoded = decode_media(media, 16)
-            source.check_kind(index, decoded.kind)
+            found.append(look(int(index)))
         except DecodeError as error:
             last = error
-            continue
-        times.append(time.perf_counter() - start)
-        lengths.append(decoded.seconds)
-        sides.append(min(frame_size(decoded.frames[0])))
-    if not sides:
+    if not found:
         raise UserError(f"none of {PROBED} files of {source.name} can be decoded: {last}")
-    known = [length for length in lengths if length]
-    return Probe(int(np.median(sides)), float(np.median(known)) if known else None, float(np.median(times)))
+    return found
 
 
 def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
@@ -131,10 +148,13 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     if looks.seconds is not None:
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
-    batch_size = 2 ** int(np.log2(min(32, len(train))))  # a power of two divides over the chips of a host
+    held_out = open_source(data, split, head, overlap)
+    # A power of two divides over the chips of a host.
+    batch_size = config.data.train.data.batch_size or 2 ** int(np.log2(min(32, len(train))))
     short = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
     epochs, fewest, most = (30, 5_000, 20_000) if short else (100, 20_000, 40_000)
-    steps = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train)))) // batch_size
+    samples = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train))))
+    steps = config.train.steps or max(samples // batch_size, 1)
     adapter = config.train.adapter != "none"
     name = config.optimizer.name or ("muon" if stored.width <= NARROW and not adapter else "adamw")
     muon = name == "muon"
@@ -152,11 +172,17 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "data.eval.data.batch_size": batch_size, "data.eval.data.split": split,
         "eval.every": max(steps // 5, 1), "checkpoint.every": max(steps // 5, 1),
         "checkpoint.keep_best": f"eval/data/{'map' if train.multi_label else 'top1'}",
-        "log.every": max(steps // 50, 1),
+        "log.every": max(steps // 50, 1), "loader.max_broken": max(0.05, _one_of(min(len(train), len(held_out)))),
     }  # fmt: skip
-    held_out = len(open_source(data, split, head, overlap))
-    notes = functools.partial(_finetune_notes, train, held_out, looks, chosen)
-    return values, notes, looks.decoding
+    frames = config.input.frames or values["input.frames"]
+    decoding = clip_decoding(train, frames, config.input.fps or values.get("input.fps"))
+    notes = functools.partial(_finetune_notes, train, held_out, looks, decoding, chosen)
+    return values, notes, decoding
+
+
+def _one_of(files: int) -> float:
+    """Return the share of one file, rounded up."""
+    return math.ceil(1e4 / files) / 1e4
 
 
 def closest_release(size: int) -> str | None:
@@ -180,7 +206,9 @@ def _asks_for_random_parameters(config: ConfigDict) -> bool:
     return bool(model) or "init.checkpoint" in config.recipe.unset
 
 
-def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | None, config: ConfigDict) -> list[str]:
+def _finetune_notes(
+    train: Source, held_out: Source, looks: Probe, decoding: float, chosen: str | None, config: ConfigDict
+) -> list[str]:
     dataset, split = config.data.train.data, config.data.eval.data.split
     model = model_config(**model_fields(config), num_classes=max(len(train.classes), 1))
     image = train.modality == "image"
@@ -191,13 +219,15 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
     epochs = config.train.steps * dataset.batch_size / len(train)
     adapter = "" if model.lora is None else f", adapters of rank {model.lora.rank}"
     choice = f" (init={chosen} keeps this choice, init=none begins from scratch)" if chosen else ""
+    covered = None if not looks.seconds or config.input.fps is None else model.frames / config.input.fps
+    copying = _OF_COPYING * len(train) * decoding * max(1, (looks.seconds or 0) / (covered or math.inf))
     copies = [
         f"copies: training reads copies with a short side of {dataset.copy_short_side} pixels, made once in the cache "
-        f"({about_minutes(_OF_COPYING * len(train) * looks.decoding)})"
+        f"({about_minutes(copying)})"
     ]
     return [
-        f"data: {len(train)} files to train, {held_out} to evaluate (split {split}), {len(train.classes)} classes; "
-        f"median short side {looks.short_side} pixels{length}",
+        f"data: {len(train)} files to train, {len(held_out)} to evaluate (split {split}), {len(train.classes)} "
+        f"classes; median short side {looks.short_side} pixels{length}",
         f"model: {config.model.name} from {config.init.checkpoint or 'scratch'}{adapter}{choice}, "
         f"input {'x'.join(map(str, shape))}{fps}",
         f"training: {config.train.steps} steps of {dataset.batch_size} ({epochs:.0f} epochs), warm-up "
@@ -206,7 +236,32 @@ def _finetune_notes(train: Source, held_out: int, looks: Probe, chosen: str | No
         *(copies if dataset.copy_short_side is not None else []),
         "augmentation: " + ", ".join(f"{key} {value:g}" for key, value in augment.items() if value) + "; up to "
         f"{config.loader.max_broken:.0%} of the files may be broken",
+        *_cautions(train, held_out, split, looks.seconds, covered),
     ]
+
+
+def _cautions(
+    train: Source, held_out: Source, split: str, seconds: float | None, covered: float | None
+) -> Iterator[str]:
+    """Yield what about the data may surprise: classes without files, what is chosen on a test split, lengths."""
+    counts = [source.labels.sum(0) if source.multi_label else _counts(source) for source in (train, held_out)]
+    untrained, unseen = (int((count == 0).sum()) for count in counts)
+    if untrained or unseen:
+        yield (
+            f"classes: {untrained} of {len(train.classes)} have no file to train on and {unseen} none to evaluate; a "
+            "column split of a csv says which files are held out"
+        )
+    if split == "test":
+        yield "split: the best checkpoint is chosen on test as well; a split val keeps test for the result"
+    if seconds and covered and (seconds > 2 * covered or covered > 2 * seconds):
+        what = "evaluation sees the middle (--config.eval.views=4x1 averages four parts)"
+        if covered > seconds:
+            what = "the last frame is repeated (--config.input.fps spreads the frames over less)"
+        yield f"time: a clip covers {covered:.1f} s, the median file lasts {seconds:.1f} s: {what}"
+
+
+def _counts(source: Source) -> np.ndarray:
+    return np.bincount(source.labels, minlength=len(source.classes))
 
 
 def _bootstrap(config: ConfigDict, open_source: Callable[..., Source]):

@@ -31,7 +31,7 @@ class Resolved:
         config: the configuration; every data set names its head.
         model: the model, with a head for each label set.
         notes: lines for the user: what was derived and what was assumed.
-        decoding: median time to decode one file, in seconds, where files were looked at.
+        decoding: median time to decode a clip, in seconds, where files were looked at.
         open_source: opens a source; those that were opened to resolve the configuration are not listed again.
     """
 

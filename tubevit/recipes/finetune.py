@@ -1,5 +1,6 @@
 """A configuration for one's own data: steps, warm-up, learning rate, input and augmentation follow from the files."""
 
+import os
 import time
 
 from ml_collections import ConfigDict
@@ -45,7 +46,8 @@ def finetune_config(
 
     If the files are at least twice as large as needed, training reads small copies of them, see `small_copy`, unless
     there are more than 20,000. The average of the parameters (`ema_decay`) is evaluated and saved, and the checkpoint
-    with the best held-out top-1 (or mAP) is kept beside the last one.
+    with the best held-out top-1 (or mAP) is kept beside the last one. Up to 5 % of the files may be broken, or one.
+    `train.steps` and the batch size that the user sets replace those of the schedule; all else follows from them.
 
     A plain ViT gets 3D tubes if the data is videos, see `inflated_config`. With `tubes`, a dense video model becomes a
     sparse one: kernels and positions of other tubes come from those of its only tube, see `sparse_config`.
@@ -80,20 +82,25 @@ def finetune_config(
     config.data.train.data = dataset_config(source=data, batch_size=None, augment=augment)
     config.data.eval.data = dataset_config(source=data, split=None, batch_size=None)
     config.eval.every = config.checkpoint.every = config.log.every = None
-    config.loader.max_broken = 0.05
+    config.loader.max_broken = None
     return config
 
 
 def expected_time(resolved: Resolved) -> str:
     """Estimate how long a fine-tuning run takes on this machine, in a line for the user; it times a matrix product."""
+    import jax
+
     config, dataset = resolved.config, resolved.config.data.train.data
     head = dict(resolved.model.heads)[dataset.head]
     shape = (1 if head.modality == "image" else resolved.model.frames, *resolved.model.shape[1:])
     computing = 3 * dataset.batch_size * count_flops(resolved.model, shape, dataset.head).total / _flops_per_second()
     of_copies = 1 if dataset.copy_short_side is None else _COPIES_DECODE
-    loading = dataset.batch_size * resolved.decoding * of_copies / config.loader.threads
+    threads = min(config.loader.threads, os.cpu_count() or 1)
+    loading = dataset.batch_size * resolved.decoding * of_copies / threads
+    # An accelerator computes while the host loads; a CPU does both.
+    step = computing + loading if jax.default_backend() == "cpu" else max(computing, loading)
     return (
-        f"expected time: {about_minutes(config.train.steps * max(computing, loading))}, without evaluation "
+        f"expected time: {about_minutes(config.train.steps * step)}, without evaluation "
         f"(a step: {computing:.2f} s computing, {loading:.2f} s loading)"
     )
 

@@ -33,7 +33,7 @@ def pixel_baseline(experiment: Experiment, workdir: str | os.PathLike, decoding:
     Args:
         experiment: its data sets are called `data`.
         workdir: receives baseline.json.
-        decoding: seconds to decode one file.
+        decoding: seconds to decode a clip.
 
     Returns:
         The top-1, a share; None if files have several labels, or all of the training files the same one.

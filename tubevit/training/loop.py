@@ -258,6 +258,7 @@ class Run:
                     broken.check_evaluation(results)
                 if stop and not last:
                     raise Preempted(f"saved step {step} in {self.workdir}; the same command resumes the run")
+            self._name_best(checkpoints)
         if start >= config.train.steps:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
@@ -266,6 +267,14 @@ class Run:
         config = self.experiment.config
         keep = config.checkpoint
         return Checkpoints(self.workdir, keep.keep, keep.keep_best, replays=config.train.replay > 0)
+
+    def _name_best(self, checkpoints: Checkpoints) -> None:
+        best = checkpoints.best()
+        if best is not None and best["step"] < self.experiment.config.train.steps:
+            logger.info(
+                f"best: step {best['step']} has {best['metric']} {best['value']:.3f}; "
+                f"{checkpoints.folder / str(best['step'])} names it as a checkpoint, and {self.workdir} the last one"
+            )
 
     def _compute(self, step: int, state: dict, placed: dict, loaded: dict, checkpoints: Checkpoints) -> tuple:
         """Compute a step, twice if that is due; return the new state and the metrics."""

@@ -100,4 +100,7 @@ def held_out_split(
             return split
         except SplitError as error:
             last = error
-    raise SplitError(f"{name} has neither a split val nor a split test to evaluate on: {last}") from last
+    raise SplitError(
+        f"{name} has neither a split val nor a split test to evaluate on: {last}; a column split of a csv says which "
+        "files are held out"
+    ) from last
