@@ -1,10 +1,11 @@
 """Test the paper's claims on the embedded data.
 
-    python benchmarks/claims.py --workdir runs/claims [--only 2] [--seeds 0]
+    python benchmarks/claims.py --workdir runs/claims [--only 2] [--seeds 0] [--out runs/claims.csv]
     python benchmarks/claims_page.py        # writes the page, its figure and the table of README.md (extra `plot`)
 
 Trains the variants of experiments/claims.py and the stages of experiments/digits_bootstrap.py, and writes a row of
-benchmarks/claims.csv for each variant and seed. Rows that are there are not repeated, and interrupted runs resume. The
+benchmarks/claims.csv for each variant and seed. Rows that are there are not repeated, and interrupted runs resume:
+`--out runs/claims.csv` measures again what was measured here, and `claims_page.py --csv` shows that file's table. The
 variants have the schedule that was chosen on `val` with `joint`, the stages that of their experiment; none was tuned.
 `--config.KEY=VALUE` changes all runs.
 
@@ -33,6 +34,8 @@ STAGES = ("vit", "last_fc", "last", "gate", "lora", "full", "scratch")
 STAGE_STEPS = 600
 # Stages that train more per step, with the steps that take as many FLOPs as the stage `gate`.
 EQUAL = {"full_equal": "full", "scratch_equal": "scratch"}
+# The small model alone, on as many clips as it and a stage have in turn.
+TWICE = "joint_twice"
 DENSE = ("dense", "vivit", "timesformer", "factorised")
 # Evaluations of `no_s2d` with smaller strides, by their number of tokens: positions are fixed, so that it takes any.
 # With space-to-depth, the parts of a token would move closer together as well.
@@ -50,7 +53,7 @@ CLAIMS = {
     5: ("joint", "no_s2d", "interpolated"),
     6: ("no_s2d", *DENSER, "half_clip", *VIEWS),
     7: ("two_stage", "added_1", "added_2", "added_3"),
-    8: ("joint", *STAGES, *EQUAL),
+    8: ("joint", TWICE, *STAGES, *EQUAL),
     9: ("joint", "video", *DENSE),
 }
 BEFORE = (
@@ -106,6 +109,8 @@ class Runs:
             if variant in EQUAL:
                 steps = round(steps * self.stage_gflop("gate") / self.stage_gflop(stage))
             self.train(variant, f"digits_bootstrap:stage={stage},steps={steps},{self.starts}")
+        elif variant == TWICE:
+            self.train(variant, f"claims:variant=joint,steps={2 * STAGE_STEPS}")
         elif variant in DENSE:
             clips = clips_of_equal_flops(variant, step_costs(self.path("joint"))["step_gflop"])
             self.train(variant, f"claims:variant={variant},clip_batch={clips}")
@@ -187,14 +192,18 @@ def main(arguments: list[str] | None = None) -> None:
     if wrong := [flag for flag in overrides if not flag.startswith("--config.")]:
         parser.error(f"unknown flags {' '.join(wrong)}; --config.KEY=VALUE changes all runs")
     variants = dict.fromkeys(variant for claim in args.only for variant in CLAIMS[claim])
+    known = 0
     for seed in args.seeds:
         runs = Runs(args.workdir, seed, tuple(overrides))
         for variant in variants:
             if any((row["variant"], row["seed"]) == (variant, str(seed)) for row in read(args.out)):
+                known += 1
                 continue
             row = runs.measure(variant)
             print(row, flush=True)
             append(args.out, FIELDS, row)
+    if known:
+        print(f"{known} rows are in {args.out} already; --out with another file measures them again")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 import tubevit
 from tests.conftest import TINY
+from tubevit.cli.evaluate import compared
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,17 @@ def test_errors_of_names_and_labels(run, refused, tmp_path, digits_cache):
     (tmp_path / "bad.mp4").write_bytes(b"damaged")
     (tmp_path / "clips.csv").write_text("path,label,split\nbad.mp4,up,test\n")
     refused(command, "bad.mp4", "as a video")
+
+
+def test_a_model_is_compared_with_a_linear_one_of_pixels(tmp_path):
+    """Only if it was evaluated on the same files: a line tells what to do otherwise, or that the model is worse."""
+    path = tmp_path / "eval.json"
+    probe = {"dataset": "a", "source": "clips.csv", "split": "val", "checkpoint": "run/checkpoints/9", "top1": 0.5}
+    assert "a: not compared" in compared(probe, str(path))
+    for change, expected in (
+        ({"top1": 0.5}, None), ({"top1": 0.4}, "the model has top1 0.400, less than the 0.500 of a linear model"),
+        ({"split": "test"}, "not compared"), ({"checkpoint": "run/checkpoints/6"}, "not compared"),
+    ):  # fmt: skip
+        path.write_text(json.dumps([probe | {"dataset": "b", "top1": 0.1}, probe | change]))
+        line = compared(probe, str(path))
+        assert line is None if expected is None else expected in line

@@ -1,6 +1,7 @@
 """`tubevit evaluate`."""
 
 import json
+import logging
 
 from tubevit.budget import as_budget
 from tubevit.cli.budget_flag import add_budget
@@ -8,7 +9,9 @@ from tubevit.data.views import AVERAGES
 from tubevit.errors import RunError, UserError
 from tubevit.ranges import COUNT, SHARE, WHOLE
 
+logger = logging.getLogger(__name__)
 DISTRIBUTED = True  # all processes of a job run it together
+_EVAL = "eval.json"
 HELP = "evaluate a checkpoint on the data of its configuration or on another source; writes eval.json"
 EXAMPLES = (
     "tubevit evaluate --workdir runs/quickstart",
@@ -82,6 +85,7 @@ def data_options(args, **options):
 
 def run(args) -> None:
     """Run the verb."""
+    from tubevit import storage
     from tubevit.config import load_config
     from tubevit.evaluation import evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
@@ -102,6 +106,10 @@ def run(args) -> None:
             print(json.dumps(records, indent=2) if args.json else "\n".join(map(describe_record, records)), flush=True)
         if not args.json:
             print(f"written to {', '.join(written)}")
+        if args.probe == "pixels":
+            known = storage.join(args.workdir or checkpoint.home, _EVAL)
+            for line in filter(None, (compared(record, known) for record in records)):
+                logger.warning(line)
     if failed := [record["failed"] for record in records if record["failed"]]:
         raise RunError(f"{'; '.join(failed)}: the score does not count (--max-broken raises the limit)")
 
@@ -123,10 +131,38 @@ def _default_out(args, checkpoint) -> str:
     name, variant = args.workdir or args.checkpoint, "_int8" if args.int8 else ""
     if args.budget is not None:
         variant += f"_{as_budget(args.budget)}".replace("%", "").replace(":", "_")
-    file = f"probe_{args.probe}{variant}.json" if args.probe else f"eval{variant}.json"
+    file = f"probe_{args.probe}{variant}.json" if args.probe else _EVAL.replace(".", f"{variant}.")
     if is_hub_name(name) or (is_release(name) and not storage.exists(name)):
         return file  # a model that others released is not changed
     return storage.join(args.workdir or checkpoint.home, file)
+
+
+def compared(record: dict, path: str) -> str | None:
+    """Say whether a model has less than the probe `pixels` on the same files.
+
+    Args:
+        record: of the probe.
+        path: the eval.json of the model.
+
+    Returns:
+        A line; None if the model has as much.
+    """
+    from tubevit import storage
+
+    try:
+        known = json.loads(storage.read_bytes(path))
+    except (FileNotFoundError, ValueError):
+        known = []
+    keys = ("dataset", "source", "split", "checkpoint")
+    same = [each for each in known if all(each.get(key) == record[key] for key in keys)]
+    if not same:
+        return f"{record['dataset']}: not compared, as {path} has no score of the model; evaluate without --probe first"
+    if same[0]["top1"] >= record["top1"]:
+        return None
+    return (
+        f"{record['dataset']}: the model has top1 {same[0]['top1']:.3f}, less than the {record['top1']:.3f} of a "
+        "linear model of pixels; docs/faq.md says what usually helps"
+    )
 
 
 def describe_record(record: dict) -> str:
