@@ -43,6 +43,7 @@ HOME, VALUE = "/homes/of/users/ada", 'the "value" of ä variable'
         ("a password in an address", "https://ada:lovelace@example.org/clips.csv"),
         ("a password in an address", "redis://:love:lace@example.org"),
         ("a password in an address", "https://example.org/clips.csv?X-Amz-Date=1&X-Amz-Signature=0a1b"),
+        ("a password in an address", "https://example.org/clips.csv?X-Amz-Security-Token=0a1b"),
         ("the path of a home folder", "file:///home/ada/clips.csv"),
         ("the value of the environment variable PLANTED", VALUE),
         ("the path of your home folder", HOME),

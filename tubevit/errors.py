@@ -73,11 +73,16 @@ def unknown_split(source: str, split: str, splits: Iterable[str]) -> SplitError:
 
 
 def optional_import(module: str, purpose: str, extra: str):
-    """Import a module of an optional dependency; if it is missing, the UserError says how to install it."""
+    """Import a module of an optional dependency; if it is missing or broken, the UserError says how to install it."""
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
+    except Exception as error:
+        if not isinstance(error, ImportError):  # such as a package that does not fit the version of another
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"{purpose} needs {package}, which cannot be imported ({reason}): pip install 'tubevit[{extra}]'"
+            ) from error
         raise UserError(f"{purpose} needs {package}, which is not installed: pip install 'tubevit[{extra}]'") from error
 
 

@@ -18,7 +18,7 @@ _SECRETS = {
     r"|\bya29\.[\w-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]*-----END [A-Z ]*-----)?",
     "a password in an address": r"(?<=\w://)[^\s/:@\"]*:[^\s/@\"]+@"
-    r"|(?i:[?&](?:[\w-]*signature|sig|token|access_token)=)[^\s&\"]*",
+    r"|(?i:[?&](?:[\w-]*(?:signature|token|credential)|sig)=)[^\s&\"]*",
     "the path of a home folder": r"/(?:home|Users)/[\w.-]+|(?<![\w./-])/root(?![\w-])",
 }
 _VARIABLE = "the value of the environment variable"
@@ -65,6 +65,13 @@ def redacted(text: str) -> str:
     patterns = _patterns()
     whats, pattern = list(patterns), "|".join(f"({each})" for each in patterns.values())
     return re.sub(pattern, lambda match: f"({whats[(match.lastindex or 1) - 1]})", text)
+
+
+def without_tokens(text: str) -> str:
+    """Replace what looks like a token, a key or a password by what it is, whatever the environment holds."""
+    for what, pattern in _SECRETS.items():
+        text = re.sub(pattern, f"({what})", text)
+    return text
 
 
 def _patterns(chosen: str = "", secrets: Mapping[str, str] | None = None) -> dict[str, str]:

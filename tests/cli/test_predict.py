@@ -13,6 +13,7 @@ import tubevit
 from tests.data.clips import write_audio, write_clip
 from tubevit.cli import main
 from tubevit.cli.main import entry
+from tubevit.cli.predict_output import visible
 from tubevit.data.decode import decode_frames
 from tubevit.data.warp import centre_crop
 from tubevit.errors import UserError
@@ -301,3 +302,8 @@ def test_warnings_once_a_file(tiny_run, capsys, clip, image, long_video, tmp_pat
         assert len(lines) == 3 and len(out.splitlines()) >= 6
         for line, (path, part) in zip(lines, parts, strict=True):
             assert line.startswith(f"tubevit: warning: {path} ") and part in line
+
+
+def test_labels_of_others_do_not_drive_the_terminal():
+    assert visible("caf\u00e9 \U0001f98a 5") == "caf\u00e9 \U0001f98a 5"
+    assert visible("a\nb\x1b[2Jc\u202ed") == "a\\nb\\x1b[2Jc\\u202ed"

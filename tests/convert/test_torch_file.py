@@ -133,6 +133,21 @@ def test_tensors_stay_within_their_storage(size, stride, offset, tmp_path):
         read_torch(write(tmp_path / "x.pth", data, {"0": np.ones(8, np.float32)}))
 
 
+@pytest.mark.parametrize("size, stride", [((1 << 13, 1 << 13), (0, 0)), ((10,), (0,)), ((5, 5), (1, 1))])
+def test_tensors_do_not_repeat_values(size, stride, tmp_path):
+    """Otherwise, a file of a few bytes would fill the memory once its tensors are copied."""
+    data = state_dict(a=tensor("0", "FloatStorage", 9, size, stride))
+    with pytest.raises(UserError, match="claims more values than the 9 of its storage"):
+        read_torch(write(tmp_path / "x.pth", data, {"0": np.ones(9, np.float32)}))
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\xff", b"p99999999999999\n"])
+def test_the_memo_is_no_larger_than_the_pickle(put, tmp_path):
+    """Python's own unpickler would make a table of that many entries."""
+    with pytest.raises(UserError, match="damaged or incomplete: the pickle of [0-9]+ bytes numbers an object [49]"):
+        read_torch(write(tmp_path / "x.pth", b"\x80\x02}" + put + b"."))
+
+
 def test_what_is_damaged(tmp_path):
     data = state_dict(a=tensor("0", "FloatStorage", 8, (8,), (1,)))
     ones = np.ones(8, np.float32)

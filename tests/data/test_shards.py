@@ -158,6 +158,21 @@ def test_again_keeps_what_is_there(clips, made, tmp_path):
     assert content(out) == content(made)
 
 
+@pytest.mark.parametrize("content_of_record", ["", '{"records": [[', "{}", "[]", "3"])
+def test_a_damaged_record_is_written_again(clips, made, tmp_path, content_of_record):
+    """As after a power loss; the settings of all shards are named instead."""
+    out = copy(made, tmp_path)
+    source = open_source(str(clips / "clips.csv"), "val")
+    (record,) = out.glob("parts/val-00001-*.json")
+    record.write_text(content_of_record)
+    assert write_shards(source, "val", str(out))["kept"] > 0
+    assert content(out) == content(made)
+    (settings,) = (path for path in out.glob("parts/val*.json") if "-of-" not in path.name)
+    settings.write_text(content_of_record)
+    with pytest.raises(UserError, match="val.json is damaged: remove it, or write to another folder"):
+        write_shards(source, "val", str(out))
+
+
 def test_killed_and_begun_again(clips, made, tmp_path):
     """kill -9 of the parent while its workers write: no process stays, and the second run ends with the same files."""
     script = tmp_path / "write.py"

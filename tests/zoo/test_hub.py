@@ -30,6 +30,7 @@ from tubevit.training import begin
 from tubevit.transfer.initialise import read_donor
 from tubevit.zoo import hub_repository, registry
 from tubevit.zoo.hub import convert_hub
+from tubevit.zoo.hub_client import clear_errors, connect
 from tubevit.zoo.hub_name import HubName, parse_hub_name
 from tubevit.zoo.names import named_config, open_checkpoint
 
@@ -137,6 +138,15 @@ def test_those_of_others_are_converted_once(hub, foreign, vit, said, tmp_path):
     assert open_checkpoint(NAME).metadata["source"]["revision"] == second != commit
     assert convert_hub(NAME, tmp_path / "headless").config.heads == vit.config.heads
     assert Checkpoint(tmp_path / "headless").metadata["source"]["hub"] == REPO
+
+
+def test_a_half_removed_conversion_is_made_again(hub, foreign, vit, monkeypatch):
+    """As by a cleaner of old files; the address may end in a slash."""
+    hub.add_folder(REPO, foreign)
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
+    folder = open_checkpoint(NAME).folder
+    (folder / "_CHECKPOINT_METADATA").unlink()
+    same(vit, tubevit.load_model(NAME))
 
 
 def test_a_file_of_several(hub, foreign, vit, tmp_path):
@@ -270,6 +280,13 @@ def test_a_hub_that_fails(hub, saved):
     hub.answer = lambda request: request.send_error(418)
     with pytest.raises(RunError, match=f"^{NAME}: {hub.url} answers with status 418; try again later$"):
         tubevit.load_model(NAME)
+
+
+def test_addresses_of_a_transfer_are_shown_without_their_secrets(hub):
+    api = connect()
+    with pytest.raises(RunError) as error, clear_errors(parse_hub_name(NAME), api):
+        raise ConnectionError("https://ada:lovelace@host/x?X-Amz-Credential=abc&X-Amz-Security-Token=def&a=1 failed")
+    assert not any(secret in str(error.value) for secret in ("lovelace", "abc", "def")) and "a=1" in str(error.value)
 
 
 def test_without_the_extra(monkeypatch):

@@ -6,10 +6,12 @@ import os
 import pathlib
 import zipfile
 
+import numpy as np
 import pytest
 
 import tubevit
 from tests.convert.test_torch_file import name as opcode
+from tests.convert.test_torch_file import state_dict, tensor
 from tests.convert.test_torch_file import write as write_torch
 from tubevit.errors import UserError
 from tubevit.zoo.names import open_checkpoint
@@ -39,6 +41,9 @@ def harmful(saved, foreign, tmp_path) -> dict[str, tuple[dict[str, bytes], str]]
     infinite = manifest | {"_CHECKPOINT_METADATA": {"bytes": float("inf"), "sha256": "0" * 64}}
     labels = {key: value for key, value in json.loads(theirs["config.json"]).items() if key != "id2label"}
     labels["num_labels"] = 10**12
+    wide = json.loads(theirs["config.json"]) | {"hidden_size": 8192, "num_hidden_layers": 4, "intermediate_size": 32768}
+    values = {f"a{i}": tensor("0", "FloatStorage", 10**6, (10**6,), (1,)) for i in range(1000)}
+    shared = write_torch(tmp_path / "shared", state_dict(**values), {"0": np.zeros(10**6, np.float32)})
     archive = zipfile.ZipFile(bomb := io.BytesIO(), "w")
     archive.writestr("a.npy", b"x")
     archive.filelist[0].file_size = 10**12
@@ -67,6 +72,9 @@ def harmful(saved, foreign, tmp_path) -> dict[str, tuple[dict[str, bytes], str]]
         "no manifest": ({key: ours[key] for key in ours if key != "manifest.json"}, "without the manifest.json"),
         "link": (plain | {"model.safetensors": b"../../../../etc/passwd"}, "is not a .npz, .safetensors or torch"),
         "more than it holds": (ours | {"_CHECKPOINT_METADATA": huge}, "is refused: it claims "),
+        "many names for a value": (
+            plain | {"config.json": json.dumps(wide).encode(), "pytorch_model.bin": shared.read_bytes()}, "claims ",
+        ),
         "a trillion labels": (theirs | {"config.json": json.dumps(labels).encode()}, "its configuration claims 25,000"),
         "archive that grows": (theirs | {"model.safetensors": bomb.getvalue()}, "would grow from 0 to 1,000,000 MB"),
         "infinite manifest": (ours | {"manifest.json": json.dumps(infinite).encode()}, "cannot be read (OverflowErr"),
@@ -77,7 +85,8 @@ def harmful(saved, foreign, tmp_path) -> dict[str, tuple[dict[str, bytes], str]]
 KINDS = [
     "pickle", "zipped pickle", "path outside", "absolute path", "path of Windows", "outside in manifest",
     "outside in index", "header of 100 GB", "deep json", "deep json of Orbax", "deep manifest", "no manifest", "link",
-    "more than it holds", "a trillion labels", "archive that grows", "infinite manifest", "long text",
+    "more than it holds", "many names for a value", "a trillion labels", "archive that grows", "infinite manifest",
+    "long text",
 ]  # fmt: skip
 
 

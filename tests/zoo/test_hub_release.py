@@ -16,7 +16,7 @@ from tubevit.errors import RunError, UserError
 from tubevit.zoo import registry
 from tubevit.zoo.hub_upload import licence_fields
 from tubevit.zoo.names import open_checkpoint
-from tubevit.zoo.release import ReleaseOptions, release
+from tubevit.zoo.release import ReleaseOptions, _commit, release
 
 REPO, NAME = "owner/tiny", "tubevit_nano8@hub"
 TO = f"hf://{REPO}"
@@ -74,11 +74,26 @@ def test_replacing(logged_in, run):  # noqa: F811
     logged_in.repos[REPO][logged_in.branches[REPO]["main"]] |= {"params/d/stale": b"x", "LICENSE": b"kept"}
     with pytest.raises(UserError, match=f"{NAME} is released already; take another tag, or pass --replace"):
         publish(run)
-    with pytest.raises(UserError, match=f"{TO} holds a checkpoint already; take another repository, or pass --replace"):
+    with pytest.raises(UserError, match=re.escape(f"{TO} holds a model already (_CHECKPOINT_METADATA)")):
         release(run, f"{NAME}2", ReleaseOptions(to=TO), evaluate=pytest.fail)
     publish(run, replace=True)
     assert "params/d/stale" not in content(logged_in) and content(logged_in)["LICENSE"] == b"kept"
     assert len(logged_in.repos[REPO]) == 3
+
+
+def test_a_foreign_model_stays(logged_in, run, foreign):  # noqa: F811
+    """Its card would be replaced; what only has a card is taken."""
+    logged_in.add_folder(REPO, foreign)
+    with pytest.raises(UserError, match=re.escape(f"{TO} holds a model already (config.json); take another")):
+        release(run, NAME, ReleaseOptions(to=TO), evaluate=pytest.fail)
+    logged_in.add(REPO, {"README.md": b"", ".gitattributes": b""})
+    assert open_checkpoint(publish(run).source).step == 3
+
+
+def test_a_job_that_knows_the_commit(logged_in, run, monkeypatch):  # noqa: F811
+    """Variables of a continuous integration hold what the card tells."""
+    monkeypatch.setenv("SOME_SHA", _commit() or "")
+    publish(run)
 
 
 @pytest.mark.parametrize(

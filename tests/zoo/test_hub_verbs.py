@@ -8,6 +8,7 @@ import tubevit
 from tests.convert.test_both_ways import PLAIN
 from tubevit.cli import main
 from tubevit.config import load_config
+from tubevit.config.resolve import resolve
 from tubevit.convert import convert
 from tubevit.data.moving_digits import DIRECTIONS
 from tubevit.models.config import Head
@@ -42,4 +43,4 @@ def test_verbs(digits_cache, named, tmp_path, capsys):
     assert main(["convert", THEIRS, "vit"]) == 0
     assert tubevit.load_model("vit").labels["default"] == ("cat", "dog", "cow", "hen", "bee")
     large = load_config(f"bootstrap:small={OURS},large={THEIRS},train_last=1,videos={digits_cache / 'motion.csv'}")
-    assert large.init.checkpoint
+    assert resolve(large).model.width == tubevit.load_model("vit").config.width  # both were opened

@@ -207,7 +207,7 @@ class Checkpoints:
         return None if value is None or not math.isfinite(value) else {self.keep_best: float(value)}
 
     def best(self) -> dict | None:
-        """Return {"step", "metric", "value"} of the best checkpoint, which may not be complete yet; None without one."""
+        """Return {"step", "metric", "value"} of the best checkpoint, which may be incomplete; None without one."""
         if self.keep_best is None:
             return None
         scored = [info for info in self._checkpointer.checkpoints if info.metrics and self.keep_best in info.metrics]

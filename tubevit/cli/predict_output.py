@@ -41,6 +41,11 @@ def span_text(times: list[float]) -> str:
     return f"  {times[0]:.2f}-{times[1]:.2f} s" if times else ""
 
 
+def visible(label: str) -> str:
+    """Return a label for a terminal, which line breaks and escape sequences of a foreign model would change."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in label)
+
+
 def print_labels(predictions: Iterable[Prediction], as_json: bool) -> None:
     """Print labels as soon as they are known, one line per file or clip and head."""
     for found in predictions:
@@ -51,7 +56,7 @@ def print_labels(predictions: Iterable[Prediction], as_json: bool) -> None:
                 named = dict(zip(("start", "end"), times))
                 print(json.dumps({"file": str(found.file), **named, "head": head, "top": top}), flush=True)
             else:
-                shown = "  ".join(f"{label} {share:.3f}" for label, share in labels)
+                shown = "  ".join(f"{visible(label)} {share:.3f}" for label, share in labels)
                 print(f"{found.file}{span_text(times)}  {head}: {shown}", flush=True)
 
 

@@ -130,7 +130,8 @@ def convert(
 def _check_claim(foreign: Foreign, src: str | os.PathLike) -> None:
     """Raise UserError if the configuration claims far more than the files hold, which would only fill the memory."""
     claimed = sum(leaf.size for leaf in jax.tree.leaves(abstract_parameters(foreign.config)))
-    held = sum(array.size for array in foreign.weights.values())
+    # Several names may share a part of a file.
+    held = min(sum(array.size for array in foreign.weights.values()), sum(f.stat().st_size for f in foreign.files))
     if claimed > max(8 * held, 10**9):  # below that, the error lists what is missing
         raise UserError(f"{src} is refused: its configuration claims {claimed:,} parameters, its files hold {held:,}")
 

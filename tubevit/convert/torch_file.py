@@ -1,8 +1,11 @@
 """Read torch's .pth and .bin files without torch and without running code from the pickle."""
 
 import collections
+import io
+import math
 import pathlib
 import pickle
+import pickletools
 import zipfile
 
 import ml_dtypes
@@ -31,8 +34,9 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             folder = name.removesuffix("data.pkl")
             if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
                 raise UserError(f"{path} was written on a big-endian machine; expected a little-endian file")
-            with archive.open(name) as file:
-                found = _Unpickler(file, archive, folder, path).load()
+            content = archive.read(name)
+            _check_memo(content)
+            found = _Unpickler(io.BytesIO(content), archive, folder, path).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
@@ -44,6 +48,13 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
         raise UserError(f"{path} must hold a state dict of tensors by name; save model.state_dict()")
     return found
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse an index beyond the length of the pickle: Python would make a table of that many entries."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+            raise ValueError(f"the pickle of {len(content)} bytes numbers an object {argument}")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -79,9 +90,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
-    """Make a view into a storage, within its bounds."""
+    """Make a view into a storage, within its bounds, which does not repeat values."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
         raise ValueError(f"a tensor of {tuple(size)} reaches beyond its storage of {len(storage)} values")
+    if math.prod(size) > len(storage):
+        raise ValueError(f"a tensor of {tuple(size)} claims more values than the {len(storage)} of its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), strides, writeable=False)

@@ -51,7 +51,7 @@ def finished_part(job: Job, number: int) -> dict | None:
         part = json.loads(storage.read_bytes(job.part(number)))
         shard = storage.join(job.folder, form.shard_name(job.split, number, job.count))
         form.check_shard(shard, len(part["records"]))
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, UserError, ValueError, LookupError, TypeError):  # also a file that was cut off
         return None
     return part
 

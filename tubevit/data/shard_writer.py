@@ -113,12 +113,14 @@ def _settings(source: Source, split: str, folder: str, shards: int | None, short
     settings |= {"short_side": short_side, "shards": shards}
     path = storage.join(folder, f"{form.PARTS}/{form.file_name(split)}.json")
     try:
-        earlier = json.loads(storage.read_bytes(path))
+        earlier = dict(json.loads(storage.read_bytes(path)))
+        settings["shards"] = shards or earlier["shards"]
     except FileNotFoundError:
         settings["shards"] = shards or default_shards(source)
         storage.write_text(path, json.dumps(settings))
         return settings
-    settings["shards"] = shards or earlier["shards"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path} is damaged: remove it, or write to another folder") from error
     for name, value in settings.items():
         if earlier.get(name) != value:
             begun = f"{split} was begun with {name} {earlier.get(name)}; found {value}"

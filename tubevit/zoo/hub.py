@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 
@@ -211,6 +212,7 @@ def _convert(name: HubName, path: pathlib.Path, origin: dict, folder: pathlib.Pa
     with publish.locked(folder.parent / ".lock", keep=True):
         if is_complete(folder):  # by another process
             return
+        shutil.rmtree(folder, ignore_errors=True)  # files of it were removed
         logger.info(f"converting {name}, commit {origin['revision'][:12]}", extra={"every_process": True})
         for note in convert(path, folder, origin=origin).notes:
             logger.info(f"note: {note}", extra={"every_process": True})

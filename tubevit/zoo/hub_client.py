@@ -8,6 +8,7 @@ from typing import Any
 
 import tubevit
 from tubevit.errors import DISK_ERRORS, RunError, TubeViTError, UserError, optional_import, unknown
+from tubevit.private import without_tokens
 from tubevit.zoo.hub_name import HubName
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -20,7 +21,7 @@ def connect() -> Any:
     installed.
     """
     hub = optional_import("huggingface_hub", "a name hf://owner/repo", "hub")
-    endpoint = os.environ.get("HF_ENDPOINT")
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     return hub.HfApi(endpoint=endpoint, library_name="tubevit", library_version=tubevit.__version__)
 
 
@@ -76,8 +77,9 @@ def clear_errors(name: HubName, api: Any) -> Iterator[None]:
 
 
 def _one_line(error: BaseException | str) -> str:
-    """Return a text without line breaks, and without the password that $HF_ENDPOINT may hold."""
-    return re.sub("//[^/@ ]*@", "//", " ".join(str(error).split()))[:200] or type(error).__name__
+    """Return a text without line breaks, and without passwords and signatures in addresses."""
+    text = re.sub("//[^/@ ]*@", "//", " ".join(str(error).split()))
+    return without_tokens(text)[:200] or type(error).__name__
 
 
 def _revisions(name: HubName, api: Any) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import METADATA_FILE
+from tubevit.convert.files import WEIGHTS
+from tubevit.convert.hugging_face_folder import CONFIG
 from tubevit.errors import UserError, optional_import
 from tubevit.models.config import ModelConfig
 from tubevit.zoo.hub_client import LOG_IN, clear_errors, connect
@@ -25,10 +27,10 @@ class HubUpload:
 
     Args:
         address: `hf://owner/repo`.
-        replace: replace a checkpoint that is there.
+        replace: replace a model that is there.
 
     Raises:
-        UserError: the address has a revision or a path, the user is not logged in or may not write, or a checkpoint is
+        UserError: the address has a revision or a path, the user is not logged in or may not write, or a model is
             there and `replace` is false. Nothing is changed yet.
         RunError: the Hub is out of reach.
     """
@@ -45,8 +47,11 @@ class HubUpload:
             self._exists = self._api.repo_exists(self.name.repo)
             if self._exists:
                 self._api.auth_check(self.name.repo, write=True)
-                if METADATA_FILE in self._api.list_repo_files(self.name.repo) and not replace:
-                    raise UserError(f"{address} holds a checkpoint already; take another repository, or pass --replace")
+                found = {METADATA_FILE, CONFIG, *WEIGHTS} & set(self._api.list_repo_files(self.name.repo))
+                if found and not replace:
+                    raise UserError(
+                        f"{address} holds a model already ({min(found)}); take another repository, or pass --replace"
+                    )
 
     def secrets(self) -> dict[str, str]:
         """Return {what it is: value} of the user's token, for `check_no_secrets`."""

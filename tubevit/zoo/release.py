@@ -229,7 +229,7 @@ def _check_private(
     """Raise UserError if a file that will be public, or the entry of the index, holds a secret."""
     files = [file for file in storage.list_files(folder) if "/d/" not in file]  # all but the arrays
     contents = {file: (folder / file).read_bytes() for file in files} | {"the entry of the index": entry.encode()}
-    chosen = " ".join(filter(None, (name, options.to, options.licence, options.config, options.split)))
+    chosen = " ".join(filter(None, (name, options.to, options.licence, options.config, options.split, _commit())))
     check_no_secrets(contents, chosen, upload.secrets() if upload else None)
 
 
