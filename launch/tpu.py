@@ -42,6 +42,7 @@ ONLY = {  # the ways that know a flag; with others it would change nothing
     "--project": ("vm", "pod", "queued", "xpk"),
     "--reserved": ("vm", "pod", "queued"),
     "--no-create": ("vm", "pod"),
+    "--clone": ("vm", "pod", "queued", "jobset", "skypilot"),
     "--cluster": ("xpk",),
     "--create-cluster": ("xpk",),
     "--image": ("xpk", "jobset"),

@@ -1,6 +1,7 @@
 """The twin in PyTorch against ours, and the programs made from it (the extras `peers` and `onnx`)."""
 
 import ast
+import functools
 import json
 import math
 import pathlib
@@ -53,6 +54,11 @@ def inputs_of(config, shapes):
     return [(pixels(shape), heads[len(shape)]) for shape in shapes]
 
 
+def waves(logits):
+    """Weights of a sum of logits, all different."""
+    return np.sin(np.arange(logits.size, dtype=np.float32) + 1).reshape(logits.shape)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients(case, tiny):
     """Tokens and logits to 1e-5 of the largest, for clips and images; gradients of a weighted sum to 1e-4."""
@@ -61,8 +67,6 @@ def test_outputs_and_gradients(case, tiny):
     model = tiny(fields.pop("heads", VIDEO), **fields)
     inputs = inputs_of(model.config, shapes)
     graph, params = nnx.split(model)
-    waves = lambda logits: np.sin(np.arange(logits.size, dtype=np.float32) + 1).reshape(logits.shape)  # noqa: E731
-
     def loss(params):
         ours = nnx.merge(graph, params)
         logits = [ours(jnp.asarray(x), head=head) for x, head in inputs]
@@ -124,13 +128,40 @@ def large(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(name):
-    """Real widths and depths, and clips that are just large enough for a few tokens of each tube."""
+    """Real widths and depths, and clips that are just large enough for a few tokens of each tube.
+
+    The gradients of the kernels of the tubes go through all of the model.
+    """
     model = large(name)
-    module = torch_model(model, model.config)
+    module = torch_model(model, model.config).requires_grad_(False)
+    module.tubes.requires_grad_(True)
+    graph, params = nnx.split(model)
+    tubes = params.pop("tokenizer")
+
+    @functools.partial(jax.jit, static_argnames="head")
+    @functools.partial(jax.grad, has_aux=True)
+    def ours(tubes, params, x, head):
+        logits = nnx.merge(graph, nnx.State({"tokenizer": tubes, **params}))(x, head=head)
+        return (logits * waves(logits)).sum(), logits
+
+    checked = set()
     for x, head in inputs_of(model.config, SIZES[name]):
-        expected = nnx.jit(lambda model, x: model(x, head=head))(model, x)
+        gradients, expected = ours(tubes, params, x, head)
         assert 0.1 < np.abs(expected).mean() < 10
-        assert_close(outputs(module, x, head=head), expected, 1e-5)
+        module.zero_grad()
+        found = module(torch.from_numpy(x), head=head)
+        (found * torch.from_numpy(waves(found.detach().numpy()))).sum().backward()
+        assert_close(found.detach().numpy(), expected, 1e-5)
+        gradients = flatten(nnx.to_pure_dict(gradients))
+        largest = max(np.abs(gradients[path]).max() for path in gradients)
+        for i, tube in enumerate(module.tubes):
+            if tube.weight.grad is None:  # of a clip's tubes, for an image
+                continue
+            for path, leaf in {"kernel": tube.weight.grad.permute(2, 3, 4, 1, 0), "bias": tube.bias.grad}.items():
+                found, expected = leaf.numpy(), gradients[f"tubes/{i}/{path}"]
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest, err_msg=f"{i}, {path}")
+                checked.add((i, path))
+    assert len(checked) == 2 * len(module.tubes)
 
 
 def test_a_trained_state_dict_comes_back(tiny, tmp_path):
@@ -176,7 +207,7 @@ def test_stochastic_depth_leaves_out_branches_of_samples(tiny):
     torch.testing.assert_close(module.encoder.blocks[0].train().branch(x), x)
 
 
-@pytest.mark.parametrize("case", ["joint", "rope"])
+@pytest.mark.parametrize("case", CASES)
 def test_compile_and_export(case, tiny):
     fields, shapes = CASES[case]
     fields = dict(fields)
@@ -192,16 +223,26 @@ def test_compile_and_export(case, tiny):
     assert_close(outputs(compiled, three, head=head), expected, 1e-6)
 
 
-@pytest.mark.parametrize("head, size", [("several", 160), ("image", 64)])
-def test_onnx(head, size, tiny, tmp_path):
+@pytest.mark.parametrize(
+    "case, head, changes",
+    [
+        ("joint", "several", {"size": 160}), ("joint", "image", {}), ("divided", None, {}), ("budget", None, {}),
+        ("factorised_encoder", None, {}), ("interpolated", None, {}),
+    ],
+)  # fmt: skip
+def test_onnx(case, head, changes, tiny, tmp_path, monkeypatch):
     """The logarithms of the probabilities agree to 1e-4, for any number of clips or images.
 
-    The program holds the positions, also those of many tokens, instead of computing them in float64 in each call.
+    The program holds the positions, also those of many tokens, instead of computing them in float64 in each call. That
+    of the divided model has its parameters in a second file, as large models do.
     """
-    model = tiny(**CASES["joint"][0], size=size)
+    fields = CASES[case][0] | changes
+    model = tiny(fields.pop("heads", VIDEO), **fields)
+    monkeypatch.setattr("tubevit.convert.export_torch._MOST", 0 if case == "divided" else 2**30)
     export_onnx(model, tmp_path / "a", head)
     graph = onnx.load(tmp_path / "a/model.onnx").graph
     assert not {"Sin", "Cos"} & {node.op_type for node in graph.node}
+    assert (tmp_path / "a/model.onnx.data").exists() == (case == "divided")
     session = onnxruntime.InferenceSession(str(tmp_path / "a/model.onnx"))
     config = json.loads((tmp_path / "a/config.json").read_text())
     (shape,) = (shape for kind, shape in config["input"].items() if kind in ("video", "image"))
