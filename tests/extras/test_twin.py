@@ -67,6 +67,7 @@ def test_outputs_and_gradients(case, tiny):
     model = tiny(fields.pop("heads", VIDEO), **fields)
     inputs = inputs_of(model.config, shapes)
     graph, params = nnx.split(model)
+
     def loss(params):
         ours = nnx.merge(graph, params)
         logits = [ours(jnp.asarray(x), head=head) for x, head in inputs]

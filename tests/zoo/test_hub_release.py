@@ -152,11 +152,16 @@ def test_no_path_of_a_home_folder_is_published(logged_in, run, tmp_path, folder)
 def test_secrets_stop_a_release(logged_in, run, tmp_path, source, what, monkeypatch, said, capfd):  # noqa: F811
     monkeypatch.setenv("PLANTED", PLANTED)
     plant(run, source)
-    with pytest.raises(UserError, match=f"_CHECKPOINT_METADATA is not published, because it holds {what}") as error:
+    with pytest.raises(UserError, match=f"README.md is not published, because it holds {what}") as error:
         release(run, NAME, ReleaseOptions(to=TO), evaluate=pytest.fail)
     shown = str(error.value) + "".join([*said, *capfd.readouterr()])
     assert not any(secret in shown for secret in (TOKEN, "lovelace", PLANTED))
     assert REPO not in logged_in.repos and not (tmp_path / "checkpoints" / NAME).exists()
+
+
+def test_a_secret_in_the_card_is_found_before_the_evaluation(logged_in, run):  # noqa: F811
+    with pytest.raises(UserError, match="README.md is not published, because it holds (a|your) token"):
+        release(run, NAME, ReleaseOptions(to=TO, config=f"mine:key={TOKEN}"), evaluate=pytest.fail)
 
 
 def test_from_an_installed_package(logged_in, run, monkeypatch):  # noqa: F811

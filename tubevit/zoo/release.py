@@ -102,18 +102,24 @@ def release(
     check_new(name, checkpoint, options)
     upload = HubUpload(options.to, options.replace) if is_hub_name(options.to) else None
     place, curves = registry.checkpoints_folder() / name, draw(checkpoint)
+    began, pictures = shareable(began_from(checkpoint)), [file for file in curves if file.endswith(".svg")]
     with _temporary() as temporary, publish.naming(place):
         folder = pathlib.Path(temporary) / name
         _write_weights(checkpoint, folder, options)
-        _check_private(folder, name, options, upload)
-        entry = _entry(checkpoint, name, folder, options, evaluate(_Stored(folder, checkpoint)))
         for file, content in curves.items():
             (folder / file).write_bytes(content)
-        began, pictures = shareable(began_from(checkpoint)), [file for file in curves if file.endswith(".svg")]
-        card = model_card(entry, checkpoint.model, steps=checkpoint.step, began=began, curves=pictures)
-        metadata = card_metadata(entry, checkpoint.model, began) if upload else ""
-        storage.write_text(folder / "README.md", storage.printable(metadata + card))
-        _check_private(folder, name, options, upload, json.dumps(dataclasses.asdict(entry)))
+
+        def described(records: Sequence[Mapping]) -> tuple[Release, str]:
+            """Write the card beside the weights; return the entry and the card, without what the Hub reads of it."""
+            entry = _entry(checkpoint, name, folder, options, records)
+            card = model_card(entry, checkpoint.model, steps=checkpoint.step, began=began, curves=pictures)
+            metadata = card_metadata(entry, checkpoint.model, began) if upload else ""
+            storage.write_text(folder / "README.md", storage.printable(metadata + card))
+            _check_private(folder, name, options, upload, json.dumps(dataclasses.asdict(entry)))
+            return entry, card
+
+        described([])  # a secret is found before the evaluation, which may take hours
+        entry, card = described(evaluate(_Stored(folder, checkpoint)))
         if options.to:
             entry = dataclasses.replace(entry, source=_publish(folder, options.to, upload, name))
             shutil.rmtree(folder)
@@ -224,7 +230,7 @@ def _size(folder: pathlib.Path) -> int:
 
 
 def _check_private(
-    folder: pathlib.Path, name: str, options: ReleaseOptions, upload: HubUpload | None, entry: str = ""
+    folder: pathlib.Path, name: str, options: ReleaseOptions, upload: HubUpload | None, entry: str
 ) -> None:
     """Raise UserError if a file that will be public, or the entry of the index, holds a secret."""
     files = [file for file in storage.list_files(folder) if "/d/" not in file]  # all but the arrays
