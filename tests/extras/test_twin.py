@@ -229,7 +229,7 @@ def test_compile_and_export(case, tiny):
     "case, head, changes",
     [
         ("joint", "several", {"size": 160}), ("joint", "image", {}), ("divided", None, {}), ("budget", None, {}),
-        ("factorised_encoder", None, {}), ("interpolated", None, {}),
+        ("factorised_encoder", None, {}),
     ],
 )  # fmt: skip
 def test_onnx(case, head, changes, tiny, tmp_path, monkeypatch):
