@@ -189,8 +189,8 @@ def table(rows: list[dict]) -> list[str]:
     for name in dict.fromkeys(row["set"] for row in rows):
         of_set = [row for row in rows if row["set"] == name]
         # The clips of settings that change the frame rate differ, and so do their linear models.
-        pixels = list(percent(of_set, of_set[0]["setting"], "pixels").values())
-        grey = f" A linear model of grey pixels: {mean_and_range(pixels)} %." if pixels else ""
+        pixels = percent(of_set, "recipe", "pixels") or percent(of_set, of_set[0]["setting"], "pixels")
+        grey = f" A linear model of grey pixels: {mean_and_range(list(pixels.values()))} %." if pixels else ""
         clips, classes, held_out = (_span(of_set, column) for column in ("clips", "classes", "held_out"))
         lines += ["", f"**`{name}`**: {clips} training clips of {classes} classes, {held_out} held out.{grey}", ""]
         columns = ("setting", "last, %", "difference", "best, %", "difference", "steps", "minutes", "seeds")

@@ -41,7 +41,7 @@ def test_dense_models_have_the_flops_of_sparse_ones(digits_cache, tmp_path):
 def test_every_variant_is_of_a_claim_and_described():
     known = {variant for variants in claims.CLAIMS.values() for variant in variants}
     experiment, stages = script("experiments/claims.py"), script("experiments/digits_bootstrap.py")
-    assert known == {*experiment.VARIANTS, *stages.STAGES, *claims.EQUAL, *claims.DENSER, *claims.VIEWS}
+    assert known == {*experiment.VARIANTS, *stages.STAGES, *claims.EQUAL, *claims.DENSER, *claims.VIEWS, claims.TWICE}
     assert known - page.LABELS.keys() == {"joint", "learned", "interpolated"}  # their names say it
     for each in page.STATEMENTS:
         assert set(each.variants) <= {*claims.CLAIMS[each.claim], "joint"}

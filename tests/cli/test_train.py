@@ -107,14 +107,17 @@ def test_print_sharding_trains_nothing(done, refused, train_command, tiny_run, t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_best_checkpoint_is_kept(train_tiny, tmp_path):
-    """It is one that was evaluated itself, not one that was saved between evaluations."""
+def test_the_best_checkpoint_is_kept(train_tiny, tmp_path, said):
+    """It is one that was evaluated itself, not one that was saved between evaluations; the last line names it."""
     metric, values = "eval/moving_digits/top1", {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.7, 9: 0.1}
     parts = Parts(make_evaluation=lambda experiment, mesh: lambda state: {metric: values[int(state["step"])]})
     changes = {"eval.every": 2, "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_best": metric}
     train_tiny(tmp_path, parts, **changes)
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "metric": metric, "value": 0.9}
     assert steps(tmp_path / "checkpoints") == [4, 9]
+    name = f"{tmp_path}/checkpoints/4"
+    assert said[-1] == f"best: step 4 has {metric} 0.900; {name} names it as a checkpoint, {tmp_path} the last one"
+    assert tubevit.load_model(name).labels == tubevit.load_model(tmp_path).labels
 
 
 def test_a_second_run_finds_its_programs(train_tiny, tmp_path):

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Suffixes of folders that must not be used; neither Orbax nor `steps` takes them for checkpoints.
 _DAMAGED, _UNVERIFIED, _SUSPECT = ".damaged", ".unverified", ".suspect"
+_BEST = "best.json"
 # What Orbax and TensorStore raise when a save fails.
 _FAILURES = (OSError, ValueError, RuntimeError)
 
@@ -111,6 +112,17 @@ def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
         raise RunError(f"cannot rename {source}: {error.strerror or error}") from error
 
 
+def name_best(workdir: str | os.PathLike, last: int) -> None:
+    """Log where the best checkpoint of a run is, unless it is that of the last step."""
+    with contextlib.suppress(FileNotFoundError):
+        best = json.loads(storage.read_bytes(storage.join(workdir, _BEST)))
+        if best["step"] < last:
+            logger.info(
+                f"best: step {best['step']} has {best['metric']} {best['value']:.3f}; "
+                f"{storage.join(workdir, RUN_FOLDER)}/{best['step']} names it as a checkpoint, {workdir} the last one"
+            )
+
+
 class Checkpoints:
     """The checkpoints of a run: saved in the background; the last `keep` and the best are kept.
 
@@ -131,7 +143,7 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, keep: int, keep_best: str | None = None, replays: bool = False):
         self._workdir = workdir
         self.folder = storage.as_path(workdir) / RUN_FOLDER
-        self.keep_best, self._best_file = keep_best, storage.join(workdir, "best.json")
+        self.keep_best, self._best_file = keep_best, storage.join(workdir, _BEST)
         policies = ocp.training.preservation_policies
         kept: list = [policies.LatestN(keep)]
         if keep_best is not None:
@@ -189,7 +201,7 @@ class Checkpoints:
                 metadata = metadata | {"step": step, "versions": versions()}
                 save = self._checkpointer.save_checkpointables_async
                 self._call(save, step, trees, force=True, custom_metadata=metadata, metrics=metrics)
-                self._background = threading.Thread(target=self._finish, args=(step, self.best()), daemon=True)
+                self._background = threading.Thread(target=self._finish, args=(step, self._best()), daemon=True)
                 self._background.start()
             if wait:
                 self.wait()
@@ -206,8 +218,8 @@ class Checkpoints:
         value = metrics[self.keep_best]
         return None if value is None or not math.isfinite(value) else {self.keep_best: float(value)}
 
-    def best(self) -> dict | None:
-        """Return {"step", "metric", "value"} of the best checkpoint, which may be incomplete; None without one."""
+    def _best(self) -> dict | None:
+        """Return the content of best.json for when the current save is complete."""
         if self.keep_best is None:
             return None
         scored = [info for info in self._checkpointer.checkpoints if info.metrics and self.keep_best in info.metrics]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tubevit import storage, writable
 from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.metadata import model_metadata
-from tubevit.checkpoint.run_checkpoints import Checkpoints
+from tubevit.checkpoint.run_checkpoints import Checkpoints, name_best
 from tubevit.config import names
 from tubevit.config.experiment import Experiment, open_experiment
 from tubevit.config.resolve import Resolved, resolve_on_main
@@ -136,6 +136,7 @@ def train(
         replay_of = chosen_by_step(make_replay, models, config.seed)
         run = Run(experiment, mesh, workdir, lease, step_of, replay_of, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
+        run_on_main(lambda: name_best(workdir, config.train.steps))
         warn_if_worse(baseline, results)
         return results
 
@@ -258,23 +259,13 @@ class Run:
                     broken.check_evaluation(results)
                 if stop and not last:
                     raise Preempted(f"saved step {step} in {self.workdir}; the same command resumes the run")
-            self._name_best(checkpoints)
         if start >= config.train.steps:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
 
     def _checkpoints(self) -> Checkpoints:
-        config = self.experiment.config
-        keep = config.checkpoint
+        config, keep = self.experiment.config, self.experiment.config.checkpoint
         return Checkpoints(self.workdir, keep.keep, keep.keep_best, replays=config.train.replay > 0)
-
-    def _name_best(self, checkpoints: Checkpoints) -> None:
-        best = checkpoints.best()
-        if best is not None and best["step"] < self.experiment.config.train.steps:
-            logger.info(
-                f"best: step {best['step']} has {best['metric']} {best['value']:.3f}; "
-                f"{checkpoints.folder / str(best['step'])} names it as a checkpoint, and {self.workdir} the last one"
-            )
 
     def _compute(self, step: int, state: dict, placed: dict, loaded: dict, checkpoints: Checkpoints) -> tuple:
         """Compute a step, twice if that is due; return the new state and the metrics."""
