@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(row, flush=True)
             append(args.out, FIELDS, row)
     if known:
-        print(f"{known} rows are in {args.out} already; --out with another file measures them again")
+        print(f"rows in {args.out} already: {known}; another --out and --workdir measure them again")
 
 
 if __name__ == "__main__":

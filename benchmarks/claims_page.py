@@ -98,7 +98,8 @@ STATEMENTS = (
               (("full", "gate", "last", "last_fc"),)),
     Statement(8, "The large model is better than the small one that it comes from (Tables 2 and 6; the paper's gated "
               "one is not)", "all 91.8, gate 89.7 (H); 90.9 (B) %", (("full", "joint"), ("gate", "joint"))),
-    Statement(8, "It is better than the small model after as many clips as both have seen (a control of ours)", "-",
+    Statement(8, "The large model is better than the small one trained on as many clips as both saw (a control of "
+              "ours)", "-",
               (("full", "joint_twice"), ("gate", "joint_twice"))),
     Statement(8, "The gated one is better than training all of it, or from scratch, with equal FLOPs (section 3.6)",
               "not given", (("gate", "full_equal"), ("gate", "scratch_equal"), ("gate", "scratch"))),

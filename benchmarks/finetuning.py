@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
             if measured:
                 append(args.out, FIELDS, key | measured)
     if known:
-        print(f"{known} rows are in {args.out} already; --out with another file measures them again")
+        print(f"rows in {args.out} already: {known}; another --out and --workdir measure them again")
 
 
 if __name__ == "__main__":

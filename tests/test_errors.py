@@ -23,5 +23,8 @@ def test_a_broken_package_is_named(tmp_path, monkeypatch):
         tubevit.UserError, match=r"needs does_not_fit, .* imported \(TypeError: metaclass conflict\): pip"
     ):
         errors.optional_import("does_not_fit", "this", "wandb")
+    (tmp_path / "lacks_another.py").write_text("import is_not_there\n")
+    with pytest.raises(tubevit.UserError, match=r"needs lacks_another, .* imported \(ModuleNotFoundError: No module"):
+        errors.optional_import("lacks_another", "this", "wandb")
     with pytest.raises(tubevit.UserError, match="needs is_not_there, which is not installed: pip install"):
         errors.optional_import("is_not_there.inner", "this", "wandb")

@@ -78,12 +78,11 @@ def optional_import(module: str, purpose: str, extra: str):
     try:
         return importlib.import_module(module)
     except Exception as error:
-        if not isinstance(error, ImportError):  # such as a package that does not fit the version of another
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(
-                f"{purpose} needs {package}, which cannot be imported ({reason}): pip install 'tubevit[{extra}]'"
-            ) from error
-        raise UserError(f"{purpose} needs {package}, which is not installed: pip install 'tubevit[{extra}]'") from error
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
+        # Else it does not fit the version of another package, or lacks one.
+        reason = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        what = "is not installed" if missing else reason
+        raise UserError(f"{purpose} needs {package}, which {what}: pip install 'tubevit[{extra}]'") from error
 
 
 def cannot_write(what: str | os.PathLike, error: OSError, remedy: str = "") -> TubeViTError:

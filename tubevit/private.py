@@ -68,9 +68,9 @@ def redacted(text: str) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """Replace what looks like a token, a key or a password by what it is, whatever the environment holds."""
-    for what, pattern in _SECRETS.items():
-        text = re.sub(pattern, f"({what})", text)
+    """Replace what looks like a token, a key or a password by what it is; values of the environment and paths stay."""
+    for what in ("a token", "a private key", "a password in an address"):
+        text = re.sub(_SECRETS[what], f"({what})", text)
     return text
 
 

@@ -146,10 +146,12 @@ def test_a_model_is_compared_with_a_linear_one_of_pixels(tmp_path):
     """Only if it was evaluated on the same files: a line tells what to do otherwise, or that the model is worse."""
     path = tmp_path / "eval.json"
     probe = {"dataset": "a", "source": "clips.csv", "split": "val", "checkpoint": "run/checkpoints/9", "top1": 0.5}
+    probe |= {"label_hash": "0a"}
     assert "a: not compared" in compared(probe, str(path))
     for change, expected in (
         ({"top1": 0.5}, None), ({"top1": 0.4}, "the model has top1 0.400, less than the 0.500 of a linear model"),
-        ({"split": "test"}, "not compared"), ({"checkpoint": "run/checkpoints/6"}, "not compared"),
+        ({"split": "test"}, "not compared"), ({"label_hash": "0b"}, "not compared"),
+        ({"checkpoint": "run/checkpoints/6"}, "not compared"),
     ):  # fmt: skip
         path.write_text(json.dumps([probe | {"dataset": "b", "top1": 0.1}, probe | change]))
         line = compared(probe, str(path))

@@ -306,4 +306,5 @@ def test_warnings_once_a_file(tiny_run, capsys, clip, image, long_video, tmp_pat
 
 def test_labels_of_others_do_not_drive_the_terminal():
     assert visible("caf\u00e9 \U0001f98a 5") == "caf\u00e9 \U0001f98a 5"
+    assert visible("\u0645\u06cc\u200c\u062e") == "\u0645\u06cc\u200c\u062e"
     assert visible("a\nb\x1b[2Jc\u202ed") == "a\\nb\\x1b[2Jc\\u202ed"

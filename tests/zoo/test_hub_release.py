@@ -86,8 +86,10 @@ def test_a_foreign_model_stays(logged_in, run, foreign):  # noqa: F811
     logged_in.add_folder(REPO, foreign)
     with pytest.raises(UserError, match=re.escape(f"{TO} holds a model already (config.json); take another")):
         release(run, NAME, ReleaseOptions(to=TO), evaluate=pytest.fail)
+    publish(run, replace=True)
+    assert not {"config.json", "model.safetensors"} & set(content(logged_in))
     logged_in.add(REPO, {"README.md": b"", ".gitattributes": b""})
-    assert open_checkpoint(publish(run).source).step == 3
+    assert open_checkpoint(publish(run, replace=True).source).step == 3
 
 
 def test_a_job_that_knows_the_commit(logged_in, run, monkeypatch):  # noqa: F811

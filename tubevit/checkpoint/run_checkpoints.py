@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from tubevit import storage
-from tubevit.checkpoint.checkpoint import RUN_FOLDER, steps
+from tubevit.checkpoint.checkpoint import RUN_FOLDER, is_whole, steps
 from tubevit.checkpoint.manifest import verify, write_manifest
 from tubevit.checkpoint.metadata import versions
 from tubevit.checkpoint.replays import FILE, Replays
@@ -112,14 +112,17 @@ def _set_aside(folder: pathlib.PurePath, step: int, suffix: str) -> None:
         raise RunError(f"cannot rename {source}: {error.strerror or error}") from error
 
 
-def name_best(workdir: str | os.PathLike, last: int) -> None:
-    """Log where the best checkpoint of a run is, unless it is that of the last step."""
-    with contextlib.suppress(FileNotFoundError):
+def name_best(workdir: str | os.PathLike, last: int, metric: str | None) -> None:
+    """Log where the best checkpoint of a run is by a metric, unless it is that of the last step, or was removed."""
+    if metric is None:
+        return
+    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # of a file that was cut off
         best = json.loads(storage.read_bytes(storage.join(workdir, _BEST)))
-        if best["step"] < last:
+        place = storage.join(storage.join(workdir, RUN_FOLDER), str(best["step"]))
+        if best["metric"] == metric and best["step"] < last and is_whole(place):
+            score = f"{metric} {best['value']:.3f}"
             logger.info(
-                f"best: step {best['step']} has {best['metric']} {best['value']:.3f}; "
-                f"{storage.join(workdir, RUN_FOLDER)}/{best['step']} names it as a checkpoint, {workdir} the last one"
+                f"best: step {best['step']} has {score}; {place} names it as a checkpoint, {workdir} the last one"
             )
 
 

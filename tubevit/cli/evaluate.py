@@ -85,7 +85,6 @@ def data_options(args, **options):
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import storage
     from tubevit.config import load_config
     from tubevit.evaluation import evaluate_checkpoint, write_evaluations
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
@@ -107,7 +106,7 @@ def run(args) -> None:
         if not args.json:
             print(f"written to {', '.join(written)}")
         if args.probe == "pixels":
-            known = storage.join(args.workdir or checkpoint.home, _EVAL)
+            known = _beside(args, checkpoint, _EVAL)
             for line in filter(None, (compared(record, known) for record in records)):
                 logger.warning(line)
     if failed := [record["failed"] for record in records if record["failed"]]:
@@ -124,16 +123,22 @@ def _checked_out(args, checkpoint) -> str:
 
 
 def _default_out(args, checkpoint) -> str:
+    variant = "_int8" if args.int8 else ""
+    if args.budget is not None:
+        variant += f"_{as_budget(args.budget)}".replace("%", "").replace(":", "_")
+    file = f"probe_{args.probe}{variant}.json" if args.probe else _EVAL.replace(".", f"{variant}.")
+    return _beside(args, checkpoint, file)
+
+
+def _beside(args, checkpoint, file: str) -> str:
+    """Return the path of a file in the workdir, or in the current folder for a model that others released."""
     from tubevit import storage
     from tubevit.zoo.hub_name import is_hub_name
     from tubevit.zoo.registry import is_release
 
-    name, variant = args.workdir or args.checkpoint, "_int8" if args.int8 else ""
-    if args.budget is not None:
-        variant += f"_{as_budget(args.budget)}".replace("%", "").replace(":", "_")
-    file = f"probe_{args.probe}{variant}.json" if args.probe else _EVAL.replace(".", f"{variant}.")
+    name = args.workdir or args.checkpoint
     if is_hub_name(name) or (is_release(name) and not storage.exists(name)):
-        return file  # a model that others released is not changed
+        return file
     return storage.join(args.workdir or checkpoint.home, file)
 
 
@@ -153,8 +158,8 @@ def compared(record: dict, path: str) -> str | None:
         known = json.loads(storage.read_bytes(path))
     except (FileNotFoundError, ValueError):
         known = []
-    keys = ("dataset", "source", "split", "checkpoint")
-    same = [each for each in known if all(each.get(key) == record[key] for key in keys)]
+    keys = ("dataset", "source", "split", "label_hash", "checkpoint")
+    same = [each for each in known if isinstance(each, dict) and all(each.get(key) == record[key] for key in keys)]
     if not same:
         return f"{record['dataset']}: not compared, as {path} has no score of the model; evaluate without --probe first"
     if same[0]["top1"] >= record["top1"]:

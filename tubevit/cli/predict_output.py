@@ -43,7 +43,9 @@ def span_text(times: list[float]) -> str:
 
 def visible(label: str) -> str:
     """Return a label for a terminal, which line breaks and escape sequences of a foreign model would change."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in label)
+    joiners = "\u200c\u200d"  # between letters, and between the parts of an emoji
+    kept = (each if each.isprintable() or each in joiners else each.encode("unicode_escape").decode() for each in label)
+    return "".join(kept)
 
 
 def print_labels(predictions: Iterable[Prediction], as_json: bool) -> None:

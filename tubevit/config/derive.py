@@ -40,7 +40,7 @@ def apply_recipe(config: ConfigDict, open_source: Callable[..., Source] = open_s
     """Fill in what the group `recipe` of a configuration asks for; keys that are set stay as they are.
 
     Returns:
-        The configuration without the group, lines for the user, and the seconds to decode one file or None.
+        The configuration without the group, lines for the user, and the seconds to decode a clip or None.
 
     Raises:
         UserError: data or checkpoints are missing or do not fit.
@@ -128,7 +128,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         raise UserError("model= goes without init=: the checkpoint has its own")
     head, overlap = config.data.train.data.head or default_head(data, "data"), config.data.train.data.allow_overlap
     train = open_source(data, "train", head, overlap)
-    split = held_out_split(data, head, overlap, open_source)
+    evaluated = config.data.eval.data
+    split = evaluated.split or held_out_split(evaluated.source, head, overlap, open_source)
     looks, fps = probe(train), None
     chosen = None
     if not checkpoint and config.recipe.closest and len(train) < FEW and not _asks_for_random_parameters(config):
@@ -148,13 +149,15 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     if looks.seconds is not None:
         values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
 
-    held_out = open_source(data, split, head, overlap)
+    held_out = open_source(evaluated.source, split, head, overlap)
     # A power of two divides over the chips of a host.
     batch_size = config.data.train.data.batch_size or 2 ** int(np.log2(min(32, len(train))))
     short = checkpoint and stored.width > NARROW  # narrow models are cheap, and better for more steps
     epochs, fewest, most = (30, 5_000, 20_000) if short else (100, 20_000, 40_000)
     samples = int(np.clip(epochs * len(train), fewest, max(most, 3 * len(train))))
-    steps = config.train.steps or max(samples // batch_size, 1)
+    usual = max(samples // batch_size, 1)
+    steps = config.train.steps or usual
+    ramp = min(steps, usual)  # so that a run that ends may be continued with more steps
     adapter = config.train.adapter != "none"
     name = config.optimizer.name or ("muon" if stored.width <= NARROW and not adapter else "adamw")
     muon = name == "muon"
@@ -163,8 +166,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
     values |= {
         "init.checkpoint": checkpoint, "optimizer.name": name, "optimizer.weight_decay": 0.2 if muon else 0.05,
-        "optimizer.b2": 0.98 if muon else 0.999, "optimizer.ema_decay": max(1 - 10 / steps, 0.0),
-        "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": steps // 10,
+        "optimizer.b2": 0.98 if muon else 0.999, "optimizer.ema_decay": max(1 - 10 / ramp, 0.0),
+        "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": ramp // 10,
         "data.train.data.copy_short_side": copy_side if copied else None,
         "train.steps": steps, "train.label_smoothing": 0.0 if train.multi_label else 0.1,
         "data.train.data.batch_size": batch_size,
@@ -172,17 +175,19 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "data.eval.data.batch_size": batch_size, "data.eval.data.split": split,
         "eval.every": max(steps // 5, 1), "checkpoint.every": max(steps // 5, 1),
         "checkpoint.keep_best": f"eval/data/{'map' if train.multi_label else 'top1'}",
-        "log.every": max(steps // 50, 1), "loader.max_broken": max(0.05, _one_of(min(len(train), len(held_out)))),
+        "log.every": max(steps // 50, 1), "loader.max_broken": _broken_share(min(len(train), len(held_out))),
     }  # fmt: skip
     frames = config.input.frames or values["input.frames"]
-    decoding = clip_decoding(train, frames, config.input.fps or values.get("input.fps"))
+    fps = None if "input.fps" in config.recipe.unset else config.input.fps or values.get("input.fps")
+    decoding = clip_decoding(train, frames, fps)
     notes = functools.partial(_finetune_notes, train, held_out, looks, decoding, chosen)
     return values, notes, decoding
 
 
-def _one_of(files: int) -> float:
-    """Return the share of one file, rounded up."""
-    return math.ceil(1e4 / files) / 1e4
+def _broken_share(files: int) -> float:
+    """Return the share of files that may be broken: 5 %, or one file, rounded up, if that is at most a tenth."""
+    one = math.ceil(1e4 / files) / 1e4
+    return max(0.05, one if one <= 0.1 else 0.0)
 
 
 def closest_release(size: int) -> str | None:
@@ -236,25 +241,27 @@ def _finetune_notes(
         *(copies if dataset.copy_short_side is not None else []),
         "augmentation: " + ", ".join(f"{key} {value:g}" for key, value in augment.items() if value) + "; up to "
         f"{config.loader.max_broken:.0%} of the files may be broken",
-        *_cautions(train, held_out, split, looks.seconds, covered),
+        *_cautions(train, held_out, config, looks.seconds, covered),
     ]
 
 
 def _cautions(
-    train: Source, held_out: Source, split: str, seconds: float | None, covered: float | None
+    train: Source, held_out: Source, config: ConfigDict, seconds: float | None, covered: float | None
 ) -> Iterator[str]:
     """Yield what about the data may surprise: classes without files, what is chosen on a test split, lengths."""
     counts = [source.labels.sum(0) if source.multi_label else _counts(source) for source in (train, held_out)]
     untrained, unseen = (int((count == 0).sum()) for count in counts)
     if untrained or unseen:
         yield (
-            f"classes: {untrained} of {len(train.classes)} have no file to train on and {unseen} none to evaluate; a "
-            "column split of a csv says which files are held out"
+            f"classes: {untrained} of {len(train.classes)} classes have no training file, and {unseen} have no "
+            "held-out file; a column split of a csv says which files are held out"
         )
-    if split == "test":
+    if config.data.eval.data.split == "test" and config.checkpoint.keep_best:
         yield "split: the best checkpoint is chosen on test as well; a split val keeps test for the result"
     if seconds and covered and (seconds > 2 * covered or covered > 2 * seconds):
-        what = "evaluation sees the middle (--config.eval.views=4x1 averages four parts)"
+        what = "evaluation sees the middle" + (
+            " (--config.eval.views=4x1 averages four parts)" if config.eval.views == "1x1" else " of each part"
+        )
         if covered > seconds:
             what = "the last frame is repeated (--config.input.fps spreads the frames over less)"
         yield f"time: a clip covers {covered:.1f} s, the median file lasts {seconds:.1f} s: {what}"

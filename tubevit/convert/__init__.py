@@ -133,7 +133,9 @@ def _check_claim(foreign: Foreign, src: str | os.PathLike) -> None:
     # Several names may share a part of a file.
     held = min(sum(array.size for array in foreign.weights.values()), sum(f.stat().st_size for f in foreign.files))
     if claimed > max(8 * held, 10**9):  # below that, the error lists what is missing
-        raise UserError(f"{src} is refused: its configuration claims {claimed:,} parameters, its files hold {held:,}")
+        raise UserError(
+            f"{src} is refused: its configuration claims {claimed:,} parameters, its files hold {held:,} at most"
+        )
 
 
 def _source(kind: str, path: pathlib.Path, foreign: Foreign) -> dict:

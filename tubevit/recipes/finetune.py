@@ -46,8 +46,9 @@ def finetune_config(
 
     If the files are at least twice as large as needed, training reads small copies of them, see `small_copy`, unless
     there are more than 20,000. The average of the parameters (`ema_decay`) is evaluated and saved, and the checkpoint
-    with the best held-out top-1 (or mAP) is kept beside the last one. Up to 5 % of the files may be broken, or one.
-    `train.steps` and the batch size that the user sets replace those of the schedule; all else follows from them.
+    with the best held-out top-1 (or mAP) is kept beside the last one. Up to 5 % of the files may be broken, or one
+    if that is at most a tenth. `train.steps` and the batch size that the user sets replace those of the schedule;
+    warm-up, averaging, evaluations and checkpoints follow from them, the learning rate does not.
 
     A plain ViT gets 3D tubes if the data is videos, see `inflated_config`. With `tubes`, a dense video model becomes a
     sparse one: kernels and positions of other tubes come from those of its only tube, see `sparse_config`.
@@ -56,7 +57,7 @@ def finetune_config(
         data: a source with a split `train`.
         init: a checkpoint as `load_model` takes it, None for random parameters, or `closest`: the released checkpoint
             whose input is closest to `input.size`, by default to the short side of the frames, if there are fewer than
-            5,000 files, no `model` is given and no key of the group `model` is set; otherwise random parameters.
+            5,000 files, no `model` is given and no key that defines the architecture is set; otherwise random parameters.
         model: the architecture, instead of the one that follows from the size of the frames; not with `init`.
         flip: mirror half of the clips; only where the labels allow it.
         tubes: a preset or the text of other tubes for a dense video model; only with `init`.

@@ -136,8 +136,8 @@ def train(
         replay_of = chosen_by_step(make_replay, models, config.seed)
         run = Run(experiment, mesh, workdir, lease, step_of, replay_of, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
-        run_on_main(lambda: name_best(workdir, config.train.steps))
         warn_if_worse(baseline, results)
+        run_on_main(lambda: name_best(workdir, config.train.steps, config.checkpoint.keep_best))
         return results
 
 

@@ -22,6 +22,9 @@ _LICENCES = frozenset(
 )
 
 
+_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")  # of other libraries
+
+
 class HubUpload:
     """A repository that a release is uploaded to.
 
@@ -61,8 +64,8 @@ class HubUpload:
     def commit(self, folder: pathlib.Path, message: str) -> str:
         """Upload all files of a folder in one commit, and return `hf://owner/repo@commit`.
 
-        The repository is made if necessary. Arrays of an earlier checkpoint are removed in the same commit; other files
-        stay. Raises the errors of `clear_errors`.
+        The repository is made if necessary. Weights and configuration of an earlier model are removed in the same commit;
+        other files stay. Raises the errors of `clear_errors`.
         """
         hub = optional_import("huggingface_hub", str(self.name), "hub")
         files = storage.list_files(folder)
@@ -71,7 +74,8 @@ class HubUpload:
             if not self._exists:
                 self._api.create_repo(self.name.repo, exist_ok=True)
             for file in self._api.list_repo_files(self.name.repo):
-                if file.startswith("params/") and file not in files:
+                earlier = file == CONFIG or file.startswith("params/") or _WEIGHTS.fullmatch(file)
+                if earlier and file not in files:
                     operations.append(hub.CommitOperationDelete(file))
             done = self._api.create_commit(self.name.repo, operations, commit_message=message)
         return f"hf://{self.name.repo}@{done.oid}"
