@@ -57,7 +57,8 @@ def finetune_config(
         data: a source with a split `train`.
         init: a checkpoint as `load_model` takes it, None for random parameters, or `closest`: the released checkpoint
             whose input is closest to `input.size`, by default to the short side of the frames, if there are fewer than
-            5,000 files, no `model` is given and no key that defines the architecture is set; otherwise random parameters.
+            5,000 files, no `model` is given and no key that defines the architecture is set; otherwise random
+            parameters.
         model: the architecture, instead of the one that follows from the size of the frames; not with `init`.
         flip: mirror half of the clips; only where the labels allow it.
         tubes: a preset or the text of other tubes for a dense video model; only with `init`.

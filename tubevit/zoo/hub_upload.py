@@ -64,8 +64,8 @@ class HubUpload:
     def commit(self, folder: pathlib.Path, message: str) -> str:
         """Upload all files of a folder in one commit, and return `hf://owner/repo@commit`.
 
-        The repository is made if necessary. Weights and configuration of an earlier model are removed in the same commit;
-        other files stay. Raises the errors of `clear_errors`.
+        The repository is made if necessary. Weights and configuration of an earlier model are removed in the same
+        commit; other files stay. Raises the errors of `clear_errors`.
         """
         hub = optional_import("huggingface_hub", str(self.name), "hub")
         files = storage.list_files(folder)
