@@ -147,7 +147,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         values = {path: find_key(path).default for path in defining_keys()} | {"model.scan": False}
         values |= {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
     if looks.seconds is not None:
-        values["input.fps"] = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
+        fps = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
+        values["input.fps"] = fps
 
     held_out = open_source(evaluated.source, split, head, overlap)
     # A power of two divides over the chips of a host.
@@ -177,9 +178,8 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "checkpoint.keep_best": f"eval/data/{'map' if train.multi_label else 'top1'}",
         "log.every": max(steps // 50, 1), "loader.max_broken": _broken_share(min(len(train), len(held_out))),
     }  # fmt: skip
-    frames = config.input.frames or values["input.frames"]
-    fps = None if "input.fps" in config.recipe.unset else config.input.fps or values.get("input.fps")
-    decoding = clip_decoding(train, frames, fps)
+    fps = None if "input.fps" in config.recipe.unset else config.input.fps or fps
+    decoding = clip_decoding(train, config.input.frames or stored.frames, fps)
     notes = functools.partial(_finetune_notes, train, held_out, looks, decoding, chosen)
     return values, notes, decoding
 

@@ -53,7 +53,7 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _check_memo(content: bytes) -> None:
     """Refuse an index beyond the length of the pickle: Python would make a table of that many entries."""
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(content):
             raise ValueError(f"the pickle of {len(content)} bytes numbers an object {argument}")
 
 
