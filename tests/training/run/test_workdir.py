@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -41,6 +42,17 @@ def test_what_may_differ(tiny_config, tmp_path, changes):
     for part in key.split("."):
         stored = stored[part]
     assert str(stored) == value  # config.json tells what is run now
+
+
+def test_the_flags_in_the_error_are_enough(tiny_config, tmp_path):
+    prepare_workdir(tmp_path, tiny_config(), HEADS)
+    pretend_checkpoint(tmp_path)
+    other = tiny_config({"seed": "1", "train.mixup": "0.5", "optimizer.b1": "0.5"})
+    with pytest.raises(UserError) as error:
+        prepare_workdir(tmp_path, other, HEADS)
+    flags = re.findall(r"--allow-change (\S+)", str(error.value))
+    assert sorted(flags) == ["optimizer.b1", "seed", "train.mixup"]
+    prepare_workdir(tmp_path, other, HEADS, flags)
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,11 @@ def _compare(workdir: pathlib.PurePath, old: dict, new: dict, allow_change) -> N
         and key not in allow_change
     }
     if differing:
-        lines = list(differing.values())[:5]
+        shown = list(differing)[:5]
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
-            f"{workdir} holds a run of another configuration ({'; '.join(lines)}{more}); "
-            f"name a new workdir, or pass --allow-change {next(iter(differing))}"
+            f"{workdir} holds a run of another configuration ({'; '.join(differing[key] for key in shown)}{more}); "
+            f"name a new workdir, or pass {' '.join(f'--allow-change {key}' for key in shown)}"
         )
 
 
