@@ -4,8 +4,8 @@
     python benchmarks/claims_page.py        # writes the page, its figure and the table of README.md (extra `plot`)
 
 Trains the variants of experiments/claims.py and the stages of experiments/digits_bootstrap.py, and writes a row of
-benchmarks/claims.csv for each variant and seed. Rows that are there are not repeated, and interrupted runs resume:
-`--out runs/claims.csv` measures again what was measured here, and `claims_page.py --csv` shows that file's table. The
+benchmarks/claims.csv for each variant and seed. Rows that are there are not repeated, and interrupted runs resume.
+Another `--out`, with a `--workdir` without runs, measures them again; `claims_page.py --csv` shows its table. The
 variants have the schedule that was chosen on `val` with `joint`, the stages that of their experiment; none was tuned.
 `--config.KEY=VALUE` changes all runs.
 
@@ -21,7 +21,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
-from benchmarks.results import append, read, read_metrics, steps_and_seconds  # noqa: E402
+from benchmarks.results import append, name_known, read, read_metrics, steps_and_seconds  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 SPLITS = ("val", "test")
@@ -202,8 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
             row = runs.measure(variant)
             print(row, flush=True)
             append(args.out, FIELDS, row)
-    if known:
-        print(f"rows in {args.out} already: {known}; another --out and --workdir measure them again")
+    name_known(args.out, known)
 
 
 if __name__ == "__main__":

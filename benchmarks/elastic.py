@@ -26,7 +26,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other files of this folder
 
-from benchmarks.results import append, read, read_metrics, steps_and_seconds, write  # noqa: E402
+from benchmarks.results import append, name_known, read, read_metrics, steps_and_seconds, write  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 SPEED = CSV.with_stem("elastic_speed")
@@ -136,10 +136,12 @@ def main(arguments: list[str] | None = None) -> None:
     if args.speed:
         rows = speed()
         return write(SPEED if args.out == CSV else args.out, list(rows[0]), rows)
+    known = 0
     for seed in args.seeds:
         for variant in args.only:
             done = [tuple(row[key] for key in KEY) for row in read(args.out)]
             budgets = [each for each in budgets_of(variant) if (variant, str(seed), each) not in done]
+            known += len(budgets_of(variant)) - len(budgets)
             if budgets:
                 run = train(variant, seed, args.workdir, overrides)
                 steps, seconds = steps_and_seconds(read_metrics(run))
@@ -148,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
                 row |= measure(run, budget)
                 print(row, flush=True)
                 append(args.out, FIELDS, row)
+    name_known(args.out, known)
 
 
 if __name__ == "__main__":

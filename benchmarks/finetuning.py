@@ -39,7 +39,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for the other f
 
 from benchmarks.claims_page import mean_and_range  # noqa: E402
 from benchmarks.finetuning_sets import FOLDERS, make_list  # noqa: E402
-from benchmarks.results import append, read, read_metrics, replace, steps_and_seconds  # noqa: E402
+from benchmarks.results import append, name_known, read, read_metrics, replace, steps_and_seconds  # noqa: E402
 
 CSV = pathlib.Path(__file__).with_suffix(".csv")
 PAGE = CSV.parent.parent / "docs/finetuning.md"
@@ -259,8 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(key | (measured or {"same as": reference(setting)}), flush=True)
             if measured:
                 append(args.out, FIELDS, key | measured)
-    if known:
-        print(f"rows in {args.out} already: {known}; another --out and --workdir measure them again")
+    name_known(args.out, known)
 
 
 if __name__ == "__main__":

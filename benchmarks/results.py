@@ -35,6 +35,12 @@ def append(path: pathlib.Path, fields: list[str], row: dict) -> None:
         writer.writerow(row)
 
 
+def name_known(path: pathlib.Path, rows: int) -> None:
+    """Say how many rows were not measured, because they are there."""
+    if rows:
+        print(f"rows in {path} already: {rows}; to measure them again, pass another --out and --workdir")
+
+
 def read_metrics(run: pathlib.Path) -> list[dict]:
     """Read the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -116,7 +116,7 @@ def test_the_best_checkpoint_is_kept(train_tiny, tmp_path, said):
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "metric": metric, "value": 0.9}
     assert steps(tmp_path / "checkpoints") == [4, 9]
     name = f"{tmp_path}/checkpoints/4"
-    assert said[-1] == f"best: step 4 has {metric} 0.900; {name} names it as a checkpoint, {tmp_path} the last one"
+    assert said[-1] == f"the best checkpoint is {name}, with {metric} 0.900; {tmp_path} stands for the last one"
     assert tubevit.load_model(name).labels == tubevit.load_model(tmp_path).labels
 
 

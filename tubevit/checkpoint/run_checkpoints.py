@@ -120,9 +120,8 @@ def name_best(workdir: str | os.PathLike, last: int, metric: str | None) -> None
         best = json.loads(storage.read_bytes(storage.join(workdir, _BEST)))
         place = storage.join(storage.join(workdir, RUN_FOLDER), str(best["step"]))
         if best["metric"] == metric and best["step"] < last and is_whole(place):
-            score = f"{metric} {best['value']:.3f}"
             logger.info(
-                f"best: step {best['step']} has {score}; {place} names it as a checkpoint, {workdir} the last one"
+                f"the best checkpoint is {place}, with {metric} {best['value']:.3f}; {workdir} stands for the last one"
             )
 
 

@@ -153,6 +153,7 @@ def compared(record: dict, path: str) -> str | None:
         A line; None if the model has as much.
     """
     from tubevit import storage
+    from tubevit.evaluation.pixels import worse
 
     try:
         known = json.loads(storage.read_bytes(path))
@@ -164,10 +165,7 @@ def compared(record: dict, path: str) -> str | None:
         return f"{record['dataset']}: not compared, as {path} has no score of the model; evaluate without --probe first"
     if same[0]["top1"] >= record["top1"]:
         return None
-    return (
-        f"{record['dataset']}: the model has top1 {same[0]['top1']:.3f}, less than the {record['top1']:.3f} of a "
-        "linear model of pixels; docs/faq.md says what usually helps"
-    )
+    return f"{record['dataset']}: {worse(same[0]['top1'], record['top1'])}"
 
 
 def describe_record(record: dict) -> str:

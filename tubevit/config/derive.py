@@ -248,22 +248,22 @@ def _finetune_notes(
 def _cautions(
     train: Source, held_out: Source, config: ConfigDict, seconds: float | None, covered: float | None
 ) -> Iterator[str]:
-    """Yield what about the data may surprise: classes without files, what is chosen on a test split, lengths."""
+    """Yield warnings: of classes without files, of a choice on the test split, of clips much longer than the files."""
     counts = [source.labels.sum(0) if source.multi_label else _counts(source) for source in (train, held_out)]
     untrained, unseen = (int((count == 0).sum()) for count in counts)
     if untrained or unseen:
         yield (
-            f"classes: {untrained} of {len(train.classes)} classes have no training file, and {unseen} have no "
-            "held-out file; a column split of a csv says which files are held out"
+            f"classes without a training file: {untrained} of {len(train.classes)}, without a held-out file: {unseen}; "
+            "the column split of a csv says which files are held out"
         )
     if config.data.eval.data.split == "test" and config.checkpoint.keep_best:
-        yield "split: the best checkpoint is chosen on test as well; a split val keeps test for the result"
+        yield "split: without a split val, the best checkpoint is chosen on test, which then is no test of it any more"
     if seconds and covered and (seconds > 2 * covered or covered > 2 * seconds):
-        what = "evaluation sees the middle" + (
-            " (--config.eval.views=4x1 averages four parts)" if config.eval.views == "1x1" else " of each part"
-        )
+        what = f"evaluation averages {config.eval.views} views"
+        if config.eval.views == "1x1":
+            what = "evaluation sees the middle (--config.eval.views=4x1 averages four parts)"
         if covered > seconds:
-            what = "the last frame is repeated (--config.input.fps spreads the frames over less)"
+            what = "the last frame is repeated (a larger --config.input.fps avoids this)"
         yield f"time: a clip covers {covered:.1f} s, the median file lasts {seconds:.1f} s: {what}"
 
 

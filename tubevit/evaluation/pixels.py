@@ -22,6 +22,14 @@ DESCRIPTION = (
 )
 
 
+def worse(top1: float, of_pixels: float) -> str:
+    """Say that a model is worse than this probe on the same files."""
+    return (
+        f"the model has top1 {top1:.3f}, less than the {of_pixels:.3f} of a linear model of pixels; docs/faq.md says "
+        "what usually helps"
+    )
+
+
 def load_small(source: Source, frames: int, fps: float | None) -> SampleLoader:
     """Load the frames of a model's clips at the size of this probe."""
     return SampleLoader(source, frames, fps, SIDE, Augment())

@@ -15,7 +15,7 @@ from tubevit.data.pipeline import BatchShards
 from tubevit.errors import DecodeError, UserError
 from tubevit.evaluation.evaluate import EvalSettings, predict_source
 from tubevit.evaluation.metrics import score
-from tubevit.evaluation.pixels import MOST_FILES, SIDE, fit_ridge, grey_values, load_small, some_files
+from tubevit.evaluation.pixels import MOST_FILES, SIDE, fit_ridge, grey_values, load_small, some_files, worse
 from tubevit.sharding.agreement import SourceEntries, mapping_entries
 from tubevit.sharding.hosts import run_on_main
 
@@ -87,7 +87,4 @@ def warn_if_worse(baseline: float | None, results: dict[str, float | None]) -> N
     """Warn if the results of a fine-tuning run are below its baseline."""
     reached = results.get("eval/data/top1")
     if baseline is not None and reached is not None and reached < baseline:
-        logger.warning(
-            f"the model has top1 {reached:.3f}, less than the {baseline:.3f} of a linear model of pixels, see "
-            "baseline.json; docs/faq.md says what usually helps"
-        )
+        logger.warning(f"{worse(reached, baseline)}; see baseline.json")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import METADATA_FILE
-from tubevit.convert.files import WEIGHTS
 from tubevit.convert.hugging_face_folder import CONFIG
 from tubevit.errors import UserError, optional_import
 from tubevit.models.config import ModelConfig
@@ -20,9 +19,10 @@ _LICENCES = frozenset(
     "cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 "
     "cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 agpl-3.0 mpl-2.0 isc unlicense".split()
 )
-
-
-_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")  # of other libraries
+# Files of a model at the root of a repository: ours, and those of other libraries.
+_MODEL = re.compile(
+    rf"{METADATA_FILE}|{CONFIG}|params/.*|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+)
 
 
 class HubUpload:
@@ -50,7 +50,7 @@ class HubUpload:
             self._exists = self._api.repo_exists(self.name.repo)
             if self._exists:
                 self._api.auth_check(self.name.repo, write=True)
-                found = {METADATA_FILE, CONFIG, *WEIGHTS} & set(self._api.list_repo_files(self.name.repo))
+                found = list(filter(_MODEL.fullmatch, self._api.list_repo_files(self.name.repo)))
                 if found and not replace:
                     raise UserError(
                         f"{address} holds a model already ({min(found)}); take another repository, or pass --replace"
@@ -74,8 +74,7 @@ class HubUpload:
             if not self._exists:
                 self._api.create_repo(self.name.repo, exist_ok=True)
             for file in self._api.list_repo_files(self.name.repo):
-                earlier = file == CONFIG or file.startswith("params/") or _WEIGHTS.fullmatch(file)
-                if earlier and file not in files:
+                if _MODEL.fullmatch(file) and file not in files:
                     operations.append(hub.CommitOperationDelete(file))
             done = self._api.create_commit(self.name.repo, operations, commit_message=message)
         return f"hf://{self.name.repo}@{done.oid}"
