@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tubevit.budget import Budget, shares, spread
+from tubevit.budget import Budget, as_budget, shares, spread
 from tubevit.errors import UserError
 from tubevit.motion import changes, most_moving, motion_lines
 from tubevit.tubes import PRESETS, TubeSet
@@ -77,8 +77,13 @@ def test_text():
             Budget.from_text(text)
     with pytest.raises(UserError, match="unknown rule of a budget 'motoin'; did you mean 'motion'"):
         Budget.from_text("25%:motoin")
-    with pytest.raises(UserError, match="without a rule"):
-        shares("25%:motion")
+    for text in ("25%:motion", "25%:even", "25", ",", "25%,,50%"):
+        with pytest.raises(UserError, match="without a rule"):
+            shares(text)
+    assert as_budget(None) is None and as_budget(Budget(0.5)) == as_budget("50%") == Budget(0.5)
+    for number, suggested in ((0.25, "did you mean '25%'"), (25, "found 25$"), (True, "found True$")):
+        with pytest.raises(UserError, match=f"must be the text SHARE%.*{suggested}"):
+            as_budget(number)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

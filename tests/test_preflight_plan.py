@@ -14,7 +14,7 @@ from tests.scripts import ROOT, script
 from tests.test_preflight import part, result
 from tubevit.cli import main
 from tubevit.cli import preflight as cli_preflight
-from tubevit.config import load_config
+from tubevit.config import experiments_folder, load_config
 from tubevit.config.compare import changes_results
 from tubevit.config.resolve import resolve
 from tubevit.errors import RunError, UserError
@@ -204,6 +204,41 @@ def test_what_was_compiled_is_remembered(monkeypatch, tmp_path):
     for path in (tmp_path / "preflight").iterdir():
         path.write_bytes(path.read_bytes()[:9])
     assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 5
+
+
+def test_what_the_compiler_fails_for():
+    """The search goes on without it, and the report says so."""
+    failed = []
+
+    def failing(config, overrides, topology, parts, effort):
+        if topology.name == "v5e:2x4" and not failed:
+            failed.append(f"v5e:2x4 mesh.fsdp={overrides['mesh.fsdp']} ")
+            raise RunError("compiling took too long")
+        return compiler(config, overrides, topology, parts, effort)
+
+    result = planned(compiler=failing)
+    found = result["generations"]["v5e"]
+    ((name, reason),) = found["failed"].items()
+    assert name.startswith(failed[0]) and reason == "compiling took too long" and found["front"]
+    assert name not in {row["settings"] for row in found["front"]} and f"failed: {failed[0]}" in plan_report(result)
+
+
+def test_a_mesh_of_the_experiment_s_file(tmp_path):
+    """Its sizes are searched, too, and the commands say so; those that the user sets on the command line stay."""
+    text = (experiments_folder() / "imagenet.py").read_text()
+    (tmp_path / "four.py").write_text(text.replace("    return config", "    config.mesh.data = 4\n    return config"))
+    seen = []
+
+    def watched(config, overrides, topology, parts, effort):
+        seen.append(overrides["mesh.data"])
+        return compiler(config, overrides, topology, parts, effort)
+
+    config = f"{tmp_path}/four.py:model=tubevit_ti16"
+    found = plan(config, {}, slices_of("v5e", 8), compiler=watched)["generations"]["v5e"]
+    assert set(seen) == {"-1"} and "--config.mesh.data=-1" in found["front"][0]["launch"]
+    seen.clear()
+    found = plan(config, {"mesh.data": "8"}, slices_of("v5e", 8), compiler=watched)["generations"]["v5e"]
+    assert set(seen) == {"8"} and found["front"][0]["mesh"]["data"] == 8
 
 
 def test_what_fits_nowhere(capsys):

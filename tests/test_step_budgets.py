@@ -9,7 +9,7 @@ from tubevit.preflight.topology import find_topology
 
 # Of the same program as another experiment or one of its models, on embedded data or files, or without training.
 ALIKE = {"k400", "k700", "moving_digits", "digits_bootstrap", "finetune", "claims", "sparse_from_dense",
-         "table5", "table6", "table9", "eval_published"}  # fmt: skip
+         "table6", "table9", "eval_published"}  # fmt: skip
 
 
 def test_every_row_has_a_budget():
@@ -49,4 +49,5 @@ def test_updating_is_deliberate(tmp_path, monkeypatch, capsys):
     assert budgets.main(["--only", "quickstart"], compiler(2**32)) == 0
     assert budgets.main(["--only", "quickstart"], compiler(2**33)) == 1
     assert "peak_mib" in capsys.readouterr().out.splitlines()[-1]
-    assert budgets.read() == {budgets.key_of(*budgets.ROWS[-1]): row}
+    (key,) = [key for key in map(lambda row: budgets.key_of(*row), budgets.ROWS) if key[0] == "quickstart"]
+    assert budgets.read() == {key: row}

@@ -77,20 +77,26 @@ def numbered(kept: Sequence, grids: Sequence[Grid]) -> list:
 
 
 def as_budget(budget: "str | Budget | None") -> Budget | None:
-    """Return a budget from its text, see `Budget.from_text`; None stays None."""
-    return Budget.from_text(budget) if isinstance(budget, str) else budget
+    """Return a budget from its text, see `Budget.from_text`; None stays None. Raises UserError for a number."""
+    if isinstance(budget, str):
+        return Budget.from_text(budget)
+    if budget is None or isinstance(budget, Budget):
+        return budget
+    percent = f"; did you mean '{100 * budget:g}%'?" if isinstance(budget, float) and 0 < budget <= 1 else ""
+    raise UserError(f"a budget must be the text SHARE%[:RULE], such as '25%'; found {budget!r}{percent}")
 
 
 def shares(text: str) -> list[float]:
-    """Parse shares joined by commas, such as `25%,50%,100%`, into ascending numbers up to 1.
+    """Parse shares joined by commas, such as `25%,50%,100%`, into ascending numbers up to 1; none of an empty text.
 
     Raises UserError if one has another form or a rule.
     """
-    found = [Budget.from_text(part.strip()) for part in text.split(",") if part.strip()]
-    for budget in found:
-        if budget.rule != "even":
-            raise UserError(f"expected a share of the tokens without a rule, such as 25%; found {budget}")
-    return sorted({budget.share for budget in found})
+    found = set()
+    for part in text.split(",") if text.strip() else ():
+        if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", part):
+            raise UserError(f"expected shares of the tokens without a rule, such as 25%,50%,100%; found {text!r}")
+        found.add(Budget.from_text(part.strip()).share)
+    return sorted(found)
 
 
 @functools.lru_cache(maxsize=256)

@@ -57,7 +57,7 @@ def changes(tubes: TubeSet, pixels: Any, shape: Triple, xp: ModuleType = np) -> 
         summed = xp.einsum("bthw,it->bihw", of_pixels, times)
         summed = xp.einsum("bihw,jh->bijw", summed, rows)
         summed = xp.einsum("bijw,kw->bijk", summed, columns)
-        found.append(summed.reshape(len(summed), -1))
+        found.append(summed.reshape(summed.shape[0], -1))
     return found
 
 

@@ -5,6 +5,7 @@ from tubevit.checkpoint.checkpoint import steps
 from tubevit.checkpoint.replays import Replays
 from tubevit.checkpoint.run_checkpoints import Checkpoints, newest_good
 from tubevit.errors import UserError
+from tubevit.zoo.names import open_checkpoint
 
 
 def save(workdir, numbers, clean=(), corrupt=None, keep=2):
@@ -45,6 +46,28 @@ def test_without_a_good_one_it_does_not_start_over(tmp_path):
             newest_good(tmp_path / "checkpoints")
     (tmp_path / "replay.json").unlink()
     assert newest_good(tmp_path / "checkpoints") == 2
+
+
+def test_a_note_that_cannot_be_written(tmp_path):
+    """What was found is not lost for it, and later checkpoints must not be used."""
+    checkpoints = Checkpoints(tmp_path, 2, replays=True)
+    checkpoints.mark_clean(1)
+    checkpoints.save(state(1), {"model": {"name": "x"}}, wait=True)
+    (tmp_path / "replay.json").unlink()
+    (tmp_path / "replay.json").mkdir()
+    text = checkpoints.mark_corrupt(3)
+    checkpoints.close()
+    assert text.startswith("the last good checkpoint is step 1; ") and "same command" not in text
+    assert "remove the later ones before you resume, as this could not be noted: " in text
+
+
+def test_a_model_is_that_of_the_last_good_checkpoint(tmp_path, said):
+    save(tmp_path, (1, 2, 3, 4), clean=(2,), corrupt=6)
+    assert open_checkpoint(tmp_path).folder.name == "2" and open_checkpoint(tmp_path, 4).folder.name == "4"
+    assert "the two results of step 6 differed; taking step 2" in said[0]
+    Replays(0, 6).write(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint is known to be good; name one of the steps \[2, 3, 4\]"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_corrupt_step_before_the_first_save(tmp_path):

@@ -108,6 +108,7 @@ def test_other_errors(tiny_run, refused, clip, image, tmp_path):
     refused([*command, "--csv", "/dev/null/x.csv", clip], "cannot write /dev/null/x.csv", "name another file")
     refused([*command, "--features", "/dev/null/x.npz", clip], "cannot write /dev/null/x.npz")
     refused([*command, "--features", tmp_path / "x.npz", "--head", "motion", clip], "--head chooses labels")
+    refused([*command, "--features", tmp_path / "x.npz", "--top", 3, clip], "--top limits labels")
     refused([*command, "--features", "x.npz", "--json", clip], "--json: not allowed with argument --features")
     refused([*command, tmp_path / "*.mp4"], f"no file matches {tmp_path}/*.mp4")
     refused([*command, "--head", "moton", clip], "unknown head 'moton'; did you mean 'motion'")

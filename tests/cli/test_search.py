@@ -75,6 +75,16 @@ def test_features_of_a_budget(searched, tiny_run, done, tmp_path):
     assert (row["start"], row["end"]) == (7, 9) and row["similarity"] > 0.999
 
 
+def test_queries_that_cannot_be_read(searched, tmp_path, capsys):
+    """They are left out, as `predict` leaves files out."""
+    (tmp_path / "cut.mkv").write_bytes((searched / "query.mp4").read_bytes()[:300])
+    command = ["search", searched / "long.npz", tmp_path / "cut.mkv", searched / "query.mp4", "--top", 1, "--json"]
+    assert main(list(map(str, command))) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["query"] == str(searched / "query.mp4")
+    assert f"1 of 2 files are left out: {tmp_path / 'cut.mkv'}" in err
+
+
 def test_bad_input(searched, tiny_run, digits_cache, refused, tmp_path):
     features, query = searched / "long.npz", searched / "query.mp4"
     (tmp_path / "cut.mkv").write_bytes(query.read_bytes()[:300])

@@ -23,7 +23,7 @@ def test_without_data(dense, done, tmp_path):
     text = done(["sparsify", dense, out, "--tubes", "4x4x4/8x16x16%2x1x1_1x8x8/4x8x8"])
     header, before, after, *notes = text.splitlines()
     assert header.split() == ["tokens", "pixels", "read", "parameters", "GFLOPs"]
-    assert before.split()[:3] == [str(dense), "33", "100.0%"] and after.split()[:2] == [str(out), "37"]
+    assert before.split()[:3] == [str(dense), "33", "100.00%"] and after.split()[:2] == [str(out), "37"]
     assert notes[0] == "note: tube 4x4x4/8x16x16 starts from the kernel of 4x8x8/4x8x8" and len(notes) == 2
     stored = open_checkpoint(out)
     stored.verify()
@@ -32,6 +32,15 @@ def test_without_data(dense, done, tmp_path):
         str(stored.model.tubes) == "4x4x4/8x16x16_1x8x8/4x8x8"
         and stored.model.heads == open_checkpoint(dense).model.heads
     )
+
+
+def test_a_budget_of_the_dense_model(dense, done, tmp_path):
+    """It chose among the tokens of a tube that is gone, so the sparse model takes all of its own."""
+    tubevit.save_model(tubevit.load_model(dense, budget="50%:motion"), tmp_path / "half")
+    text = done(["sparsify", tmp_path / "half", tmp_path / "sparse", "--tubes", "4x8x8/8x8x8"])
+    _, before, after = text.splitlines()[:3]
+    assert "by the clip" in before and open_checkpoint(tmp_path / "sparse").model.budget is None
+    assert after.split()[1:3] == ["17", "50.00%"]
 
 
 def test_the_same_tubes_score_the_same(dense, digits_cache, done, tmp_path):

@@ -138,6 +138,8 @@ def test_the_same_output_after_reload(model, folder, tmp_path, head, shape):
         (dict(pooling="query", precision="bfloat16", tubes="4x8x8/8x16x16", fps=8.0), (16, 64, 64)),
         (dict(pooling="mean", class_token=True, tubes="1x8x8/32x8x8", frames=1), (64, 64)),  # a plain ViT: images
         (dict(pooling="mean", tubes="1x8x8/8x8x8", frames=16), (16, 64, 64)),
+        (dict(SMALL, budget="50%:motion"), (8, 32, 32)),
+        (dict(SMALL, budget="25%:tube"), (8, 32, 32)),
     ],
 )
 def test_every_kind_of_model(tiny, tmp_path, fields, shape):

@@ -46,6 +46,16 @@ def test_replays_keep_another_state(huge):
     assert choose_fsdp(config, huge.model, 64, int(0.97 * enough))[0] == 8
 
 
+def test_elastic_steps_need_the_memory_of_their_largest_budget(huge):
+    config = huge.config.copy_and_resolve_references()
+    config.train.elastic = "25%,50%"
+    half = huge.model.replace(budget="50%")
+    kept = sum(activation_bytes(half, (frames, 224, 224)) for frames in (1, 64))
+    enough = (needed(huge, 2, 0) + 4 * kept) / SHARE
+    assert choose_fsdp(config, huge.model, 64, int(1.01 * enough))[0] == 2
+    assert choose_fsdp(config, huge.model, 64, int(0.97 * enough))[0] == 4
+
+
 def test_it_says_why(huge):
     fsdp, note = choose_fsdp(huge.config, huge.model, 256, 16 * GIB)
     assert f"mesh.fsdp={fsdp}, " in note and f"{needed(huge, fsdp, 1) / GIB:.1f}" in note and "of 16.00 GiB" in note

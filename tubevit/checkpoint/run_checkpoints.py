@@ -268,16 +268,20 @@ class Checkpoints:
     def mark_corrupt(self, step: int) -> str:
         """Note that the results of a step differed; return which checkpoint is good. All processes call it.
 
-        When the run resumes, `newest_good` leaves later checkpoints out. Raises RunError if that cannot be written.
+        When the run resumes, `newest_good` leaves later checkpoints out. The text says if it cannot be written.
         """
-        self._replays.corrupt = step
-        run_on_main(lambda: _write(self._replays, self._workdir))
+        self._replays.corrupt, unwritten = step, ""
+        try:
+            run_on_main(lambda: _write(self._replays, self._workdir))
+        except (RunError, UserError) as error:
+            unwritten = f"; remove the later ones before you resume, as this could not be noted: {error}"
         with contextlib.suppress(*_FAILURES):  # the difference is the error that counts
             self.wait()  # for a checkpoint that may be good
         good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
         if good is None:
-            return "no checkpoint is known to be good"
-        return f"the last good checkpoint is step {good}, from which the same command resumes; later ones are suspect"
+            return f"no checkpoint is known to be good{unwritten}"
+        resumes = "" if unwritten else ", from which the same command resumes"
+        return f"the last good checkpoint is step {good}{resumes}; later ones are suspect{unwritten}"
 
     def _failure(self, error: Exception) -> RunError:
         whole = steps(self.folder)

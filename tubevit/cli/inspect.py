@@ -88,7 +88,8 @@ def _tokens(row: dict) -> str:
     return f"{row['tokens']} tokens" + (f" (budget {row['budget']})" if row["budget"] else "")
 
 
-def _share(value: float | None) -> str:
+def share_text(value: float | None) -> str:
+    """Write a share of the pixels in 12 characters; None depends on the clip."""
     return "by the clip".rjust(12) if value is None else f"{value:12.2%}"
 
 
@@ -104,9 +105,9 @@ def _table(rows: list[dict]) -> str:
         )
         for tube in row["tubes"]:
             grid = "x".join(map(str, tube["grid"]))
-            lines.append(f"  {tube['tube']:44s} {grid:>10s} {tube['tokens']:7d} {_share(tube['pixels_read'])}")
+            lines.append(f"  {tube['tube']:44s} {grid:>10s} {tube['tokens']:7d} {share_text(tube['pixels_read'])}")
         lines.append(
-            f"  {'all':44s} {'':>10s} {row['tokens']:7d} {_share(row['pixels_read'])}"
+            f"  {'all':44s} {'':>10s} {row['tokens']:7d} {share_text(row['pixels_read'])}"
             f"   ({row['values_read'] / 1e6:.2f} of {row['clip_values'] / 1e6:.2f} MB as uint8)"
         )
         lines += [*_sent(row), ""]

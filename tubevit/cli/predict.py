@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import logging
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +9,6 @@ from tubevit.cli.budget_flag import add_budget
 from tubevit.errors import UserError
 from tubevit.ranges import COUNT, POSITIVE
 
-logger = logging.getLogger(__name__)
 HELP = "predict labels of videos and images, or compute their features and tokens; long videos window by window"
 EXAMPLES = (
     "tubevit predict --checkpoint runs/quickstart clip.mp4",
@@ -32,7 +30,7 @@ def add_arguments(parser) -> None:
         metavar="NAME",
         help="workdir, checkpoint folder, saved or released model, or hf://owner/repo",
     )
-    add("--top", type=COUNT, default=5, help="number of labels per head (default 5)")
+    add("--top", type=COUNT, help="number of labels per head (default 5)")
     add("--head", help="use only this head (default: every head that takes the file)")
     add("--int8", action="store_true", help="multiply 8-bit integers in the blocks (needs 'tubevit[int8]')")
     add_budget(add)
@@ -61,7 +59,7 @@ def run(args) -> None:
     from tqdm import tqdm
 
     from tubevit.checkpoint.fingerprint import fingerprint
-    from tubevit.cli.predict_output import print_labels, write_features, write_labels
+    from tubevit.cli.predict_output import check_complete, print_labels, usable, write_features, write_labels
     from tubevit.evaluation import find_files, inference_fields, predict
     from tubevit.evaluation.features import Features
     from tubevit.evaluation.tokens import token_paths, write_tokens
@@ -71,41 +69,29 @@ def run(args) -> None:
     model = load_model(args.checkpoint, **inference_fields(args.int8, args.budget))
     if args.tokens is not None and model.config.budget is not None:
         raise UserError(f"--tokens needs whole grids; found budget {model.config.budget}: pass --budget 100%")
-    files, left_out = find_files(args.files), []
+    files = find_files(args.files)
     paths = {} if args.tokens is None else token_paths(args.tokens, files)
     labels = args.features is None and args.tokens is None
     made_with = {} if labels else {"model": args.checkpoint, "fingerprint": fingerprint(model)}
     silent = args.csv is not None or not labels
     shown = tqdm(files, unit=" files", file=sys.stderr, disable=None if silent else True)
-    top = args.top if labels else 0
+    top = 0 if not labels else 5 if args.top is None else args.top
     predictions = predict(model, shown, every=args.every, head=args.head, top=top, keep_tokens=bool(paths))
     if paths:
         predictions = write_tokens(predictions, paths, made_with)
-
-    def without_errors():
-        for found in predictions:
-            for warning in found.warnings:
-                logger.warning(f"tubevit: warning: {found.file} {warning}")
-            if found.error is None:
-                yield found
-            elif len(files) == 1:
-                raise found.error
-            else:
-                left_out.append(found.file)
-                logger.error(f"tubevit: {found.error}")
-
+    left_out: list = []
+    predictions = usable(predictions, files, left_out)
     if args.features is not None:
         budget = str(model.config.budget or "")
-        found = Features.collect(without_errors(), model.config.width, **made_with, budget=budget)
+        found = Features.collect(predictions, model.config.width, **made_with, budget=budget)
         write_features(args.features, found)
     elif args.csv is not None:
-        write_labels(args.csv, _begun(without_errors()))
+        write_labels(args.csv, _begun(predictions))
     elif labels:
-        print_labels(without_errors(), args.json)
+        print_labels(predictions, args.json)
     else:
-        collections.deque(without_errors(), maxlen=0)
-    if left_out:
-        raise UserError(f"{len(left_out)} of {len(files)} files are left out: {', '.join(map(str, left_out))}")
+        collections.deque(predictions, maxlen=0)
+    check_complete(left_out, files)
 
 
 def _check_output(args) -> None:
@@ -114,6 +100,8 @@ def _check_output(args) -> None:
 
     if (args.features is not None or args.tokens is not None) and args.head:
         raise UserError("--head chooses labels; --features and --tokens are the same for all heads")
+    if (args.features is not None or args.tokens is not None) and args.top is not None:
+        raise UserError("--top limits labels; --features and --tokens are written instead of them")
     if args.tokens is not None and (args.json or args.csv is not None):
         raise UserError("--tokens are written instead of labels; leave out --json and --csv")
     for path in (each for each in (args.csv, args.features, args.tokens) if each is not None):

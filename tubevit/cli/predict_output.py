@@ -3,15 +3,17 @@
 import contextlib
 import csv
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
-from tubevit.errors import cannot_write
+from tubevit.errors import UserError, cannot_write
 from tubevit.evaluation import Prediction
 from tubevit.evaluation.features import Features
 from tubevit.evaluation.search import Moment
 
+logger = logging.getLogger(__name__)
 COLUMNS = ("file", "start", "end", "head", "rank", "label", "probability")
 
 
@@ -29,6 +31,32 @@ def opened(path: str, mode: str, **settings) -> Iterator[IO]:
             raise
     except OSError as error:
         raise cannot_write(path, error, "name another file") from error
+
+
+def usable(predictions: Iterable[Prediction], files: Sequence, left_out: list) -> Iterator[Prediction]:
+    """Yield the predictions of files that can be read, and log warnings and errors.
+
+    Args:
+        predictions: of `files`.
+        files: what was to be predicted. If it is a single one, its error is raised.
+        left_out: receives the files with an error, see `check_complete`.
+    """
+    for found in predictions:
+        for warning in found.warnings:
+            logger.warning(f"tubevit: warning: {found.file} {warning}")
+        if found.error is None:
+            yield found
+        elif len(files) == 1:
+            raise found.error
+        else:
+            left_out.append(found.file)
+            logger.error(f"tubevit: {found.error}")
+
+
+def check_complete(left_out: Sequence, files: Sequence) -> None:
+    """Raise UserError if files were left out."""
+    if left_out:
+        raise UserError(f"{len(left_out)} of {len(files)} files are left out: {', '.join(map(str, left_out))}")
 
 
 def span(found: Prediction | Moment) -> list[float]:

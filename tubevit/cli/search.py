@@ -36,15 +36,23 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit.evaluation import find_files
+    import numpy as np
+
+    from tubevit.cli.predict_output import check_complete, usable
+    from tubevit.evaluation import find_files, predict
     from tubevit.evaluation.features import read_features
-    from tubevit.evaluation.search import find_moments, open_model, query_features
+    from tubevit.evaluation.search import find_moments, open_model
 
     _check_output(args)
     features, queries = read_features(args.features), find_files(args.queries)
     model = open_model(features, args.features, args.checkpoint)
-    found = find_moments(features, query_features(model, queries), args.top)
-    rows = [_row(query, *each) for query, moments in zip(queries, found) for each in enumerate(moments, 1)]
+    left_out: list = []
+    used = list(usable(predict(model, queries, top=0), queries, left_out))
+    if not used:
+        check_complete(left_out, queries)
+    moments_of = find_moments(features, np.stack([query.features for query in used]), args.top)
+    found = [(query.file, moments) for query, moments in zip(used, moments_of)]
+    rows = [_row(query, *each) for query, moments in found for each in enumerate(moments, 1)]
     if args.csv is not None:
         _write_rows(args.csv, rows)
     elif args.json:
@@ -53,7 +61,8 @@ def run(args) -> None:
     else:
         _print_rows(rows)
     if args.page is not None:
-        _write_page(args, features, model.config, list(zip(queries, found)))
+        _write_page(args, features, model.config, found)
+    check_complete(left_out, queries)
 
 
 def _check_output(args) -> None:

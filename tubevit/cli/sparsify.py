@@ -5,6 +5,7 @@ import json
 import os
 
 from tubevit.cli.evaluate import add_data_arguments, data_options
+from tubevit.cli.inspect import share_text
 from tubevit.errors import UserError, cannot_write
 
 HELP = "make a model of fewer or other tubes from a dense video model, without training"
@@ -86,7 +87,7 @@ def _table(results: list[dict], notes: list[str]) -> str:
     lines = [" " * width + "".join(f"{name:>{size}s}" for name, size in columns)]
     for result in results:
         line = (
-            f"{result['name']:{width}s}{result['tokens']:8d}{result['pixels_read']:13.1%}"
+            f"{result['name']:{width}s}{result['tokens']:8d} {share_text(result['pixels_read'])}"
             f"{result['parameters'] / 1e6:11.1f} M{result['flops'] / 1e9:10.2f}"
         )
         lines.append(line + "".join(f"{result[key]:9.2%}" for key in scores))

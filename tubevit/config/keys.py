@@ -90,7 +90,8 @@ class _Train:
     lora: _Lora = _Lora()
     elastic: str = _key(
         "", "budgets joined by commas, such as `25%,50%,75%,100%`: each step draws one of them, and that share of the "
-        "tokens of each row; the model then takes any of these budgets; empty trains with all tokens",
+        "tokens of each row; the model then takes any of these budgets; evaluation takes all tokens; empty trains with "
+        "all tokens",
     )  # fmt: skip
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")

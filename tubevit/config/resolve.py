@@ -93,7 +93,9 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
         trained = config.data.train.get(name)
         dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
     model = model_config(**model_fields(config), heads=heads)
-    elastic_models(model, config.train.elastic)  # an error before anything is opened
+    most = elastic_models(model, config.train.elastic)[-1].budget  # an error before anything is opened
+    if most is not None and config.data.eval:
+        notes.append(f"train.elastic: evaluation takes all tokens, a training step at most {100 * most.share:g} %")
     config.input.path = str(input_path(model, config.input.path))
     return Resolved(config, model, tuple(notes), decoding, open_source)
 

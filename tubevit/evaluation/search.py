@@ -3,14 +3,12 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
 
 import numpy as np
 
 from tubevit.checkpoint.fingerprint import fingerprint
 from tubevit.errors import UserError
 from tubevit.evaluation.features import Features
-from tubevit.evaluation.predict import predict
 from tubevit.models.tubevit import TubeViT
 from tubevit.zoo.names import load_model
 
@@ -60,19 +58,6 @@ def open_model(features: Features, path: str | os.PathLike, name: str | None = N
     return model
 
 
-def query_features(model: TubeViT, queries: Iterable[str | os.PathLike]) -> np.ndarray:
-    """Compute the features of queries, (n, D) float32; raises UserError if a file cannot be used.
-
-    Of a video, it is the clip from its middle, as long as the model's.
-    """
-    features = []
-    for found in predict(model, queries, top=0):
-        if found.error is not None:
-            raise found.error
-        features.append(found.features)
-    return np.stack(features)
-
-
 def find_moments(features: Features, queries: np.ndarray, top: int) -> list[list[Moment]]:
     """Find the moments that are most similar to each query, the most similar first.
 
@@ -93,8 +78,10 @@ def find_moments(features: Features, queries: np.ndarray, top: int) -> list[list
     if queries.shape[1] != width:
         raise UserError(f"expected features of {queries.shape[1]} channels, those of the model; found {width}")
     index = NearestNeighbors(n_neighbors=len(features.features), metric="cosine", algorithm="brute")
-    distances, order = index.fit(features.features).kneighbors(queries)
-    return [_best(features, rows, 1 - away, top) for rows, away in zip(order, distances)]
+    index.fit(features.features)
+    # One query at a time: the distances of all clips to all queries may not fit in memory.
+    ranked = (index.kneighbors(query[None]) for query in queries)
+    return [_best(features, order[0], 1 - distances[0], top) for distances, order in ranked]
 
 
 def _best(features: Features, rows: np.ndarray, similarities: np.ndarray, top: int) -> list[Moment]:

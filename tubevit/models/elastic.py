@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Int, PRNGKeyArray
 
 from tubevit.budget import Budget, shares
+from tubevit.errors import UserError
 from tubevit.models.config import ModelConfig
 from tubevit.tubes import Triple
 
@@ -22,8 +23,11 @@ def elastic_models(model: ModelConfig, elastic: str) -> list[ModelConfig]:
 
     Raises UserError if a share has another form, or the model must take all tokens.
     """
-    budgets = [None if share == 1 else Budget(share, "random") for share in shares(elastic)]
-    return [model.replace(budget=budget) for budget in budgets] or [model]
+    try:
+        budgets = [None if share == 1 else Budget(share, "random") for share in shares(elastic)]
+        return [model.replace(budget=budget) for budget in budgets] or [model]
+    except UserError as error:
+        raise UserError(f"train.elastic: {error}") from error
 
 
 def largest_model(model: ModelConfig, elastic: str) -> ModelConfig:

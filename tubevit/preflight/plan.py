@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tubevit.config import check_trains, flatten, load_config
 from tubevit.config.resolve import Resolved, resolve
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
 from tubevit.preflight.candidates import Candidate, accelerator_type, candidates
 from tubevit.preflight.devices import compiler_version
 from tubevit.preflight.remembered import remembered
@@ -21,9 +21,8 @@ from tubevit.preflight.topology import CHIPS, Topology, find_topology
 from tubevit.sharding.mesh import AXES
 
 MINUTES = 15.0
-# Low effort would misstate the time.
-_full_effort = remembered(functools.partial(compile_in_process, limit=3600))
-_SCAN = "model.scan"
+_full_effort = remembered(functools.partial(compile_in_process, limit=None))  # low effort would misstate the time
+_SCAN, _DATA = "model.scan", "mesh.data"
 _PLACE = ("--name", "my-run", "--zone", "ZONE")  # for the user to fill in
 _WORKDIR = "gs://BUCKET/my-run"
 
@@ -57,7 +56,6 @@ def plan(
 
     Raises:
         UserError: the configuration or a topology is invalid, the compiler is missing, or no candidate can be formed.
-        RunError: the compiler failed for a reason other than memory.
     """
     start = clock()
     settings = load_config(config, overrides)
@@ -66,7 +64,7 @@ def plan(
     looped = resolved
     if _SCAN not in overrides and not resolved.model.scan:  # unrolled steps take many minutes to compile
         looped = dataclasses.replace(resolved, model=resolved.model.replace(scan=True))
-    fixed = {**overrides, _SCAN: str(looped.model.scan)}
+    fixed = {_DATA: "-1", **overrides, _SCAN: str(looped.model.scan)}
     notes = [*resolved.notes, *notes_of(settings)]
     if looped is not resolved:
         notes.append("compiled with model.scan=True; the runs have model.scan=False, which takes fewer cycles")
@@ -114,15 +112,21 @@ class _Steps:
     def compiled(self, candidate: Candidate) -> float | None:
         """Return the larger of a step's cycles and the least time of its roofline; None if it does not fit.
 
-        Raises `OutOfTime` if the deadline was reached while other compiles had the cores.
+        Raises `OutOfTime` if the deadline was reached while other compiles had the cores, RunError if the compiler
+        failed for a reason other than memory.
         """
         changed, topology = {**self.fixed, **candidate.overrides}, find_topology(candidate.topology)
         with self._core:
             if self.late():
                 raise OutOfTime
             begun = self.clock()
-            found = preflight(self.config, changed, topology, TRAIN, compiler=self.compiler)
-            self.longest = max(self.longest, self.clock() - begun)
+            try:
+                found = preflight(self.config, changed, topology, TRAIN, compiler=self.compiler)
+            except RunError as error:
+                self.report(f"  {candidate}: {error}")
+                raise
+            finally:
+                self.longest = max(self.longest, self.clock() - begun)
         part = self.parts[candidate] = found["parts"]["train"]
         if not part["fits"]:
             self.report(f"  {candidate}: does not fit")
@@ -146,7 +150,7 @@ def _generation(result: Found, ours: Sequence[Candidate], make: Callable[..., di
         "smallest": None if best or least else make(min(result.misfits or ours, key=lambda c: c.bounds.memory), None),
         "open": [make(c, s) for c, s in least.items()],
         "candidates": len(ours), "too_large": result.too_large, "bounded": result.bounded,
-        "uncompiled": len(result.open),
+        "failed": {str(c): reason for c, reason in result.failed.items()}, "uncompiled": len(result.open),
     }  # fmt: skip
 
 
@@ -188,7 +192,8 @@ def _peak(part: Mapping) -> int | None:
 def _launch(config: str, overrides: Mapping[str, str], resolved: Resolved, candidate: Candidate) -> str:
     """Return the command that launches a candidate, to be completed by the user's names."""
     own = flatten(resolved.config.to_dict())
-    changed = {k: v for k, v in candidate.overrides.items() if k not in overrides and v != str(own[k])}
+    found = {_DATA: "-1", **candidate.overrides}
+    changed = {k: v for k, v in found.items() if k not in overrides and v != str(own[k])}
     keys = [f"--config.{key}={value}" for key, value in {**overrides, **changed}.items()]
     slices = resolved.config.mesh.slices
     several = ["--slices", str(slices)] if slices > 1 else []

@@ -28,6 +28,7 @@ def plan_report(found: Mapping) -> str:
             f"{chip}: {generation['candidates']} candidates, {compiled} compiled ({len(generation['misfits'])} do not "
             f"fit); {generation['too_large']} need too much memory, {generation['bounded']} cannot be better by their "
             f"bounds, {generation['uncompiled']} stay open",
+            *(f"failed: {candidate}: {reason}" for candidate, reason in generation["failed"].items()),
         ]
         if rows := generation["front"]:
             lines += _table(rows)

@@ -44,14 +44,15 @@ def compile_in_process(
     topology: Topology,
     parts: Sequence[str],
     effort: str = "full",
-    limit: float = FULL_EFFORT_LIMIT,
+    limit: float | None = FULL_EFFORT_LIMIT,
     execute=subprocess.run,
 ) -> dict:
     """Compile parts of an experiment in a process that `execute` runs; errors and arguments as in `preflight`.
 
-    A compile for TPUs with full effort that takes longer than `limit` seconds is stopped and done with low effort.
+    A compile for TPUs with full effort that takes longer than `limit` seconds is stopped and done with low effort; None
+    does not fall back.
     """
-    efforts = ("full", "low") if effort == "full" and not topology.is_gpu else (effort,)
+    efforts = ("full", "low") if effort == "full" and limit is not None and not topology.is_gpu else (effort,)
     for tried in efforts:
         timeout = _TIMEOUT if tried == efforts[-1] else limit
         try:

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from tubevit.errors import RunError
 from tubevit.models.config import REMAT
 from tubevit.preflight.candidates import Candidate
 
@@ -27,6 +28,7 @@ class Found:
     Attributes:
         seconds: {candidate that was compiled and fits: seconds of a step}.
         misfits: candidates that were compiled and do not fit.
+        failed: {candidate that the compiler failed for: its reason}.
         too_large: number of candidates that need too much memory by arithmetic, or no less than a misfit.
         bounded: number of candidates that a bound left out.
         open: candidates that were neither compiled nor left out when the search was stopped, the best first.
@@ -34,6 +36,7 @@ class Found:
 
     seconds: dict[Candidate, float] = dataclasses.field(default_factory=dict)
     misfits: list[Candidate] = dataclasses.field(default_factory=list)
+    failed: dict[Candidate, str] = dataclasses.field(default_factory=dict)
     too_large: int = 0
     bounded: int = 0
     open: list[Candidate] = dataclasses.field(default_factory=list)
@@ -97,7 +100,7 @@ def search(
     Args:
         candidates: candidates of one generation of chips.
         compiled: compiles a candidate and returns the seconds of a step, or None if it does not fit; raises
-            `OutOfTime` to stop the search.
+            `OutOfTime` to stop the search, or RunError to go on without the candidate.
         memory: bytes of a device. What needs no less of any part of the memory than a misfit does not fit either.
         stop: whether to stop before the next one.
         tolerance: a candidate must be better by this share.
@@ -120,6 +123,9 @@ def search(
         except OutOfTime:
             remaining.insert(0, candidate)
             break
+        except RunError as error:
+            found.failed[candidate] = str(error)
+            continue
         if seconds is not None:
             found.seconds[candidate] = seconds
             continue

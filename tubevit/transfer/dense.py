@@ -51,7 +51,7 @@ def sparse_config(dense: ModelConfig, tubes: str | Tube | TubeSet, name: str | N
     tubes = as_tube_set(tubes, interpolated=False)
     tubes = dataclasses.replace(tubes, tubes=tuple(tube.plain for tube in tubes.tubes))
     tubes.grid(dense.shape)
-    return dense.replace(tubes=tubes, position="learned" if dense.position in _READ else dense.position)
+    return dense.replace(tubes=tubes, budget=None, position="learned" if dense.position in _READ else dense.position)
 
 
 def dense_positions(config: ModelConfig, params: dict[str, np.ndarray]) -> np.ndarray:

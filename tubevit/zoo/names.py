@@ -1,16 +1,21 @@
 """Names of checkpoints: a workdir, a folder, on disk or in a bucket, a released model, or one on the Hub."""
 
+import logging
 import os
+import pathlib
 from collections.abc import Mapping
 
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import RUN_FOLDER, Checkpoint, is_whole, steps
+from tubevit.checkpoint.replays import Replays
 from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import ARCHITECTURES, model_config
 from tubevit.zoo.hub_name import is_hub_name
 from tubevit.zoo.registry import cached_remedy, find_release, is_release, list_models
+
+logger = logging.getLogger(__name__)
 
 _CONVERT = "tubevit convert SRC DST makes a checkpoint from the weights of another library"
 
@@ -48,7 +53,7 @@ def _find(name: str | os.PathLike, step: int | None):
         if step is not None and step not in available:
             raise UserError(f"{name} has no checkpoint of step {step}; it has {available or 'none'}")
         if available:
-            return run / str(available[-1] if step is None else step)
+            return run / str(_newest(name, run, available) if step is None else step)
         raise UserError(
             f"{name} holds no checkpoint; expected a workdir, or a folder that save_model wrote; {_CONVERT}"
         )
@@ -68,6 +73,18 @@ def _find(name: str | os.PathLike, step: int | None):
     beside = [storage.join(folder, other) for other in storage.names(folder or ".")]
     candidates = [other for other in beside if is_whole(other) or steps(storage.join(other, RUN_FOLDER))]
     raise unknown("checkpoint", str(name), [*candidates, *list_models(pretrained=True)])
+
+
+def _newest(name: str | os.PathLike, run: pathlib.PurePath, available: list[int]) -> int:
+    """Return the last checkpoint of a run that is not suspect, see `train.replay`."""
+    replays = Replays.read(run.parent)
+    if replays.corrupt is None or available[-1] <= replays.clean:
+        return available[-1]
+    good, found = replays.last_good(available), f"the two results of step {replays.corrupt} differed"
+    if good is None:
+        raise UserError(f"{name}: {found}, and no checkpoint is known to be good; name one of the steps {available}")
+    logger.warning(f"{name}: {found}; taking step {good}, the last one that is known to be good")
+    return good
 
 
 def named_config(name: str | os.PathLike, **fields) -> ModelConfig:

@@ -194,6 +194,40 @@ def test_where_other_devices_add_up_in_another_order(machine, caplog):
     assert named(text) == parts_of_copy(machine, 3) and "another update" in text
 
 
+@pytest.mark.parametrize("left", [2, 3])
+def test_when_looking_fails(machine, left):
+    """For example without memory for a further computation: the difference counts nevertheless."""
+    limited = Machine(machine.mesh)
+
+    def without_memory(mesh):
+        compiled = limited.make_step(mesh)
+
+        def run(state, batch):
+            if limited.calls >= left:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            return compiled(state, batch)
+
+        return run
+
+    limited.replay = Replay(1, machine.mesh, without_memory, global_batch)
+    text = limited(flip=("summand", 6, 5, 1 << 25), when=0)
+    unknown = "which of the 8 devices was wrong is unknown, as looking for it failed"
+    assert f"{unknown} (RESOURCE_EXHAUSTED: out of memory)" in text
+
+
+def test_another_order_where_none_can_compute_alone(machine, caplog):
+    """Then a device that is always wrong in the same way cannot be told from another order."""
+    ordered = Machine(machine.mesh, ordered=True)
+
+    def make_step(mesh):
+        if mesh.size == 1:
+            raise RunError("the state does not fit")
+        return ordered.make_step(mesh)
+
+    ordered.replay = Replay(1, machine.mesh, make_step, global_batch)
+    assert ordered() == "" and "one may be wrong already, as none could compute alone" in caplog.text
+
+
 def test_what_is_not_part_of_the_step_is_not_found(machine):
     """A flip that changes no bit of the result."""
     assert machine(flip=("activation", 2, 5, 0)) == ""

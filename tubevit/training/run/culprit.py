@@ -46,11 +46,13 @@ def vote(runs: Sequence[Computation], name: str) -> set:
     return odd
 
 
-def compute_alone(state: dict, runs: Sequence[Computation], mesh: Mesh, make_step: Callable[[Mesh], Callable]) -> set:
+def compute_alone(
+    state: dict, runs: Sequence[Computation], mesh: Mesh, make_step: Callable[[Mesh], Callable]
+) -> set | None:
     """Let each device compute alone the rows that it had in each of the runs; return those that differ from others.
 
     Nothing is added up over devices, so that an error that recurs is seen on its device alone. Every process calls it.
-    It needs memory for the whole state on each device; without it the result is empty.
+    It needs memory for the whole state on each device; without it the result is None.
 
     Args:
         state: the state before the step, on `mesh`.
@@ -64,7 +66,7 @@ def compute_alone(state: dict, runs: Sequence[Computation], mesh: Mesh, make_ste
         found = gather(run_on_all(lambda: _local_results(state, runs, make_step)))
     except (RunError, jax.errors.JaxRuntimeError) as error:
         logger.warning(f"no device could compute alone: {error}")
-        return set()
+        return None
     devices = {device.id: device for device in mesh.devices.flat}
     parts: dict[tuple, list] = {}
     for part, device, values in run_on_main(lambda: [result for results in found for result in results]):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import clu.metrics
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -84,16 +85,17 @@ class Replay:
             return new, metrics
         found = "had another result" if not same else "is not finite"  # which hides differences
         logger.warning(f"step {step}: a replay {found}; looking for a device that computes wrongly")
-        suspects, reason = self._blame(state, inputs, [first, other])
-        if not suspects and same:
-            return new, metrics  # the guard against losses that are not finite reports it
-        if not suspects and not self._proved and shift and self._recur(state, inputs, [first, other]):
-            logger.warning(
-                "train.replay: other devices add up gradients in another order on this machine; from now on the same "
-                "devices compute a replay, which does not find a device that is always wrong in the same way"
-            )
-            self._shifts, self._proved = (0, 0, 0), True
-            return new, metrics
+        new, runs = None, [first, other]  # what follows needs the memory of the new state
+        alone = functools.cache(lambda: compute_alone(state, runs, self.mesh, self._step))
+        try:
+            suspects, reason = self._blame(state, inputs, runs, alone)
+            # What is not finite both times is reported by the guard against it.
+            accepted = not suspects and (same or self._in_another_order(state, inputs, runs, alone))
+        except jax.errors.JaxRuntimeError as error:
+            reason = f"{self._unknown()}, as looking for it failed ({' '.join(str(error).split())[:200]})"
+            suspects, accepted = set(), same
+        if accepted:
+            return self._compute(0, state, batch)[:2]
         found = f"{device_names(suspects)} {reason}" if suspects else reason
         results = "two results" if not same else "a result that is not finite"
         raise CorruptStep(f"step {step} was computed twice with {results}: {found}; nothing of the step is saved")
@@ -113,7 +115,9 @@ class Replay:
         checksums = {name: checksum(tree, mesh) for name, tree in (rows | {"state": new}).items()}
         return new, metrics, Computation(mesh, batch, checksums)
 
-    def _blame(self, state: dict, inputs: dict, runs: list[Computation]) -> tuple[set, str]:
+    def _blame(
+        self, state: dict, inputs: dict, runs: list[Computation], alone: Callable[[], set | None]
+    ) -> tuple[set, str]:
         """Find the devices that may be wrong, and say why; they are none if the error left no trace on a device."""
         odd = odd_copies(checksum(state, self.mesh), self.mesh.devices)
         if odd:
@@ -128,7 +132,6 @@ class Replay:
         odd = vote(runs, "logits")
         if odd:
             return odd, "computed other logits than the other devices"
-        alone = functools.cache(lambda: compute_alone(state, runs, self.mesh, self._step))
         odd = vote(runs, "gradients") if "gradients" in runs[0].checksums else set()
         if len(odd) > 1:
             # Devices that share parameters may compute the gradients of their rows together; and in another order, as
@@ -144,13 +147,27 @@ class Replay:
             return odd, "had another update in memory than the other devices"
         if odd := alone():
             return odd, "computed another update than the others when each device computed alone"
-        unknown = f"which of the {self.mesh.size} devices was wrong is unknown"
-        return set(), f"{unknown}, as the error did not recur and its trace is in the sum over all of them"
+        return set(), f"{self._unknown()}, as the error did not recur and its trace is in the sum over all of them"
 
-    def _recur(self, state: dict, inputs: dict, runs: list[Computation]) -> bool:
-        """Whether two computations, repeated by the same devices, have the same results again."""
+    def _unknown(self) -> str:
+        return f"which of the {self.mesh.size} devices was wrong is unknown"
+
+    def _in_another_order(
+        self, state: dict, inputs: dict, runs: list[Computation], alone: Callable[[], set | None]
+    ) -> bool:
+        """Whether other devices seem to add up in another order: both results recur. Then leave the rows in place."""
+        if self._proved or not self._shifts[1]:
+            return False
         again = (self._compute(shift, state, self._placed(shift, inputs))[2] for shift in self._shifts[:2])
-        return all(one.agrees(other) for one, other in zip(runs, again))
+        if not all(one.agrees(other) for one, other in zip(runs, again)):
+            return False
+        logger.warning(
+            "train.replay: other devices add up gradients in another order on this machine; from now on the same "
+            "devices compute a replay, which does not find a device that is always wrong in the same way"
+            + ("; one may be wrong already, as none could compute alone" if alone() is None else "")
+        )
+        self._shifts, self._proved = (0, 0, 0), True
+        return True
 
 
 def _is_finite(metrics: clu.metrics.Collection) -> bool:
