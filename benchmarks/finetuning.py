@@ -57,7 +57,8 @@ def _three_times(value: float) -> float:
     return float(f"{3 * value:.2g}")
 
 
-# The arguments of the experiment, and keys with a value or a function of the value that `resolve` derives otherwise.
+AS_SCRATCH = object()  # the value that follows from the data for a run from scratch
+# The arguments of the experiment, and keys with a value, `AS_SCRATCH`, or a function of what `resolve` derives.
 SETTINGS = {
     "recipe": ("", {}),
     "scratch": ("init=none", {}),
@@ -71,6 +72,7 @@ SETTINGS = {
     "decay_x3": ("", {"optimizer.weight_decay": _three_times}),
     "no_ema": ("", {"optimizer.ema_decay": 0.0}),
     "adamw": ("", {"optimizer.name": "adamw"}),
+    "rate": ("", {"input.fps": AS_SCRATCH}),
 }  # fmt: skip
 VIEWS = {"views_4x3": "4x3"}  # evaluations of the recipe's checkpoints
 LABELS = {
@@ -78,6 +80,7 @@ LABELS = {
     "lr_x3": "3 times the learning rate", "mixup": "mixup 0.8", "cutmix": "CutMix 1.0",
     "dropout": "dropout and stochastic depth 0.1", "erasing": "random erasing 0.25", "speed": "speed 1/1.5 to 1.5",
     "decay_x3": "3 times the weight decay", "no_ema": "without averaging parameters", "adamw": "AdamW instead of Muon",
+    "rate": "a frame rate for the median video",
     "views_4x3": "the recipe, 4x3 views",
 }  # fmt: skip
 
@@ -115,7 +118,10 @@ class Runs:
         for _, keys in parts:
             if keys:
                 derived = flatten(plan.config)
-                flags |= {key: str(value(derived[key]) if callable(value) else value) for key, value in keys.items()}
+                for key, value in keys.items():
+                    if value is AS_SCRATCH:
+                        value = flatten(self.plan("scratch")[2].config)[key]
+                    flags[key] = str(value(derived[key]) if callable(value) else value)
                 plan = resolve(load_config(spec, flags))
         return spec, flags, plan
 
