@@ -39,6 +39,7 @@ CHANGES = {
     "train.steps": 9, "model.width": 32, "model.mlp_dim": 512, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
     "checkpoint.every": 100, "eval.every": 100, "input.path": "tubes",
 }  # fmt: skip
+ONE_DEVICE = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
 
 
 def run(processes, command, stop, folder):
@@ -71,16 +72,38 @@ def interrupted(train_command, tmp_path_factory):
     return folder / "run", phases, rows
 
 
-def test_losses_are_those_of_one_device(interrupted, train_command, read_metrics, tmp_path):
-    workdir, _, _ = interrupted
-    one_device = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
-    assert main(train_command(tmp_path / "run", **CHANGES | one_device)) == 0
-    expected, found = read_metrics(tmp_path / "run"), read_metrics(workdir)
-    assert len(found) == len(expected) == 10
-    for one, many in zip(expected, found):
+@pytest.fixture(scope="module")
+def alone(train_command, tmp_path_factory):
+    """The workdir of the same run on one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    assert main(train_command(workdir, **CHANGES | ONE_DEVICE)) == 0
+    return workdir
+
+
+def check_losses(found, expected):
+    for one, many in zip(expected, found, strict=True):
         known = {key: value for key, value in one.items() if value is not None}
         assert set(many) == set(one) and {key: many[key] for key in known} == pytest.approx(known, rel=1e-4, abs=1e-6)
+
+
+def test_losses_are_those_of_one_device(interrupted, alone, read_metrics):
+    workdir, _, _ = interrupted
+    assert len(read_metrics(alone)) == 10
+    check_losses(read_metrics(workdir), read_metrics(alone))
     assert steps(workdir / "checkpoints") == [6, 9]
+
+
+def test_an_adapter_in_two_processes(alone, train_command, read_metrics, tmp_path):
+    """Its base, which its checkpoints leave out, is read again by both when they go on."""
+    changes = CHANGES | {"train.adapter": "lora", "init.checkpoint": alone, "train.steps": 8}
+    assert main(train_command(tmp_path / "alone", **changes | ONE_DEVICE)) == 0
+    for stop in (2, 0):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        codes, texts = run(2, train_command(tmp_path / "run", **changes), stop, folder)
+        assert codes == [75 if stop else 0] * 2, texts
+    assert len(read_metrics(tmp_path / "alone")) == 9
+    check_losses(read_metrics(tmp_path / "run"), read_metrics(tmp_path / "alone"))
 
 
 def test_all_stop_at_one_step(interrupted):
