@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from benchmarks import finetuning_sets as sets
+from tests.data.clips import write_clip
 from tests.scripts import script
 from tubevit.config import flatten, load_config
 from tubevit.data.moving_digits import DIRECTIONS
@@ -180,8 +181,21 @@ def test_settings_follow_from_the_recipe(digits_cache, tmp_path):
     assert fast["optimizer.learning_rate"] == pytest.approx(3 * recipe["optimizer.learning_rate"], rel=0.05)
     assert both["init.checkpoint"] is None and both["optimizer.learning_rate"] == 0.03
     assert flatten(plan("adamw")[2].config)["optimizer.b2"] == 0.999
-    assert flatten(plan("rate")[2].config)["input.fps"] == flatten(plan("scratch")[2].config)["input.fps"]
     load_config(*plan("scratch+mixup+cutmix")[:2])
+
+
+def test_the_frame_rate_of_the_median_video(tmp_path):
+    """In place of the checkpoint's 8 frames per second."""
+    for label in "ab":
+        write_clip(tmp_path / f"{label}.mp4", [100 * i for i in range(64)], size=(64, 64))
+    (tmp_path / "clips.csv").write_text(
+        "path,label,split\n" + "".join(f"{label}.mp4,{label},{split}\n" for label in "ab" for split in ("train", "val"))
+    )
+    plan = module.Runs(tmp_path, str(tmp_path / "clips.csv"), 0, {"data.train.data.allow_overlap": "true"}).plan
+    recipe, rate, scratch = (flatten(plan(name)[2].config) for name in ("recipe", "rate", "scratch"))
+    seconds = 63 * 0.1 + 1 / 25  # the last frame as long as the rate of the track says
+    assert recipe["input.fps"] == 8 and rate["input.fps"] == scratch["input.fps"] == round(16 / seconds, 2)
+    assert {key for key in recipe if recipe[key] != rate[key]} == {"input.fps"}
 
 
 def rows_of(name, values, **changes):

@@ -373,6 +373,10 @@ def test_low_effort_after_the_limit():
     tried.clear()
     run.compile_in_process("k600", {}, find_topology("v5e:2x2"), ["train"], "low", execute=execute)
     assert tried == [("low", 1800)]
+    tried.clear()
+    with pytest.raises(RunError, match="took more than 1800 s"):
+        run.compile_in_process("k600", {}, find_topology("v5e:2x2"), ["train"], limit=None, execute=execute)
+    assert tried == [("full", 1800)]
 
 
 def test_programs_without_the_data(tmp_path, monkeypatch):

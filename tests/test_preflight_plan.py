@@ -200,7 +200,7 @@ def test_what_was_compiled_is_remembered(monkeypatch, tmp_path):
     ):  # fmt: skip
         compiled(*given)
     assert len(calls) == 4
-    assert len(list((tmp_path / "preflight").iterdir())) == 3  # not the one whose effort is not what was asked for
+    assert len(list((tmp_path / "preflight").iterdir())) == 4
     for path in (tmp_path / "preflight").iterdir():
         path.write_bytes(path.read_bytes()[:9])
     assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 5
@@ -223,6 +223,21 @@ def test_what_the_compiler_fails_for():
     assert name not in {row["settings"] for row in found["front"]} and f"failed: {failed[0]}" in plan_report(result)
 
 
+def test_a_compiler_that_always_fails(capsys):
+    """The search stops early, and does not say that nothing fits."""
+
+    def failing(config, overrides, topology, parts, effort):
+        raise RunError("the compiler is broken")
+
+    found = planned(compiler=failing)["generations"]
+    assert all(len(each["failed"]) == 3 and each["uncompiled"] and not each["smallest"] for each in found.values())
+    with pytest.raises(
+        RunError, match=r"^no step was compiled that fits: v5e:\S+ mesh.* failed: the compiler is broken"
+    ):
+        call(failing)
+    assert "nothing fits" not in capsys.readouterr().out
+
+
 def test_a_mesh_of_the_experiment_s_file(tmp_path):
     """Its sizes are searched, too, and the commands say so; those that the user sets on the command line stay."""
     text = (experiments_folder() / "imagenet.py").read_text()
@@ -230,7 +245,7 @@ def test_a_mesh_of_the_experiment_s_file(tmp_path):
     seen = []
 
     def watched(config, overrides, topology, parts, effort):
-        seen.append(overrides["mesh.data"])
+        seen.append(overrides.get("mesh.data", "4"))
         return compiler(config, overrides, topology, parts, effort)
 
     config = f"{tmp_path}/four.py:model=tubevit_ti16"
@@ -239,6 +254,12 @@ def test_a_mesh_of_the_experiment_s_file(tmp_path):
     seen.clear()
     found = plan(config, {"mesh.data": "8"}, slices_of("v5e", 8), compiler=watched)["generations"]["v5e"]
     assert set(seen) == {"8"} and found["front"][0]["mesh"]["data"] == 8
+    for fsdp, data in (("2", "-1"), ("-1", "4")):
+        seen.clear()
+        (row, *_) = plan(config, {"mesh.fsdp": fsdp}, slices_of("v5e", 8), compiler=watched)["generations"]["v5e"][
+            "front"
+        ]
+        assert set(seen) == {data} and ("--config.mesh.data=-1" in row["launch"]) == (data == "-1")
 
 
 def test_what_fits_nowhere(capsys):

@@ -40,7 +40,7 @@ def test_suspect_checkpoints_are_set_aside_once(tmp_path):
 
 
 def test_without_a_good_one_it_does_not_start_over(tmp_path):
-    assert save(tmp_path, (1, 2), corrupt=3) == "no checkpoint is known to be good"
+    assert save(tmp_path, (1, 2), corrupt=3) == "no checkpoint is known to be good, all are suspect"
     for _ in range(2):
         with pytest.raises(UserError, match=r"step 2 is suspect .*two results of step 3.*remove replay\.json"):
             newest_good(tmp_path / "checkpoints")
@@ -58,7 +58,7 @@ def test_a_note_that_cannot_be_written(tmp_path):
     text = checkpoints.mark_corrupt(3)
     checkpoints.close()
     assert text.startswith("the last good checkpoint is step 1; ") and "same command" not in text
-    assert "remove the later ones before you resume, as this could not be noted: " in text
+    assert "remove what is suspect before you resume, as this could not be noted: " in text
 
 
 def test_a_model_is_that_of_the_last_good_checkpoint(tmp_path, said):
@@ -66,7 +66,7 @@ def test_a_model_is_that_of_the_last_good_checkpoint(tmp_path, said):
     assert open_checkpoint(tmp_path).folder.name == "2" and open_checkpoint(tmp_path, 4).folder.name == "4"
     assert "the two results of step 6 differed; taking step 2" in said[0]
     Replays(0, 6).write(tmp_path)
-    with pytest.raises(UserError, match=r"no checkpoint is known to be good; name one of the steps \[2, 3, 4\]"):
+    with pytest.raises(UserError, match="no checkpoint is known to be good; name one of them, such as .*checkpoints/4"):
         open_checkpoint(tmp_path)
 
 

@@ -270,16 +270,16 @@ class Checkpoints:
 
         When the run resumes, `newest_good` leaves later checkpoints out. The text says if it cannot be written.
         """
-        self._replays.corrupt, unwritten = step, ""
+        self._replays.corrupt, good, unwritten = step, None, ""
         try:
             run_on_main(lambda: _write(self._replays, self._workdir))
         except (RunError, UserError) as error:
-            unwritten = f"; remove the later ones before you resume, as this could not be noted: {error}"
-        with contextlib.suppress(*_FAILURES):  # the difference is the error that counts
+            unwritten = f"; remove what is suspect before you resume, as this could not be noted: {error}"
+        with contextlib.suppress(*_FAILURES, RunError):  # the difference is the error that counts
             self.wait()  # for a checkpoint that may be good
-        good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
+            good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
         if good is None:
-            return f"no checkpoint is known to be good{unwritten}"
+            return f"no checkpoint is known to be good, all are suspect{unwritten}"
         resumes = "" if unwritten else ", from which the same command resumes"
         return f"the last good checkpoint is step {good}{resumes}; later ones are suspect{unwritten}"
 

@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
     which(
         "--checkpoint", metavar="NAME", help="workdir, checkpoint folder, saved or released model, or hf://owner/repo"
     )
-    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
+    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last good one)")
     add("--config", metavar="FILE[:arg=value,...]", help="experiment whose data.eval is used instead of the run's")
     add("--data", metavar="SOURCE", help="source to evaluate instead of data.eval")
     add_data_arguments(parser)

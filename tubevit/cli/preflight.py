@@ -102,7 +102,10 @@ def _plan(args, compiler) -> None:
     slices = slices_of(args.topology, args.chips or _CHIPS)
     found = plan(args.config, overrides, slices, args.minutes or MINUTES, log, **options)
     print(json.dumps(found, indent=2) if args.json else plan_report(found))
-    if not any(generation["front"] or generation["open"] for generation in found["generations"].values()):
-        smallest = [generation["smallest"] for generation in found["generations"].values()]
-        row = min(smallest, key=lambda row: row["peak"] / row["hbm"])
+    generations = found["generations"].values()
+    failed = [each for generation in generations for each in generation["failed"].items()]
+    if failed and not any(generation["front"] for generation in generations):
+        raise RunError(f"no step was compiled that fits: {failed[0][0]} failed: {failed[0][1]}")
+    if not any(generation["front"] or generation["open"] for generation in generations):
+        row = min((generation["smallest"] for generation in generations), key=lambda row: row["peak"] / row["hbm"])
         raise RunError(f"nothing fits: {row['settings']} is nearest and needs {needed(row)}")

@@ -20,7 +20,7 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("workdir", metavar="WORKDIR", help="workdir of a run, or the folder of one of its checkpoints")
     add("name", metavar="NAME", help="ARCHITECTURE@TAG, where the tag names data and variant")
-    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last)")
+    add("--step", type=WHOLE, help="step of the checkpoint in the workdir (default: the last good one)")
     add("--bfloat16", action="store_true", help="store the weights in bfloat16, which halves their size")
     add(
         "--config",

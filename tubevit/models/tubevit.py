@@ -115,7 +115,7 @@ class TubeViT(nnx.Module):
             return video
         if video.tubes.budget is not None or tubes.depends_on_clip(video.clip_shape):
             found, expected = video.tubes.budget or "all tokens", tubes.budget or "all tokens"
-            raise UserError(f"the windows are those of {found}; this call takes {expected}: read them with these tubes")
+            raise UserError(f"the windows are those of {found}; this call takes {expected}: read them so")
         return keep(video, tubes)
 
     def encode(self, video: Video, key: PRNGKeyArray | None = None) -> Float[Array, "B N D"]:

@@ -58,13 +58,16 @@ def plan(
         UserError: the configuration or a topology is invalid, the compiler is missing, or no candidate can be formed.
     """
     start = clock()
-    settings = load_config(config, overrides)
+    # Sizes of the mesh that the experiment's file sets are searched, those of the user are not.
+    freed = {} if _DATA in overrides or overrides.get("mesh.fsdp") == "-1" else {_DATA: "-1"}
+    overrides_of_all = {**overrides, **freed}
+    settings = load_config(config, overrides_of_all)
     check_trains(settings)
     resolved = resolve(settings, assume_missing=True)
     looped = resolved
     if _SCAN not in overrides and not resolved.model.scan:  # unrolled steps take many minutes to compile
         looped = dataclasses.replace(resolved, model=resolved.model.replace(scan=True))
-    fixed = {_DATA: "-1", **overrides, _SCAN: str(looped.model.scan)}
+    fixed = {**overrides_of_all, _SCAN: str(looped.model.scan)}
     notes = [*resolved.notes, *notes_of(settings)]
     if looped is not resolved:
         notes.append("compiled with model.scan=True; the runs have model.scan=False, which takes fewer cycles")
@@ -79,7 +82,8 @@ def plan(
     with ThreadPoolExecutor(len(chosen)) as pool:  # the compilers are processes of their own
         searched = pool.map(lambda chip: search(chosen[chip], steps.compiled, CHIPS[chip].hbm, steps.late), chosen)
         results = dict(zip(chosen, searched))
-    make = functools.partial(_row, config, overrides, resolved, steps.parts)
+    launched = functools.partial(_launch, config, overrides, freed, resolved)
+    make = functools.partial(_row, launched, resolved.config.train.steps, steps.parts)
     generations = {chip: _generation(result, chosen[chip], make) for chip, result in results.items()}
     best = front({c: s for result in results.values() for c, s in result.seconds.items()})
     for rows in generations.values():
@@ -143,11 +147,12 @@ def _generation(result: Found, ours: Sequence[Candidate], make: Callable[..., di
     firsts = {c.topology: c for c in reversed(result.open)}
     shares = shares_of(result.seconds)
     least = {c: c.bounds.seconds / share_bound(c.attention, c.rows, shares) for c in firsts.values()}
+    unclear = best or least or result.failed  # or it fits
     return {
         "front": [make(c, result.seconds[c]) for c in best],
         "compiled": [make(c, s) for c, s in result.seconds.items() if c not in best],
         "misfits": [make(c, None) for c in result.misfits],
-        "smallest": None if best or least else make(min(result.misfits or ours, key=lambda c: c.bounds.memory), None),
+        "smallest": None if unclear else make(min(result.misfits or ours, key=lambda c: c.bounds.memory), None),
         "open": [make(c, s) for c, s in least.items()],
         "candidates": len(ours), "too_large": result.too_large, "bounded": result.bounded,
         "failed": {str(c): reason for c, reason in result.failed.items()}, "uncompiled": len(result.open),
@@ -155,9 +160,8 @@ def _generation(result: Found, ours: Sequence[Candidate], make: Callable[..., di
 
 
 def _row(
-    config: str,
-    overrides: Mapping[str, str],
-    resolved: Resolved,
+    launched: Callable[[Candidate], str],
+    steps: int,
     parts: Mapping[Candidate, Mapping],
     candidate: Candidate,
     seconds: float | None,
@@ -174,13 +178,13 @@ def _row(
     }  # fmt: skip
     if seconds is None:
         return row
-    hours = seconds * resolved.config.train.steps / 3600
+    hours = seconds * steps / 3600
     if part:
         e = part["estimate"]
         row |= {"cycles_seconds": e["xla"] + e["kernels"], "roofline_seconds": e["least"]}
     return row | {
         "seconds": seconds, "hours": hours, "chip_hours": hours * candidate.devices,
-        "launch": _launch(config, overrides, resolved, candidate),
+        "launch": launched(candidate),
     }  # fmt: skip
 
 
@@ -189,10 +193,12 @@ def _peak(part: Mapping) -> int | None:
     return part["peak"] if "peak" in part else part.get("needed")
 
 
-def _launch(config: str, overrides: Mapping[str, str], resolved: Resolved, candidate: Candidate) -> str:
+def _launch(
+    config: str, overrides: Mapping[str, str], freed: Mapping[str, str], resolved: Resolved, candidate: Candidate
+) -> str:
     """Return the command that launches a candidate, to be completed by the user's names."""
-    own = flatten(resolved.config.to_dict())
-    found = {_DATA: "-1", **candidate.overrides}
+    own = flatten(resolved.config.to_dict()) | {key: flatten(load_config(config, overrides))[key] for key in freed}
+    found = {**freed, **candidate.overrides}
     changed = {k: v for k, v in found.items() if k not in overrides and v != str(own[k])}
     keys = [f"--config.{key}={value}" for key, value in {**overrides, **changed}.items()]
     slices = resolved.config.mesh.slices

@@ -33,8 +33,6 @@ def remembered(compiler: Callable[..., dict]) -> Callable[..., dict]:
         with contextlib.suppress(OSError, ValueError):  # missing, or cut off by a full disk
             return json.loads(path.read_bytes())
         result = compiler(config, overrides, topology, parts, effort)
-        if any(part.get("effort", effort) != effort for part in result["parts"].values()):
-            return result  # that of a compile which took too long
         with contextlib.suppress(OSError):  # it is only slower without
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(path, json.dumps(result))

@@ -13,6 +13,7 @@ from tubevit.models.config import REMAT
 from tubevit.preflight.candidates import Candidate
 
 TOLERANCE = 0.05  # estimates that differ by less count as equal
+_FAILURES = 3  # after so many and nothing else, a search stops
 Seconds = Mapping[Candidate, float]  # of a step
 _KEPT = tuple(REMAT)  # from least memory to most
 
@@ -95,7 +96,7 @@ def search(
     stop: Callable[[], bool] = lambda: False,
     tolerance: float = TOLERANCE,
 ) -> Found:
-    """Compile candidates, the fastest first, until no other can be on the front, or `stop` says so.
+    """Compile candidates, the fastest first, until no other can be on the front, `stop` says so, or all fail.
 
     Args:
         candidates: candidates of one generation of chips.
@@ -125,6 +126,8 @@ def search(
             break
         except RunError as error:
             found.failed[candidate] = str(error)
+            if len(found.failed) == _FAILURES and not found.seconds and not found.misfits:
+                break  # it is not the candidates
             continue
         if seconds is not None:
             found.seconds[candidate] = seconds

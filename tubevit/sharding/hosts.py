@@ -136,6 +136,8 @@ def run_on_all(function: Callable) -> Any:
         if error is not None and not isinstance(error, UserError | RunError):
             raise error from None  # a defect, with its traceback
         raise
+    finally:
+        del error  # its traceback keeps what the function had on the devices
     return value
 
 

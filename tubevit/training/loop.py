@@ -278,6 +278,7 @@ class Run:
             )
         except CorruptStep as error:
             self.lease.check(step)
+            logger.warning(str(error))  # a workdir that is out of reach would be the last error
             raise RunError(f"{error}; {checkpoints.mark_corrupt(step)}") from None
         self.lease.check(step)
         checkpoints.mark_clean(step)

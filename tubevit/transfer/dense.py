@@ -34,7 +34,7 @@ def check_dense(config: ModelConfig, name: str) -> None:
 
 
 def sparse_config(dense: ModelConfig, tubes: str | Tube | TubeSet, name: str | None = None) -> ModelConfig:
-    """Return the configuration of a dense video model with other tubes; everything else stays as it is.
+    """Return the configuration of a dense video model with other tubes; everything else but a budget stays as it is.
 
     Space-to-depth is left out, since no kernel of a part of the channels computes what the dense kernel does. Positions
     that the dense model reads from a table, or computes from the number of a token, become learned ones.

@@ -28,7 +28,9 @@ def sparsify(dense: Checkpoint, tubes: str | Tube | TubeSet) -> tuple[TubeViT, l
     model = sparse_config(dense.model, tubes, dense.name)
     donor = Donor(dense.name, dense.model, flatten(dense.read_parameters()))
     adapted = Adapted(donor, None, model, "dense")
-    return model_of(model, unflatten(adapted.params)), adapted.notes
+    of = dense.model.budget
+    dropped = [] if of is None else [f"budget {of}, which chose among the tokens of {dense.model.tubes}, is dropped"]
+    return model_of(model, unflatten(adapted.params)), [*adapted.notes, *dropped]
 
 
 def sparse_source(dense: Checkpoint) -> dict:

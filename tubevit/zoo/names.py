@@ -27,7 +27,7 @@ def open_checkpoint(name: str | os.PathLike, step: int | None = None) -> Checkpo
         name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released
             model, `arch@tag`, see `find_release`; or a model on the Hub, `hf://owner/repo[@revision][:subfolder]`, see
             `open_hub`. An existing path takes precedence over a released model.
-        step: which checkpoint of a workdir; None takes the last one.
+        step: which checkpoint of a workdir; None takes the last good one, see `train.replay`.
 
     Raises:
         UserError: there is no such checkpoint; the message names similar ones.
@@ -82,7 +82,8 @@ def _newest(name: str | os.PathLike, run: pathlib.PurePath, available: list[int]
         return available[-1]
     good, found = replays.last_good(available), f"the two results of step {replays.corrupt} differed"
     if good is None:
-        raise UserError(f"{name}: {found}, and no checkpoint is known to be good; name one of the steps {available}")
+        example = run / str(available[-1])
+        raise UserError(f"{name}: {found}, and no checkpoint is known to be good; name one of them, such as {example}")
     logger.warning(f"{name}: {found}; taking step {good}, the last one that is known to be good")
     return good
 
@@ -119,7 +120,7 @@ def load_model(
         name: a workdir, the folder of a checkpoint or one that `save_model` wrote, on disk or `gs://`; a released
             model, `arch@tag`, one of `list_models(pretrained=True)`; or a model on the Hugging Face Hub,
             `hf://owner/repo[@revision][:subfolder]`, also one of another library that `convert` reads.
-        step: which checkpoint of a workdir; None takes the last one.
+        step: which checkpoint of a workdir; None takes the last good one, see `train.replay`.
         num_classes, heads: replace the heads by new, randomly initialised ones; see `create_model`.
         dtype: dtype of the parameters, `float32` or `bfloat16`, in whichever they were saved. The field `precision`
             sets the dtype of the computation.

@@ -228,6 +228,25 @@ def test_another_order_where_none_can_compute_alone(machine, caplog):
     assert ordered() == "" and "one may be wrong already, as none could compute alone" in caplog.text
 
 
+def test_what_is_kept_is_what_was_compared(machine):
+    """Where the order of sums is accepted, the step is computed once more: a wrong bit in that is found as well."""
+    ordered, whole = Machine(machine.mesh, ordered=True), []
+
+    def make_step(mesh):
+        compiled = ordered.make_step(mesh)
+
+        def run(state, batch):
+            whole.extend([mesh] * (mesh.size > 1))
+            ordered.flip = ("activation", 5, 5, 1 << 30) if mesh.size > 1 and len(whole) == 6 else None
+            return compiled(state, batch)
+
+        return run
+
+    ordered.replay = Replay(1, machine.mesh, make_step, global_batch)
+    assert "is unknown, as it had yet another result when it was computed again" in ordered()
+    assert len(whole) == 6 and ordered() == ""
+
+
 def test_what_is_not_part_of_the_step_is_not_found(machine):
     """A flip that changes no bit of the result."""
     assert machine(flip=("activation", 2, 5, 0)) == ""

@@ -85,20 +85,33 @@ class Replay:
             return new, metrics
         found = "had another result" if not same else "is not finite"  # which hides differences
         logger.warning(f"step {step}: a replay {found}; looking for a device that computes wrongly")
-        new, runs = None, [first, other]  # what follows needs the memory of the new state
-        alone = functools.cache(lambda: compute_alone(state, runs, self.mesh, self._step))
-        try:
-            suspects, reason = self._blame(state, inputs, runs, alone)
-            # What is not finite both times is reported by the guard against it.
-            accepted = not suspects and (same or self._in_another_order(state, inputs, runs, alone))
-        except jax.errors.JaxRuntimeError as error:
-            reason = f"{self._unknown()}, as looking for it failed ({' '.join(str(error).split())[:200]})"
-            suspects, accepted = set(), same
-        if accepted:
-            return self._compute(0, state, batch)[:2]
+        new = None  # looking needs its memory
+        suspects, reason = self._look(state, inputs, [first, other], same)
+        if not suspects and not reason:
+            new, metrics, last = self._compute(0, state, batch)
+            if last.agrees(first):
+                return new, metrics
+            same, reason = False, f"{self._unknown()}, as it had yet another result when it was computed again"
         found = f"{device_names(suspects)} {reason}" if suspects else reason
         results = "two results" if not same else "a result that is not finite"
         raise CorruptStep(f"step {step} was computed twice with {results}: {found}; nothing of the step is saved")
+
+    def _look(self, state: dict, inputs: dict, runs: list[Computation], same: bool) -> tuple[set, str]:
+        """Find the devices that may be wrong, and say why. The reason is "" if none of them has to be.
+
+        What is not finite, but the same both times, is reported by the guard against it.
+        """
+        alone = functools.cache(lambda: compute_alone(state, runs, self.mesh, self._step))
+        try:
+            suspects, reason = self._blame(state, inputs, runs, alone)
+            accepted = not suspects and (same or self._in_another_order(state, inputs, runs, alone))
+            return suspects, "" if accepted else reason
+        except (RunError, jax.errors.JaxRuntimeError) as error:  # the kind and the text differ between processes
+            text = " ".join(str(error).split())[:200]
+            failed = f"looking for it failed ({run_on_main(lambda: text)})"
+        if same:
+            logger.warning(f"whether a device computed wrongly is unknown, as {failed}")
+        return set(), "" if same else f"{self._unknown()}, as {failed}"
 
     def _placed(self, shift: int, inputs: dict):
         return reassigned(self.place(inputs, self.mesh), self.mesh, shift)
