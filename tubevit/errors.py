@@ -26,6 +26,10 @@ class NothingFound(UserError):
     """A source lists files for a split, but none of them exists."""
 
 
+class NothingDecoded(UserError):
+    """None of the files of a data set can be decoded."""
+
+
 class DecodeError(UserError):
     """A file cannot be read as a video or an image. The message names the file and the reason."""
 

@@ -216,6 +216,8 @@ def test_errors_name_the_key_and_the_closest(spec, overrides, expected):
         ("return dataset_config(sourc='x')", "unknown key .*sourc'; did you mean .*source'"),
         ("return dataset_config(augment={'flp': True})", "did you mean .*augment.flip'"),
         ("return dataset_config(batch_size='x')", "batch_size must be of type int; found 'x'"),
+        (GOOD + "c.train.steps = stepz\nreturn c", r"mine.py is not a configuration: name 'stepz' .* \(line 5\)"),
+        (GOOD + "c.train.steps = int('x')\nreturn c", r"mine.py is not a configuration: invalid literal .* \(line 5\)"),
         ("return 1", "mine.py is not a configuration: get_config returned 1"),
         ("return (", "mine.py is not a configuration"),
         ("import no_such_module", "mine.py is not a configuration: .*no_such_module"),

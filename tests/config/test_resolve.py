@@ -22,6 +22,26 @@ def finetuned(digits_cache):
     return lambda changes=(): resolve(load_config("finetune:data=moving_digits,init=none", dict(changes)))
 
 
+def test_what_would_show_at_the_end_only(tiny_config):
+    """Scores that do not exist, views that are too small, a schedule without a decay, scores that are never saved."""
+    best = "checkpoint.keep_best"
+    with pytest.raises(
+        UserError, match=f"unknown metric of {best} 'eval/still_digits/top_1'; did you mean 'eval/still"
+    ):
+        resolve(tiny_config({best: "eval/still_digits/top_1"}))
+    with pytest.raises(UserError, match="unknown metric of .*map'"):
+        resolve(tiny_config({best: "eval/still_digits/map"}))
+    with pytest.raises(UserError, match="short_side"):
+        resolve(tiny_config({"eval.short_side": "16"}))
+    kept = {best: "eval/still_digits/top1", "eval.every": "6"}
+    for every, told in (("3", False), ("12", False), ("4", True)):
+        notes = resolve(tiny_config(kept | {"checkpoint.every": every})).notes
+        assert any("every 12 steps, and at the end" in note for note in notes) == told
+    for warmup, told in (("8", False), ("9", True)):
+        notes = resolve(tiny_config({"optimizer.warmup_steps": warmup})).notes
+        assert any("the learning rate only rises" in note for note in notes) == told
+
+
 @pytest.mark.parametrize("path", sorted(experiments_folder().glob("*.py")), ids=lambda path: path.stem)
 def test_get_config_reads_and_prints_nothing(path, capfd):
     """With names of data and checkpoints of which none exists."""

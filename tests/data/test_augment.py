@@ -203,3 +203,9 @@ def test_speed():
     assert Augment().clip_speed(random) == 1.0 and random.uniform() == rng().uniform()
     with pytest.raises(UserError, match="augment.speed must be at least 1"):
         Augment(speed=0.5)
+
+
+def test_a_ratio_needs_crops_of_another_area():
+    with pytest.raises(UserError, match="augment.ratio is that of crops of another area: it goes with augment.area"):
+        Augment(random_crop=True, ratio=2.0)
+    assert Augment(random_crop=True, area=0.5, ratio=2.0).ratio == 2

@@ -229,6 +229,8 @@ BAD_FILES = {
     "missing.mp4": lambda path, whole: None,
     "folder.mp4": lambda path, whole: path.mkdir(),
     "empty.mp4": lambda path, whole: path.write_bytes(b""),
+    "photo.heic": lambda path, whole: path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+    "photo.avif": lambda path, whole: path.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"),
     "garbage.mp4": lambda path, whole: path.write_bytes(bytes(range(256)) * 64),
     "text.avi": lambda path, whole: path.write_text("path,label\n" * 99),
     "audio.wav": lambda path, whole: write_audio(path),

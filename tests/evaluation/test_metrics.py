@@ -32,6 +32,12 @@ def test_ties_count_against_the_model():
     assert result["top1"] == pytest.approx(1 / 3) and result["top5"] == pytest.approx(2 / 3)
 
 
+def test_no_prediction_is_never_right():
+    assert score(np.full((3, 8), np.nan), np.arange(3))["top1"] == 0
+    assert score(np.full((3, 8), np.nan), np.arange(3))["top5"] == 0
+    assert class_accuracies(np.full((3, 8), np.nan), np.arange(3))[:3].tolist() == [0, 0, 0]
+
+
 def test_a_probability_of_zero_has_a_finite_loss():
     assert np.isfinite(score(np.eye(6), np.arange(6)[::-1])["loss"])
     assert np.isfinite(score(np.eye(6), 1 - np.eye(6))["loss"])

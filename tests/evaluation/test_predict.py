@@ -45,3 +45,11 @@ def test_features_need_no_head(tiny_run, model, clip):
         predict(bare, [clip])
     with pytest.raises(UserError, match="did you mean 'motion'"):
         predict(model, [clip], head="moton")
+
+
+def test_a_file_that_the_system_refuses(tiny_run, tmp_path):
+    """Not missing, but for example without permission, or with a name that is too long: the others are predicted."""
+    write_clip(tmp_path / "clip.mp4", [40 * i for i in range(30)])
+    refused, other = predict(tubevit.load_model(tiny_run), [tmp_path / f"{'x' * 300}.mp4", tmp_path / "clip.mp4"])
+    assert refused.features is None and isinstance(refused.error, DecodeError) and "too long" in str(refused.error)
+    assert other.error is None and other.features is not None

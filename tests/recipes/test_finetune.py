@@ -287,6 +287,10 @@ def test_errors(clips, tmp_path):
     (tmp_path / "list.csv").write_text("path,label,split\nx.mp4,a,train\ny.mp4,a,val\n")
     with pytest.raises(UserError, match="none of .* files .* can be decoded"):
         resolved(str(tmp_path / "list.csv"))
+    path = pathlib.Path(clips(4))
+    path.write_text(re.sub(",[xy],", ",videos,", path.read_text()))
+    with pytest.raises(UserError, match="has a single class, videos: expected two or more"):
+        resolved(str(path))
 
 
 def test_the_experiment_runs_from_a_checkpoint(clips, tiny_run, tmp_path, capsys):

@@ -4,6 +4,7 @@ import importlib.machinery
 import inspect
 import pathlib
 import re
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from tubevit.checkpoint.renamed import RENAMED
 from tubevit.config.key import Key, names
 from tubevit.config.keys import find_key, keys_of
 from tubevit.data.views import Views
-from tubevit.errors import UserError, closest, unknown
+from tubevit.errors import TubeViTError, UserError, closest, unknown
 from tubevit.ranges import Range
 
 # NAME=VALUE or NAME="VALUE", where "" stands for a quote, up to the next comma.
@@ -174,8 +175,11 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
     try:
         loader.exec_module(module)
         config = module.get_config(**_arguments(module.get_config, arguments, str(path)))
-    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
-        text = " ".join(str(error).split())
+    except TubeViTError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        text = " ".join(str(error).split()) + (f" (line {lines[-1]})" if lines else "")
         new = [f"; {old} was renamed to {new}" for old, new in RENAMED.items() if f'"{old.split(".")[1]}"' in text]
         raise UserError(f"{path} is not a configuration: {text}{''.join(new)}") from error
     if not isinstance(config, ConfigDict):

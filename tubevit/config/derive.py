@@ -14,6 +14,7 @@ from tubevit.config.config import check_config, flatten, locked, model_fields, s
 from tubevit.config.keys import defining_keys, find_key
 from tubevit.data.decode import decode_media
 from tubevit.data.sources import CLASSES, Source, default_head, held_out_split, open_source
+from tubevit.data.sources.splits import held_out_beside
 from tubevit.data.warp import frame_size
 from tubevit.errors import DecodeError, UserError
 from tubevit.models.config import ModelConfig
@@ -127,10 +128,16 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     if checkpoint and config.recipe.model:
         raise UserError("model= goes without init=: the checkpoint has its own")
     head, overlap = config.data.train.data.head or default_head(data, "data"), config.data.train.data.allow_overlap
-    train = open_source(data, "train", head, overlap)
+    train = open_source(data, config.data.train.data.split, head, overlap)
     evaluated = config.data.eval.data
-    split = evaluated.split or held_out_split(evaluated.source, head, overlap, open_source)
+    split = evaluated.split or held_out_beside(config.data.train.data.split)
+    split = split or held_out_split(evaluated.source, head, overlap, open_source)
     looks, fps = probe(train), None
+    if len(train.classes) < 2 and not train.multi_label:
+        raise UserError(
+            f"{data} has a single class, {', '.join(train.classes)}: expected two or more (in a folder, each class has "
+            "a folder of its own)"
+        )
     chosen = None
     if not checkpoint and config.recipe.closest and len(train) < FEW and not _asks_for_random_parameters(config):
         checkpoint = chosen = closest_release(config.input.size or looks.short_side)

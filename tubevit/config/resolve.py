@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from ml_collections import ConfigDict
@@ -14,7 +14,8 @@ from tubevit.config.derive import apply_recipe
 from tubevit.config.keys import InputPath
 from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
-from tubevit.errors import UserError
+from tubevit.data.views import Views
+from tubevit.errors import UserError, unknown
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.elastic import elastic_models
 from tubevit.models.variants import model_config
@@ -93,11 +94,44 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
         trained = config.data.train.get(name)
         dataset.head = dataset.head or (trained.head if trained else default_head(dataset.source, name))
     model = model_config(**model_fields(config), heads=heads)
+    if config.data.eval:
+        Views.from_keys(config.eval).crop_share(model.size)  # an error before the first evaluation
+    notes += _check_periods(config, heads)
     most = elastic_models(model, config.train.elastic)[-1].budget  # an error before anything is opened
     if most is not None and config.data.eval:
         notes.append(f"train.elastic: evaluation takes all tokens, a training step at most {100 * most.share:g} %")
     config.input.path = str(input_path(model, config.input.path))
     return Resolved(config, model, tuple(notes), decoding, open_source)
+
+
+def _check_periods(config: ConfigDict, heads: Mapping[str, Head]) -> list[str]:
+    """Check what would show at the end of a run only; returns notes.
+
+    Raises UserError if `checkpoint.keep_best` is no score of an evaluation.
+    """
+    if not config.data.train:
+        return []
+    notes, every, best = [], (config.eval.every, config.checkpoint.every), config.checkpoint.keep_best
+    if config.optimizer.warmup_steps >= config.train.steps:
+        notes.append(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} of {config.train.steps} steps: the learning rate "
+            "only rises"
+        )
+    if best is None:
+        return notes
+    scores = []
+    for name, dataset in config.data.eval.items():
+        head = heads.get(dataset.head)
+        of_head = ("top1", "top5", "map") if head is None else ("map",) if head.multi_label else ("top1", "top5")
+        scores += [f"eval/{name}/{score}" for score in (*of_head, "loss")]
+    if best not in scores:
+        raise unknown("metric of checkpoint.keep_best", best, scores)
+    if max(every) % min(every):
+        notes.append(
+            f"checkpoint.keep_best: scores count where eval.every={every[0]} and checkpoint.every={every[1]} meet, "
+            f"every {math.lcm(*every)} steps, and at the end"
+        )
+    return notes
 
 
 def input_path(model: ModelConfig, path: str | None) -> InputPath:

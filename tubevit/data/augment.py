@@ -96,6 +96,8 @@ class Augment:
         check_fields(self, "augment.")
         if (self.scale > 1 or self.area < 1) and not self.random_crop:
             raise UserError(f"augment.{'scale above' if self.scale > 1 else 'area below'} 1 needs augment.random_crop")
+        if self.ratio != type(self).ratio and self.area == 1:
+            raise UserError("augment.ratio is that of crops of another area: it goes with augment.area below 1")
         if self.scale > 1 and self.area < 1:
             raise UserError("augment.scale and augment.area are two ways to draw the crop: set one of them")
 

@@ -24,6 +24,7 @@ Media = str | os.PathLike | bytes | np.ndarray
 METADATA: dict = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES}
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_PHOTOS = (b"heic", b"heix", b"mif1", b"avif")  # FFmpeg takes them for videos, sometimes of one tile of the picture
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -54,6 +55,10 @@ def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO
         head = file.read(16)
         if not head:
             raise DecodeError(f"{media_name(media)} is empty (0 bytes)")
+        if head[4:8] == b"ftyp" and head[8:12] in _PHOTOS:
+            raise DecodeError(
+                f"{media_name(media)} is a HEIC or AVIF photo, which is not read: convert it to JPEG or PNG"
+            )
         still = (is_webp(head) or head.startswith(_IMAGE_MAGIC)) and not is_animated(file)
         file.seek(0)
         yield "image" if still else "video", file

@@ -5,6 +5,7 @@ This module imports nothing that takes long, because workers call `end_with_pare
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TypeVar
 from tubevit.errors import RunError
 
 _CHECKED_EVERY = 0.5  # seconds
+_GRACE = 30.0  # seconds from SIGTERM to the end of a worker
 
 Batch = TypeVar("Batch")
 
@@ -37,8 +39,18 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def start_worker(index: int, count: int) -> None:
-    """Prepare worker `index` of `count`, as Grain calls it in each new worker."""
+    """Prepare worker `index` of `count`, as Grain calls it in each new worker.
+
+    SIGTERM ends it later only: where all processes of a job get it at once, the run still saves what it has.
+    """
     end_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: _end_after(_GRACE))
+
+
+def _end_after(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def start_quiet_tracker() -> None:

@@ -145,8 +145,8 @@ def evaluate_checkpoint(
     max_broken = max_broken_of(config or run) if options.max_broken is None else options.max_broken
     mesh = _mesh(run)
     params = put(parameters(loaded), mesh)
-    threads = (config or run).get("loader", {}).get("threads", THREADS)
-    settings = EvalSettings(views, threads, mesh=mesh)
+    loader = (config or run).get("loader", {})
+    settings = EvalSettings(views, loader.get("threads", THREADS), loader.get("workers", 0), mesh=mesh)
     open_loads = (
         functools.partial(open_probe, options.probe) if options.probe else lambda *opened: (open_eval(*opened),)
     )
@@ -247,7 +247,9 @@ def _mesh(run: Mapping) -> Mesh:
 def _experiment(options: EvalOptions) -> ConfigDict:
     config = cast(ConfigDict, options.config)
     config = apply_recipe(allow_overlap(config) if options.allow_overlap else config)[0]
-    for dataset in config.data.eval.values():
+    for name, dataset in config.data.eval.items():
+        if dataset.head is None and name in config.data.train:  # as in training
+            dataset.head = config.data.train[name].head
         dataset.update(_other_split(dataset, options))
     return config
 

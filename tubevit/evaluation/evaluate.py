@@ -17,7 +17,7 @@ from tubevit import storage
 from tubevit.data.labels import distinct_names
 from tubevit.data.pipeline import BatchShards, SampleLoader, evaluation_rows, iterate
 from tubevit.data.views import ONE_VIEW, Views
-from tubevit.errors import UserError
+from tubevit.errors import NothingDecoded, RunError
 from tubevit.evaluation.metrics import (
     average_precisions,
     class_accuracies,
@@ -136,11 +136,18 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
     Files that cannot be decoded do not count; `broken` lists them with the reason.
 
     Raises:
-        UserError: no file can be decoded.
+        NothingDecoded: no file can be decoded.
+        RunError: predictions are not finite.
     """
     source, used, views = load.source, predictions.used, predictions.views
     if not used.any():
-        raise UserError(f"none of the {len(source)} files of {source.name} can be decoded: {load.reason(0, views)}")
+        reason = load.reason(0, views)
+        raise NothingDecoded(f"none of the {len(source)} files of {source.name} can be decoded: {reason}")
+    wrong = int((~np.isfinite(predictions.probabilities[used])).any(axis=1).sum())
+    if wrong:
+        raise RunError(
+            f"{name}: {wrong} of {int(used.sum())} predictions are not finite: the parameters may be damaged"
+        )
     return {
         "dataset": name, "source": source.name, "head": head, "clips_listed": source.listed,
         "clips_found": len(source), "clips_used": int(used.sum()), "views": str(views),

@@ -43,9 +43,9 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | No
 
 
 def _rank(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count the other classes that are at least as probable as the label: constant predictions score 0."""
+    """Count the other classes that are not less probable than the label: constant and NaN predictions score 0."""
     of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
-    return (probabilities >= of_label).sum(axis=1) - 1
+    return (~(probabilities < of_label)).sum(axis=1) - 1
 
 
 def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

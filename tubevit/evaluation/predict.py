@@ -1,6 +1,7 @@
 """Prediction of files: labels or features of videos and images, of long videos window by window."""
 
 import dataclasses
+import errno
 import fnmatch
 import glob
 import os
@@ -17,7 +18,7 @@ from tubevit.data.labels import distinct_names
 from tubevit.data.stream import stream_clips
 from tubevit.data.suffixes import is_hidden, named_kind
 from tubevit.data.trained_range import out_of_range
-from tubevit.errors import UserError
+from tubevit.errors import DecodeError, UserError
 from tubevit.evaluation.token_grid import TokenGrid, token_grid
 from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
@@ -125,6 +126,10 @@ def _predictions(
                     break
         except UserError as error:  # damaged, or not what the model takes
             yield Prediction(file, error=error)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # no file can be opened any more
+                raise
+            yield Prediction(file, error=DecodeError(f"cannot read {file}: {error.strerror or error}"))
 
 
 def _clips(model: TubeViT, file: str | os.PathLike, every: float | None) -> Iterable[Decoded]:

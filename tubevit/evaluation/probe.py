@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from tubevit.config.experiment import load_for
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import default_head, open_source
-from tubevit.data.sources.splits import canonical_split
+from tubevit.data.sources.splits import training_split
 from tubevit.errors import UserError
 from tubevit.evaluation import pixels
 from tubevit.evaluation.evaluate import EvalSettings, Predictions, predict_source
@@ -28,7 +28,7 @@ PROBES = {
 def open_probe(
     kind: str, model: ModelConfig, name: str, dataset: ConfigDict, path: str
 ) -> tuple[SampleLoader, SampleLoader]:
-    """Open the split that a probe is trained on, `train`, and the held-out split of the data set.
+    """Open the split that a probe is trained on, see `training_split`, and the held-out split of the data set.
 
     The source gives the classes: the model needs no head for them.
 
@@ -44,10 +44,11 @@ def open_probe(
             the training split.
     """
     dataset.head = dataset.head or default_head(dataset.source, name)
-    if canonical_split(dataset.split) in ("train", "all"):
+    training = training_split(dataset.split)
+    if training is None:
         raise UserError(f"{name}: a probe is scored on a held-out split, val or test; found {dataset.split!r}")
     train, test = (
-        open_source(dataset.source, split, dataset.head, dataset.allow_overlap) for split in ("train", dataset.split)
+        open_source(dataset.source, split, dataset.head, dataset.allow_overlap) for split in (training, dataset.split)
     )
     if train.multi_label or test.multi_label:
         raise UserError(f"{name}: a probe needs one label per file; files of {dataset.source} have several")

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from tubevit.config.experiment import Experiment
 from tubevit.data.views import Views
+from tubevit.errors import NothingDecoded
 from tubevit.evaluation.evaluate import EvalSettings, evaluate_source
 from tubevit.evaluation.forward import make_forward
 from tubevit.models.freeze import join_frozen
@@ -40,7 +41,13 @@ def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict
             params = jax.jit(join, out_shardings=shardings(whole, mesh))(params, state["frozen"])
         for name, load in experiment.eval.items():
             head, size = config.data.eval[name].head, config.data.eval[name].batch_size
-            evaluated = evaluate_source(forwards[head], params, load, size, name=name, head=head, settings=settings)
+            scores = [f"eval/{name}/{key}" for key in ("top1", "top5", "map", "loss")]
+            try:
+                evaluated = evaluate_source(forwards[head], params, load, size, name=name, head=head, settings=settings)
+            except NothingDecoded as error:  # the state is saved before the run ends for it
+                logger.warning(f"eval {name}: {error}")
+                results |= dict.fromkeys(scores) | {f"eval/{name}/broken": 1.0}
+                continue
             record = evaluated.record
             if record["broken"]:
                 logger.warning(
@@ -48,7 +55,7 @@ def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict
                     "tubevit evaluate lists them"
                 )
                 results[f"eval/{name}/broken"] = len(record["broken"]) / len(load.source)
-            results |= {f"eval/{name}/{key}": record[key] for key in ("top1", "top5", "map", "loss")}
+            results |= {score: record[score.rpartition("/")[2]] for score in scores}
         return results
 
     return evaluate

@@ -242,7 +242,7 @@ class Run:
                     averages |= broken.dense_shares()
                     writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
-                evaluated = last or step % config.eval.every == 0
+                evaluated = last or (step % config.eval.every == 0 and not stop)  # which may leave little time
                 if evaluated:
                     results = evaluate(with_average(state))
                     if results:
@@ -278,7 +278,6 @@ class Run:
             )
         except CorruptStep as error:
             self.lease.check(step)
-            logger.warning(str(error))  # a workdir that is out of reach would be the last error
             raise RunError(f"{error}; {checkpoints.mark_corrupt(step)}") from None
         self.lease.check(step)
         checkpoints.mark_clean(step)

@@ -10,6 +10,7 @@ import tensorflow_datasets
 
 from tubevit.data.sources import open_source
 from tubevit.data.sources.imagenet import validation_labels
+from tubevit.data.sources.splits import held_out_beside, training_split
 from tubevit.errors import UserError
 
 TFDS = pathlib.Path(tensorflow_datasets.__file__).parent
@@ -142,6 +143,15 @@ UCF101 = {
     "trainlist02.txt": "Yoga/v_Yoga_g02_c02.avi 1\n",
     "testlist02.txt": "Yoga/v_Yoga_g01_c01.avi\nApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi\n",
 }
+
+
+def test_splits_beside_each_other():
+    """Of UCF101 and HMDB51, whose test clips of one split are training clips of another."""
+    pairs = {"test": "train", "val": "train", "validation": "train", "test2": "train2", "TEST3 ": "train3"}
+    assert {name: training_split(name) for name in pairs} == pairs
+    assert {training_split(name) for name in ("train", "Training", "train2", "train3", "all")} == {None}
+    tested = {"train2": "test2", "train3": "test3", "train": None, "test2": None}
+    assert {name: held_out_beside(name) for name in tested} == tested
 
 
 @pytest.mark.parametrize("folders", [("Yoga/", "ApplyEyeMakeup/"), ("", "")])

@@ -39,7 +39,11 @@ def open_folder(name: str, split: str) -> Source:
         found = f"{len(media)} videos and images, none of them in a class folder" if media else "no videos or images"
         raise UserError(f"{name}: expected {_EXPECTED}; found {found}")
     names = {row.labels[0] for row in rows}
-    classes = sorted(names, key=int) if all(label.isdecimal() for label in names) else sorted(names)
+    classes = (
+        sorted(names, key=lambda name: (int(name), name))
+        if all(label.isdecimal() for label in names)
+        else sorted(names)
+    )
     notes = _notes_on_folders(name, parts, has_splits)
     if len(rows) < len(paths):
         used = {row.clip for row in rows}

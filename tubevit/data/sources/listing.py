@@ -9,6 +9,7 @@ import io
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -233,9 +234,9 @@ class Listing:
         return Source(self.name, paths, labels, classes, len(chosen), listed_at, tuple(lines))
 
     def _similar_classes(self) -> list[str]:
-        """Return a note if names of classes differ in their case only."""
+        """Return a note if names of classes differ in their case, or in how accents are encoded, only."""
         spellings: dict[str, list[str]] = {}
         for label in self.classes:
-            spellings.setdefault(label.casefold(), []).append(label)
+            spellings.setdefault(unicodedata.normalize("NFC", label).casefold(), []).append(label)
         similar = next((names for names in spellings.values() if len(names) > 1), None)
         return [f"{self.name}: {' and '.join(similar)} are different classes"] if similar else []

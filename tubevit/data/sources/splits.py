@@ -1,6 +1,7 @@
 """Names of splits: data sets spell them in many ways."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 from tubevit import storage
@@ -21,6 +22,27 @@ def canonical_split(name: str) -> str:
     """
     name = name.strip().lower()
     return _SYNONYMS.get(name, name)
+
+
+def training_split(held_out: str) -> str | None:
+    """Return the training split beside a held-out one, such as `train2` beside `test2` of UCF101 and HMDB51.
+
+    Returns None for what is not held out, such as `train`, `train2` or `all`.
+    """
+    kind, number = _parts(held_out)
+    return None if kind in ("train", "all") else f"train{number}"
+
+
+def held_out_beside(training: str) -> str | None:
+    """Return the test split beside a numbered training split, such as `test2` beside `train2`; None for others."""
+    kind, number = _parts(training)
+    return f"test{number}" if kind == "train" and number else None
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Divide the name of a split of UCF101 and HMDB51 from its number; other names have none."""
+    match = re.fullmatch(r"(train|test)([23])", canonical_split(name))
+    return (match[1], match[2]) if match else (canonical_split(name), "")
 
 
 def find_split(source: str, wanted: str, splits: Iterable[str]) -> str:

@@ -94,7 +94,9 @@ class Replay:
             same, reason = False, f"{self._unknown()}, as it had yet another result when it was computed again"
         found = f"{device_names(suspects)} {reason}" if suspects else reason
         results = "two results" if not same else "a result that is not finite"
-        raise CorruptStep(f"step {step} was computed twice with {results}: {found}; nothing of the step is saved")
+        text = f"step {step} was computed twice with {results}: {found}; nothing of the step is saved"
+        logger.warning(text)  # the run may end with another error, if its workdir is out of reach
+        raise CorruptStep(text)
 
     def _look(self, state: dict, inputs: dict, runs: list[Computation], same: bool) -> tuple[set, str]:
         """Find the devices that may be wrong, and say why. The reason is "" if none of them has to be.
