@@ -96,7 +96,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
     model = model_config(**model_fields(config), heads=heads)
     if config.data.eval:
         Views.from_keys(config.eval).crop_share(model.size)  # an error before the first evaluation
-    notes += _check_periods(config, heads)
+    notes += _check_schedule(config, heads)
     most = elastic_models(model, config.train.elastic)[-1].budget  # an error before anything is opened
     if most is not None and config.data.eval:
         notes.append(f"train.elastic: evaluation takes all tokens, a training step at most {100 * most.share:g} %")
@@ -104,7 +104,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
     return Resolved(config, model, tuple(notes), decoding, open_source)
 
 
-def _check_periods(config: ConfigDict, heads: Mapping[str, Head]) -> list[str]:
+def _check_schedule(config: ConfigDict, heads: Mapping[str, Head]) -> list[str]:
     """Check what would show at the end of a run only; returns notes.
 
     Raises UserError if `checkpoint.keep_best` is no score of an evaluation.
