@@ -54,7 +54,7 @@ def compile_in_process(
     """
     efforts = ("full", "low") if effort == "full" and limit is not None and not topology.is_gpu else (effort,)
     for tried in efforts:
-        timeout = _TIMEOUT if tried == efforts[-1] else limit
+        timeout = _TIMEOUT if limit is None or tried == efforts[-1] else limit
         try:
             result = _compile(config, overrides, topology, parts, tried, timeout, execute)
         except subprocess.TimeoutExpired:
