@@ -61,6 +61,18 @@ def test_a_note_that_cannot_be_written(tmp_path):
     assert "remove what is suspect before you resume, as this could not be noted: " in text
 
 
+def test_a_save_that_fails_meanwhile(tmp_path):
+    """What is good is told nevertheless."""
+    checkpoints = Checkpoints(tmp_path, 2, replays=True)
+    checkpoints.mark_clean(1)
+    checkpoints.save(state(1), {"model": {"name": "x"}}, wait=True)
+    whole, checkpoints.folder = checkpoints.folder, tmp_path / "gone"  # the manifest of the next step has no place
+    checkpoints.save(state(2), {"model": {"name": "x"}})
+    checkpoints._background.join()
+    checkpoints.folder = whole
+    assert checkpoints.mark_corrupt(3).startswith("the last good checkpoint is step 1, from which")
+
+
 def test_a_model_is_that_of_the_last_good_checkpoint(tmp_path, said):
     save(tmp_path, (1, 2, 3, 4), clean=(2,), corrupt=6)
     assert open_checkpoint(tmp_path).folder.name == "2" and open_checkpoint(tmp_path, 4).folder.name == "4"

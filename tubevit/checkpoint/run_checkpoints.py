@@ -277,6 +277,7 @@ class Checkpoints:
             unwritten = f"; remove what is suspect before you resume, as this could not be noted: {error}"
         with contextlib.suppress(*_FAILURES, RunError):  # the difference is the error that counts
             self.wait()  # for a checkpoint that may be good
+        with contextlib.suppress(RunError):
             good = run_on_main(lambda: self._replays.last_good(steps(self.folder)))
         if good is None:
             return f"no checkpoint is known to be good, all are suspect{unwritten}"

@@ -50,10 +50,8 @@ def run(args) -> None:
     used = list(usable(predict(model, queries, top=0), queries, left_out))
     if not used:
         check_complete(left_out, queries)
-    moments_of = find_moments(
-        features, np.stack([query.features for query in used if query.features is not None]), args.top
-    )
-    found = [(query.file, moments) for query, moments in zip(used, moments_of)]
+    queried = np.stack([query.features for query in used if query.features is not None])
+    found = list(zip([query.file for query in used], find_moments(features, queried, args.top)))
     rows = [_row(query, *each) for query, moments in found for each in enumerate(moments, 1)]
     if args.csv is not None:
         _write_rows(args.csv, rows)

@@ -58,7 +58,7 @@ def plan(
         UserError: the configuration or a topology is invalid, the compiler is missing, or no candidate can be formed.
     """
     start = clock()
-    # Sizes of the mesh that the experiment's file sets are searched, those of the user are not.
+    # A size of the mesh that the file sets is searched, one that the user sets is not; only one of them may be -1.
     freed = {} if _DATA in overrides or overrides.get("mesh.fsdp") == "-1" else {_DATA: "-1"}
     overrides_of_all = {**overrides, **freed}
     settings = load_config(config, overrides_of_all)

@@ -242,7 +242,7 @@ class Run:
                     averages |= broken.dense_shares()
                     writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
-                evaluated = last or (step % config.eval.every == 0 and not stop)  # which may leave little time
+                evaluated = last or (step % config.eval.every == 0 and not stop)  # SIGTERM may leave too little time
                 if evaluated:
                     results = evaluate(with_average(state))
                     if results:
