@@ -67,7 +67,9 @@ def test_a_save_that_fails_meanwhile(tmp_path):
     checkpoints.mark_clean(1)
     checkpoints.save(state(1), {"model": {"name": "x"}}, wait=True)
     checkpoints._error = OSError("no space left")  # of a manifest that is written in the background
-    assert checkpoints.mark_corrupt(3).startswith("the last good checkpoint is step 1, from which")
+    text = checkpoints.mark_corrupt(3)
+    checkpoints.close()
+    assert text.startswith("the last good checkpoint is step 1, from which")
 
 
 def test_a_model_is_that_of_the_last_good_checkpoint(tmp_path, said):
