@@ -1,5 +1,7 @@
 import dataclasses
 import pathlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import jax
@@ -20,6 +22,7 @@ from tubevit.evaluation.evaluate import (
     evaluate_source,
     evaluation_record,
     predict_source,
+    sum_over_processes,
     write_tables,
 )
 from tubevit.evaluation.forward import make_forward
@@ -272,3 +275,28 @@ def test_a_file_counts_only_with_all_its_views(video_model, video_load):
             False
         ]
     assert predict_source(forward, parameters(video_model), load, 4, EvalSettings(Views(2, 1))).used.tolist() == [True]
+
+
+@pytest.mark.parametrize("limit", [1, 200, 10**9])
+def test_processes_exchange_what_they_computed_in_small_parts(limit):
+    """Two processes, here threads, that saw other views of the same files; none saw file 3."""
+    rng, barrier, sent, sizes = np.random.default_rng(0), threading.Barrier(2, timeout=60), {}, []
+    seen = np.array([[2, 1, 0, 0, 1], [0, 1, 2, 0, 0]])
+    total = rng.normal(size=(2, 5, 3)) * (seen > 0)[..., None]
+
+    def run(process):
+        def gather(array):
+            sent[process] = array
+            barrier.wait()
+            together = np.stack([sent[0], sent[1]])
+            sizes.append(together.nbytes)
+            barrier.wait()
+            return together
+
+        return sum_over_processes(total[process], seen[process], gather, limit)
+
+    with ThreadPoolExecutor(2) as pool:
+        for sums, times in pool.map(run, (0, 1)):
+            np.testing.assert_array_equal(sums, total.sum(axis=0))
+            assert times.tolist() == [2, 2, 2, 0, 1]
+    assert max(sizes) <= max(limit, 2 * 5 * 8)  # at least a row of each: file, times and three classes

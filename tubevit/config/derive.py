@@ -30,6 +30,7 @@ SMALL = 96  # pixels of the short side up to which the models of the embedded da
 FEW = 5_000  # training files below which fine-tuning takes a released checkpoint, or a model of that size
 LARGE = 1024  # width of L
 NARROW = 96  # width up to which fine-tuning takes Muon, not AdamW, and trains a checkpoint as long as from scratch
+WEIGHT_DECAY = {"muon": 0.2, "adamw": 0.05, "adam": 0.0}  # with adam, it would be part of the gradient
 COPY_SIDE = 1.5  # short side of copies of training files, as a multiple of the input: crops are rarely enlarged
 COPIED_FILES = 20_000  # most files that are copied
 _OF_COPYING = 4  # times as long as decoding a clip: all frames are decoded, and encoded again
@@ -150,11 +151,13 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         values, fps = _model_values(stored) | {"model.scan": stored.scan}, stored.fps
     else:
         small = looks.short_side <= SMALL or len(train) < FEW
-        stored = model_config(config.recipe.model or ("tubevit_nano8" if small else "tubevit_ti16"))
+        variant = config.recipe.model or ("tubevit_nano8" if small else "tubevit_ti16")
+        stored = model_config(**{"name": variant, **model_fields(config)})  # keys of the user change what follows from it
         values = {path: find_key(path).default for path in defining_keys()} | {"model.scan": False}
         values |= {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
+    frames, size = config.input.frames or stored.frames, config.input.size or stored.size
     if looks.seconds is not None:
-        fps = fps or round(stored.frames / min(looks.seconds, LONGEST_SPAN), 2)
+        fps = fps or round(frames / min(looks.seconds, LONGEST_SPAN), 2)
         values["input.fps"] = fps
 
     held_out = open_source(evaluated.source, split, head, overlap)
@@ -170,10 +173,10 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     name = config.optimizer.name or ("muon" if stored.width <= NARROW and not adapter else "adamw")
     muon = name == "muon"
     rate = (1e-2 if muon else 1.2e-3) * 96 / stored.width * (1 / 3 if checkpoint else 1) * (10 if adapter else 1)
-    copy_side = 16 * math.ceil(COPY_SIDE * (config.input.size or stored.size) / 16)
+    copy_side = 16 * math.ceil(COPY_SIDE * size / 16)
     copied = looks.short_side >= 2 * copy_side and len(train) <= COPIED_FILES
     values |= {
-        "init.checkpoint": checkpoint, "optimizer.name": name, "optimizer.weight_decay": 0.2 if muon else 0.05,
+        "init.checkpoint": checkpoint, "optimizer.name": name, "optimizer.weight_decay": WEIGHT_DECAY[name],
         "optimizer.b2": 0.98 if muon else 0.999, "optimizer.ema_decay": max(1 - 10 / ramp, 0.0),
         "optimizer.learning_rate": float(f"{rate:.2g}"), "optimizer.warmup_steps": ramp // 10,
         "data.train.data.copy_short_side": copy_side if copied else None,
@@ -186,7 +189,7 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
         "log.every": max(steps // 50, 1), "loader.max_broken": _broken_share(min(len(train), len(held_out))),
     }  # fmt: skip
     fps = None if "input.fps" in config.recipe.unset else config.input.fps or fps
-    decoding = clip_decoding(train, config.input.frames or stored.frames, fps)
+    decoding = clip_decoding(train, frames, fps)
     notes = functools.partial(_finetune_notes, train, held_out, looks, decoding, chosen)
     return values, notes, decoding
 

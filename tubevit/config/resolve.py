@@ -63,7 +63,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
 
     Args:
         config: a configuration, see `load_config`.
-        assume_missing: whether to assume the classes of data that is not here, instead of refusing it.
+        assume_missing: whether to assume the classes of data that cannot be opened, instead of refusing it.
 
     Raises:
         UserError: a source, a checkpoint or the model is not valid, or data sets that share a head have different
@@ -78,11 +78,12 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
         try:
             source = open_source(dataset.source, dataset.split, dataset.head, dataset.allow_overlap)
             head = Head(len(source.classes), source.modality, source.classes, source.multi_label)
-        except UserError:
+        except UserError as error:
             if not assume_missing:
                 raise
-            head, note = _assumed_head(dataset.source)
-            notes.append(f"data.train.{name}: {note}")
+            head = _assumed_head(dataset.source)
+            assumption = f"assuming {head.classes} classes of {head.modality}s, as the data cannot be opened"
+            notes.append(f"data.train.{name}: {assumption}: {error}")
             assumed.add(dataset.head)
         first = heads.setdefault(dataset.head, head)
         if first != head and dataset.head not in assumed:
@@ -159,8 +160,7 @@ def resolve_on_main(config: ConfigDict) -> Resolved:
     return own[0] if own else Resolved.from_json(text)
 
 
-def _assumed_head(source: str) -> tuple[Head, str]:
+def _assumed_head(source: str) -> Head:
     kind = source.partition(":")[0]
     classes = sources.CLASSES.get(kind, _ASSUMED_CLASSES)
-    head = Head(classes, "image" if "imagenet" in source else "video", multi_label=kind == "charades")
-    return head, f"{source} is not here; assuming {classes} classes of {head.modality}s"
+    return Head(classes, "image" if "imagenet" in source else "video", multi_label=kind == "charades")

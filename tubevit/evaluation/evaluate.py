@@ -27,6 +27,8 @@ from tubevit.evaluation.metrics import (
 )
 from tubevit.sharding.mesh import global_batch, local_part, local_rows
 
+GATHERED = 2**26  # bytes of predictions that processes exchange at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings:
@@ -120,14 +122,43 @@ def predict_source(
         np.add.at(total, batch["file"][real], outputs[real])
         np.add.at(seen, batch["file"][real], 1)
     if gather:
-        # As bytes: JAX would round float64 to float32.
-        together = multihost_utils.process_allgather(np.concatenate([total, seen[:, None]], axis=1).view(np.uint8))
-        together = np.asarray(together).view(np.float64).sum(axis=0)
-        total, seen = together[:, :-1], together[:, -1]
+        total, seen = sum_over_processes(total, seen)
     mean = total / (views.temporal * views.spatial)
     if views.average == "logits":
         mean = probabilities_of(mean, load.source.multi_label)
     return Predictions(mean, seen == views.temporal, views)
+
+
+def sum_over_processes(
+    total: np.ndarray,
+    seen: np.ndarray,
+    gather: Callable = multihost_utils.process_allgather,
+    limit: int = GATHERED,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum what each process knows of the files; every process calls it, and gets the same.
+
+    Only the rows of files that a process has seen are exchanged, `limit` bytes of all processes at a time: a device
+    receives them beside the training state.
+
+    Args:
+        total: (n, classes) float64, a row per file.
+        seen: (n,) int64, 0 for files that this process has not seen.
+        gather: array of a process -> the arrays of all processes, stacked.
+        limit: bytes.
+    """
+    files = np.flatnonzero(seen)
+    rows = np.concatenate([files[:, None], seen[files, None], total[files]], axis=1)
+    counts = np.asarray(gather(np.array(len(files), np.int32)))
+    size = max(1, limit // (len(counts) * rows.itemsize * rows.shape[1]))
+    sums, times = np.zeros_like(total), np.zeros_like(seen)
+    for begin in range(0, int(counts.max()), size):
+        part = rows[begin : begin + size]
+        part = np.concatenate([part, np.zeros((size - len(part), rows.shape[1]))])  # a file seen 0 times adds nothing
+        for found in np.asarray(gather(part.view(np.uint8))).view(np.float64):  # JAX would round float64 to float32
+            index = found[:, 0].astype(int)
+            np.add.at(sums, index, found[:, 2:])
+            np.add.at(times, index, found[:, 1].astype(int))
+    return sums, times
 
 
 def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str, head: str, seconds: float) -> dict:

@@ -35,7 +35,7 @@ def finetune_config(
     | schedule | long | long up to a width of 96, else short |
     | optimiser | Muon up to a width of 96, else AdamW | likewise |
     | learning rate | 1e-2 with Muon, 1.2e-3 with AdamW, times 96 / width | a third of it |
-    | weight decay | 0.2 with Muon, 0.05 with AdamW | likewise |
+    | weight decay | 0.2 with Muon, 0.05 with AdamW, none with Adam | likewise |
 
     With an adapter, the optimiser is AdamW, and the learning rate ten times that of a checkpoint.
 
