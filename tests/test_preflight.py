@@ -386,7 +386,9 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     plan = program.without_cudnn(resolve(config, assume_missing=True))
     assert dict(plan.model.heads)["charades"].classes == 157 and plan.model.attention == "xla"
     (note,) = plan.notes
-    assert note.startswith("data.train.charades: assuming 157 classes of videos, as the data cannot be opened: folder lists")
+    assert note.startswith(
+        "data.train.charades: assuming 157 classes of videos, as the data cannot be opened: folder lists"
+    )
     mesh = make_mesh(config.mesh)
     batch = program.abstract_batch(plan, mesh)["charades"]
     windows = window_shapes(plan.model.tubes, (128, 224, 224))
@@ -405,9 +407,14 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     assert program.eval_program(dense, mesh)[1][1].shape == (16, 3, 128, 224, 224, 3)
 
     other = resolve(load_config("bootstrap:videos=mine.csv"), assume_missing=True)
-    assert other.notes[-1].endswith("assuming 600 classes of videos, as the data cannot be opened: csv file mine.csv does not exist")
+    assert other.notes[-1].endswith(
+        "assuming 600 classes of videos, as the data cannot be opened: csv file mine.csv does not exist"
+    )
     pathlib.Path("mine.csv").write_text("path,label,split\na.mp4,,train\n")  # the reason is said, whatever it is
-    assert "mine.csv, line 2" in resolve(load_config("bootstrap:videos=mine.csv"), assume_missing=True).notes[-1]
+    assert (
+        "mine.csv line 2: the label is empty"
+        in resolve(load_config("bootstrap:videos=mine.csv"), assume_missing=True).notes[-1]
+    )
     with pytest.raises(UserError, match="must be a multiple of 8"):
         config.data.train.charades.batch_size = 12
         program.abstract_batch(resolve(config, assume_missing=True), mesh)

@@ -1,6 +1,8 @@
 import collections
 import dataclasses
+import errno
 import itertools
+import os
 
 import cv2
 import numpy as np
@@ -13,7 +15,7 @@ from tubevit.data.joint import joint_batches
 from tubevit.data.pipeline import BatchShards, SampleLoader, dataset_seed, evaluation_rows, iterate, training_rows
 from tubevit.data.sources import open_source
 from tubevit.data.views import ONE_VIEW, Views
-from tubevit.errors import DecodeError, UserError
+from tubevit.errors import DecodeError, RunError, UserError
 
 RANDOM = Augment(random_crop=True, scale=1.3)
 
@@ -219,8 +221,17 @@ def test_nothing_but_broken_files_is_an_error(coloured, tmp_path):
     keys = tuple(str(tmp_path / f"{i}.png") for i in range(12))
     load = dataclasses.replace(coloured, source=dataclasses.replace(coloured.source, keys=keys))
     load.source.__dict__["modality"] = "image"  # told by the first file
-    with pytest.raises(DecodeError, match="cannot read"):
+    with pytest.raises(RunError, match="20 files in a row cannot be decoded, the last: cannot read .*png"):
         training_rows(load, 0)[0]
+
+
+def test_errors_of_the_system_name_the_file(coloured):
+    def read(index):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source = dataclasses.replace(coloured.source, keys=("a/0.mp4", "a/1.mp4"), read=read)
+    with pytest.raises(RunError, match="cannot read a/1.mp4: Input/output error"):
+        dataclasses.replace(coloured, source=source).decode(1, 0.5)
 
 
 def test_messages_name_what_has_no_path(coloured):

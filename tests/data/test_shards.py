@@ -1,6 +1,7 @@
 import concurrent.futures
 import csv
 import dataclasses
+import errno
 import io
 import json
 import multiprocessing
@@ -25,11 +26,12 @@ from tubevit import storage
 from tubevit.data import shards
 from tubevit.data.decode import decode_clip, decode_image
 from tubevit.data.recode import validated_bytes
+from tubevit.data.shard_job import Job, write_shard
 from tubevit.data.shard_processes import in_processes
 from tubevit.data.shard_writer import default_shards, write_shards
 from tubevit.data.sources import open_source
 from tubevit.data.sources.shards import open_shards
-from tubevit.errors import DecodeError, UserError
+from tubevit.errors import DecodeError, RunError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 BROKEN = ("cut.mp4", "tail.mkv", "empty.mp4", "sound.wav", "none.avi")
@@ -398,3 +400,14 @@ def test_a_process_that_dies(clips, tmp_path):
 
 def test_unwritten_format():
     assert shards.unpack(shards.pack("a/ü.mp4", [3], b"\0\xff")) == {"key": "a/ü.mp4", "label": [3], "media": b"\0\xff"}
+
+
+def test_a_file_that_cannot_be_read_is_named(clips, tmp_path):
+    """And not the shard, whose disk is in order."""
+
+    def read(index):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source = dataclasses.replace(open_source(str(clips / "clips.csv"), "train"), read=read)
+    with pytest.raises(RunError, match=rf"cannot read {source.keys[2]}: Input/output error"):
+        write_shard(Job(source, "train", str(tmp_path), 1, None), 0, [2], lambda: None)

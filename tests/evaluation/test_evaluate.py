@@ -19,6 +19,7 @@ from tubevit.evaluation.evaluate import (
     EvalSettings,
     Evaluation,
     Predictions,
+    broken_files,
     evaluate_source,
     evaluation_record,
     predict_source,
@@ -145,7 +146,7 @@ def test_broken_files_are_left_out_and_listed(video_load, many_views):
     assert predictions.used.tolist() == [True, True, True, False, True]
     record = evaluation_record(predictions, video_load, name="x", head="parity", seconds=1.0)
     assert (record["clips_listed"], record["clips_found"], record["clips_used"]) == (5, 5, 4)
-    ((path, reason),) = [tuple(entry.values()) for entry in record["broken"]]
+    ((path, reason),) = [tuple(entry.values()) for entry in broken_files(predictions, video_load)]
     assert path == video_load.source.keys[3] and path in reason and "cannot" in reason
     right = predictions.probabilities.argmax(axis=1) == np.arange(5) % 2
     assert record["top1"] == np.mean(right[[0, 1, 2, 4]])
@@ -185,7 +186,8 @@ def test_images_have_one_temporal_view(model, images):
 def test_record_has_the_keys_of_the_contract(model, images):
     load = open_eval(model.config, "x", dataset_config(source=images, split="test", head="letters"), "dense")
     forward = make_forward(model.config, "letters")
-    record = evaluate_source(forward, parameters(model), load, 3, name="photos", head="letters").record
+    evaluation = evaluate_source(forward, parameters(model), load, 3, name="photos", head="letters")
+    record = evaluation.record
     contract = "dataset head clips_listed clips_found clips_used views decoder crop label_hash top1 top5 map"
     assert set(contract.split()) <= set(record)
     assert (record["clips_listed"], record["clips_found"], record["clips_used"]) == (8, 7, 7)
@@ -193,7 +195,7 @@ def test_record_has_the_keys_of_the_contract(model, images):
     assert where == ("photos", "letters", "1x1", "centre", "opencv", images) and record["top5"] is None
     probabilities = predict_source(forward, parameters(model), load, 7).probabilities
     assert record["top1"] == np.mean(probabilities.argmax(axis=1) == np.array([2, 1, 0, 2, 1, 0, 2]))
-    assert record["label_hash"] == load.source.label_hash and record["broken"] == []
+    assert record["label_hash"] == load.source.label_hash and broken_files(evaluation.predictions, load) == []
 
 
 def test_class_tables(model, images, tmp_path):

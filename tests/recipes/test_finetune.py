@@ -163,6 +163,27 @@ def test_few_clips_begin_from_the_closest_release(clips):
         assert found.config.init.checkpoint is None and "from scratch, " in found.notes[1]
 
 
+def test_rates_and_input_follow_from_the_model_that_the_user_set(clips):
+    """Whether `model=` or a key names it."""
+    data = clips(8)
+
+    def with_keys(model=None, **keys):
+        config = finetune_config(data, None, model)
+        for key, value in keys.items():
+            set_key(config, key.replace("__", "."), value)
+        return resolve(config).config
+
+    named = with_keys("tubevit_ti8")
+    assert named.optimizer.name == "adamw" and named.optimizer.learning_rate == 6e-4
+    assert with_keys(model__name="tubevit_ti8") == named
+    wide = with_keys(model__width="192")
+    assert wide.optimizer == named.optimizer
+    assert with_keys(model__name="tubevit_s16").input.size == 224
+    longer = with_keys(input__frames="24")
+    assert longer.input.fps == 24 / 2  # the clips last two seconds
+    assert with_keys(optimizer__name="adam").optimizer.weight_decay == 0.0
+
+
 def test_the_closest_release_with_keys_of_the_user(clips, tiny_run):
     """What needs a checkpoint is allowed, another input size or checkpoint is taken, another model is refused."""
     data = clips(8, size=(300, 360))

@@ -150,6 +150,19 @@ def test_a_save_comes_before_the_next_batch(train_tiny, tmp_path):
     assert steps(tmp_path / "checkpoints") == [3]
 
 
+@pytest.mark.parametrize("keep_best, saved", [(None, [3, 6]), ("eval/moving_digits/top1", [3])])
+def test_an_evaluation_that_fails_does_not_cost_the_state(train_tiny, tmp_path, keep_best, saved):
+    """Unless its scores choose the checkpoint that is kept."""
+
+    def fails(state):
+        raise RunError("no memory for the evaluation")
+
+    changes = {} if keep_best is None else {"checkpoint.keep_best": keep_best}
+    with pytest.raises(RunError, match="no memory"):
+        train_tiny(tmp_path, Parts(make_evaluation=lambda experiment, mesh: fails), **changes)
+    assert steps(tmp_path / "checkpoints") == saved
+
+
 def test_a_finished_run_has_nothing_to_do(tiny_run, train_command, tmp_path, read_metrics, capsys):
     workdir = shutil.copytree(tiny_run, tmp_path / "copy")
     assert main(train_command(workdir)) == 0

@@ -152,7 +152,9 @@ def _finetune(config: ConfigDict, open_source: Callable[..., Source]):
     else:
         small = looks.short_side <= SMALL or len(train) < FEW
         variant = config.recipe.model or ("tubevit_nano8" if small else "tubevit_ti16")
-        stored = model_config(**{"name": variant, **model_fields(config)})  # keys of the user change what follows from it
+        stored = model_config(
+            **{"name": variant, **model_fields(config)}
+        )  # keys of the user change what follows from it
         values = {path: find_key(path).default for path in defining_keys()} | {"model.scan": False}
         values |= {"model.name": stored.name, "input.frames": stored.frames, "input.size": stored.size}
     frames, size = config.input.frames or stored.frames, config.input.size or stored.size

@@ -94,7 +94,9 @@ class _Train:
         "all tokens",
     )  # fmt: skip
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
-    skip_nonfinite: bool = _key(False, "skip a step if its loss or gradient is not finite, instead of ending the run")
+    skip_nonfinite: bool = _key(
+        False, "skip the update of a step if its loss or gradient is not finite, instead of ending the run"
+    )
     replay: int = _key(0, "compute every Nth step twice, the second time on other devices, to find those that compute "
                        "wrongly; 0 disables it; see docs/faults.md", WHOLE)  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tubevit.data.animation import is_animated, is_webp, webp_as_png
 from tubevit.data.timeline import MAX_DELAY, MIN_COVERAGE, Timeline, read_timeline, scan_timeline
-from tubevit.errors import DecodeError
+from tubevit.errors import DecodeError, RunError
 
 # What can be decoded: a path, the bytes of an encoded file, or pixels (H, W, 3) or (T, H, W, 3) uint8.
 Media = str | os.PathLike | bytes | np.ndarray
@@ -62,6 +62,15 @@ def open_media(media: str | os.PathLike | bytes) -> Iterator[tuple[str, BinaryIO
         still = (is_webp(head) or head.startswith(_IMAGE_MAGIC)) and not is_animated(file)
         file.seek(0)
         yield "image" if still else "video", file
+
+
+@contextlib.contextmanager
+def naming_file(name: str) -> Iterator[None]:
+    """Turn an error of the disk or the network, after which a file may be intact, into a RunError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot read {name}: {error.strerror}" if error.strerror else str(error)) from error
 
 
 def reason(error: Exception | None) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 from absl import flags
 
 from tubevit.data.augment import Augment
+from tubevit.data.container import naming_file
 from tubevit.data.decode import decode_media
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
 from tubevit.data.warp import Frame, frame_size, sample_grids, square_map, use_one_opencv_thread
 from tubevit.data.workers import start_quiet_tracker, start_worker, with_clear_error
-from tubevit.errors import DecodeError
+from tubevit.errors import DecodeError, RunError
 from tubevit.tubes import Triple, TubeSet
 from tubevit.windows import PixelGrid, TubeBatch, WindowPlan, sample_arrays, whole_grid
 
@@ -43,14 +44,17 @@ class SampleLoader:
     tubes: TubeSet | None = None
 
     def decode(self, index: int, clip_position: float, *, spread: bool = False, speed: float = 1.0) -> list[Frame]:
-        """Decode a clip of file `index`, or an image, for `warp.sample`; raises DecodeError, which names the file.
+        """Decode a clip of file `index`, or an image, for `warp.sample`.
+
+        Raises DecodeError, or RunError if the system cannot read the file; both name it.
 
         `speed` multiplies `fps`. With `spread`, the frames are spread over the whole video, whatever `fps` is.
         """
         use_one_opencv_thread()
         try:
             fps = None if spread or self.fps is None else self.fps * speed
-            decoded = decode_media(self.source.media(index), self.frames, fps, clip_position)
+            with naming_file(self.source.keys[index]):
+                decoded = decode_media(self.source.media(index), self.frames, fps, clip_position)
             self.source.check_kind(index, decoded.kind)
             return decoded.frames
         except DecodeError as error:
@@ -157,10 +161,10 @@ def training_rows(loader: SampleLoader, seed: int) -> grain.MapDataset:
                 pixels, dense = loader.augmented(index, rng)
                 row = {"pixels": pixels, "label": loader.source.labels[index], "file": np.int32(index)}
                 return row | {"broken": np.int32(broken), "dense": np.int32(dense)}
-            except DecodeError:
+            except DecodeError as error:
                 attempts += 1
-                if attempts == ATTEMPTS:
-                    raise
+                if attempts == ATTEMPTS:  # the data was there when the run began
+                    raise RunError(f"{ATTEMPTS} files in a row cannot be decoded, the last: {error}") from error
                 broken = index if broken < 0 else broken
                 index = int(rng.integers(len(loader.source)))
 

@@ -17,6 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from tubevit import publish, storage
 from tubevit.data import shards as form
+from tubevit.data.container import naming_file
 from tubevit.data.recode import validated_bytes
 from tubevit.data.sources import Source
 from tubevit.errors import DecodeError, UserError
@@ -102,7 +103,8 @@ def _write_records(job: Job, files: list[int], path: str, progress: Callable[[],
         key, label = job.source.keys[index], job.source.labels[index]
         label = np.flatnonzero(label).tolist() if job.source.multi_label else [int(label)]
         try:
-            media = validated_bytes(job.source.media(index), job.short_side)
+            with naming_file(key):
+                media = validated_bytes(job.source.media(index), job.short_side)
         except DecodeError as error:
             part["rejected"].append([key, label, str(error)])
         else:

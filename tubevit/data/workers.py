@@ -80,6 +80,7 @@ def with_clear_error(batches: Iterator[Batch]) -> Iterator[Batch]:
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise
-        raise RunError(
-            "a process that loads data ended unexpectedly (was the memory full?); lower loader.workers or batch sizes"
-        ) from error
+        remedy = "was the memory full? Lower loader.workers or batch sizes"
+        if f"exit code -{signal.SIGBUS}" in str(error):
+            remedy = "/dev/shm is full; enlarge it (docker run --shm-size), or set loader.workers=0"
+        raise RunError(f"a process that loads data ended unexpectedly: {remedy}") from error

@@ -27,6 +27,7 @@ from tubevit.errors import SplitError, UserError, cannot_write
 from tubevit.evaluation.evaluate import (
     EvalSettings,
     Evaluation,
+    broken_files,
     evaluation_record,
     failure,
     predict_source,
@@ -168,6 +169,7 @@ def evaluate_checkpoint(
             predictions, probe = predict_source(forward, params, loads[-1], batch_size, settings), {}
         seconds = time.perf_counter() - start
         record = evaluation_record(predictions, loads[-1], name=name, head=dataset.head, seconds=seconds)
+        record["broken"] = broken_files(predictions, loads[-1])
         failed = failure(name, len(record["broken"]), len(loads[-1].source), max_broken)
         if options.probe and failed is None:
             train = len(loads[0].source)

@@ -162,9 +162,9 @@ def sum_over_processes(
 
 
 def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str, head: str, seconds: float) -> dict:
-    """Score the predictions for a data set; returns the keys of eval.json without `split`, `checkpoint` and `step`.
+    """Score the predictions for a data set; returns the keys of eval.json that follow from them.
 
-    Files that cannot be decoded do not count; `broken` lists them with the reason.
+    Files that cannot be decoded do not count, see `broken_files`.
 
     Raises:
         NothingDecoded: no file can be decoded.
@@ -185,9 +185,14 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
         "decoder": "opencv" if source.modality == "image" else "pyav",
         "crop": _crop(views), "average": views.average, "clip_placement": views.placement,
         "label_hash": source.label_hash, **score(predictions.probabilities[used], source.labels[used]),
-        "broken": [{"path": source.keys[i], "reason": load.reason(i, views)} for i in np.flatnonzero(~used).tolist()],
         "seconds": round(seconds, 2),
     }  # fmt: skip
+
+
+def broken_files(predictions: Predictions, load: SampleLoader) -> list[dict[str, str]]:
+    """List the files that cannot be decoded as {"path", "reason"}; it decodes each of them again."""
+    broken = np.flatnonzero(~predictions.used).tolist()
+    return [{"path": load.source.keys[i], "reason": load.reason(i, predictions.views)} for i in broken]
 
 
 def _crop(views: Views) -> str:

@@ -84,8 +84,9 @@ def _share_by_rows(rows: int, shares: Mapping[int, float]) -> float:
     limits = [shares[min(more)]] if more else []
     if len(fewer) > 1:
         first, last = fewer[-2:]
-        growth = max(math.log(shares[last] / shares[first]), 0) / math.log(last / first)
-        limits.append(shares[last] * (rows / last) ** growth)
+        time, before = last / shares[last], first / shares[first]
+        per_row = min(max(time - before, 0) / (last - first), time / last)  # the share does not fall with the rows
+        limits.append(rows / (time + per_row * (rows - last)))
     return min(limits, default=math.inf)
 
 

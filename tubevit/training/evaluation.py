@@ -48,14 +48,13 @@ def make_evaluation(experiment: Experiment, mesh: Mesh) -> Callable[[dict], dict
                 logger.warning(f"eval {name}: {error}")
                 results |= dict.fromkeys(scores) | {f"eval/{name}/broken": 1.0}
                 continue
-            record = evaluated.record
-            if record["broken"]:
+            broken = ~evaluated.predictions.used
+            if broken.any():
                 logger.warning(
-                    f"eval {name}: {len(record['broken'])} files cannot be decoded and are left out; "
-                    "tubevit evaluate lists them"
+                    f"eval {name}: {broken.sum()} files cannot be decoded and are left out; tubevit evaluate lists them"
                 )
-                results[f"eval/{name}/broken"] = len(record["broken"]) / len(load.source)
-            results |= {score: record[score.rpartition("/")[2]] for score in scores}
+                results[f"eval/{name}/broken"] = float(broken.mean())
+            results |= {score: evaluated.record[score.rpartition("/")[2]] for score in scores}
         return results
 
     return evaluate

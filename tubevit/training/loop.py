@@ -45,7 +45,7 @@ from tubevit.training.run.progress import Progress
 from tubevit.training.run.replay import CorruptStep, Replay
 from tubevit.training.run.trackers import Tracker, make_tracker
 from tubevit.training.run.workdir import open_metrics, prepare_workdir, services
-from tubevit.training.step import chosen_by_step, make_step
+from tubevit.training.step import average_metrics, chosen_by_step, make_step
 
 logger = logging.getLogger(__name__)
 
@@ -202,17 +202,25 @@ class Run:
         evaluate = self.parts.make_evaluation(self.experiment, self.mesh)
         metadata = {"model": model_metadata(self.experiment.model), "config": config.to_dict()}
         metadata |= {} if self.base is None else {"adapter": dataclasses.asdict(self.base)}
-        schedule, progress = learning_rate_schedule(config), Progress(config, start)
+        schedule, progress, keep = learning_rate_schedule(config), Progress(config, start), config.checkpoint
         broken = BrokenFiles(self.experiment.train, config.loader.max_broken)
         files = {name: load.source.keys for name, load in self.experiment.train.items()}
         guard = NonFiniteGuard(self.workdir, files, self._batch_of, config.train.skip_nonfinite)
         with (
             open_metrics(self.workdir, start, names(config.log.to), self.parts.make_tracker) as writer,
-            contextlib.closing(self._checkpoints()) as checkpoints,
+            contextlib.closing(
+                Checkpoints(self.workdir, keep.keep, keep.keep_best, replays=config.train.replay > 0)
+            ) as checkpoints,
             contextlib.closing(self._batches_from(start)) as batches,
             contextlib.closing(profile),
             preemption() as asked_to_stop,
         ):
+
+            def save_state(scores: dict[str, float | None] | None) -> None:
+                with progress.time("save"):
+                    writer.sync()  # a bucket's log must not be behind its checkpoint
+                    checkpoints.save(self._saved(state), metadata, scores, wait=bool(last or stop))
+
             for step in range(start + 1, config.train.steps + 1):
                 profile.before(step)
                 last = step == config.train.steps
@@ -237,12 +245,16 @@ class Run:
                 if log or save:
                     self.lease.check(step)  # before anything is written
                 if log:
-                    averages = _average([metrics for _, metrics in pending], config.data.train)
+                    averages = average_metrics([metrics for _, metrics in pending], config.data.train)
                     averages["train/learning_rate"] = float(schedule(step - 1))
                     averages |= broken.dense_shares()
                     writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
                 evaluated = last or (step % config.eval.every == 0 and not stop)  # SIGTERM may leave too little time
+                # An evaluation takes long, and may fail: it must not cost a state that needs no scores.
+                scored = evaluated and (last or keep.keep_best is not None)
+                if save and not scored:
+                    save_state(None)
                 if evaluated:
                     results = evaluate(with_average(state))
                     if results:
@@ -250,22 +262,18 @@ class Run:
                         shown = (f"{name} {value:.3f}" for name, value in results.items() if value is not None)
                         logger.info(f"step {step}: {', '.join(shown)}")
                     progress.pause()
-                if save:
-                    with progress.time("save"):
-                        writer.sync()  # a bucket's log must not be behind its checkpoint
-                        scores = results if evaluated else None
-                        checkpoints.save(self._saved(state), metadata, scores, wait=bool(last or stop))
+                if save and scored:
+                    save_state(results)
                 if evaluated:
+                    writer.sync()
                     broken.check_evaluation(results)
+                if log or save:
+                    broken.check_together()
                 if stop and not last:
                     raise Preempted(f"saved step {step} in {self.workdir}; the same command resumes the run")
         if start >= config.train.steps:
             logger.info(f"{self.workdir} has reached step {start} of {config.train.steps} already: nothing to train")
         return results
-
-    def _checkpoints(self) -> Checkpoints:
-        config, keep = self.experiment.config, self.experiment.config.checkpoint
-        return Checkpoints(self.workdir, keep.keep, keep.keep_best, replays=config.train.replay > 0)
 
     def _compute(self, step: int, state: dict, placed: dict, loaded: dict, checkpoints: Checkpoints) -> tuple:
         """Compute a step, twice if that is due; return the new state and the metrics."""
@@ -310,11 +318,3 @@ class Run:
 def _inputs(part: dict) -> dict:
     """The part of a batch that the devices get."""
     return {key: part[key] for key in ("pixels", "label")}
-
-
-def _average(finite: list, names) -> dict[str, float]:
-    if not finite:  # every step was left out
-        return {"train/loss": float("nan")}
-    averages = functools.reduce(lambda a, b: a.merge(b), finite).compute()
-    named = {f"{name}_loss": f"train/{name}/loss" for name in names}
-    return {named.get(key, f"train/{key}"): float(value) for key, value in averages.items()}

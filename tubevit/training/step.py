@@ -1,7 +1,7 @@
 """The training state and the compiled step that updates it."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import clu.metrics
@@ -80,6 +80,15 @@ def metrics_class(names) -> type[clu.metrics.Collection]:
     return clu.metrics.Collection.create(**{key: clu.metrics.Average.from_output(key) for key in keys})
 
 
+def average_metrics(finite: Sequence[clu.metrics.Collection], names: Iterable[str]) -> dict[str, float]:
+    """Average the metrics of several steps, as `train/loss` and so on; NaN without any, where every one was skipped."""
+    if not finite:
+        return {"train/loss": float("nan")}
+    averages = functools.reduce(lambda a, b: a.merge(b), finite).compute()
+    named = {f"{name}_loss": f"train/{name}/loss" for name in names}
+    return {named.get(key, f"train/{key}"): float(value) for key, value in averages.items()}
+
+
 def chosen_by_step(
     make: Callable[[ModelConfig], Any], models: Sequence[ModelConfig], seed: int
 ) -> Callable[[int], Any]:
@@ -96,6 +105,15 @@ def chosen_by_step(
         return made(models[int(np.random.default_rng((_ELASTIC, seed, number)).integers(len(models)))])
 
     return of_step
+
+
+def _updated_if(finite: Array, new: dict, old: dict) -> dict:
+    """Return the new state if it is finite, else the old one; the learning rate follows its schedule either way."""
+
+    def scheduled(node) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(lambda x, y: x if scheduled(x) else jnp.where(finite, x, y), new, old, is_leaf=scheduled)
 
 
 def make_step(
@@ -159,7 +177,7 @@ def make_step(
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         if config.train.skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            new = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, {key: state[key] for key in new})
+            new = _updated_if(finite, new, {key: state[key] for key in new})
         metrics = collection.single_from_model_output(
             loss=loss, gradient_norm=norm, **{f"{name}_loss": losses[name] for name in losses}
         )

@@ -1,16 +1,17 @@
 """Files that cannot be decoded in training and its evaluations: they are reported, and too many end the run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tubevit.data.pipeline import SampleLoader
 from tubevit.errors import RunError
+from tubevit.sharding.hosts import gather, run_on_main
 
 logger = logging.getLogger(__name__)
 
 
 class BrokenFiles:
-    """Count and report the broken files of a run.
+    """Count and report the broken files of a run, from its start or restart.
 
     Args:
         loads: {name of a data set: its loader}.
@@ -19,7 +20,8 @@ class BrokenFiles:
 
     def __init__(self, loads: Mapping[str, SampleLoader], share: float):
         self._loads, self._share = loads, share
-        self._found: dict[str, dict[int, str]] = {name: {} for name in loads}
+        self._found: dict[str, dict[int, str]] = {name: {} for name in loads}  # process 0 learns what others found
+        self._new: dict[str, dict[int, str]] = {name: {} for name in loads}
         self._dense: dict[str, list[int]] = {}
 
     def check(self, batch: dict) -> None:
@@ -30,20 +32,38 @@ class BrokenFiles:
         for name, sub_batch in batch.items():
             found, source = self._found[name], self._loads[name].source
             for index in {int(i) for i in sub_batch["broken"] if i >= 0} - set(found):
-                found[index] = self._loads[name].reason(index)
+                found[index] = self._new[name][index] = self._loads[name].reason(index)
                 text = f"replaced a broken file ({len(found)} of {len(source)}): {found[index]}"
                 logger.warning(f"data.train.{name}: {text}", extra={"every_process": True})
-            if len(found) > self._share * len(source):
-                listed = "; ".join(found.values())
-                raise RunError(
-                    f"data.train.{name}: {len(found)} of its {len(source)} files are broken, more than "
-                    f"loader.max_broken={self._share:g} allows (raise it, or let tubevit shard-videos "
-                    f"find all of them): {listed}"
-                )
+            self._refuse_too_many(name)
             if self._loads[name].tubes is not None:
                 seen = self._dense.setdefault(name, [0, 0])
                 seen[0] += int(sub_batch["dense"].sum())
                 seen[1] += len(sub_batch["dense"])
+
+    def check_together(self, gather: Callable[[dict], list[dict]] = gather) -> None:
+        """Check what all processes found: each one sees its rows only. Every process calls it, once the state is saved.
+
+        Raises RunError, in all processes, if too many files of a data set are broken.
+        """
+        for each in gather(self._new):
+            for name, found in each.items():
+                self._found[name] |= {int(index): text for index, text in found.items()}
+        self._new = {name: {} for name in self._loads}
+        run_on_main(self._check_all)
+
+    def _check_all(self) -> None:
+        for name in self._loads:
+            self._refuse_too_many(name)
+
+    def _refuse_too_many(self, name: str) -> None:
+        found, files = self._found[name], len(self._loads[name].source)
+        if len(found) > self._share * files:
+            raise RunError(
+                f"data.train.{name}: {len(found)} of its {files} files are broken, more than "
+                f"loader.max_broken={self._share:g} allows (raise it, or let tubevit shard-videos find all of them): "
+                f"{'; '.join(found.values())}"
+            )
 
     def check_evaluation(self, results: Mapping[str, float | None]) -> None:
         """Check an evaluation, `eval/<name>/broken`; call it once its scores and the state are saved.
