@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shlex
+import time
 
 import jax
 import pytest
@@ -24,6 +25,7 @@ from tubevit.preflight.plan import plan
 from tubevit.preflight.plan_report import plan_report
 from tubevit.preflight.program import step_flops
 from tubevit.preflight.remembered import remembered
+from tubevit.preflight.run import TookTooLong
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
 from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
 from tubevit.training.optimizer import make_optimizer
@@ -66,7 +68,9 @@ def test_candidates_keep_the_batch():
     """Devices, parts and rows of each make up the batch, each once, and only such keys differ."""
     config = load_config("k600", {"mesh.slices": "2"})
     resolved = resolve(config, assume_missing=True)
-    given = candidates(resolved, slices_of("v6e", 256), {})
+    given, without = candidates(resolved, slices_of("v6e", 256), {})
+    listed = "256 of imagenet and 256 of k600"
+    assert without == {"v6e:16x16": f"the batches, {listed}, do not divide over its 512 devices"}
     assert len(given) == len(set(given)) and {c.devices for c in given} == {8, 16, 32, 64, 128, 256, 2}
     for c in given:
         data, fsdp, tensor = c.mesh
@@ -81,7 +85,9 @@ def test_candidates_keep_the_batch():
 
 def test_keys_of_the_user_stay():
     fixed = {"mesh.fsdp": "2", PARTS: "2", "model.remat": "full", "model.attention": "xla"}
-    given = candidates(resolve(load_config("k600", fixed), assume_missing=True), slices_of("v5e", 8), fixed)
+    resolved = resolve(load_config("k600", fixed), assume_missing=True)
+    given, without = candidates(resolved, slices_of("v5e", 8), fixed)
+    assert without.keys() == {"v5e:1x1"} and "2 does not divide" in without["v5e:1x1"]
     assert [(c.mesh, c.grad_accum_steps, c.remat, c.attention) for c in given] == [
         ((2, 2, 1), 2, "full", "xla"), ((4, 2, 1), 2, "full", "xla"),
     ]  # fmt: skip
@@ -167,6 +173,33 @@ def test_report(found):
     assert sum("launch/tpu.py queued" in line for line in lines) == len(rows) and any(row[0] == "*" for row in rows)
 
 
+def test_what_the_compiler_does_not_count(found):
+    def uncounted(*given):
+        result = compiler(*given)
+        result["parts"]["train"] |= {"uncounted_kernels": 3}
+        return result
+
+    assert "so that ms is too low" not in plan_report(found)
+    text = plan_report(planned(compiler=uncounted))
+    assert "model.attention=auto: the cycles of 3 kernels and of 0 loops are unknown, so that ms is too low" in text
+
+
+def test_an_interruption_ends_all_searches():
+    """Ctrl-C, or an error of one generation of chips; what is being compiled is waited for."""
+    calls = []
+
+    def interrupted(config, overrides, topology, parts, effort):
+        calls.append(topology.chip.name)
+        if topology.chip.name == "v5e":
+            raise KeyboardInterrupt
+        time.sleep(1)
+        return compiler(config, overrides, topology, parts, effort)
+
+    with pytest.raises(KeyboardInterrupt):
+        planned(compiler=interrupted)
+    assert sorted(calls) == ["v5e", "v6e"]
+
+
 def call(compiler, **changes):
     """Run the verb."""
     given = dict(config=CONFIG, topology="v5e", config_overrides={}, suggest=False, json=False, plan=True)
@@ -183,7 +216,7 @@ def test_what_time_does_not_suffice_for(capsys):
         assert not row["compiled"] and row["seconds"] == row["bound_seconds"] and "cycles_seconds" not in row
     ticks = iter(range(0, 10**6, 60))
     text = plan_report(planned(minutes=5, clock=lambda: next(ticks), slices=slices_of("v5e", 8)))
-    assert "launch with" in text and "not compiled; ms and GiB are lower bounds by arithmetic" in text
+    assert "launch with" in text and "not compiled; ms by the share that the compiled steps suggest" in text
     assert re.search(r"^  v5e:1x1 .* >[\d.]+ ", text, re.MULTILINE)
 
 
@@ -204,6 +237,27 @@ def test_what_was_compiled_is_remembered(monkeypatch, tmp_path):
     for path in (tmp_path / "preflight").iterdir():
         path.write_bytes(path.read_bytes()[:9])
     assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 5
+
+
+def test_a_compile_that_took_too_long_is_not_tried_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path))
+    calls, given = [], (CONFIG, {"mesh.fsdp": "1", PARTS: "1"}, find_topology("v5e:2x2"), ("train",))
+
+    def slow(*given):
+        calls.append(given)
+        raise TookTooLong("compiling train took more than 1800 s")
+
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"took more than 1800 s \(remembered in .*json; remove it"):
+            remembered(slow)(*given)
+    assert len(calls) == 1
+
+    def broken(*given):
+        raise RunError("no memory for the compiler")
+
+    with pytest.raises(RunError, match="no memory"):
+        remembered(broken)(CONFIG, {"mesh.fsdp": "2", PARTS: "1"}, *given[2:])
+    assert len(list((tmp_path / "preflight").iterdir())) == 1
 
 
 def test_what_the_compiler_fails_for():
@@ -286,8 +340,10 @@ def test_what_cannot_be_planned(capsys):
         (["--topology", "tpu7x"], "found tpu7x:2x2x1"),
         (
             ["--topology", "v5e", "--config.data.train.imagenet.batch_size=1", "--config.mesh.fsdp=2"],
-            "divide over",
+            "no slice can be planned: v5e:1x1: mesh data=-1, fsdp=2, tensor=1: 2 does not divide",
         ),
+        (["--topology", "v5e:2x2", "--config.mesh.tensor=5"], "v5e:2x2: "),
+        (["--topology", "v5e:2x2", "--config.mesh.data=3"], "make a mesh of 3 of its 4 devices"),
     ):
         assert main(["preflight", "--config", CONFIG, "--plan", *flags]) == 2
         assert text in capsys.readouterr().err

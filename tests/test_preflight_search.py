@@ -142,12 +142,26 @@ def test_stopping_leaves_the_rest_open():
 
 
 def test_share():
-    """The same rows; else the next with more; the growth between fewer goes on at most; attention is a factor."""
+    """Where steps take a constant time and one per row, the bound is exact with more rows; attention is a factor."""
 
-    shares = {("auto", 2): 0.4, ("auto", 4): 0.5, ("auto", 16): 0.7, ("einsum", 4): 0.25}
-    assert shares == shares_of({candidate(rows=n, attention=kind): 1 / share for (kind, n), share in shares.items()})
-    for rows, expected in ((2, 0.4), (4, 0.5), (16, 0.7), (1, 0.4), (8, 0.625), (12, 0.7), (64, 0.98), (256, 1.0)):
-        assert share_bound("auto", rows, shares) == pytest.approx(expected), rows
-    assert share_bound("einsum", 16, shares) == pytest.approx(0.35)
-    assert share_bound("einsum", 2, shares) == pytest.approx(0.2)
+    def share(rows):
+        return 0.8 * rows / (rows + 2)
+
+    shares = {("auto", n): share(n) for n in (2, 4, 16)} | {("einsum", 4): share(4) / 2}
+    given = {candidate(rows=n, attention=kind): 1 / found for (kind, n), found in shares.items()}
+    assert shares == pytest.approx(shares_of(given))
+    for rows in (2, 4, 8, 12, 16, 64, 256):
+        assert share_bound("auto", rows, shares) == pytest.approx(share(rows)), rows
+        assert share_bound("einsum", rows, shares) == pytest.approx(share(rows) / 2), rows
+    assert share_bound("auto", 1, shares) == pytest.approx(share(2))
     assert share_bound("xla", 2, shares) == 1.0
+    falling = {("auto", 8): 0.6, ("auto", 16): 0.4}  # a share is never taken to fall
+    assert share_bound("auto", 64, falling) == pytest.approx(0.4) and share_bound("auto", 1, falling) == 0.6
+
+
+def test_another_attention_is_tried_last():
+    """Of it, nothing is known but the roofline, which is that of the first."""
+    calls = []
+    given = [candidate(d, 64 // d, 64 / d, kind) for d in (8, 4, 2) for kind in ("auto", "einsum")]
+    search(given, lambda c: calls.append(c.attention) or c.bounds.seconds * (2 if c.attention == "auto" else 3), HBM)
+    assert calls == ["auto"] * (len(calls) - 1) + ["einsum"] and len(calls) > 2

@@ -85,6 +85,8 @@ def run(args, compiler=None) -> None:
     hint = "; it fits with " + " ".join(f"--config.{k}={v}" for k, v in change.items()) if change else ""
     if args.suggest and not change:
         hint = "; nothing that was tried makes it fit: take more or larger chips"
+        if found["parts"]["train"]["fits"]:
+            hint = "; the training step fits: lower the batch sizes of data.eval"
     raise RunError(f"{args.config} does not fit {topology.name}: {why}{hint}")
 
 

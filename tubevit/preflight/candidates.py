@@ -86,13 +86,18 @@ def accelerator_type(topology: str) -> str:
     return next(kind for kind, name in accelerator_types().items() if name == topology)
 
 
-def candidates(plan: Resolved, slices: Sequence[Topology], fixed: Mapping[str, str]) -> list[Candidate]:
-    """List all candidates of a resolved experiment whose batches divide over the devices.
+def candidates(
+    plan: Resolved, slices: Sequence[Topology], fixed: Mapping[str, str]
+) -> tuple[list[Candidate], dict[str, str]]:
+    """List all candidates of a resolved experiment.
 
     Args:
         plan: the experiment.
         slices: the slices that may be used.
         fixed: keys that keep their values, those that the user set.
+
+    Returns:
+        The candidates, and {name of a slice that has none: the reason}.
     """
     state = jax.eval_shape(lambda: initial_state(plan.model, make_optimizer(plan.config), plan.config.seed))
     models = [
@@ -101,26 +106,34 @@ def candidates(plan: Resolved, slices: Sequence[Topology], fixed: Mapping[str, s
         for attention in _values(ATTENTION, plan.model.attention, fixed)
     ]
     work = {model: work_of(plan.config, model) for model in models}
-    batches = [dataset.batch_size for dataset in plan.config.data.train.values()]
+    batches = {name: dataset.batch_size for name, dataset in plan.config.data.train.items()}
     sizes: dict[AbstractMesh, Sizes] = {}
-    found = []
+    found, without = [], {}
     for topology in slices:
-        devices = topology.devices * plan.config.mesh.slices
-        for mesh in _meshes(plan, devices, fixed):
+        devices, before = topology.devices * plan.config.mesh.slices, len(found)
+        try:
+            meshes = list(_meshes(plan, devices, fixed))
+        except UserError as error:
+            without[topology.name] = str(error)
+            continue
+        for mesh in meshes:
             sizes[mesh] = sizes.get(mesh) or sizes_of(state, mesh)
-            most, rest = divmod(math.gcd(*batches), batch_shards(mesh))
+            most, rest = divmod(math.gcd(*batches.values()), batch_shards(mesh))
             parts_of = [n for n in range(1, most + 1) if most % n == 0 and not rest]
             if PARTS in fixed:
                 parts_of = [n for n in parts_of if n == plan.config.train.grad_accum_steps]
             found += [
                 Candidate(
                     topology.name, topology.chip.name, devices, tuple(mesh.shape[axis] for axis in AXES), parts,
-                    model.remat, model.attention, sum(batches) // (batch_shards(mesh) * parts),
+                    model.remat, model.attention, sum(batches.values()) // (batch_shards(mesh) * parts),
                     bounds(work[model], sizes[mesh], mesh, parts, topology.chip),
                 )
                 for parts in parts_of for model in models
             ]  # fmt: skip
-    return found
+        if len(found) == before:
+            listed = " and ".join(f"{size} of {name}" for name, size in batches.items())
+            without[topology.name] = f"the batches, {listed}, do not divide over its {devices} devices"
+    return found, without
 
 
 def _values(key: str, own: str, fixed: Mapping[str, str]) -> list[str]:
@@ -128,15 +141,16 @@ def _values(key: str, own: str, fixed: Mapping[str, str]) -> list[str]:
 
 
 def _meshes(plan: Resolved, devices: int, fixed: Mapping[str, str]) -> Iterator[AbstractMesh]:
-    """Yield the meshes of a number of devices: with any fsdp, or with the sizes that the user set."""
+    """Yield the meshes of a number of devices: with any fsdp, or with the sizes that the user set.
+
+    Raises UserError if the sizes that the user set do not fit so many devices.
+    """
     settings, params = plan.config.mesh, abstract_parameters(plan.model)
-    try:
-        if not {"mesh.fsdp", "mesh.data"} & set(fixed):
-            yield from meshes_of(ConfigDict(settings.to_dict() | {"data": -1, "fsdp": None}), devices, params)
-            return
-        mesh = AbstractMesh(mesh_shape(settings, devices), AXES)
-        check_sharding(params, mesh)
-        if mesh.size == devices:
-            yield mesh
-    except UserError:  # it does not fit so many devices
+    if not {"mesh.fsdp", "mesh.data"} & set(fixed):
+        yield from meshes_of(ConfigDict(settings.to_dict() | {"data": -1, "fsdp": None}), devices, params)
         return
+    mesh = AbstractMesh(mesh_shape(settings, devices), AXES)
+    check_sharding(params, mesh)
+    if mesh.size != devices:
+        raise UserError(f"mesh.data, mesh.fsdp and mesh.tensor make a mesh of {mesh.size} of its {devices} devices")
+    yield mesh

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import shlex
 import threading
@@ -22,6 +23,7 @@ from tubevit.sharding.mesh import AXES
 
 MINUTES = 15.0
 _full_effort = remembered(functools.partial(compile_in_process, limit=None))  # low effort would misstate the time
+_LISTED = 3  # slices in an error
 _SCAN, _DATA = "model.scan", "mesh.data"
 _PLACE = ("--name", "my-run", "--zone", "ZONE")  # for the user to fill in
 _WORKDIR = "gs://BUCKET/my-run"
@@ -52,7 +54,8 @@ def plan(
         clock: seconds, from any beginning.
 
     Returns:
-        The plan: "generations" is {chip: rows "front", "compiled" and "open", and the numbers of candidates}.
+        The plan: "generations" is {chip: rows "front", "compiled" and "open", and the numbers of candidates};
+        "left_out" is {slice without a candidate: the reason}.
 
     Raises:
         UserError: the configuration or a topology is invalid, the compiler is missing, or no candidate can be formed.
@@ -70,18 +73,24 @@ def plan(
     fixed = {**overrides_of_all, _SCAN: str(looped.model.scan)}
     notes = [*resolved.notes, *notes_of(settings)]
     if looped is not resolved:
-        notes.append("compiled with model.scan=True; the runs have model.scan=False, which takes fewer cycles")
-    found = candidates(looped, slices, overrides)
+        notes.append(
+            "compiled with model.scan=True; the runs have model.scan=False, which takes fewer cycles and other memory"
+        )
+    found, without = candidates(looped, slices, overrides)
     if not found:
+        listed = [f"{name}: {why}" for name, why in without.items()]
         raise UserError(
-            f"the batches of {config} divide over none of {', '.join(t.name for t in slices)}: "
-            f"{', '.join(f'{name} {d.batch_size}' for name, d in resolved.config.data.train.items())}"
+            f"no slice can be planned: {'; '.join([*listed[:_LISTED], *(['...'] * (len(listed) > _LISTED))])}"
         )
     steps = _Steps(config, fixed, compiler, report, clock, start + 60 * minutes)
     chosen = {chip: [c for c in found if c.chip == chip] for chip in dict.fromkeys(c.chip for c in found)}
     with ThreadPoolExecutor(len(chosen)) as pool:  # the compilers are processes of their own
         searched = pool.map(lambda chip: search(chosen[chip], steps.compiled, CHIPS[chip].hbm, steps.late), chosen)
-        results = dict(zip(chosen, searched))
+        try:
+            results = dict(zip(chosen, searched))
+        except BaseException:  # Ctrl-C reaches the compilers, and an error should not wait for more of them
+            steps.end = -math.inf
+            raise
     launched = functools.partial(_launch, config, overrides, freed, resolved)
     make = functools.partial(_row, launched, resolved.config.train.steps, steps.parts)
     generations = {chip: _generation(result, chosen[chip], make) for chip, result in results.items()}
@@ -93,7 +102,7 @@ def plan(
         "config": config, "overrides": dict(overrides), "model": resolved.model.name, "notes": notes,
         "batch": {name: dataset.batch_size for name, dataset in resolved.config.data.train.items()},
         "steps": resolved.config.train.steps, "tolerance": TOLERANCE, "seconds": clock() - start,
-        "compiler": compiler_version(slices[0]), "generations": generations,
+        "compiler": compiler_version(slices[0]), "generations": generations, "left_out": without,
     }  # fmt: skip
 
 
@@ -129,8 +138,7 @@ class _Steps:
             except RunError as error:
                 self.report(f"  {candidate}: {error}")
                 raise
-            finally:
-                self.longest = max(self.longest, self.clock() - begun)
+            self.longest = max(self.longest, self.clock() - begun)
         part = self.parts[candidate] = found["parts"]["train"]
         if not part["fits"]:
             self.report(f"  {candidate}: does not fit")
@@ -182,6 +190,7 @@ def _row(
     if part:
         e = part["estimate"]
         row |= {"cycles_seconds": e["xla"] + e["kernels"], "roofline_seconds": e["least"]}
+        row |= {key: part[key] for key in ("uncounted_kernels", "unknown_loops")}
     return row | {
         "seconds": seconds, "hours": hours, "chip_hours": hours * candidate.devices,
         "launch": launched(candidate),

@@ -20,6 +20,7 @@ def plan_report(found: Mapping) -> str:
     lines = [
         f"{found['config']}: {found['model']}, {found['steps']} steps, batch: {batch}; {found['compiler']}",
         *(f"note: {note}" for note in found["notes"]),
+        *(f"left out: {name}: {reason}" for name, reason in found["left_out"].items()),
     ]
     for chip, generation in found["generations"].items():
         compiled = len(generation["front"]) + len(generation["compiled"]) + len(generation["misfits"])
@@ -32,15 +33,23 @@ def plan_report(found: Mapping) -> str:
         ]
         if rows := generation["front"]:
             lines += _table(rows)
+            lines += filter(None, map(_uncounted, rows))
             lines += ["launch with, in this order:", *(f"  {row['launch']}" for row in rows)]
         if rows := generation["open"]:
-            lines += ["not compiled; ms and GiB are lower bounds by arithmetic; the first of each slice:"]
+            lines += ["not compiled; ms by the share that the compiled steps suggest at most, GiB by arithmetic; "
+                      "the first of each slice:"]  # fmt: skip
             lines += _table(rows)
         if row := generation["smallest"]:
             lines.append(f"nothing fits; {row['settings']} needs the least: {needed(row)}")
     several = len(found["generations"]) > 1
     marked = " * is on the front of all chips together, whose hours do not cost the same." if several else ""
     return "\n".join([*lines, "", LABEL.format(tolerance=found["tolerance"]) + marked, f"{found['seconds']:.0f} s"])
+
+
+def _uncounted(row: Mapping) -> str | None:
+    kernels, loops = row["uncounted_kernels"], row["unknown_loops"]
+    missing = f"{row['settings']}: the cycles of {kernels} kernels and of {loops} loops are unknown"
+    return f"note: {missing}, so that ms is too low" if kernels or loops else None
 
 
 def needed(row: Mapping) -> str:

@@ -27,6 +27,10 @@ _TIMEOUT = 1800
 LOW_EFFORT = "compiled with low effort: cycles and bytes are far above those of training, which has full effort"
 
 
+class TookTooLong(RunError):
+    """A compile was stopped."""
+
+
 def notes_of(settings: ConfigDict) -> list[str]:
     """Say what the compiled step of an experiment leaves out."""
     notes = []
@@ -63,7 +67,7 @@ def compile_in_process(
             note = f"{'+'.join(parts)} took more than {limit:g} s with full effort; {LOW_EFFORT}"
             result["notes"].append(note)
         return result
-    raise RunError(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s")
+    raise TookTooLong(f"compiling {'+'.join(parts)} for {topology.name} took more than {_TIMEOUT} s")
 
 
 def _compile(

@@ -64,8 +64,8 @@ def shares_of(seconds: Seconds) -> dict[tuple[str, int], float]:
 def share_bound(attention: str, rows: int, shares: Mapping[tuple[str, int], float]) -> float:
     """Return the share of its roofline that a candidate reaches at most, judged by `shares_of` those compiled.
 
-    The share is taken to be a factor of the attention times one of the rows of a device, which rises with the rows,
-    ever more slowly. This holds where a step takes a constant time and one per row, beside the roofline.
+    The share is taken to be a factor of the attention times one of the rows of a device: in multiples of the roofline,
+    a step takes a constant time and one for each row, so that the share rises with the rows, ever more slowly.
     """
     own = {n: share for (kind, n), share in shares.items() if kind == attention}
     limits = [1.0, _share_by_rows(rows, own)]
@@ -97,7 +97,9 @@ def search(
     stop: Callable[[], bool] = lambda: False,
     tolerance: float = TOLERANCE,
 ) -> Found:
-    """Compile candidates, the fastest first, until no other can be on the front, `stop` says so, or all fail.
+    """Compile candidates until no other can be on the front, `stop` says so, or all fail.
+
+    Those with an attention that was compiled before come first, and of them the fastest.
 
     Args:
         candidates: candidates of one generation of chips.
@@ -116,7 +118,13 @@ def search(
         bound = {program: share_bound(*program, shares) for program in programs}
         kept = [c for c in remaining if not _beaten(c, bound[c.attention, c.rows], found.seconds, tolerance)]
         found.bounded += len(remaining) - len(kept)
-        remaining = sorted(kept, key=lambda c: (c.bounds.in_turn / bound[c.attention, c.rows], c.devices, c.attention))
+        tried = {attention for attention, _ in shares}  # of another one, nothing but the roofline is known
+
+        def rank(c: Candidate) -> tuple:
+            unknown = bool(tried) and c.attention not in tried
+            return unknown, c.bounds.in_turn / bound[c.attention, c.rows], c.devices, c.attention  # noqa: B023
+
+        remaining = sorted(kept, key=rank)
         if not remaining or stop():
             break
         candidate = remaining.pop(0)
