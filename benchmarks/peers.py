@@ -363,6 +363,9 @@ def page(text: str, rows: list[dict]) -> str:
     """Replace the results in the documentation."""
     lines = []
     for what, label in WHAT.items():
+        runs = {(row["date"], row["processor"]) for row in rows if row["what"] == what}
+        if len(runs) > 1:  # the page compares their times
+            raise SystemExit(f"the rows of {what!r} are of several runs, {sorted(runs)}: measure them in one")
         lines += [f"### {label.capitalize()}", "", *table(rows, what), "", *findings(rows, what)]
     return replace(text, BEGIN, lines[:-1])
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
 import pathlib
 
 import jax
 
 from tubevit.preflight.report import FORMULA
-from tubevit.preflight.run import preflight
+from tubevit.preflight.run import compile_in_process, preflight
 from tubevit.preflight.topology import find_topology
 from tubevit.tubes import PRESETS
 from tubevit.zoo.describe import sent_bytes
@@ -56,7 +57,9 @@ def row(topology: str, model: str, mixup: float, path: str) -> dict:
         **remat,
     }
     overrides = {key: str(value) for key, value in changes.items()}
-    found = preflight(f"ssv2:model={model}", overrides, where, ("train", "tokenizer", "encoder"))
+    compiler = functools.partial(compile_in_process, limit=None)  # both paths with full effort
+    parts = ("train", "tokenizer", "encoder")
+    found = preflight(f"ssv2:model={model}", overrides, where, parts, compiler=compiler)
     train, tokenizer, encoder = (found["parts"][part] for part in ("train", "tokenizer", "encoder"))
     values = {
         "remat": "".join(remat.values()),
