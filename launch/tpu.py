@@ -48,9 +48,11 @@ ONLY = {  # the ways that know a flag; with others it would change nothing
     "--image": ("xpk", "jobset"),
 }
 SILENT = 10  # consecutive polls without an answer after which the resource is recreated
-FAILURES = 5  # consecutive failed attempts after which the loop gives up
+FAILURES = 5  # consecutive failed attempts, or failed checks, after which the loop gives up
+QUICK, LONG = 300.0, 3600.0  # seconds after which a question, or a command that changes something, has failed
+TIMED_OUT = 124  # the code of such a command, as that of `timeout`
 STATUS = "if [ -e tubevit/launch/host.sh ]; then bash tubevit/launch/host.sh status; else echo status: none; fi"
-LOG = "tail -n 100 tubevit/runs/launch/log"
+LOG = "hostname; tail -n 100 tubevit/runs/launch/log"
 
 
 def accelerator_types() -> dict[str, int]:
@@ -254,15 +256,18 @@ def submit(args: argparse.Namespace) -> int:
         return run_all([command], cwd=ROOT)  # the folder that SkyPilot copies
 
 
+def call(command: list[str], **options) -> subprocess.CompletedProcess:
+    """Run a command with the options of `subprocess.run`; raises UserError if it is not installed."""
+    try:
+        return subprocess.run(command, **options)
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not installed, see docs/tpu.md") from error
+
+
 def run_all(commands: list[list[str]], **options) -> int:
-    """Run commands until one fails, and return an exit code; `options` are those of `subprocess.run`."""
+    """Run commands until one fails, and return an exit code; the options and errors are those of `call`."""
     for command in commands:
-        try:
-            code = subprocess.run(command, **options).returncode
-        except FileNotFoundError:
-            print(f"tpu.py: {command[0]} is not installed, see docs/tpu.md", file=sys.stderr)
-            return 2
-        if code:
+        if code := call(command, **options).returncode:
             print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
             return 1
     return 0
@@ -298,17 +303,26 @@ def later(args: argparse.Namespace) -> dict[str, list[str]]:
     }
 
 
-def execute(command: list[str]) -> subprocess.CompletedProcess:
-    """Print and run a command, capture its output, and show its stderr."""
+def execute(command: list[str], timeout: float = LONG) -> subprocess.CompletedProcess:
+    """Print and run a command, capture its output as text, and show its stderr; it fails after `timeout` seconds.
+
+    Bytes that are not UTF-8, as a log may have, are written as escapes. Raises the errors of `call`.
+    """
     print("$ " + shlex.join(command), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(done.stderr)
-    return done
+    try:
+        done = call(command, capture_output=True, timeout=timeout)
+        code, out, err = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as late:
+        code, out, err = TIMED_OUT, late.stdout or b"", late.stderr or b""
+        err += f"tpu.py: {command[0]} did not end within {timeout:g} s\n".encode()
+    out, err = (output.decode(errors="backslashreplace") for output in (out, err))
+    sys.stderr.write(err)
+    return subprocess.CompletedProcess(command, code, out, err)
 
 
 def status(args: argparse.Namespace) -> str:
     """Return the state of the run: none, running, or an exit code; "" if not all hosts answer."""
-    said = re.findall(r"^status: (none|running|\d+)$", execute(on_hosts(args, STATUS)).stdout, re.MULTILINE)
+    said = re.findall(r"^status: (none|running|\d+)$", execute(on_hosts(args, STATUS), QUICK).stdout, re.MULTILINE)
     codes = [word for word in said if word.isdecimal()]
     if failed := [code for code in codes if code != "0"]:
         return failed[0]  # the other hosts would wait for that host forever
@@ -322,14 +336,15 @@ def watch(args: argparse.Namespace) -> int | None:
 
     The function keeps no state of its own, so it can be stopped and started again at any time.
     """
-    silent = failures = 0
-    while failures < FAILURES:
-        found = execute(gcloud(args, "describe", args.name, "--format=value(state.state)"))
+    silent = unanswered = failures = 0  # an answer ends a row of checks, a run in progress a row of attempts
+    while max(unanswered, failures) < FAILURES:
+        found = execute(gcloud(args, "describe", args.name, "--format=value(state.state)"), QUICK)
         state = found.stdout.strip() if found.returncode == 0 else "NONE" if "NOT_FOUND" in found.stderr else ""
         said = status(args) if state == "ACTIVE" else ""
         silent = silent + 1 if state == "ACTIVE" and not said else 0
+        unanswered = 0 if state else unanswered + 1
         print(f"tpu.py: {args.name} is {state or 'unknown'}, the run {said or 'unknown'}", flush=True)
-        failed = not state or state == "FAILED"
+        failed = state == "FAILED"
         if state == "NONE":
             failed = execute(create(args)).returncode != 0
         elif state in ("FAILED", "SUSPENDED") or silent >= SILENT:  # unavailable, preempted, or lost
@@ -340,7 +355,7 @@ def watch(args: argparse.Namespace) -> int | None:
         elif said == "running":
             failures = 0
         elif said:
-            print(execute(on_hosts(args, LOG, everywhere=False)).stdout)
+            print(execute(on_hosts(args, LOG, everywhere=said != "0"), QUICK).stdout)  # whichever host has failed
             failed = execute(delete(args)).returncode != 0
             if not failed:
                 return int(said)
@@ -354,33 +369,46 @@ def main(arguments: list[str] | None = None) -> int:
     """Print or run the commands, and return an exit code."""
     try:
         args = parse(sys.argv[1:] if arguments is None else arguments)
+        return show(args) if args.dry_run else launch(args)
     except UserError as error:
         print(f"tpu.py: {error}", file=sys.stderr)
         return 2
+
+
+def commands_of(args: argparse.Namespace) -> list[list[str]]:
+    """Build the commands that start a run in a way that has no manifest."""
+    return xpk(args) if args.how == "xpk" else [create(args), *deploy(args)][args.no_create :]
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print what `launch` would run, and return 0."""
     if args.how in MANIFESTS:
-        if args.dry_run:
-            print(manifest(args), end="")
-        elif code := submit(args):
-            return code
-        _print_later(args, "# " * args.dry_run)  # comments in the YAML
+        print(manifest(args), end="")
+        _print_later(args, "# ")  # comments in the YAML
         return 0
-    commands = xpk(args) if args.how == "xpk" else [create(args), *deploy(args)][args.no_create :]
-    if args.dry_run:
-        print("\n".join(shlex.join(command) for command in commands))
-        if args.how == "queued":
-            print(
-                "# repeated until the run ends; a SUSPENDED or FAILED resource is deleted and created again as above:"
-            )
-            print(shlex.join(gcloud(args, "describe", args.name, "--format=value(state.state)")))
-            print(shlex.join(on_hosts(args, STATUS)))
-    elif args.how == "queued":
-        with contextlib.suppress(KeyboardInterrupt):
-            if (code := watch(args)) is not None:
-                return code
-    elif code := run_all(commands):
-        return code
+    print("\n".join(shlex.join(command) for command in commands_of(args)))
+    if args.how == "queued":
+        print("# repeated until the run ends; a SUSPENDED or FAILED resource is deleted and created again as above:")
+        print(shlex.join(gcloud(args, "describe", args.name, "--format=value(state.state)")))
+        print(shlex.join(on_hosts(args, STATUS)))
     _print_later(args)
-    return int(args.how == "queued" and not args.dry_run)
+    return 0
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Start the run, and return an exit code; print how to delete what it may have left in the cloud."""
+    code = 1
+    with contextlib.suppress(KeyboardInterrupt):
+        if args.how == "queued":
+            if (ended := watch(args)) is not None:
+                return ended
+        elif args.how in MANIFESTS:
+            if code := submit(args):
+                return code
+        else:
+            code = run_all(commands_of(args))
+    _print_later(args)
+    return code
 
 
 def _print_later(args: argparse.Namespace, mark: str = "") -> None:

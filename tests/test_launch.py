@@ -144,7 +144,7 @@ class Cloud:
     def __init__(self, *story):
         self.story, self.calls = list(story), []
 
-    def __call__(self, command):
+    def __call__(self, command, timeout=None):
         words = " ".join(command)
         name = "status" if "host.sh status" in words else "start" if "host.sh start" in words else command[4]
         self.calls.append(name)
@@ -208,6 +208,78 @@ def test_hosts_that_do_not_answer_are_replaced(tpu, monkeypatch):
         "create",
         "delete",
     ]
+
+
+def test_waiting_outlasts_checks_that_fail(tpu, monkeypatch):
+    waiting = ["offline", "WAITING_FOR_RESOURCES"] * 20
+    result, cloud = watched(tpu, monkeypatch, *waiting, "ACTIVE", said(*"0000"))
+    assert result == 0 and not cloud.story
+    result, cloud = watched(tpu, monkeypatch, "WAITING_FOR_RESOURCES", *["offline"] * 5)
+    assert result == 1 and not cloud.story
+
+
+@pytest.fixture
+def gcloud(tmp_path, monkeypatch):
+    """`gcloud(**answers)`: puts a `gcloud` on the path that runs the bash of the first word found in its arguments.
+
+    Returns the file of its calls.
+    """
+
+    def make(**answers):
+        cases = "\n".join(f"*'{word}'*) {answer} ;;" for word, answer in answers.items())
+        path = tmp_path / "bin/gcloud"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/usr/bin/env bash\necho "$*" >>{tmp_path}/calls\ncase "$*" in\n{cases}\nesac\n')
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+        return tmp_path / "calls"
+
+    return make
+
+
+QUEUED = ["queued", "--name", "a", "--zone", "z", "--type", "v6e-16", "--", *RUN]
+POD = ["pod", "--name", "a", "--zone", "z", "--type", "v6e-16", "--", *RUN]
+
+
+@pytest.mark.parametrize("code, hosts", [(0, "--worker=0"), (3, "--node=all --worker=all")])
+def test_the_log_is_read_before_its_host_is_deleted(tpu, gcloud, capsys, code, hosts):
+    """That of all hosts if one failed, whatever bytes it has."""
+    statuses = said(*"000", str(code)).replace("\n", "\\n")
+    calls = gcloud(describe="echo ACTIVE", status=f"printf '{statuses}'", tail="printf 'caf\\xe9 é\\n'", delete=":")
+    assert tpu.main(QUEUED) == code
+    assert "caf\\xe9 é\n" in capsys.readouterr().out
+    *_, log, delete = calls.read_text().splitlines()
+    assert f"ssh a {hosts} --command=" in log and "delete a --force" in delete
+
+
+def test_hosts_that_never_answer_are_replaced(tpu, gcloud, monkeypatch, capsys):
+    monkeypatch.setattr(tpu, "QUICK", 0.2)
+    monkeypatch.setattr(tpu, "SILENT", 2)
+    calls = gcloud(describe="echo ACTIVE", status="exec sleep 60", delete="exit 1")
+    assert tpu.main(QUEUED) == 1
+    assert calls.read_text().count(" delete ") == tpu.FAILURES
+    assert "gcloud did not end within 0.2 s" in capsys.readouterr().err
+
+
+def test_what_was_printed_in_time_is_kept(tpu):
+    done = tpu.execute(["bash", "-c", "echo begun; exec sleep 60"], 0.5)
+    assert (done.returncode, done.stdout) == (tpu.TIMED_OUT, "begun\n")
+
+
+def test_a_tpu_that_may_be_left_can_be_deleted(tpu, gcloud, capsys):
+    calls = gcloud(scp="exit 1")
+    assert tpu.main(POD) == 1
+    assert [line.split()[3] for line in calls.read_text().splitlines()] == ["create", "scp"]
+    printed = capsys.readouterr()
+    assert "failed with exit code 1" in printed.err
+    assert "# delete:\ngcloud compute tpus tpu-vm delete a" in printed.out
+
+
+def test_an_interrupt_of_the_set_up_says_how_to_delete_the_tpu(gcloud):
+    gcloud(setup="kill -INT $PPID; exec sleep 60")
+    done = subprocess.run([sys.executable, ROOT / "launch/tpu.py", *POD], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "# delete:\ngcloud compute tpus tpu-vm delete a" in done.stdout
 
 
 @pytest.fixture

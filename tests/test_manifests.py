@@ -153,7 +153,10 @@ def test_the_tool_gets_the_manifest(tpu, described, monkeypatch, tmp_path, capsy
     assert ("# delete:" in printed.out) == (not code)
 
 
-@pytest.mark.parametrize("how, tool", [("jobset --image i", "kubectl"), ("skypilot", "sky"), ("pod", "gcloud")])
+TOOLS = [("jobset --image i", "kubectl"), ("skypilot", "sky"), ("pod", "gcloud"), ("queued", "gcloud")]
+
+
+@pytest.mark.parametrize("how, tool", TOOLS)
 def test_a_tool_that_is_missing(tpu, monkeypatch, tmp_path, capsys, how, tool):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert tpu.main([*how.split(), "--type", "v6e-16", "--name", "a", "--zone", "us-east1-d", "--", *RUN]) == 2
