@@ -54,6 +54,7 @@ def jobset(args: Namespace, hosts: int) -> dict:
         "envFrom": [{"secretRef": {"name": args.name, "optional": True}}],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # libtpu's, within and between slices
         "securityContext": {"privileged": True},  # for the devices of v4 and v5
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
         "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
     }
     selector = {
@@ -73,6 +74,8 @@ def jobset(args: Namespace, hosts: int) -> dict:
         "nodeSelector": selector,
         "tolerations": [{"key": key, "operator": "Exists"} for key in tolerated],
         "containers": [container],
+        # Loading processes pass clips through /dev/shm, which has 64 MB in a container unless memory is mounted there.
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
     }
     failed = {
         "action": "FailJob",

@@ -69,6 +69,15 @@ def test_a_jobset_has_a_pod_for_each_host_of_each_slice(described):
     assert "cloud.google.com/gke-spot" not in pod["nodeSelector"]
 
 
+def test_loading_processes_have_shared_memory(described):
+    for call in (CALLS["jobset, image"], CALLS["jobset, all flags"]):
+        _, _, pod = pod_of(described(call))
+        (container,) = pod["containers"]
+        at = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes[at["/dev/shm"]]["emptyDir"] == {"medium": "Memory"}  # as large as the pod's memory allows
+
+
 def test_every_type_has_all_its_chips(described):
     for name, topology in accelerator_types().items():
         _, job, pod = pod_of(described(f"jobset --image i --type {name}"))
