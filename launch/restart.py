@@ -4,9 +4,10 @@
 
 0 (done) and 2 (bad input) end the loop. After 75 (preempted after saving), the command is restarted at once. After
 anything else (1 for a failure, or a signal), it is restarted after a delay, which doubles with each consecutive
-failure. The loop gives up after `--limit` consecutive failures; a run of an hour or more resets the count. The loop
-exits with the command's last exit code (128 + the signal that ended it), which is also written to `--exit-file`.
-SIGTERM is passed on to the command, which saves; the loop then exits with 75 (restart me) and does not write that file.
+failure. The loop gives up after `--limit` consecutive failures; a run of an hour (`--healthy`) or more resets the
+count, however it ends. The loop exits with the command's last exit code (128 + the signal that ended it), which is
+also written to `--exit-file`. SIGTERM is passed on to the command, which saves; the loop then exits with 75 (restart
+me) and does not write that file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for m
 from tubevit.ranges import NOT_NEGATIVE, WHOLE  # noqa: E402
 
 DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
-HEALTHY, LONGEST = 3600.0, 900.0  # seconds: a run that resets the count of failures; the longest delay
+LONGEST = 900.0  # seconds: the longest delay
 
 
 def main() -> int:
@@ -37,6 +38,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--limit", type=WHOLE, default=5, help="number of consecutive failures after which the loop gives up"
+    )
+    parser.add_argument(
+        "--healthy", type=NOT_NEGATIVE, default=3600.0, help="seconds after which a run resets the count of failures"
     )
     parser.add_argument("--exit-file", help="file to which the last exit code is written")
     parser.add_argument("command", nargs="+")
@@ -72,6 +76,8 @@ def main() -> int:
             child.send_signal(signal.SIGTERM)
         code = child.wait()
         code = 128 - code if code < 0 else code
+        if time.monotonic() - begin >= args.healthy:
+            failures = 0
         if code in (DONE, BAD_INPUT):
             say(f"exit code {code}: not restarting")
             break
@@ -80,7 +86,7 @@ def main() -> int:
         if code == PREEMPTED:
             say("preempted after saving: restarting at once")
             continue
-        failures = 1 if time.monotonic() - begin >= HEALTHY else failures + 1
+        failures += 1
         if failures > args.limit:
             say(f"exit code {code}: giving up after {failures} consecutive failures")
             break

@@ -323,6 +323,14 @@ def test_restarts_follow_the_exit_code(fake, tmp_path, codes):
     assert done.stderr.count("restarting at once") == codes[:runs].count(75)
 
 
+def test_a_long_run_resets_the_count_however_it_ends(tmp_path):
+    run = "echo >>runs; n=$(wc -l <runs); codes=(1 1 75 1 1 0); if [ $n = 3 ]; then sleep 2.5; fi; exit ${codes[n-1]}"
+    loop = [sys.executable, ROOT / "launch/restart.py", "--wait=0.01", "--limit=2", "--healthy=2", "--"]
+    done = subprocess.run([*loop, "bash", "-c", run], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert re.findall(r"\(restart (\d) of 2\)", done.stderr) == ["1", "2", "1", "2"]
+
+
 def test_a_command_that_is_not_there(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "launch/restart.py", "--", tmp_path / "no"], capture_output=True)
     assert done.returncode == 2 and b"cannot run" in done.stderr and b"Traceback" not in done.stderr
