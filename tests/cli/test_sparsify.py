@@ -50,7 +50,21 @@ def test_the_same_tubes_score_the_same(dense, digits_cache, done, tmp_path):
               for when in ("before", "after")]  # fmt: skip
     assert scores[0] == scores[1] and scores[0]["clips_used"] == 8 and scores[0]["head"] == "motion"
     table = done([*command[:2], tmp_path / "half", "--tubes", "4x8x8/8x8x8", *command[5:], "--split", "test"])
-    assert "top1" in table and "8 clips, split test, views 1x1, no training between" in table
+    assert "top1" in table and "8 clips, split test, views 1x1, crop centre, average probabilities" in table
+
+
+def test_both_are_evaluated_as_in_the_run_of_the_dense_model(dense, digits_cache, done, tmp_path):
+    keys = {"views": "3x2", "average": "logits", "clip_placement": "start", "short_side": 40}
+    config = {"eval": keys, "loader": {"max_broken": 0.5}}
+    tubevit.save_model(tubevit.load_model(dense), tmp_path / "dense", metadata={"config": config})
+    data = ["--tubes", "4x8x8/4x8x8", "--data", digits_cache / "motion.csv", "--split", "test"]
+    found = json.loads(done(["sparsify", tmp_path / "dense", tmp_path / "same", *data, "--json"]))
+    assert {**found["before"], "name": ""} == {**found["after"], "name": ""}
+    used = {"views": "3x2", "crop": "2 along the longer side, short side 40", "average": "logits"}
+    assert (used | {"clip_placement": "start"}).items() <= found["after"].items()
+    flags = ["--average", "probabilities", "--views", "1x1"]
+    table = done(["sparsify", tmp_path / "dense", tmp_path / "again", *data, *flags])
+    assert "views 1x1, crop centre, short side 40, average probabilities, clip placement start" in table
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ EXAMPLES = (
     "tubevit sparsify runs/dense sparse --tubes small --json",
 )
 
+_PROTOCOL = ("views", "crop", "average", "clip_placement")
+
 
 def add_arguments(parser) -> None:
     """Add the flags of the verb."""
@@ -35,7 +37,6 @@ def run(args) -> None:
     """Run the verb."""
     from tubevit import storage, writable
     from tubevit.checkpoint.checkpoint import Checkpoint, save_model
-    from tubevit.evaluation.checkpoint import max_broken_of
     from tubevit.transfer.sparsify import sparse_source, sparsify
     from tubevit.zoo.describe import describe
     from tubevit.zoo.names import open_checkpoint
@@ -50,10 +51,7 @@ def run(args) -> None:
     writable.check_file(os.fspath(args.out).rstrip("/"), "name another folder")
     dense = open_checkpoint(args.name)
     model, notes = sparsify(dense, args.tubes)
-    options = dataclasses.replace(  # both are evaluated alike
-        options, views=options.views or dense.experiment.get("eval", {}).get("views"),
-        max_broken=max_broken_of(dense.experiment) if options.max_broken is None else options.max_broken,
-    )  # fmt: skip
+    options = dataclasses.replace(options, run=dense.experiment)  # both are evaluated alike
     rows = [describe(name, config) for name, config in ((args.name, dense.model), (args.out, model.config))]
     scores = [_scores(dense, options)] if args.data else []
     try:
@@ -76,7 +74,7 @@ def _scores(checkpoint, options) -> dict:
     (evaluation,) = evaluate_checkpoint(checkpoint, options, progress=True)
     if failed := evaluation.record["failed"]:
         raise RunError(f"{checkpoint.name}: {failed}: the score does not count (--max-broken raises the limit)")
-    keys = ("dataset", "head", "split", "views", "clips_used", "top1", "top5", "map", "loss")
+    keys = ("dataset", "head", "split", *_PROTOCOL, "clips_used", "top1", "top5", "map", "loss")
     return {key: evaluation.record[key] for key in keys}
 
 
@@ -93,7 +91,6 @@ def _table(results: list[dict], notes: list[str]) -> str:
         lines.append(line + "".join(f"{result[key]:9.2%}" for key in scores))
     if scores:
         first = results[0]
-        lines.append(
-            f"{first['clips_used']} clips, split {first['split']}, views {first['views']}, no training between"
-        )
+        protocol = ", ".join(f"{key.replace('_', ' ')} {first[key]}" for key in _PROTOCOL)
+        lines.append(f"{first['clips_used']} clips, split {first['split']}, {protocol}; no training between")
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])

@@ -75,6 +75,8 @@ class EvalOptions:
         max_broken: largest share of files that cannot be decoded, see `failure`.
         int8: multiply 8-bit integers in the linear layers of the blocks, see `tubevit.models.int8`.
         budget: the tokens that are kept, such as `25%:motion`, see `tubevit.budget`.
+        run: the configuration of another run, whose `eval`, `loader`, `mesh` and `input.path` are used in place of
+            those of the checkpoint's run.
 
     Raises:
         UserError: options exclude each other, or a number is out of range.
@@ -92,6 +94,7 @@ class EvalOptions:
     max_broken: float | None = None
     int8: bool = False
     budget: str | None = None
+    run: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if self.data and self.config is not None:
@@ -134,7 +137,7 @@ def evaluate_checkpoint(
     agree(lambda: {str(checkpoint.name): manifest_entries(checkpoint.folder)})
     run_on_all(checkpoint.verify)
     loaded = checkpoint.load_model(**inference_fields(options.int8, options.budget))
-    run = checkpoint.experiment
+    run = checkpoint.experiment if options.run is None else options.run
     config = None if options.config is None else run_on_all(lambda: _experiment(options))
     model = loaded.config
     if config is not None and not config.data.train:
