@@ -61,6 +61,23 @@ def test_files_before_and_behind_flags():
         assert _parse("predict", arguments).files == files
 
 
+OVERRIDES = {  # a command: its positionals and overrides
+    "inspect --config q '--config.data.train.m.source=my clips.csv'": ([], {"data.train.m.source": "my clips.csv"}),
+    "inspect --config q --config.model.tubes core a": (["a"], {"model.tubes": "core"}),
+    "inspect a --config.seed -1 --config q b": (["a", "b"], {"seed": "-1"}),
+    "inspect --config q -- --config.seed": (["--config.seed"], {}),
+    "release --config q --config.train.steps 5 runs/a x@y": (["runs/a", "x@y"], {"train.steps": "5"}),
+}
+
+
+@pytest.mark.parametrize("command", OVERRIDES)
+def test_overrides_are_no_positionals(command):
+    verb, *arguments = shlex.split(command)
+    args = _parse(verb, arguments)
+    positionals = args.names if verb == "inspect" else [args.workdir, args.name]
+    assert (positionals, args.config_overrides) == OVERRIDES[command] and args.config == "q"
+
+
 def test_usage(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
@@ -110,6 +127,7 @@ def test_version(capsys):
         (["evaluate", "--workdir", "a", "--checkpoint", "b"], ["not allowed with"]),
         (["predict", "--checkpoint", "x"], ["FILE_OR_DIR"]),
         (["train", "--config", "quickstart", "--workdir", "x", "--config.seed"], ["--config.seed needs a value"]),
+        (["train", "--config", "quickstart", "--config.seed", "--workdir", "x"], ["--config.seed needs a value"]),
         (["train", "--config", "quickstart", "--workdir", "x", "more"], ["no argument 'more'"]),
     ],
 )

@@ -74,16 +74,17 @@ def make_parser(verb: str) -> argparse.ArgumentParser:
 
 def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(verb)
+    overrides, end = parser.get_default("config_overrides"), (*arguments, "--").index("--")
+    if overrides is not None:  # first: argparse takes those with a blank, and values after a blank, for positionals
+        arguments = [*_take_overrides(arguments[:end], overrides), *arguments[end:]]
     # Intermixed, so that files may come before and after flags; but it ignores "--", after which nothing is a flag.
     parse = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args
     args, rest = parse(arguments)
     for name, value in vars(args).items():
         if "" in (value if isinstance(value, list) else [value]):
             raise UserError(f"{_flag(parser, name)} is empty; expected a value (see {parser.prog} --help)")
-    if hasattr(args, "config_overrides"):
-        rest = _take_overrides(rest, args.config_overrides)
-        if args.config_overrides and not args.config:
-            raise UserError("--config.KEY=VALUE changes an experiment: pass it with --config FILE")
+    if overrides and not args.config:
+        raise UserError("--config.KEY=VALUE changes an experiment: pass it with --config FILE")
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         flag = rest[0].split("=")[0]
@@ -96,17 +97,17 @@ def _flag(parser: argparse.ArgumentParser, name: str) -> str:
     return action.option_strings[0] if action.option_strings else str(action.metavar)
 
 
-def _take_overrides(rest: list[str], overrides: dict[str, str]) -> list[str]:
-    """Move `--config.key=value` and `--config.key value` from `rest` to `overrides`."""
-    left, items = [], iter(rest)
+def _take_overrides(arguments: list[str], overrides: dict[str, str]) -> list[str]:
+    """Move `--config.key=value` and `--config.key value` to `overrides`; returns the other arguments."""
+    left, items = [], iter(arguments)
     for item in items:
         if not item.startswith("--config."):
             left.append(item)
             continue
         key, equals, value = item.removeprefix("--config.").partition("=")
         if not equals:
-            value = next(items, None)
-            if value is None:
+            value = next(items, "--")
+            if value.startswith("--"):
                 raise UserError(f"{item} needs a value: {item}=VALUE")
         overrides[key] = value
     return left
