@@ -57,6 +57,22 @@ def test_files(folder, tmp_path):
         storage.remove(path)
 
 
+@pytest.mark.parametrize("name, refused", [("class_of_a", True), ("lost+found", False), (".Trash-100", False)])
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, name, refused):
+    """Its path is longer than the system allows, which stops root, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    left = os.pathconf("/", "PC_PATH_MAX") - 6 - len(str(tmp_path))  # letters of folders that can be read
+    for part in ("d" * (left % 100 + 99), *["d" * 99] * (left // 100 - 1), name):
+        os.mkdir(part)
+        os.chdir(part)
+    if refused:
+        with pytest.raises(UserError, match=f"cannot read .*/{name}: File name too long"):
+            storage.list_files(tmp_path)
+    else:
+        assert storage.list_files(tmp_path) == ["file"]
+
+
 def test_paths_keep_their_scheme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = storage.as_path("gs://bucket/runs/a/")

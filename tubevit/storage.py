@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 
 import fsspec
 
-from tubevit.errors import StorageError, UserError
+from tubevit.errors import DISK_ERRORS, RunError, StorageError, UserError
 from tubevit.publish import replacing, replacing_all
 
 logger = logging.getLogger(__name__)
@@ -268,8 +268,12 @@ def names(folder: str | os.PathLike) -> list[str]:
 def list_files(folder: str | os.PathLike) -> list[str]:
     """List all files below a folder, sorted relative paths with `/`; a bucket is listed once.
 
-    Links to folders are entered, unless they lead back to a folder that they are in: a warning names those. Raises
-    StorageError.
+    Links to folders are entered, unless they lead back to a folder that they are in: a warning names those.
+
+    Raises:
+        StorageError: the bucket is unreachable or refuses the request.
+        UserError: a folder cannot be read, RunError if the disk is broken; but hidden folders and `lost+found` are left
+            out, which belong to the system.
     """
     if not is_remote(folder):  # fsspec would not follow links to folders
         return sorted(_files_below(os.fspath(folder)))
@@ -289,8 +293,13 @@ def _files_below(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> 
         return
     try:
         entries = list(os.scandir(folder))
-    except OSError:  # missing, or not readable
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        if "/." in f"/{prefix}" or prefix.endswith("lost+found/"):
+            return
+        kind = RunError if error.errno in DISK_ERRORS else UserError
+        raise kind(f"cannot read {folder}: {error.strerror}; make it readable, or move it elsewhere") from error
     for entry in entries:
         if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*above, real))
