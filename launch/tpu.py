@@ -48,7 +48,7 @@ ONLY = {  # the ways that know a flag; with others it would change nothing
     "--image": ("xpk", "jobset"),
 }
 SILENT = 10  # consecutive polls without an answer after which the resource is recreated
-FAILURES = 5  # consecutive failed attempts, or failed checks, after which the loop gives up
+FAILURES = 5  # failed attempts, or failed checks in a row, after which the loop gives up
 QUICK, LONG = 300.0, 3600.0  # seconds after which a question, or a command that changes something, has failed
 TIMED_OUT = 124  # the code of such a command, as that of `timeout`
 STATUS = "if [ -e tubevit/launch/host.sh ]; then bash tubevit/launch/host.sh status; else echo status: none; fi"
@@ -336,7 +336,7 @@ def watch(args: argparse.Namespace) -> int | None:
 
     The function keeps no state of its own, so it can be stopped and started again at any time.
     """
-    silent = unanswered = failures = 0  # an answer ends a row of checks, a run in progress a row of attempts
+    silent = unanswered = failures = 0  # each answer resets the second count, a run in progress the third
     while max(unanswered, failures) < FAILURES:
         found = execute(gcloud(args, "describe", args.name, "--format=value(state.state)"), QUICK)
         state = found.stdout.strip() if found.returncode == 0 else "NONE" if "NOT_FOUND" in found.stderr else ""
@@ -361,7 +361,7 @@ def watch(args: argparse.Namespace) -> int | None:
                 return int(said)
         failures += failed
         time.sleep(args.poll)
-    print(f"tpu.py: giving up after {FAILURES} consecutive failures", file=sys.stderr)
+    print(f"tpu.py: giving up after {FAILURES} failures", file=sys.stderr)
     return None
 
 

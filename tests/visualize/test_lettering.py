@@ -23,8 +23,8 @@ DRAWN, NUMBERED = ("cat", "кошка", "γάτα", "café"), ("猫", "ねこ", 
 NAMES = (*DRAWN, *NUMBERED)
 
 
-def font(path: pathlib.Path, letters: str) -> str:
-    """Make a font that has these letters, as squares."""
+def font(path: pathlib.Path, letters: str, advance: int = 800) -> str:
+    """Make a font that has these letters, as squares; `advance` is the width of a letter in thousandths of the size."""
     glyphs = {".notdef": None, **{f"uni{ord(letter):04X}": letter for letter in letters}}
     pen = TTGlyphPen(None)
     for place, draw in (((0, 0), pen.moveTo), ((0, 700), pen.lineTo), ((700, 700), pen.lineTo), ((700, 0), pen.lineTo)):
@@ -35,7 +35,7 @@ def font(path: pathlib.Path, letters: str) -> str:
     made.setupGlyphOrder(list(glyphs))
     made.setupCharacterMap({ord(letter): name for name, letter in glyphs.items() if letter})
     made.setupGlyf(dict.fromkeys(glyphs, square))
-    made.setupHorizontalMetrics(dict.fromkeys(glyphs, (800, 50)))
+    made.setupHorizontalMetrics(dict.fromkeys(glyphs, (advance, 50)))
     made.setupHorizontalHeader(ascent=800, descent=-200)
     made.setupNameTable({"familyName": path.stem, "styleName": "Regular", "psName": path.stem})
     made.setupOS2()
@@ -92,6 +92,23 @@ def test_letters_of_a_font_are_drawn_with_it(tmp_path, said):
     with_font = (tmp_path / "out/confusion.svg").read_text()
     for family, count in (("CatLetters", 3), ("KoreanLetters", 3)):  # a shape for each letter
         assert len(set(re.findall(rf"\bid=.{family}-\w+", with_font))) == count
+
+
+def test_wide_letters_leave_room_for_the_pictures(tmp_path):
+    lettering = Lettering([font(tmp_path / "CatLetters.ttf", "猫", advance=1000)])
+    clip = np.zeros((16, 32, 32, 3), np.uint8)
+    found = [mistakes.Mistake(i, i % 2, 1 - i % 2, 0.9) for i in range(8)]
+    with lettering.used():
+        text = ",  ".join(f"{'猫' * 7} (90%)" for _ in range(8))
+        titled = attention.attention_figure(clip, clip[..., 0], clip[..., 0], text)
+        strips = mistakes.mistakes_figure([clip] * 8, found, ("猫" * 7, "猫" * 30))
+    for figure in (titled, strips):
+        lettering.apply(figure)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            assert axes.get_position().width > 0.9 and axes.get_tightbbox().x1 <= figure.bbox.x1 + 1
+    assert titled._suptitle.get_window_extent().x1 <= titled.bbox.x1
+    assert titled._suptitle.get_text().count("猫") == 7 * 8 and not lettering.numbered
 
 
 def test_the_font_of_boxes_is_not_used(tmp_path):

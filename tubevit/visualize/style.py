@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import textwrap
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -115,8 +116,13 @@ def tile(images: np.ndarray, columns: int, gap: int, fill: np.ndarray) -> np.nda
 
 
 def wrapped(text: str, columns: int = 1) -> str:
-    """Wrap a title to the width of one of the columns of a figure of `WIDTH`; each line is `LINE` high."""
-    return textwrap.fill(text, _CHARACTERS // columns)
+    """Wrap a title to the width of one of the columns of a figure of `WIDTH`; each line is `LINE` high.
+
+    A wide letter, such as a Chinese one, takes the place of two.
+    """
+    second = "\0"  # the other half of a wide letter; neither names nor pictures can have it
+    places = "".join(letter + second * (unicodedata.east_asian_width(letter) in "WF") for letter in text)
+    return textwrap.fill(places, _CHARACTERS // columns).replace(second, "")
 
 
 def evenly(count: int, total: int) -> np.ndarray:
