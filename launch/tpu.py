@@ -18,6 +18,7 @@ import contextlib
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ RUNTIMES = {  # the TPU software version of each family
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v6e": "v2-alpha-tpuv6e",
 }
-MANIFESTS = ("jobset", "skypilot")  # are described by a file instead of commands
+MANIFESTS = {"jobset": "kubectl", "skypilot": "sky"}  # described by a file instead of commands: the tools that take it
 ONLY = {  # the ways that know a flag; with others it would change nothing
     "--project": ("vm", "pod", "queued", "xpk"),
     "--reserved": ("vm", "pod", "queued"),
@@ -256,18 +257,10 @@ def submit(args: argparse.Namespace) -> int:
         return run_all([command], cwd=ROOT)  # the folder that SkyPilot copies
 
 
-def call(command: list[str], **options) -> subprocess.CompletedProcess:
-    """Run a command with the options of `subprocess.run`; raises UserError if it is not installed."""
-    try:
-        return subprocess.run(command, **options)
-    except FileNotFoundError as error:
-        raise UserError(f"{command[0]} is not installed, see docs/tpu.md") from error
-
-
 def run_all(commands: list[list[str]], **options) -> int:
-    """Run commands until one fails, and return an exit code; the options and errors are those of `call`."""
+    """Run commands until one fails, and return an exit code; `options` are those of `subprocess.run`."""
     for command in commands:
-        if code := call(command, **options).returncode:
+        if code := subprocess.run(command, **options).returncode:
             print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
             return 1
     return 0
@@ -306,11 +299,11 @@ def later(args: argparse.Namespace) -> dict[str, list[str]]:
 def execute(command: list[str], timeout: float = LONG) -> subprocess.CompletedProcess:
     """Print and run a command, capture its output as text, and show its stderr; it fails after `timeout` seconds.
 
-    Bytes that are not UTF-8, as a log may have, are written as escapes. Raises the errors of `call`.
+    Bytes that are not UTF-8, as a log may have, are written as escapes.
     """
     print("$ " + shlex.join(command), flush=True)
     try:
-        done = call(command, capture_output=True, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, timeout=timeout)
         code, out, err = done.returncode, done.stdout, done.stderr
     except subprocess.TimeoutExpired as late:
         code, out, err = TIMED_OUT, late.stdout or b"", late.stderr or b""
@@ -397,6 +390,10 @@ def show(args: argparse.Namespace) -> int:
 
 def launch(args: argparse.Namespace) -> int:
     """Start the run, and return an exit code; print how to delete what it may have left in the cloud."""
+    tools = [MANIFESTS[args.how]] if args.how in MANIFESTS else [command[0] for command in commands_of(args)]
+    for tool in tools:  # all of them, before anything is created
+        if shutil.which(tool) is None:
+            raise UserError(f"{tool} is not installed, see docs/tpu.md")
     code = 1
     with contextlib.suppress(KeyboardInterrupt):
         if args.how == "queued":

@@ -33,7 +33,27 @@ CALLS = {
 
 
 @pytest.fixture
-def tpu(monkeypatch):
+def gcloud(tmp_path, monkeypatch):
+    """`gcloud(**answers)`: puts a `gcloud` on the path that runs the bash of the first word found in its arguments.
+
+    Returns the file of its calls.
+    """
+
+    def make(**answers):
+        cases = "\n".join(f"*'{word}'*) {answer} ;;" for word, answer in answers.items())
+        path = tmp_path / "bin/gcloud"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/usr/bin/env bash\necho "$*" >>{tmp_path}/calls\ncase "$*" in\n{cases}\nesac\n')
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+        return tmp_path / "calls"
+
+    return make
+
+
+@pytest.fixture
+def tpu(monkeypatch, gcloud):
+    gcloud()
     module = script("launch/tpu.py")
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     return module
@@ -218,25 +238,6 @@ def test_waiting_outlasts_checks_that_fail(tpu, monkeypatch):
     assert result == 1 and not cloud.story
 
 
-@pytest.fixture
-def gcloud(tmp_path, monkeypatch):
-    """`gcloud(**answers)`: puts a `gcloud` on the path that runs the bash of the first word found in its arguments.
-
-    Returns the file of its calls.
-    """
-
-    def make(**answers):
-        cases = "\n".join(f"*'{word}'*) {answer} ;;" for word, answer in answers.items())
-        path = tmp_path / "bin/gcloud"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f'#!/usr/bin/env bash\necho "$*" >>{tmp_path}/calls\ncase "$*" in\n{cases}\nesac\n')
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-        return tmp_path / "calls"
-
-    return make
-
-
 QUEUED = ["queued", "--name", "a", "--zone", "z", "--type", "v6e-16", "--", *RUN]
 POD = ["pod", "--name", "a", "--zone", "z", "--type", "v6e-16", "--", *RUN]
 
@@ -273,6 +274,13 @@ def test_a_tpu_that_may_be_left_can_be_deleted(tpu, gcloud, capsys):
     printed = capsys.readouterr()
     assert "failed with exit code 1" in printed.err
     assert "# delete:\ngcloud compute tpus tpu-vm delete a" in printed.out
+
+
+def test_nothing_is_created_without_all_tools(tpu, gcloud, monkeypatch, tmp_path, capsys):
+    calls = gcloud()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert tpu.main(POD) == 2 and not calls.exists()
+    assert capsys.readouterr().err == "tpu.py: git is not installed, see docs/tpu.md\n"
 
 
 def test_an_interrupt_of_the_set_up_says_how_to_delete_the_tpu(gcloud):
