@@ -1,14 +1,15 @@
-"""Start a run on Cloud TPUs: on one VM, a pod slice, a queued resource that is recreated when preempted, or GKE.
+"""Start a run on Cloud TPUs: one VM, a pod slice, a queued resource that is recreated when preempted, GKE or SkyPilot.
 
-    python3 launch/tpu.py vm     --name a --zone us-west4-a --type v5litepod-8 -- train --config quickstart --workdir w
-    python3 launch/tpu.py pod    --name a --zone us-east1-d --type v6e-256 -- train --config k600 --workdir gs://b/a
-    python3 launch/tpu.py queued --name a --zone us-east1-d --type v6e-256 --spot -- train --config k600 --workdir ...
-    python3 launch/tpu.py xpk    --name a --zone us-east1-d --type v6e-256 --cluster c -- train --config k600 ...
-    python3 launch/tpu.py jobset --name a --zone us-east1-d --type v6e-256 --image i -- train --config k600 ...
-    python3 launch/tpu.py skypilot --name a --zone us-east1-d --type v6e-256 --spot -- train --config k600 ...
+    python3 launch/tpu.py vm       --name a --zone us-west4-a --type v5litepod-8 -- train --config quickstart --workdir w
+    python3 launch/tpu.py pod      --name a --zone us-east1-d --type v6e-256 -- RUN
+    python3 launch/tpu.py queued   --name a --zone us-east1-d --type v6e-256 --spot -- RUN
+    python3 launch/tpu.py xpk      --name a --zone us-east1-d --type v6e-256 --cluster c -- RUN
+    python3 launch/tpu.py jobset   --name a --zone us-east1-d --type v6e-256 --image i -- RUN
+    python3 launch/tpu.py skypilot --name a --zone us-east1-d --type v6e-256 --spot -- RUN
 
-The arguments after `--` are passed to `tubevit`. `--dry-run` prints the commands, or the YAML of jobset and skypilot,
-and runs nothing. See docs/tpu.md.
+The arguments after `--` are passed to `tubevit`. Here RUN stands for `train --config
+k600:videos=shards:gs://b/k600,images=shards:gs://b/imagenet --workdir gs://b/a`, with the data in the bucket `b`.
+`--dry-run` prints the commands, or the YAML of jobset and skypilot, and runs nothing. See docs/tpu.md.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import time
 import pytest
 
 from tests.scripts import script
+from tubevit.config import load_config
+from tubevit.data.sources.embedded import HEADS
 from tubevit.preflight.topology import accelerator_types as known_to_preflight
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -156,6 +158,24 @@ def test_calls_of_the_documentation(tpu, capsys):
     assert {call.split()[0] for call in calls} == {"vm", "pod", "queued", "xpk", "jobset", "skypilot"}
     for call in calls:
         assert tpu.main(["--dry-run", *shlex.split(call)]) == 0, call
+        config = load_config(re.search(r"--config (\S+)", call).group(1))
+        sources = {each.source for each in config.data.train.values()}
+        assert all(each.startswith("shards:gs://") for each in sources - HEADS.keys()), (
+            call
+        )  # data/ is not on the hosts
+
+
+def test_versions_of_the_documentation():
+    pins = re.findall(
+        r'^(jax|flax|libtpu)==(\S+) ; python_version (>=|<) "3.12"$',
+        (ROOT / "constraints.txt").read_text(),
+        re.MULTILINE,
+    )
+    page = (ROOT / "docs/tpu.md").read_text()
+    for python, since in (("3.12 or newer", ">="), ("3.11", "<")):
+        versions = {name: version for name, version, operator in pins if operator == since}
+        assert f"| {python} | {versions['jax']} | {versions['flax']} | {versions['libtpu']} |" in page
+    assert "libtpu 0.0.42.1" in (ROOT / "docs/preflight.md").read_text()
 
 
 class Cloud:
