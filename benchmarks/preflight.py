@@ -1,6 +1,6 @@
 """Compile every experiment for TPU slices: does it fit, and how long would a step take.
 
-    python benchmarks/preflight.py [--only TEXT]      # about 90 minutes on 2 cores; needs pip install 'tubevit[tpu]'
+    python benchmarks/preflight.py [--only TEXT]      # about 90 minutes on 2 cores; needs pip install -e '.[tpu]'
     python benchmarks/preflight.py --page             # only writes the table of docs/preflight.md from the csv
 
 Rows with `cuda:` need the two packages that `tubevit preflight` names; rows whose compiler is missing keep their values
@@ -186,7 +186,8 @@ def _cycles(r: dict) -> str:
 
 
 def _percent(share) -> str:
-    return f"{float(share or 0):.0%}"
+    """Write a share with the digits of the csv, which are rounded already."""
+    return f"{float(share or 0):.1%}"
 
 
 def write_page(rows: list[dict]) -> None:

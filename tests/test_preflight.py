@@ -209,7 +209,7 @@ def refused(capsys, topology):
 
 def test_compilers_that_are_missing():
     for topology, command in (
-        ("cuda:h100", "pip install --no-deps jax-cuda12-plugin=="),
+        ("cuda:h100", "pip install --no-deps --target gpu-compiler jax-cuda12-plugin=="),
         ("v5e:2x2", "needs the compiler libtpu: pip install 'tubevit[tpu]'"),
     ):
         with pytest.raises(UserError, match=re.escape(command)):

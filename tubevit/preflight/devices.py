@@ -51,8 +51,10 @@ def check_installed(topology: Topology, is_installed: Callable[[str], bool] = _i
     missing = [package for package in packages if not is_installed(package)]
     if missing:
         jax = importlib.metadata.version("jax")
-        pinned = " ".join(f"{package}=={jax}" for package in packages)
-        command = f"--no-deps {pinned}" if topology.is_gpu else "'tubevit[tpu]'"
+        command = "'tubevit[tpu]'"
+        if topology.is_gpu:  # within the environment, JAX would look for a GPU
+            pinned = " ".join(f"{package}=={jax}" for package in packages)
+            command = f"--no-deps --target gpu-compiler {pinned}, and set PYTHONPATH=gpu-compiler"
         raise UserError(f"topology {topology.name} needs the compiler {' and '.join(missing)}: pip install {command}")
 
 
