@@ -168,6 +168,13 @@ def test_patterns_and_names_that_look_like_them(tmp_path):
         find_files([""])
 
 
+def test_a_file_in_a_bucket_is_refused(refused, tiny_run):
+    command = ["predict", "--checkpoint", str(tiny_run)]
+    refused([*command, "gs://bucket/clips/*.mp4"], "found gs://bucket/clips/*.mp4: copy it here first")
+    with pytest.raises(UserError, match="expected local files"):  # `search` and `report` list their files with it, too
+        find_files(["gs://bucket/clip.mp4"])
+
+
 def test_an_empty_name_is_told(refused):
     refused(["predict", "--checkpoint", "x", ""], "FILE_OR_DIR is empty")
     refused(["predict", "--checkpoint", "", "a.mp4"], "--checkpoint is empty")

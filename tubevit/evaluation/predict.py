@@ -170,12 +170,15 @@ def find_files(names: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
     Folders are walked as those of a source, see `storage.list_files`. A name that exists is never taken for a pattern.
 
     Raises:
-        UserError: a name is empty or does not exist, a pattern matches nothing, or a folder holds no video or image.
+        UserError: a name is empty, not local or missing, a pattern matches nothing, or a folder holds no video or
+            image.
     """
     files = []
     for name in [os.fspath(name) for name in names]:
         if not name:
             raise UserError("the name of a file is empty")
+        if storage.is_remote(name):
+            raise UserError(f"expected local files; found {name}: copy it here first")
         path = pathlib.Path(name)
         if path.exists():
             files += _in_folder(path)
