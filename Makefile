@@ -20,7 +20,7 @@ $(READY): setup.py constraints.txt
 
 # Installs the package, generates the embedded data, trains, evaluates and prints a summary: under 10 minutes on 2 cores.
 quickstart:
-	$(PYTHON) launch/quickstart.py $(QUICKSTART)
+	$(PYTHON) launch/quickstart.py --venv $(VENV) $(QUICKSTART)
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -57,5 +57,6 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+# Keeps runs/, which holds trained models.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build

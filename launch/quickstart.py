@@ -1,8 +1,8 @@
 """Train and evaluate a joint model from scratch, and print the time of each part: this is `make quickstart`.
 
-    python3 launch/quickstart.py [--seed 0] [--steps N] [--workdir runs/quickstart]
+    python3 launch/quickstart.py [--seed 0] [--steps N] [--workdir runs/quickstart] [--venv .venv]
 
-Runs in any Python 3.11 or newer: it first creates .venv with the Makefile, then calls the command line in it.
+Runs in any Python 3.11 or newer: it first creates the environment with the Makefile, then calls the command line in it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ def main() -> None:
     parser.add_argument("--seed", type=WHOLE, default=0)
     parser.add_argument("--steps", type=COUNT, help="number of steps (default: as in the experiment)")
     parser.add_argument("--workdir", default="runs/quickstart")
+    parser.add_argument("--venv", default=".venv", help="the folder of the environment (default: .venv)")
     args = parser.parse_args()
 
-    tubevit = str(ROOT / ".venv/bin/tubevit")
+    scripts = ROOT / args.venv / "bin"
+    tubevit = str(scripts / "tubevit")
     config = f"quickstart:seed={args.seed}" + (f",steps={args.steps}" if args.steps else "")
-    seconds = {"installation": run("make", "--no-print-directory", "setup")}
+    seconds = {"installation": run("make", "--no-print-directory", "setup", f"VENV={args.venv}")}
     seconds["data"] = run(tubevit, "make-moving-digits")
     seconds["training"] = run(tubevit, "train", "--config", config, "--workdir", args.workdir)
     seconds["evaluation"] = run(tubevit, "evaluate", "--workdir", args.workdir, "--split", "test")
-    seconds["time controls"] = run(str(ROOT / ".venv/bin/python"), "launch/time_controls.py", args.workdir)
+    seconds["time controls"] = run(str(scripts / "python"), "launch/time_controls.py", args.workdir)
 
     workdir = ROOT / args.workdir
     records = json.loads((workdir / "eval.json").read_text())

@@ -449,10 +449,22 @@ def test_a_run_in_a_container(host, fake, tmp_path):
     assert (tmp_path / "runs").read_text() == "run train --config c\n" * 2
 
 
+def planned(*arguments):
+    """The commands that make would run."""
+    command = ["make", "--dry-run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_installs_and_cleans_what_it_is_told(tmp_path):
+    assert f"launch/quickstart.py --venv {tmp_path} --seed 1" in planned(
+        "quickstart", f"VENV={tmp_path}", "QUICKSTART=--seed 1"
+    )
+    assert planned("clean", f"VENV={tmp_path}") == f"rm -rf {tmp_path} build\n"  # not runs/, which holds models
+
+
 def test_the_make_target_takes_extras(tmp_path):
     for extras in ("dev", "tpu", "dev,tpu"):
         flags = [f"VENV={tmp_path}/venv", *([f"EXTRAS={extras}"] if extras != "dev" else [])]
-        command = ["make", "--dry-run", "setup", *flags]
-        plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        plan = planned("setup", *flags)
         assert f"-e '.[{extras}]'" in plan and "-c constraints.txt" in plan
     assert '"tpu": [' in (ROOT / "setup.py").read_text()

@@ -211,12 +211,13 @@ def test_quickstart_summary(tiny_run, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(quickstart, "run", run)
     monkeypatch.setattr(quickstart, "ROOT", tmp_path)
-    monkeypatch.setattr("sys.argv", ["quickstart.py", "--seed", "3"])
+    monkeypatch.setattr("sys.argv", ["quickstart.py", "--seed", "3", "--venv", "/x"])
     quickstart.main()
     out = capsys.readouterr().out
     assert ["make", "make-moving-digits", "train", "evaluate"] == [
         c[0] if c[0] == "make" else c[1] for c in called if "time_controls" not in c[1]
     ]
+    assert called[0][-1] == "VENV=/x" and {command[0] for command in called[1:]} == {"/x/bin/tubevit", "/x/bin/python"}
     assert "quickstart:seed=3" in called[2] and called[3][-2:] == ("--split", "test")
     assert re.search(r"held-out motion, top-1, 8 files +\d+\.\d%", out)
     assert re.search(r"held-out digit, top-1, 4 files +\d+\.\d%", out)
