@@ -1,6 +1,6 @@
 """Time TubeViT-B and the video ViTs that it is compared with, in this package and in Hugging Face's transformers.
 
-    python benchmarks/peers.py     # 15 to 20 minutes on 2 quiet cores, 24 GB; needs pip install 'tubevit[peers]'
+    python benchmarks/peers.py     # 15 to 20 minutes on 2 quiet cores, 24 GB; needs pip install -e '.[peers]'
     python benchmarks/peers.py --libraries tubevit --what forward --rounds 3     # about 3 minutes
     python benchmarks/peers.py --page        # writes the page and its figure only, from the csv (extra `plot`)
 

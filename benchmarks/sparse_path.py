@@ -1,6 +1,6 @@
 """Compare whole clips with windows of tubes on TPUs, compiled ahead of time: memory traffic and estimated step time.
 
-    python benchmarks/sparse_path.py [--only TEXT]    # about 10 minutes on 2 cores; needs pip install 'tubevit[tpu]'
+    python benchmarks/sparse_path.py [--only TEXT]    # about 10 minutes on 2 cores; needs pip install -e '.[tpu]'
     python benchmarks/sparse_path.py --page        # writes the tables of docs/sparse_input.md only, from the csv files
 
 Compiles training steps of the experiment `ssv2` in bfloat16 with 16 clips of 32x224x224 per chip, with and without its

@@ -8,8 +8,8 @@ patch kernel, with its positions and its class token. The tubes and all blocks b
 the first trained block has the gate of equation 8. `widen=` and `position=` choose alternatives, see
 docs/bootstrapping.md. `tubevit convert` converts an image ViT of Hugging Face, timm or big_vision to `large`.
 
-Hardware: TPUs for a large ViT; small models run anywhere. By the cycles that the compiler expects (docs/preflight.md),
-never run or timed, one clip per chip is a waste. Choose a slice with several clips per chip.
+Hardware: TPUs for a large ViT; small models run anywhere. By the compiler's cycle estimates
+(docs/preflight.md, not measured), one clip per chip wastes most of the chip. Choose a slice with several per chip.
 
     model        slice      mesh.fsdp  ms/step  of peak    hours chip-hours
     vit_h16      v5e:16x16  1              39        14 %      0.5        139

@@ -22,7 +22,8 @@ digit x motion (80 classes) from clips of 300 digits. Those that are trained joi
 
 `clip_batch` and `image_batch` set the batch sizes. `runs` is the folder of the runs that others begin from.
 
-Hardware: 2 CPU cores. Time: 3 to 5 minutes for a variant; `python benchmarks/claims.py` runs all, with 3 seeds.
+Hardware: 2 CPU cores. Time: 1.5 (images) to 5 (interpolated) minutes at best; `python benchmarks/claims.py` runs all,
+with 3 seeds.
 Expected: see docs/reproducing.md.
 """
 

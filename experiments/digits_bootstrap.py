@@ -18,7 +18,8 @@ All of its tokens have the paper's fixed positions, because those of the ViT do 
 | full | bootstrapped: everything |
 | scratch | the larger tube model from random parameters, on the same batches |
 
-Hardware: 2 CPU cores. Time: 30 minutes for the ViT, 4 to 15 minutes for each of the others.
+Hardware: 2 CPU cores. Time: at best 30 minutes for the ViT, 4 (last_fc) to 17 (lora) for the
+others.
 Expected: claim 8 of docs/reproducing.md.
 """
 

@@ -5,7 +5,7 @@
 Some clips of a step are labelled with their motion and some with digit x motion, images with their digit. The clips
 show only 300 of the 1,347 training digits: what the others look like is learned from the images.
 
-Hardware: 2 CPU cores, about 5 minutes. `make quickstart` makes the data, trains, evaluates and prints a summary.
+Hardware: 2 CPU cores, about 6 minutes. `make quickstart` makes the data, trains, evaluates and prints a summary.
 Expected: see README.md.
 """
 

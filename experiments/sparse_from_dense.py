@@ -9,8 +9,8 @@ Settings were chosen on a validation split; `split=test` evaluates on `test`.
 
 Hardware: 2 CPU cores. Time: 4 minutes for the dense model; `python benchmarks/sparse_from_dense.py` runs everything,
 with 3 seeds.
-Expected: held-out top-1 of 99.6 to 100 % for the dense model (seeds 0, 1, 2); for the others see
-docs/sparse_from_dense.md.
+Expected: docs/sparse_from_dense.md has held-out top-1 of 99.6 to 100 % for the dense model (seeds 0, 1, 2), and that of
+the others. All of these are of an earlier version of the data; on today's they were not measured.
 """
 
 from tubevit.config import dataset_config, default_config

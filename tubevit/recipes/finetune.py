@@ -47,8 +47,9 @@ def finetune_config(
     If the files are at least twice as large as needed, training reads small copies of them, see `small_copy`, unless
     there are more than 20,000. The average of the parameters (`ema_decay`) is evaluated and saved, and the checkpoint
     with the best held-out top-1 (or mAP) is kept beside the last one. Up to 5 % of the files may be broken, or one
-    if that is at most a tenth. `train.steps` and the batch size that the user sets replace those of the schedule;
-    warm-up, averaging, evaluations and checkpoints follow from them, the learning rate does not.
+    if that is at most a tenth. `train.steps` and the batch size that the user sets replace those of the schedule.
+    Evaluations and checkpoints follow from them, and the learning rate stays. Fewer steps also shorten warm-up and
+    averaging; more steps leave them as they are.
 
     A plain ViT gets 3D tubes if the data is videos, see `inflated_config`. With `tubes`, a dense video model becomes a
     sparse one: kernels and positions of other tubes come from those of its only tube, see `sparse_config`.
