@@ -70,7 +70,7 @@ for name, dataset in config.data.train.items():
 # %% [markdown]
 # ## Train
 #
-# From a shell: `tubevit train --config quickstart --workdir runs/joint`. 1,000 steps take about 5 minutes on 2
+# From a shell: `tubevit train --config quickstart --workdir runs/joint`. 1,000 steps take about 6 minutes on 2
 # CPU cores.
 
 # %%
