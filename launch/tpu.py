@@ -1,6 +1,6 @@
 """Start a run on Cloud TPUs: one VM, a pod slice, a queued resource that is recreated when preempted, GKE or SkyPilot.
 
-    python3 launch/tpu.py vm       --name a --zone us-west4-a --type v6e-8 -- train --config quickstart --workdir runs/a
+    python3 launch/tpu.py vm       --name a --zone us-west4-a --type v5litepod-8 -- RUN
     python3 launch/tpu.py pod      --name a --zone us-east1-d --type v6e-256 -- RUN
     python3 launch/tpu.py queued   --name a --zone us-east1-d --type v6e-256 --spot -- RUN
     python3 launch/tpu.py xpk      --name a --zone us-east1-d --type v6e-256 --cluster c -- RUN
