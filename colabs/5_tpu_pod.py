@@ -82,7 +82,8 @@ else:
 #
 # `launch/tpu.py` creates the slice, copies the code, installs it on every host and starts the run. It is part of the
 # repository, but not of the package. `--dry-run` prints the commands and runs nothing. To launch, you need `gcloud`,
-# logged in, and a project with TPU quota.
+# logged in, and a project with TPU quota. Also add the places of the data in the bucket to `experiment`, such as
+# `k600:model=tubevit_h16,videos=shards:gs://BUCKET/k600,images=shards:gs://BUCKET/imagenet`: preflight does without.
 
 # %%
 checkout = pathlib.Path(tubevit.__file__).parent.parent
