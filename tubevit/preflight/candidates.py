@@ -54,6 +54,11 @@ class Candidate:
         return f"{self.topology} {changed}"
 
     @property
+    def only_fsdp(self) -> bool:
+        """Whether `fsdp` takes all devices: XLA then computes gradients in a piece per device, which may take longer."""
+        return self.mesh[1] > 1 and self.mesh[0] == self.mesh[2] == 1
+
+    @property
     def overrides(self) -> dict[str, str]:
         """The keys that make an experiment this candidate."""
         values = {"mesh.fsdp": self.mesh[1], PARTS: self.grad_accum_steps, REMAT: self.remat, ATTENTION: self.attention}

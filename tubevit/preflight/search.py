@@ -54,9 +54,12 @@ def front(seconds: Seconds) -> list[Candidate]:
 
 
 def shares_of(seconds: Seconds) -> dict[tuple[str, int], float]:
-    """Return {(attention, rows): the largest share of its roofline that a compiled candidate reaches}."""
+    """Return {(attention, rows): the largest share of its roofline that a compiled candidate reaches}.
+
+    Meshes of FSDP alone are left out: they may reach less than others, and limit only themselves.
+    """
     shares: dict[tuple[str, int], float] = {}
-    for c, found in seconds.items():
+    for c, found in ((c, found) for c, found in seconds.items() if not c.only_fsdp):
         shares[c.attention, c.rows] = max(shares.get((c.attention, c.rows), 0.0), c.bounds.seconds / found)
     return shares
 
@@ -99,7 +102,8 @@ def search(
 ) -> Found:
     """Compile candidates until no other can be on the front, `stop` says so, or all fail.
 
-    Those with an attention that was compiled before come first, and of them the fastest.
+    Those with an attention that was compiled before come first, then those whose mesh is not of FSDP alone, and of them
+    the fastest.
 
     Args:
         candidates: candidates of one generation of chips.
@@ -122,7 +126,8 @@ def search(
 
         def rank(c: Candidate) -> tuple:
             unknown = bool(tried) and c.attention not in tried
-            return unknown, c.bounds.in_turn / bound[c.attention, c.rows], c.devices, c.attention  # noqa: B023
+            least = c.bounds.in_turn / bound[c.attention, c.rows]  # noqa: B023
+            return unknown, c.only_fsdp, least, c.devices, c.attention
 
         remaining = sorted(kept, key=rank)
         if not remaining or stop():
