@@ -55,18 +55,19 @@ def test_a_checked_step_has_gradients_of_pixels_where_the_backward_pass_reaches_
     assert set(rows) == ({"logits", "gradients"} if s == 0 else {"logits"})
 
 
-@pytest.mark.parametrize("s", range(DEPTH + 1))
-def test_split_and_join(model, s):
-    params = parameters(model(s, gate_layer=max(s - 1, 0), add_attention=1))
-    trained, frozen = split_frozen(params, model(s).config)
+@pytest.mark.parametrize("s, gate", [(0, 0), *((s, s) for s in range(1, DEPTH)), (2, 1), (DEPTH, 1), (DEPTH, DEPTH - 1)])
+def test_split_and_join(model, s, gate):
+    """The gate is frozen with the block that it follows: a trained one would need gradients of the frozen blocks."""
+    gated = model(s, gate_layer=gate, add_attention=1)
+    params = parameters(gated)
+    trained, frozen = split_frozen(params, gated.config)
     joined = join_frozen(trained, frozen)
     assert jax.tree.structure(joined) == jax.tree.structure(params)
     for one, two in zip(jax.tree.leaves(joined), jax.tree.leaves(params)):
         np.testing.assert_array_equal(one, two)
     trained, frozen = flatten(trained), flatten(frozen)
-    always = {
-        path for path in flatten(params) if path.startswith(("pooling", "heads", "encoder/gate", "encoder/added"))
-    }
+    always = {path for path in flatten(params) if path.startswith(("pooling", "heads", "encoder/added"))}
+    assert ("encoder/gate" in frozen, "encoder/gate" in trained) == (gate < s, gate >= s)
     assert always <= trained.keys() and not always & frozen.keys()
     below = {path for path in flatten(params) if path.startswith(("tokenizer", "position", "class_token"))}
     assert below <= (frozen if s else trained).keys() and not below & (trained if s else frozen).keys()
@@ -149,13 +150,17 @@ def lowered_step(model, config, s, **fields):
 
 
 def test_frozen_blocks_cost_no_backward_pass(model, config):
-    """XLA's own count of a step, unrolled so that it counts each block: 6 of 8 frozen ones save more than half."""
+    """XLA's own count of a step, unrolled so that it counts each block: 6 of 8 frozen ones save more than half.
 
-    def flops(s):
-        return lowered_step(model, config, s, scan=False).cost_analysis()["flops"]
+    A gate among the frozen blocks, of a checkpoint that has one, is frozen with them.
+    """
+
+    def flops(s, **fields):
+        return lowered_step(model, config, s, scan=False, **fields).cost_analysis()["flops"]
 
     full = flops(0)
     assert flops(6) < 0.57 * full  # of 24 passes through a block (1 forward, 2 back) 12 are left
+    assert flops(6, gate_layer=2) < 0.57 * full
     assert 0.85 * full < flops(1) < full
 
 

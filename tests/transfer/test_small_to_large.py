@@ -214,7 +214,7 @@ def randomised_like(tiny, config):
 
 
 def test_nothing_random_is_frozen(vit, small, tiny):
-    """A table, a tube, a block or a token that no checkpoint gave would stay random for good."""
+    """A table, a tube, a block, a token or a gate that no checkpoint gave would stay as it is for good."""
     config = bootstrapped_config(small[0].config, vit[0].config).replace(freeze_below=2)
     fresh = randomised_like(tiny, config)
     for settings, words in (
@@ -224,6 +224,9 @@ def test_nothing_random_is_frozen(vit, small, tiny):
     ):
         with pytest.raises(UserError, match=f"frozen by train.freeze_below=2, but not in a checkpoint: .*{words}"):
             initialise(parameters(fresh), config, vit[1], **settings)
+    gated = config.replace(gate_layer=1)
+    with pytest.raises(UserError, match="frozen by train.freeze_below=2, .*: encoder/gate; .* or train.freeze_below=0"):
+        initialise(parameters(randomised_like(tiny, gated)), gated, vit[1], tubes=small[1])
     adapted = config.replace(freeze_below=0, lora=Lora())
     with pytest.raises(UserError, match="frozen by train.adapter=lora, .*encoder/blocks/2; .* or train.adapter=none"):
         initialise(parameters(fresh), adapted, vit[1], tubes=small[1], skip=["encoder/blocks/2"])
