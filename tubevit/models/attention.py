@@ -171,12 +171,12 @@ class Attention(nnx.Module):
     With the pattern `factorised_dot`, the first half of the heads attends over time and the others in each frame.
     """
 
-    def __init__(self, config: ModelConfig, dtype, *, rngs: nnx.Rngs):
-        initial = nnx.initializers.xavier_uniform()
+    def __init__(self, config: ModelConfig, dtype, *, out_init=nnx.initializers.xavier_uniform(), rngs: nnx.Rngs):
         width, shape = config.width, (3, config.num_heads, config.width // config.num_heads)
-        settings: dict = dict(kernel_init=initial, dtype=dtype, rngs=rngs)
-        self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, **settings)
-        self.out = nnx.LinearGeneral(shape[1:], width, axis=(-2, -1), **settings)
+        settings: dict = dict(dtype=dtype, rngs=rngs)
+        initial = nnx.initializers.xavier_uniform()
+        self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, kernel_init=initial, **settings)
+        self.out = nnx.LinearGeneral(shape[1:], width, axis=(-2, -1), kernel_init=out_init, **settings)
         self.config, self.softcap = config, config.softcap
         self.rotary, self.split = config.position == "rope", config.pattern == "factorised_dot"
 

@@ -68,7 +68,8 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """y = MSA(LN(x)) + x, then MLP(LN(y)) + y (equations 1 and 2).
 
-    With the pattern `divided`, the tube tokens first attend over time, as x + MSA(LN(x)), and then in each frame.
+    With the pattern `divided`, the tube tokens first attend over time, as x + MSA(LN(x)), and then in each frame. The
+    output of attention over time starts at 0, so that the block starts as that of an image ViT.
 
     Parameters: `norm1`, `attention`, `norm2`, `mlp`; with LayerScale also `scale1` and `scale2` (D,), which multiply
     the two branches; with the pattern `divided` also `time_norm` and `time_attention`.
@@ -82,7 +83,7 @@ class Block(nnx.Module):
         self.divided = config.pattern == "divided"
         if self.divided:
             self.time_norm = layer_norm(config, dtype, rngs=rngs)
-            self.time_attention = Attention(config, dtype, rngs=rngs)
+            self.time_attention = Attention(config, dtype, out_init=nnx.initializers.zeros, rngs=rngs)
         self.rate, self.scaled = config.dropout, config.layer_scale is not None
         if config.layer_scale is not None:
             self.scale1 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))

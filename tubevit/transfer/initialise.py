@@ -17,7 +17,7 @@ from tubevit.zoo.registry import is_release
 TUBES = ("same", "inflate", "dense", "zero", "random")
 _ADDED = ("encoder/gate", "encoder/added/")  # the gate and the attention layers that no other model has
 _OVER_TIME = re.compile(r"encoder/blocks/\d+/time_")  # the layers that an image ViT does not have
-_IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a plain ViT and a model with 3D tubes
+_IMAGE_ONLY = ("position/", "class_token", "pooling/")  # may differ between a plain ViT and a video model
 
 
 def read_donor(name: str) -> Donor:
@@ -39,8 +39,8 @@ def initialise(
 
     Heads are loaded where name and labels are equal; other heads stay new, and so do the gate (alpha = 0) and added
     attention layers. Patches and learned positions of other sizes are resized, and kernels are adjusted to the model's
-    pixel statistics. If a plain ViT becomes a model with 3D tubes, the ViT's positions, class token and pooling are
-    left out where the model has others, and attention over time stays new. Everything else must agree in both
+    pixel statistics. If a plain ViT becomes a video model, the ViT's positions, class token and pooling are left out
+    where the model has others, and attention over time stays new. Everything else must agree in both
     directions, and no random parameter may be frozen.
 
     Args:
@@ -64,7 +64,7 @@ def initialise(
     """
     source = read_donor(name)
     small = None if tubes in TUBES else _read_small(tubes)
-    becomes_video = source.config.is_plain_vit and not model.tubes.is_2d
+    becomes_video = source.config.is_plain_vit and not model.is_plain_vit
     notes = _compare_settings(source, model, becomes_video)
 
     missing_tubes = "same" if small else "inflate" if tubes == "same" and becomes_video else tubes
