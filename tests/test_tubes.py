@@ -161,7 +161,10 @@ def test_sets_of_2d_tubes():
         (lambda: TubeSet.from_text("1x8x8/8x8x8_1x8x8/8x8x8"), ["none twice"]),
         (lambda: TubeSet.from_text("8x8x8/16x32x32").for_images(), ["no images", "temporal size 1"]),
         (lambda: PRESETS["paper"].grid((1, 2, 2)), ["no preset fits"]),
-        (lambda: PRESETS["paper"].grid((32, 224)), ["shape", "(32, 224)"]),
+        (lambda: PRESETS["paper"].grid((32, 224)), ["shape of a clip", "(32, 224)"]),
+        (lambda: PRESETS["image_2d"].fits((224, 224)), ["shape of a clip", "(224, 224)"]),
+        (lambda: Tube((1, 16, 16), (32, 16, 16)).num_tokens((224, 224)), ["shape of a clip", "(224, 224)"]),
+        (lambda: Tube((1, 16, 16), (32, 16, 16)).centres((224, 224)), ["shape of a clip", "(224, 224)"]),
     ],
 )
 def test_errors_say_what_is_expected(make, words):

@@ -19,14 +19,14 @@ Triple = tuple[int, ...]  # of three, (t, y, x)
 PADDINGS = ("valid", "same")
 
 
-def _triple(value, name: str, smallest: int) -> Triple:
+def _triple(value, what: str, smallest: int) -> Triple:
     try:
         triple = tuple(int(v) for v in value)
         exact = all(v == w for v, w in zip(triple, value))
     except (TypeError, ValueError):
         triple, exact = (), False
     if len(triple) != 3 or not exact or min(triple) < smallest:
-        raise UserError(f"{name} of a tube must be 3 integers (t, y, x) of at least {smallest}; found {value!r}")
+        raise UserError(f"{what} must be 3 integers (t, y, x) of at least {smallest}; found {value!r}")
     return triple
 
 
@@ -53,7 +53,7 @@ class Tube:
 
     def __post_init__(self):
         for name, smallest in (("kernel", 1), ("stride", 1), ("offset", 0), ("space_to_depth", 1)):
-            object.__setattr__(self, name, _triple(getattr(self, name), name, smallest))
+            object.__setattr__(self, name, _triple(getattr(self, name), f"{name} of a tube", smallest))
         for stride, factor, axis in zip(self.stride, self.space_to_depth, "tyx"):
             if stride % factor:
                 expected = f"must be divisible by its space-to-depth factor {factor}"
@@ -105,8 +105,11 @@ class Tube:
         return tuple(o + e for o, e in zip(self.offset, extra))
 
     def grid(self, shape: Triple, padding: str = "valid") -> Triple:
-        """Return the number of tokens along (t, y, x) in a clip (T, H, W); 0 along an axis that is too small."""
-        counts = []
+        """Return the number of tokens along (t, y, x) in a clip (T, H, W); 0 along an axis that is too small.
+
+        An image is a clip of one frame, (1, H, W). Raises UserError if `shape` is not 3 integers of at least 0.
+        """
+        counts, shape = [], _triple(shape, "the shape of a clip", 0)
         for size, kernel, stride, offset in zip(shape, self.kernel, self.stride, self.offset):
             rest = size - offset
             count = (rest - kernel) // stride + 1 if padding == "valid" else -(-rest // stride)
@@ -197,7 +200,6 @@ class TubeSet:
 
     def grid(self, shape: Triple) -> tuple[Triple, ...]:
         """Return the tokens of each tube along (t, y, x) in a clip (T, H, W); UserError if it is too small for one."""
-        shape = _triple(shape, "shape", 1)
         grids = tuple(tube.grid(shape, self.padding) for tube in self.tubes)
         for tube, grid in zip(self.tubes, grids):
             if 0 in grid:
