@@ -12,6 +12,7 @@ from tubevit.windows import take_windows
 
 PLAIN = "4x4x4/8x16x16_8x2x2/3x16x16+2x4x4_2x6x6/8x16x16+0x8x8_1x8x8/16x8x8"  # `small` without space-to-depth
 OVERLAPPING = "3x9x10/4x6x8+1x2x0%2x3x1_1x12x12/8x8x8"
+DENSE = "1x16x16/8x16x16"
 HEADS = {"motion": Head(8, "video"), "digit": Head(10, "image"), "both": Head(3)}
 
 
@@ -60,8 +61,15 @@ def test_forward_pass_equals_the_float64_reference(tiny, tubes, padding, width, 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"pooling": "map"}, {"tubes": PLAIN, "interpolated": True, "class_token": True, "pooling": "cls"}],
-)  # fmt: skip
+    [
+        {"pooling": "map"},
+        {"tubes": PLAIN, "interpolated": True, "class_token": True, "pooling": "cls"},
+        {"tubes": DENSE, "pattern": "divided", "class_token": True},
+        {"tubes": DENSE, "pattern": "factorised_encoder", "temporal_depth": 1, "class_token": True},
+        {"tubes": DENSE, "pattern": "factorised_encoder", "temporal_depth": 1, "frame_pooling": "none"},
+        {"tubes": DENSE, "pattern": "factorised_dot"},
+    ],
+)
 def test_an_empty_batch(tiny, fields):
     """No rows in, no rows out, whatever the input: clips, images, windows, uint8 or float."""
     model = tiny(heads=HEADS, **fields)

@@ -188,8 +188,8 @@ class TemporalEncoder(Encoder):
         """
         times = [Group(self._over_time(group), group.key) for group in groups]
         encoded, weights = self._run_blocks(times, capture)
-        counts = [len(x.tokens) // (len(group.tokens) // group.layout.grid[0]) for x, group in zip(times, groups)]
-        return [einops.rearrange(x, "(b s) t d -> b (t s) d", s=s) for x, s in zip(encoded, counts)], weights
+        places = [group.tokens.shape[1] if self.frame_pooling == "none" else 1 for group in groups]
+        return [einops.rearrange(x, "(b s) t d -> b (t s) d", s=s) for x, s in zip(encoded, places)], weights
 
     def _over_time(self, group: Group) -> Float[Array, "BS m D"]:
         """Arrange what is taken of each frame by its place, and add the positions and the class token."""
