@@ -278,6 +278,29 @@ def test_gpus_have_no_such_kernel():
         implementation_for("kernel", 196, 12, 64, device="gpu")
 
 
+@pytest.mark.parametrize(
+    "device, dtype, width, available, found",
+    [
+        ("cpu", jnp.bfloat16, 64, True, "found bfloat16, 64 channels and cpu"),
+        ("gpu", jnp.float32, 64, True, "found float32, 64 channels and gpu"),
+        ("gpu", jnp.bfloat16, 136, True, "found bfloat16, 136 channels"),
+        ("gpu", jnp.bfloat16, 12, True, "found bfloat16, 12 channels"),
+        ("gpu", jnp.bfloat16, 64, False, "found bfloat16, 64 channels and gpu"),
+        ("tpu", jnp.bfloat16, 64, True, "found bfloat16, 64 channels and tpu"),
+    ],
+)
+def test_cudnn_where_it_is_not_available(device, dtype, width, available, found):
+    with pytest.raises(UserError, match=f"'cudnn' needs an NVIDIA GPU .*{found}.*: use 'auto' or 'xla'"):
+        implementation_for("cudnn", 196, 12, width, dtype, device, lambda: available)
+    assert implementation_for("cudnn", 196, 12, 64, jnp.bfloat16, "gpu", lambda: True) == "cudnn"
+
+
+def test_a_model_with_cudnn_is_refused_on_this_cpu(tiny):
+    for precision in ("bfloat16", "float32"):
+        with pytest.raises(UserError, match=f"'cudnn' needs .*found {precision}"):
+            jax.eval_shape(tiny(attention="cudnn", precision=precision), np.zeros((1, 64, 64, 3), np.uint8))
+
+
 @pytest.mark.parametrize("heads, width, lanes", [(12, 64, 128), (16, 80, 640), (3, 64, 192), (2, 128, 128), (1, 8, 8)])
 def test_blocks_hold_whole_heads(heads, width, lanes):
     assert attention_kernel.block_lanes(heads, width) == lanes

@@ -82,6 +82,7 @@ PATTERNS = {
     "learned_space": (dict(position="learned_space", **DENSE), dict(position="none"), (11, 29, 31)),
     "softcap": (dict(softcap=0.5), dict(softcap=None), SHAPE),
     "attentive": (dict(pooling="attentive", mlp_dim=96), dict(pooling="map"), SHAPE),
+    "attentive, layer_scale": (dict(pooling="attentive", layer_scale=0.1, mlp_dim=96), dict(pooling="map"), SHAPE),
     "pooled": (
         dict(final_norm="pooled", pooled_norm_epsilon=0.1, pooling="mean"), dict(pooled_norm_epsilon=None), SHAPE,
     ),

@@ -80,5 +80,11 @@ def test_the_order_of_tokens_does_not_matter(pooling, kind):
     np.testing.assert_allclose(module.weights(tokens[:, ::-1])[:, ::-1], module.weights(tokens), rtol=0, atol=1e-6)
 
 
+def test_the_attentive_probe_is_float32_which_cudnn_does_not_take(pooling):
+    tokens = jnp.asarray(normal(2, 9, 20), jnp.bfloat16)
+    _, module = pooling("attentive", attention="cudnn", precision="bfloat16")
+    np.testing.assert_array_equal(module(tokens), pooling("attentive")[1](tokens))
+
+
 def test_every_pooling_of_the_configuration_is_built():
     assert tuple(POOLING) == POOLINGS

@@ -20,6 +20,7 @@ from tubevit.models.patterns import UNKNOWN, TokenLayout
 from tubevit.models.placement import BATCH_AXES
 
 Heads = Float[Array, "B N H d"]
+_XAVIER = nnx.initializers.xavier_uniform()
 _SPLASH_BLOCK = 512
 _SPLASH_SIZES = (
     "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
@@ -58,12 +59,19 @@ def implementation_for(
     default, and `has_fused` tells whether a GPU has fused attention.
 
     Raises:
-        UserError: the kernel is asked for on a GPU.
+        UserError: the kernel is asked for on a GPU, or cuDNN's attention where it is not available.
     """
     device = device or platform()
+    fits_cudnn = device == "gpu" and dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128
+    if name == "cudnn" and not (fits_cudnn and has_fused()):
+        raise UserError(
+            "attention 'cudnn' needs an NVIDIA GPU of compute capability 8.0 or later, bfloat16, and heads of at most "
+            f"128 channels, a multiple of 8; found {jnp.dtype(dtype).name}, {width} channels and {device}: "
+            "use 'auto' or 'xla'"
+        )
     if name == "auto":
         if device == "gpu":
-            return "cudnn" if dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128 and has_fused() else "xla"
+            return "cudnn" if fits_cudnn and has_fused() else "xla"
         # On CPU, `jax.nn.dot_product_attention` transposes the scores, and takes about twice the time of einsums.
         name = {"cpu": "einsum", "tpu": "kernel"}.get(device, "xla")
     if name != "kernel":
@@ -171,11 +179,10 @@ class Attention(nnx.Module):
     With the pattern `factorised_dot`, the first half of the heads attends over time and the others in each frame.
     """
 
-    def __init__(self, config: ModelConfig, dtype, *, out_init=nnx.initializers.xavier_uniform(), rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype, *, out_init=_XAVIER, rngs: nnx.Rngs):
         width, shape = config.width, (3, config.num_heads, config.width // config.num_heads)
         settings: dict = dict(dtype=dtype, rngs=rngs)
-        initial = nnx.initializers.xavier_uniform()
-        self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, kernel_init=initial, **settings)
+        self.qkv = nnx.LinearGeneral(width, shape, use_bias=config.qkv_bias, kernel_init=_XAVIER, **settings)
         self.out = nnx.LinearGeneral(shape[1:], width, axis=(-2, -1), kernel_init=out_init, **settings)
         self.config, self.softcap = config, config.softcap
         self.rotary, self.split = config.position == "rope", config.pattern == "factorised_dot"

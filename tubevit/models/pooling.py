@@ -78,7 +78,11 @@ class AttentivePooling(MapPooling):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        plain = config.replace(pattern="joint", temporal_depth=0, position="none", mlp_dim=4 * config.width)
+        attention = "auto" if config.attention == "cudnn" else config.attention  # cuDNN's has no float32
+        plain = config.replace(
+            pattern="joint", temporal_depth=0, position="none", mlp_dim=4 * config.width, layer_scale=None,
+            attention=attention,
+        )  # fmt: skip
         super().__init__(plain, rngs=rngs)
         self.blocks = stacked(Block, 3, plain, jnp.float32, rngs)
         self.token_norm = layer_norm(config, jnp.float32, rngs=rngs)
