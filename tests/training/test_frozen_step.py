@@ -55,7 +55,7 @@ def test_a_checked_step_has_gradients_of_pixels_where_the_backward_pass_reaches_
     assert set(rows) == ({"logits", "gradients"} if s == 0 else {"logits"})
 
 
-@pytest.mark.parametrize("s, gate", [(0, 0), *((s, s) for s in range(1, DEPTH)), (2, 1), (DEPTH, 1), (DEPTH, DEPTH - 1)])
+@pytest.mark.parametrize("s, gate", [(0, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (DEPTH, 1), (DEPTH, DEPTH - 1)])
 def test_split_and_join(model, s, gate):
     """The gate is frozen with the block that it follows: a trained one would need gradients of the frozen blocks."""
     gated = model(s, gate_layer=gate, add_attention=1)
@@ -75,6 +75,15 @@ def test_split_and_join(model, s, gate):
     counts = [len(tree[kernel]) if kernel in tree else 0 for tree in (trained, frozen)]
     assert counts == [DEPTH - s, s]
     assert ("encoder/norm/scale" in frozen) == (s == DEPTH)
+
+
+@pytest.mark.parametrize("fields", [dict(s=2), dict(s=DEPTH), dict(s=0, lora=Lora(2))])
+def test_the_normalisation_of_pooled_features_is_frozen_as_that_of_tokens(model, fields):
+    config = model(final_norm="pooled", pooling="mean", **fields).config
+    params = jax.tree.map(lambda shape: np.zeros(shape.shape), training_shapes(config))
+    trained, frozen = map(flatten, split_frozen(params, config))
+    norm, last = {"pooled_norm/scale", "pooled_norm/bias"}, fields["s"] != 2
+    assert norm <= (frozen if last else trained).keys() and not norm & (trained if last else frozen).keys()
 
 
 def test_layers_of_new_weights_are_trained(model):

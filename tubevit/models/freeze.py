@@ -12,10 +12,11 @@ _BELOW = ("tokenizer", "position", "class_token")
 def is_frozen(path: str, model: ModelConfig) -> bool:
     """Return whether a parameter is frozen.
 
-    If `freeze_below` s is above 0, the tokenizer, positions, class token and blocks 0 to s - 1 are frozen, and so is the
-    gate if it is on the output of one of these blocks. If s = L, the final normalisation and the second encoder of a
-    factorised encoder are frozen as well. Pooling, heads, added attention and `tube_linear` layers are always trained.
-    With an adapter, all other parameters are frozen but the gate, and the adapter is trained.
+    If `freeze_below` s is above 0, the tokenizer, positions, class token and blocks 0 to s - 1 are frozen, and so is
+    the gate if it is on the output of one of these blocks. If s = L, the final normalisation (of tokens or of pooled
+    features) and the second encoder of a factorised encoder are frozen as well. Pooling, heads, added attention and
+    `tube_linear` layers are always trained. With an adapter, all that s = L freezes is frozen but the gate, and the
+    adapter is trained.
 
     Args:
         path: path of the parameter, such as `encoder/norm/scale` or, for blocks, `encoder/blocks/<i>/...`.
@@ -28,7 +29,7 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
         return int(parts[2]) < s
     if parts[:2] == ["encoder", "gate"]:
         return model.gate_layer is not None and model.gate_layer < model.freeze_below
-    if parts[:2] in (["encoder", "norm"], ["encoder", "temporal"]):
+    if parts[:2] in (["encoder", "norm"], ["encoder", "temporal"]) or parts[0] == "pooled_norm":
         return s == model.depth
     return bool(s) and parts[0] in _BELOW and "widen" not in parts
 
