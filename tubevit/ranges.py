@@ -41,8 +41,8 @@ class Range:
 
     def _is_number(self, value) -> bool:
         """Whether a value is a finite number of the kind."""
-        kinds: tuple = (int,) if self.kind is int else (numbers.Real,)
-        return isinstance(value, kinds) and not isinstance(value, bool) and -math.inf < value < math.inf
+        kind = numbers.Integral if self.kind is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool) and -math.inf < value < math.inf
 
     def _fits(self, value) -> bool:
         return abs(value) <= _LARGEST[self.kind] and (value == 0 or abs(value) >= _SMALLEST)
@@ -85,7 +85,9 @@ RATE = Range(float, least=0, below=1)
 
 
 def check_fields(instance, prefix: str = "") -> None:
-    """Check the fields of a dataclass whose metadata has a `range`; None passes where it is the default.
+    """Check the fields of a dataclass whose metadata has a `range`, and store their numbers as Python's.
+
+    None passes where it is the default.
 
     Raises UserError, which names the field behind `prefix`, the range and the value.
     """
@@ -94,3 +96,5 @@ def check_fields(instance, prefix: str = "") -> None:
         if "range" in field.metadata and not (value is None and field.default is None):
             for each in value if isinstance(value, tuple) else (value,):
                 field.metadata["range"].check(prefix + field.name, each)
+            if not isinstance(value, int | float | tuple):  # of NumPy, which JSON does not take
+                object.__setattr__(instance, field.name, field.metadata["range"].kind(value))

@@ -144,6 +144,16 @@ def test_heads():
     assert model_config("tubevit_b16", heads=heads).heads == tuple(zip(heads, expected))
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_numbers_of_numpy_become_those_of_python(kind):
+    given = dict(depth=kind(3), freeze_below=kind(1), dropout=np.float32(0.5), fps=kind(8))
+    config = model_config("tubevit_nano8", num_classes=kind(5), **given)
+    assert config == model_config("tubevit_nano8", num_classes=5, depth=3, freeze_below=1, dropout=0.5, fps=8)
+    assert [type(getattr(config, name)) for name in given] == [int, int, float, float]
+    assert type(config.heads[0][1].classes) is int
+    assert model_config("tubevit_nano8", heads={"a": kind(5), "b": (kind(2), "image")}).heads[0][1] == Head(5)
+
+
 def test_fields_and_seed(monkeypatch):
     monkeypatch.setattr(variants, "TubeViT", lambda config, rngs: (config, rngs.params.key[...]))
     config, key = create_model("tubevit_nano8", seed=3, width=48, precision="bfloat16")
@@ -160,6 +170,10 @@ def test_fields_and_seed(monkeypatch):
         ("tubevit_b16", dict(num_classes=3, heads={"a": 3}), ["num_classes= or heads="]),
         ("tubevit_b16", dict(num_classes=-1), ["at least 1 class", "-1"]),
         ("tubevit_b16", dict(heads={"a": "3"}), ["head 'a'", "'3'"]),
+        ("tubevit_b16", dict(heads={"a": {"clases": 5}}), ["keyword of head 'a' 'clases'", "'classes'"]),
+        ("tubevit_b16", dict(heads={"a": {"modality": "video"}}), ["head 'a'", "a dict with `classes`"]),
+        ("tubevit_b16", dict(heads={"a": True}), ["at least 1 class", "True"]),
+        ("tubevit_b16", dict(depth=np.float64(3)), ["depth", "a whole number"]),
     ],
 )
 def test_errors_name_the_closest(name, fields, words):

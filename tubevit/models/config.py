@@ -58,8 +58,9 @@ class Head:
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
-        if not isinstance(self.classes, int) or self.classes < 1:
+        if self.classes not in COUNT:
             raise UserError(f"a head needs at least 1 class; found {self.classes!r}")
+        object.__setattr__(self, "classes", int(self.classes))
         if self.modality not in MODALITIES:
             raise unknown("modality", str(self.modality), MODALITIES)
         if self.labels and len(self.labels) != self.classes:

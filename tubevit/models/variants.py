@@ -1,6 +1,7 @@
 """The architectures, and models created by their names (Table 11)."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 
 from flax import nnx
@@ -118,12 +119,18 @@ def _head(name: str, value) -> Head:
     if isinstance(value, Head):
         return value
     if isinstance(value, Mapping):
-        return Head(**value)
+        known = [field.name for field in dataclasses.fields(Head)]
+        for field in value:
+            if field not in known:
+                raise unknown(f"keyword of head {name!r}", str(field), known)
+        if "classes" in value:
+            return Head(**value)
     if isinstance(value, tuple | list) and len(value) == 2:
         return Head(*value)
-    if isinstance(value, int):
+    if isinstance(value, numbers.Integral):
         return Head(value)
-    raise UserError(f"head {name!r} must be a number of classes, (classes, modality) or a Head; found {value!r}")
+    expected = "a number of classes, (classes, modality), a dict with `classes` or a Head"
+    raise UserError(f"head {name!r} must be {expected}; found {value!r}")
 
 
 def create_model(
