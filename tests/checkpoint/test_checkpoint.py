@@ -246,6 +246,16 @@ def test_positions_over_time_are_not_resized(tiny, tmp_path, fields):
         tubevit.load_model(tmp_path / "video", frames=12)
 
 
+def test_positions_by_number_of_another_size_are_warned_of(tiny, tmp_path, said):
+    """The second row of 14 tokens begins with number 14, and that of 18 with 18."""
+    tubevit.save_model(tiny(tubes="2x8x8/2x8x8", frames=8, size=32, position="index", depth=1), tmp_path / "video")
+    for fields in ({}, {"frames": 12}):
+        tubevit.load_model(tmp_path / "video", **fields)
+    assert said == []
+    tubevit.load_model(tmp_path / "video", size=48)
+    assert "size=32: with size=48, its positions 'index' give the tokens other numbers" in said[0] and len(said) == 1
+
+
 def test_another_size_resizes_learned_positions(tiny, tmp_path):
     fields = dict(tubes="1x8x8/16x8x8", frames=1, size=32, position="learned", class_token=True, pooling="cls")
     model = tiny(5, depth=1, **fields)

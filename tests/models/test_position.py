@@ -110,7 +110,14 @@ def test_learned_positions_refuse_other_shapes(learned, shape):
         assert "too small" in str(error.value)
     else:
         words = ["learned positions of tube", "fit clips of 11x40x40", f"found {found}", "position='fixed'"]
+        words.append("read_video(path, **model.input) and read_image(path, size=40)")
         assert not [word for word in words if word not in str(error.value)], str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(11, 48, 48), (48, 48)])
+def test_learned_positions_of_another_size_can_be_resized(learned, shape):
+    with pytest.raises(UserError, match=r"found \d+x48x48: load_model\(\.\.\., size=48\) resizes those"):
+        learned[0].tokenize(pixels(*shape))
 
 
 def test_learned_positions_of_2d_tubes_only(tiny):

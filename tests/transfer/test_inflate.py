@@ -108,7 +108,7 @@ def test_positions_are_resized_bicubically(grid):
 def test_positions_of_other_frames_are_refused():
     table = np.arange(24.0).reshape(2, 3, 2, 2)
     np.testing.assert_array_equal(resize_positions(table, (2, 3, 2)), table)
-    with pytest.raises(UserError, match="positions of 2 frames do not fit 3: expected 1 or 3"):
+    with pytest.raises(UserError, match="over time fit 2 times, and these frames give 3: keep the frames"):
         resize_positions(table, (3, 3, 2))
 
 

@@ -229,6 +229,15 @@ def test_what_behaves_otherwise_is_said_or_refused(source, tiny, tmp_path):
     assert f"position none instead of fixed of {path}" in notes and f"padding same instead of valid of {path}" in notes
     _, _, notes = begin(tiny(heads, depth=1, tubes=str(model.config.tubes).replace("8x16x16%", "4x16x16%")), path)
     assert notes == [f"tube 4x4x4/4x16x16%2x1x1 has the kernel of 4x4x4/8x16x16%2x1x1 of {path}"]
+    _, _, notes = begin(tiny(heads, depth=1, tubes=str(model.config.tubes).replace("%2x1x1", "%1x2x1")), path)
+    assert f"tube 4x4x4/8x16x16%1x2x1 has the kernel of 4x4x4/8x16x16%2x1x1 of {path}" in notes
+    flat = dict(depth=1, tubes="4x8x8/4x8x8", frames=8, class_token=True)
+    tubevit.save_model(tiny({}, pooling="mean", position="index", size=32, **flat), tmp_path / "mean")
+    _, _, notes = begin(tiny({}, pooling="cls", position="index", size=48, **flat), str(tmp_path / "mean"))
+    assert f"pooling cls instead of mean of {tmp_path / 'mean'}" in notes
+    assert f"positions 'index' give the tokens other numbers than those of {tmp_path / 'mean'}" in notes
+    _, _, notes = begin(tiny({}, pooling="mean", position="index", size=32, **flat), str(tmp_path / "mean"))
+    assert notes == []
     tubevit.save_model(tiny({}, depth=2, gate_layer=0), tmp_path / "gated")
     with pytest.raises(UserError, match="another gate_layer: pass --config.model.gate_layer=0"):
         begin(tiny({}, depth=2, gate_layer=1), str(tmp_path / "gated"))

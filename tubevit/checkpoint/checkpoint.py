@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import threading
@@ -27,6 +28,8 @@ from tubevit.models.lora import adapter_shapes, merge_adapter
 from tubevit.models.position import resize_positions, table_grid
 from tubevit.models.tubevit import TubeViT
 from tubevit.models.variants import as_heads
+
+logger = logging.getLogger(__name__)
 
 # A checkpoint is complete once this exists: on disk Orbax renames the folder last, in a bucket it writes a marker.
 METADATA_FILE, MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
@@ -213,6 +216,11 @@ class Checkpoint:
         wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
         params = self._read_merged(wanted)
         _check_times(params, config)
+        if config.renumbers(stored):
+            logger.warning(
+                f"{self.name} was trained with size={stored.size}: with size={config.size}, its positions 'index' give "
+                "the tokens other numbers, so fine-tune it at this size"
+            )
         for i, table in params.get("position", {}).items():
             if i.isdecimal():  # the others are over time, which do not change
                 grid = config.tubes.tubes[int(i)].grid(config.shape, config.tubes.padding)

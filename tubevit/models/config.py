@@ -276,6 +276,13 @@ class ModelConfig:
             return UNKNOWN
         return TokenLayout(self.tubes.grid(shape)[0], int(self.class_token))
 
+    def renumbers(self, other: Self) -> bool:
+        """Return whether positions follow from the numbers of tokens, which are not those of another model's clip."""
+        if not self.position == other.position == "index":
+            return False
+        own, others = ([grid[1:] for grid in each.tubes.grid(each.shape)] for each in (self, other))
+        return own != others
+
     @property
     def frozen_blocks(self) -> int:
         """The number of first blocks whose own parameters are frozen: all of them beside an adapter."""

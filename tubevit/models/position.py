@@ -109,9 +109,12 @@ class Position(nnx.Module):
                 table = table[:1]
             if table.shape[:3] != grid:
                 made, found = ("x".join(map(str, size)) for size in (self.shape, shape))
+                remedy = f"read_video(path, **model.input) and read_image(path, size={self.shape[1]}) give what fits"
+                if len(table) == grid[0] and shape[1] == shape[2]:
+                    remedy = f"load_model(..., size={shape[1]}) resizes those of a checkpoint"
                 raise UserError(
                     f"the learned positions of tube {tube} fit clips of {made} (T x H x W) and images with the same "
-                    f"rows and columns; found {found}. position='fixed' accepts any shape"
+                    f"rows and columns; found {found}: {remedy}. A new model with position='fixed' takes any shape"
                 )
             return table.reshape(-1, self.width)
         if self.kind in ("none", "rope"):
@@ -139,15 +142,18 @@ def resize_positions(
     """Resize learned positions (float32), bicubic over rows and columns and antialiased where they shrink.
 
     Args:
-        table: learned positions; a table of one frame holds for every frame.
+        table: learned positions; a table of one time holds for all times.
         grid: new (n_t, n_y, n_x).
 
     Raises:
-        UserError: the number of frames changes, and the table has more than one.
+        UserError: the number of times changes, and the table has more than one.
     """
     table = np.asarray(table, np.float32)
     if table.shape[1:3] != grid[1:]:
         table = np.asarray(jax.image.resize(table, (len(table), *grid[1:], table.shape[-1]), "cubic", antialias=True))
     if len(table) not in (1, grid[0]):
-        raise UserError(f"learned positions of {len(table)} frames do not fit {grid[0]}: expected 1 or {grid[0]}")
+        raise UserError(
+            f"the learned positions over time fit {len(table)} times, and these frames give {grid[0]}: keep the frames "
+            "of the checkpoint"
+        )
     return np.broadcast_to(table, (*grid, table.shape[-1]))

@@ -44,7 +44,8 @@ class Donor:
     def match(self, model: ModelConfig, wanted: list[int]) -> dict[int, int]:
         """Match tubes of the model to tubes of the checkpoint with the same kernel shape, each at most once.
 
-        Tubes with the same stride and offset are matched first, then tubes with the same index, then any.
+        Tubes with the same stride, offset and space-to-depth are matched first, then those with the same index, then
+        any.
         """
         pairs = []
         for i in wanted:
@@ -81,7 +82,9 @@ def _features(tube: Tube, config: ModelConfig) -> int:
 
 
 def _same_place(one: Tube, two: Tube) -> bool:
-    return (one.kernel, one.stride, one.offset) == (two.kernel, two.stride, two.offset)
+    """Return whether tubes read the same pixels, as many sub-windows in the same order; wider tokens have more."""
+    in_order = one.sub_windows != two.sub_windows or one.space_to_depth == two.space_to_depth
+    return in_order and (one.kernel, one.stride, one.offset) == (two.kernel, two.stride, two.offset)
 
 
 class Adapted:

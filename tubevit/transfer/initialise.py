@@ -129,11 +129,15 @@ def _compare_settings(source: Donor, model: ModelConfig, becomes_video: bool) ->
         raise UserError(
             f"init.checkpoint {source.name} was trained with another {' and '.join(differing)}: pass {flags}"
         )
-    return [
+    noted = ["pooling"] if becomes_video else ["pooling", "position", "padding", "pattern"]
+    notes = [
         f"{key} {getattr(model, key)} instead of {getattr(old, key)} of {source.name}"
-        for key in ("position", "padding", "pattern")
-        if getattr(old, key) != getattr(model, key) and not becomes_video
+        for key in noted
+        if getattr(old, key) != getattr(model, key)
     ]
+    if model.renumbers(old):
+        notes.append(f"positions 'index' give the tokens other numbers than those of {source.name}")
+    return notes
 
 
 def _changed_heads(source: Donor, model: ModelConfig, renamed, notes: list[str]) -> list[str]:
