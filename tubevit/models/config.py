@@ -160,7 +160,9 @@ class ModelConfig:
             compiler's cycles, less time to run on TPUs. Changes no output.
         attention: implementation of attention: `einsum`, `xla`, `cudnn` (NVIDIA GPUs), `kernel` (TPUs), or `auto`,
             which chooses by device and shape, see `models.attention.implementation_for`. Changes no output.
-        precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32.
+        precision: dtype of the computation, `float32` or `bfloat16`; parameters, softmax and logits stay float32. By
+            JAX's default, TPUs multiply float32 matrices in bfloat16 and recent NVIDIA GPUs in TF32, unless
+            `jax_default_matmul_precision` is `highest`.
         quantize: `int8` multiplies 8-bit integers in the linear layers of the blocks, see `models.int8`; for inference
             only.
 
