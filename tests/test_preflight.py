@@ -1,6 +1,7 @@
 """Preflight without a compiler for TPUs: names, what is read from a program's text, reports. Extras compile."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -383,7 +384,10 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {"data.train.charades.batch_size": "8", "mesh.fsdp": "2"}
     config = load_config("charades:videos=charades:lists@clips", changes)
-    plan = program.without_cudnn(resolve(config, assume_missing=True))
+    plan = resolve(config, assume_missing=True)
+    asked = dataclasses.replace(plan, model=plan.model.replace(attention="cudnn"))
+    plan = program.without_cudnn(plan)
+    assert program.without_cudnn(asked) == plan
     assert dict(plan.model.heads)["charades"].classes == 157 and plan.model.attention == "xla"
     (note,) = plan.notes
     assert note.startswith(

@@ -25,9 +25,11 @@ from tubevit.windows import TubeBatch, sample_arrays
 
 
 def without_cudnn(plan: Resolved) -> Resolved:
-    """Replace the attention `auto` by XLA's, because cuDNN's cannot be compiled without a GPU."""
+    """Replace the attentions `auto` and `cudnn` by XLA's, because cuDNN's cannot be compiled without a GPU."""
     model = plan.model
-    return dataclasses.replace(plan, model=model.replace(attention="xla")) if model.attention == "auto" else plan
+    if model.attention not in ("auto", "cudnn"):
+        return plan
+    return dataclasses.replace(plan, model=model.replace(attention="xla"))
 
 
 def abstract_batch(plan: Resolved, mesh: Mesh) -> dict:
