@@ -41,8 +41,8 @@ class Range:
 
     def _is_number(self, value) -> bool:
         """Whether a value is a finite number of the kind."""
-        kind = numbers.Integral if self.kind is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool) and -math.inf < value < math.inf
+        kinds: tuple = (numbers.Integral,) if self.kind is int else (numbers.Real,)
+        return isinstance(value, kinds) and not isinstance(value, bool) and -math.inf < value < math.inf
 
     def _fits(self, value) -> bool:
         return abs(value) <= _LARGEST[self.kind] and (value == 0 or abs(value) >= _SMALLEST)

@@ -172,7 +172,7 @@ def test_fields_and_seed(monkeypatch):
         ("tubevit_b16", dict(heads={"a": "3"}), ["head 'a'", "'3'"]),
         ("tubevit_b16", dict(heads={"a": {"clases": 5}}), ["keyword of head 'a' 'clases'", "'classes'"]),
         ("tubevit_b16", dict(heads={"a": {"modality": "video"}}), ["head 'a'", "a dict with `classes`"]),
-        ("tubevit_b16", dict(heads={"a": True}), ["at least 1 class", "True"]),
+        ("tubevit_b16", dict(heads={"a": True}), ["head 'a'", "True"]),
         ("tubevit_b16", dict(depth=np.float64(3)), ["depth", "a whole number"]),
     ],
 )

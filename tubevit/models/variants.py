@@ -127,8 +127,8 @@ def _head(name: str, value) -> Head:
             return Head(**value)
     if isinstance(value, tuple | list) and len(value) == 2:
         return Head(*value)
-    if isinstance(value, numbers.Integral):
-        return Head(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return Head(int(value))
     expected = "a number of classes, (classes, modality), a dict with `classes` or a Head"
     raise UserError(f"head {name!r} must be {expected}; found {value!r}")
 
