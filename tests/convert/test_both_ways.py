@@ -294,6 +294,9 @@ def test_models_that_the_formats_cannot_hold(saved, tiny, tmp_path, capsys):
     tubevit.save_model(tiny({"a": Head(2, "image"), "b": Head(3, "image")}, **PLAIN), tmp_path / "heads")
     tubevit.save_model(tiny(**PLAIN, gelu="tanh"), tmp_path / "tanh")
     tubevit.save_model(tiny(), tmp_path / "tubes")
+    tubevit.save_model(tiny(**PLAIN, softcap=50.0, budget="50%"), tmp_path / "fast")
+    video = dict(tubes="2x8x8/2x8x8", position="index", pooling="mean", final_norm="pooled", frames=4, size=16)
+    tubevit.save_model(tiny(**video, softcap=50.0, budget="50%:motion"), tmp_path / "video")
     target, timm = str(tmp_path / "theirs"), str(tmp_path / "x.safetensors")
     for name, flags, text in (
         (
@@ -307,6 +310,9 @@ def test_models_that_the_formats_cannot_hold(saved, tiny, tmp_path, capsys):
             [target, "--format", "hugging-face"],
             "closest is vivit, but the model has tubes .* instead of one without gaps; .*position='fixed' instead",
         ),
+        ("fast", [target, "--format", "hugging-face"], "softcap=50.0 instead of None; budget 50%: .*budget=None"),
+        ("fast", [timm, "--format", "timm"], "softcap=50.0 instead of None; budget 50%: "),
+        ("video", [target, "--format", "hugging-face"], "videomae, .*softcap=50.0 .*; budget 50%:motion: "),
         ("tanh", [timm, "--format", "timm"], "exact GELU, this model the tanh"),
         ("heads", [target, "--format", "timm", "--headless"], "files that end in .safetensors; found theirs"),
         ("tanh", [target], "pass --format, one of hugging-face, timm"),

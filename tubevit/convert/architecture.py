@@ -106,12 +106,21 @@ def check_plain(config: ModelConfig, format: str) -> None:
         problems.append(f"tube {tube} with {config.frames} frames instead of patches of one frame")
     elif config.size % tube.kernel[1]:
         problems.append(f"size {config.size}, which is not a multiple of the patch size {tube.kernel[1]}")
-    expected = dict(position="learned", class_token=True, pooling="cls", add_attention=0, gate_layer=None)
-    for key, value in expected.items():
-        if getattr(config, key) != value:
-            problems.append(f"{key}={getattr(config, key)!r} instead of {value!r}")
-    if len(config.heads) > 1:
-        names = ", ".join(name for name, _ in config.heads)
-        problems.append(f"several heads ({names}): --headless leaves them out")
+    problems += unlike(config, position="learned", class_token=True, pooling="cls")
     if problems:
         raise UserError(f"--format {format} holds only plain ViTs; the model has {'; '.join(problems)}")
+
+
+def unlike(config: ModelConfig, **expected) -> list[str]:
+    """List the fields that have other values than those expected, and what no other library's format holds."""
+    expected = dict(softcap=None, add_attention=0, gate_layer=None) | expected
+    problems = [
+        f"{key}={getattr(config, key)!r} instead of {value!r}"
+        for key, value in expected.items()
+        if getattr(config, key) != value
+    ]
+    if config.budget is not None:
+        problems.append(f"budget {config.budget}: load_model(..., budget=None) takes all tokens")
+    if len(config.heads) > 1:
+        problems.append(f"several heads ({', '.join(name for name, _ in config.heads)}): --headless leaves them out")
+    return problems

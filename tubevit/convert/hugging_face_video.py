@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tubevit.convert import hugging_face_folder as their
-from tubevit.convert.architecture import video_vit
+from tubevit.convert.architecture import unlike, video_vit
 from tubevit.convert.foreign import Foreign, Options
 from tubevit.convert.video_families import FAMILIES, TIMESFORMER, VIDEOMAE, VIDEOPRISM, VIVIT, VJEPA2, Family
 from tubevit.errors import UserError, unknown
@@ -90,22 +90,13 @@ def _differences(family: Family, config: ModelConfig) -> list[str]:
         problems.append(f"tube {tube}, which does not fill {config.frames} frames of {config.size} pixels in squares")
     elif tube.kernel[0] > 1 and family is TIMESFORMER:
         problems.append(f"tube {tube} instead of one that reads single frames")
-    expected = dict(class_token=False, pattern="joint", final_norm="tokens", softcap=None)
-    expected |= dict(add_attention=0, gate_layer=None, interpolated=False, tube_linear=False, tube_width=None) | dict(
-        family.fields
-    )
+    expected = dict(class_token=False, pattern="joint", final_norm="tokens", interpolated=False)
+    expected |= dict(tube_linear=False, tube_width=None) | dict(family.fields)
     if family is TIMESFORMER and config.pattern == "divided":
         expected["pattern"] = "divided"
     if family is VIDEOMAE and (config.heads or config.final_norm == "pooled"):
         expected["final_norm"] = "pooled"
-    problems += [
-        f"{key}={getattr(config, key)!r} instead of {value!r}"
-        for key, value in expected.items()
-        if getattr(config, key) != value
-    ]
-    if len(config.heads) > 1:
-        problems.append(f"several heads ({', '.join(name for name, _ in config.heads)}): --headless leaves them out")
-    return problems
+    return problems + unlike(config, **expected)
 
 
 def lost(family: Family, config: ModelConfig, params: Mapping[str, np.ndarray]) -> list[str]:
