@@ -106,6 +106,30 @@ def test_what_a_file_of_timm_cannot_say(saved, tmp_path):
         assert (expected in notes(folder)) if expected else notes(folder) == ""
 
 
+TIMM_GELUS = {  # values of config.json, and the GELU of the model or what is said
+    "by name": ({"architecture": "vit_base_patch32_siglip_gap_256.v2_webli"}, "tanh"),
+    "by name, exact": ({"architecture": "vit_base_patch16_siglip_gap_256"}, "exact"),
+    "argument": ({"architecture": "vit_tiny_patch16_224", "model_args": {"act_layer": "gelu_tanh"}}, "tanh"),
+    "argument, exact": ({"architecture": "vit_large_patch16_siglip_gap_512", "act_layer": "gelu"}, "exact"),
+    "other": ({"architecture": "vit_tiny_patch16_224", "act_layer": "quick_gelu"}, "act_layer 'quick_gelu' instead of"),
+    "list": ({"architecture": "vit_tiny_patch16_224", "act_layer": ["gelu"]}, r"act_layer \['gelu'\] instead of"),
+}
+
+
+@pytest.mark.parametrize("case", TIMM_GELUS)
+def test_the_gelu_of_a_folder_of_timm(case, saved, tmp_path):
+    values, expected = TIMM_GELUS[case]
+    (tmp_path / "hub").mkdir()
+    convert(saved, tmp_path / "x.safetensors", format="timm")
+    (tmp_path / "x.safetensors").rename(tmp_path / "hub/model.safetensors")
+    (tmp_path / "hub/config.json").write_text(json.dumps({"global_pool": "token", **values}))
+    if expected in ("exact", "tanh"):
+        assert convert(tmp_path / "hub", tmp_path / "ours", options=Options(heads=2)).config.gelu == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            convert(tmp_path / "hub", tmp_path / "ours", options=Options(heads=2))
+
+
 def test_formats_of_the_stored_numbers(folder, tmp_path):
     """float16 and bfloat16 are widened."""
     arrays = load_file(folder / "model.safetensors")

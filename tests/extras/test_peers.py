@@ -1,5 +1,6 @@
 """Parity with torch peers (the extra `peers`): randomly initialised, saved in their own format, converted, and back."""
 
+import inspect
 import json
 import os
 
@@ -16,6 +17,7 @@ import tubevit
 from tests.peers import assert_same, randomised
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.convert import convert
+from tubevit.convert import timm as timm_format
 from tubevit.convert.foreign import Options
 
 TINY = dict(
@@ -153,6 +155,19 @@ def test_a_folder_of_timm(tmp_path):
     images = pixels(32)
     assert_same(run(tmp_path / "ours", images), peer(standardised(images, MEAN, STD)), 1e-5)
     assert Checkpoint(tmp_path / "ours").metadata["source"]["preprocessing"]["interpolation"] == "bicubic"
+
+
+def test_activations_that_only_the_code_of_timm_says():
+    """Those of all its plain ViTs that pool their patches; the arrays of the others show that they are not plain."""
+    names = timm.list_models("vit_*_gap_*", module="vision_transformer")
+    codes = {name: inspect.getsource(timm.models.model_entrypoint(name)) for name in names}
+    plain = {name: code for name, code in codes.items() if "reg_tokens" not in code and "fc_norm=False" in code}
+    assert {name for name, code in plain.items() if "act_layer='gelu_tanh'" in code} == timm_format.TANH
+    assert all("act_layer" not in code for name, code in plain.items() if name not in timm_format.TANH)
+    of_classes = [name for name in timm.list_models(module="vision_transformer") if "quickgelu" in name]
+    assert of_classes and all(
+        "pre_norm=True" in inspect.getsource(timm.models.model_entrypoint(name)) for name in of_classes
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -33,6 +33,14 @@ LAYOUT = Layout(
 )
 MARK = "patch_embed.proj.weight"
 _SUFFIX = ".safetensors"
+GELUS = {"gelu": "exact", "gelu_tanh": "tanh"}
+# Architectures of plain ViTs for which timm's code, and no file, says the tanh approximation. Many other SigLIPs have
+# the exact GELU there. Activations that are not GELUs come with arrays that are refused.
+TANH = frozenset({
+    "vit_base_patch32_siglip_gap_256", "vit_large_patch16_siglip_gap_512", "vit_so400m_patch16_siglip_gap_256",
+    "vit_so400m_patch16_siglip_gap_384", "vit_so400m_patch16_siglip_gap_512", "vit_giantopt_patch16_siglip_gap_256",
+    "vit_giantopt_patch16_siglip_gap_384",
+})  # fmt: skip
 _REFUSED = {  # prefixes of names, and what they are
     "pre_logits.": "a representation layer before its head; --headless leaves both out",
     "fc_norm.": "a normalisation after pooling",
@@ -60,14 +68,15 @@ def read(
     (_, rows, width), (*_, patch), (mlp_dim, _) = shapes_of(weights, ranks, str(path))
     class_position = has_class_row(rows)  # with no_embed_class the class token has no position
     has_class = class_position or "cls_token" in weights
-    notes += _check_assumed(values, has_class, path)
+    gelu, assumed = _settings(values, has_class, path)
+    notes += assumed
     sizes = dict(width=width, depth=depth_of(weights, _BLOCK), mlp_dim=mlp_dim)
     known = values.get("pretrained_cfg")
     known = known if isinstance(known, dict) else {}
     pixels, assumed = statistics(options, known.get("mean"), known.get("std"), str(path))
     config = plain_vit(
         **sizes, num_heads=heads_of(sizes, options.heads, str(path)), patch=patch,
-        size=patch * side_of(rows - class_position, str(path)), gelu="exact", norm_epsilon=1e-6,
+        size=patch * side_of(rows - class_position, str(path)), gelu=gelu, norm_epsilon=1e-6,
         qkv_bias="blocks.0.attn.qkv.bias" in weights, layer_scale=1.0 if "blocks.0.ls1.gamma" in weights else None,
         class_token=has_class, pooling="cls" if has_class else "mean",
         head=Head(weights["head.bias"].size) if "head.bias" in weights else None, **pixels,
@@ -76,27 +85,32 @@ def read(
     return Foreign(config, weights, layout, (path,), known.get("interpolation"), notes + assumed)
 
 
-def _check_assumed(values: Mapping, has_class: bool, path: pathlib.Path) -> tuple[str, ...]:
-    """Return a note on the settings that neither the arrays nor config.json show.
+def _settings(values: Mapping, has_class: bool, path: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+    """Return our name of the GELU, and a note on the settings that neither the arrays nor config.json show.
 
     Raises UserError if config.json has settings that our models do not have.
     """
     wrong, assumed, arguments = [], [], values.get("model_args")
+    given = {**values, **arguments} if isinstance(arguments, dict) else values
     pool, meant = ("token", "the class token") if has_class else ("avg", "the mean of all patches")
-    known = {"global_pool": ("pooling", pool, meant), "act_layer": ("activation", "gelu", "the exact GELU")}
-    for key, (what, expected, meaning) in known.items():
-        found = (arguments if isinstance(arguments, dict) else values).get(key, values.get(key))
-        if found not in (None, expected):
-            wrong.append(f"{key} {found!r} instead of {expected!r}")
-        # The name of the architecture, in config.json, stands for the activation.
-        elif found is None and not (key == "act_layer" and values):
-            assumed.append((what, meaning))
+    pooling, activation = given.get("global_pool"), given.get("act_layer")
+    if activation is None and "architecture" in values:  # its code says it
+        activation = "gelu_tanh" if str(values["architecture"]).split(".")[0] in TANH else "gelu"
+    if pooling is None:
+        assumed.append(("pooling", meant))
+    elif pooling != pool:
+        wrong.append(f"global_pool {pooling!r} instead of {pool!r}")
+    if activation is None:
+        assumed.append(("activation", "the exact GELU"))
+    elif activation not in list(GELUS):  # it may be of any type
+        wrong.append(f"act_layer {activation!r} instead of {' or '.join(map(repr, GELUS))}")
     if wrong:
         raise UserError(f"{path} is not a plain ViT: its config.json has {' and '.join(wrong)}")
+    gelu = GELUS[activation or "gelu"]
     if not assumed:
-        return ()
+        return gelu, ()
     whats, meanings = (" and ".join(words) for words in zip(*assumed))
-    return (f"{path} does not say {whats}: assumed to be {meanings}",)
+    return gelu, (f"{path} does not say {whats}: assumed to be {meanings}",)
 
 
 def write(path: pathlib.Path, config: ModelConfig, params: Mapping[str, np.ndarray]) -> None:
