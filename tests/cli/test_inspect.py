@@ -52,6 +52,15 @@ def test_text(done):
     assert text.count("8x8x8/16x32x32%2x1x1") == 1
 
 
+def test_models_of_the_same_tubes_and_other_tokens(done, tiny, tmp_path):
+    text = done(["inspect", "vivit_nano8", "videomae_nano8"])
+    assert "vivit_nano8: input 16x64x64, 257 tokens\n" in text and "videomae_nano8: input 16x64x64, 256 tokens\n" in text
+    for name, budget in (("even", "50%"), ("motion", "50%:motion")):
+        tubevit.save_model(tiny(frames=16, size=64, budget=budget), tmp_path / name)
+    text = done(["inspect", str(tmp_path / "even"), str(tmp_path / "motion")])
+    assert "even: input" in text and "(budget 50%)" in text and "(budget 50%:motion)" in text
+
+
 @pytest.mark.parametrize("tubes, warnings", [("table14_2", 1), ("paper", 0), ("dense_2x16x16", 1)])
 def test_bytes_of_both_paths(done, tubes, warnings):
     """Against the windows themselves; a warning where those of a clip are not smaller."""

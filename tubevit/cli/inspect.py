@@ -95,8 +95,8 @@ def share_text(value: float | None) -> str:
 
 def _table(rows: list[dict]) -> str:
     lines, layouts = [], {}
-    for row in rows:  # models of the same tubes and input share a layout
-        layouts.setdefault((row["input"], str(row["tubes"])), []).append(row)
+    for row in rows:  # models of the same tubes, tokens and input share a layout
+        layouts.setdefault((row["input"], str(row["tubes"]), _tokens(row)), []).append(row)
     for group in layouts.values():
         row = group[0]
         lines.append(f"{', '.join(r['name'] for r in group)}: input {row['input']}, {_tokens(row)}")
