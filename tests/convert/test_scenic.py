@@ -8,7 +8,8 @@ from flax import nnx, serialization
 
 import tubevit
 from tubevit.cli import main
-from tubevit.convert import convert
+from tubevit.convert import convert, scenic
+from tubevit.convert.files import read_arrays
 from tubevit.convert.foreign import Options
 from tubevit.errors import UserError
 
@@ -112,6 +113,26 @@ def test_logits_are_those_of_the_definition(case, tmp_path):
     assert np.abs(expected).mean() > 0.1
     found = nnx.jit(lambda model, videos: model(videos))(tubevit.load_model(tmp_path / "ours"), videos)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temporal, options, note", [
+    (0, Options(), "the clip: assumed to be 32 frames of 224 pixels, see --frames and --size"),
+    (0, Options(size=24), "all of the clip: assumed to be 32 frames, see --frames"),
+    (0, Options(frames=6), "all of the clip: assumed to be 224 pixels, see --size"),
+    (2, Options(), "all of the clip: assumed to be 224 pixels, see --size"),
+    (2, Options(frames=6, size=24), None),
+])  # fmt: skip
+def test_what_a_file_does_not_say_of_the_clip(temporal, options, note, tmp_path):
+    """The note names the options that the file leaves open, and no other."""
+    file = write(tmp_path / "checkpoint", params=made(temporal, True)[1])
+    notes = scenic.read(file, read_arrays(file), options).notes
+    assert notes == (() if note is None else (f"{file} does not say {note}",))
+
+
+def test_frames_that_the_file_contradicts(tmp_path):
+    file = write(tmp_path / "checkpoint", params=made(2, True)[1])
+    with pytest.raises(UserError, match="positions for 6 frames; found --frames 8"):
+        convert(file, tmp_path / "ours", options=Options(frames=8, size=24))
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path, capsys):

@@ -18,8 +18,9 @@ from tests.convert.test_torch_file import write as write_torch
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.paths import flatten
 from tubevit.cli import main
-from tubevit.convert import convert
+from tubevit.convert import convert, original_video
 from tubevit.convert.architecture import video_vit
+from tubevit.convert.files import read_arrays
 from tubevit.convert.foreign import Options
 from tubevit.convert.hugging_face_folder import licence, preprocessing
 from tubevit.convert.video_families import TIMESFORMER, VIDEOMAE, VIVIT
@@ -240,6 +241,8 @@ def test_original_files_that_are_refused(folders, tmp_path, capsys):
         r"clips of 4x224x224 .*missing blocks.0-1.attn.proj.bias; .*unexpected .*; pos_embed: expected \(1, 785, 24\)"
     )
     refused([str(file), target, *heads], text, tmp_path, capsys)
+    (note,) = original_video.read(file, read_arrays(file), Options(heads=2)).notes
+    assert note.endswith("does not say all of the clip: assumed to be 224 pixels, see --size")
     refused([str(file), target, *heads, "--frames", "4"], "--frames is for files of format videomae", tmp_path, capsys)
     part = {"a": np.ones(1, np.float32)}
     inner = state_dict(a=tensor("0", "FloatStorage", 1, (1,), (1,)))[2:-1]

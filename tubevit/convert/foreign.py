@@ -97,6 +97,30 @@ def with_options(
     return config.replace(heads=(), **given), *leave_out(weights, (heads,))
 
 
+def clip_of(
+    options: Options, released: tuple[int, int], source: str, stored: int | None = None
+) -> tuple[int, int, tuple[str, ...]]:
+    """Return frames and size of the clip of a video model, and a note on what is assumed.
+
+    Args:
+        options: what the user says.
+        released: frames and size of the released models, which are assumed otherwise.
+        source: what is read, for messages.
+        stored: the number of frames, where the file says it.
+
+    Raises UserError if the user says another number of frames than the file.
+    """
+    if stored is not None and options.frames not in (None, stored):
+        raise UserError(f"{source} has positions for {stored} frames; found --frames {options.frames}: leave it out")
+    frames = (options.frames or released[0]) if stored is None else stored
+    size = options.size or released[1]
+    assumed = {"--frames": f"{frames} frames"} if stored is None and options.frames is None else {}
+    assumed |= {"--size": f"{size} pixels"} if options.size is None else {}
+    what = "all of the clip" if len(assumed) == 1 else "the clip"
+    text = f"{source} does not say {what}: assumed to be {' of '.join(assumed.values())}, see {' and '.join(assumed)}"
+    return frames, size, (text,) if assumed else ()
+
+
 def statistics(options: Options, mean, std, source: str) -> tuple[dict, tuple[str, ...]]:
     """Return the fields `mean` and `std`, and notes: the user's values, else those of the source, else 0.5.
 

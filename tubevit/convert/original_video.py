@@ -7,7 +7,7 @@ import numpy as np
 
 from tubevit.convert import timm
 from tubevit.convert.architecture import depth_of, heads_of, video_vit
-from tubevit.convert.foreign import Foreign, Options, leave_out, shapes_of, statistics
+from tubevit.convert.foreign import Foreign, Options, clip_of, leave_out, shapes_of, statistics
 from tubevit.convert.layout import ZEROS, Array, Layout, dense, norm, patches
 from tubevit.convert.video_families import TIMESFORMER, VIDEOMAE, Family
 from tubevit.models.config import Head
@@ -27,7 +27,7 @@ _LAYOUTS: Mapping[str, Layout] = {
         *norm("pooled_norm", "fc_norm"),
     ),
 }
-_FRAMES, _SIZE = 16, 224  # of the released files, where they do not say it
+_CLIP = (16, 224)  # frames and size of the released files, where they do not say it
 
 
 def family_of(weights: Mapping[str, np.ndarray]) -> Family | None:
@@ -55,18 +55,15 @@ def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options
     if family is TIMESFORMER:
         ranks["time_embed"] = 3
     (width, _, *kernel), (mlp_dim, _), *times = shapes_of(weights, ranks, source)
-    fields, tubelet, size = dict(family.fields), 1, options.size or _SIZE
+    fields, tubelet, stored = dict(family.fields), 1, None
     if family is TIMESFORMER:
-        frames = times[0][1]
+        stored = times[0][1]
         fields["pattern"] = "divided" if any(".temporal_" in name for name in weights) else "joint"
     else:
-        tubelet, frames = kernel[0], options.frames or _FRAMES
+        tubelet = kernel[0]
         final = "tokens" if "norm.weight" in weights and "fc_norm.weight" not in weights else "pooled"
         fields |= dict(final_norm=final, qkv_bias="blocks.0.attn.q_bias" in weights)
-    if options.size is None or (family is VIDEOMAE and options.frames is None):
-        notes += (
-            f"{source} does not say the clip: assumed to be {frames} frames of {size} pixels, see --frames and --size",
-        )
+    frames, size, assumed = clip_of(options, _CLIP, source, stored)
     sizes = dict(width=width, depth=depth_of(weights, "blocks.*"), mlp_dim=mlp_dim)
     pixels, _ = statistics(options, *family.trained, source)
     config = video_vit(
@@ -74,7 +71,7 @@ def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options
         size=size, fps=family.fps.get(frames), norm_epsilon=1e-6, gelu="exact",
         head=Head(weights["head.bias"].size, "video") if "head.bias" in weights else None, **sizes, **fields, **pixels,
     )  # fmt: skip
-    return Foreign(config, weights, _LAYOUTS[family.name], (path,), None, notes)
+    return Foreign(config, weights, _LAYOUTS[family.name], (path,), None, notes + assumed)
 
 
 def _without_prefix(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from tubevit.convert import flax_vit
 from tubevit.convert.architecture import depth_of, video_vit
-from tubevit.convert.foreign import Foreign, Options, leave_out, shapes_of, statistics
+from tubevit.convert.foreign import Foreign, Options, clip_of, leave_out, shapes_of, statistics
 from tubevit.convert.layout import Array, Layout
 from tubevit.convert.video_families import VIVIT
 from tubevit.errors import UserError
@@ -16,7 +16,7 @@ from tubevit.models.config import Head
 _PARAMETERS = ("optimizer/target/params/", "optimizer/target/", "params/params/", "params/")  # where they may be
 _POSITION = "posembed_input/pos_embedding"
 _PATCHES = "embedding/kernel"
-_FRAMES, _SIZE = 32, 224  # of the released files
+_CLIP = (32, 224)  # frames and size of the released files
 
 
 def _layout(encoder: str, class_token: str) -> Layout:
@@ -63,26 +63,21 @@ def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options
     if factorised:
         ranks |= {f"TemporalTransformer/{_POSITION}": 3, "TemporalTransformer/encoderblock_0/LayerNorm_0/scale": 1}
     (tubelet, patch, *_), (width, num_heads, _), (_, mlp_dim), *times = shapes_of(weights, ranks, source)
-    has_class, size = class_token in weights, options.size or _SIZE
+    has_class, stored = class_token in weights, None
     fields: dict = dict(position="learned", class_token=has_class, pooling="cls" if has_class else "mean")
     if factorised:
-        frames = tubelet * (times[0][1] - has_class)
+        stored = tubelet * (times[0][1] - has_class)
         depth = depth_of(weights, "TemporalTransformer/encoderblock_*")
         fields |= dict(position="learned_space", pattern="factorised_encoder", temporal_depth=depth)
         fields["frame_pooling"] = "cls" if has_class else "mean"
-    else:
-        frames = options.frames or _FRAMES
-    if options.size is None or (not factorised and options.frames is None):
-        notes += (
-            f"{source} does not say the clip: assumed to be {frames} frames of {size} pixels, see --frames and --size",
-        )
+    frames, size, assumed = clip_of(options, _CLIP, source, stored)
     pixels, _ = statistics(options, *VIVIT.trained, source)
     config = video_vit(
         tubelet=tubelet, patch=patch, width=width, depth=depth_of(weights, f"{encoder}/encoderblock_*"),
         num_heads=num_heads, mlp_dim=mlp_dim, frames=frames, size=size, fps=VIVIT.fps.get(frames), gelu="tanh",
         norm_epsilon=1e-6, head=_head(weights), **fields, **pixels,
     )  # fmt: skip
-    return Foreign(config, weights, _layout(encoder, class_token), (path,), "bilinear", notes)
+    return Foreign(config, weights, _layout(encoder, class_token), (path,), "bilinear", notes + assumed)
 
 
 def _head(weights: Mapping[str, np.ndarray]) -> Head | None:

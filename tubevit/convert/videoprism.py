@@ -8,13 +8,13 @@ import numpy as np
 
 from tubevit.convert import flax_vit
 from tubevit.convert.architecture import depth_of, video_vit
-from tubevit.convert.foreign import Foreign, Options, shapes_of, statistics
+from tubevit.convert.foreign import Foreign, Options, clip_of, shapes_of, statistics
 from tubevit.convert.layout import Array, Layout
 from tubevit.convert.video_families import PRISM_FIELDS, VIDEOPRISM
 
 MARK = "patch_projection/linear/kernel"
 _STACK = "transformers_stack/x_layers"
-_SIZE = 288
+_CLIP = (16, 288)  # frames and size of the released files
 
 
 def _encoder(ours: str, theirs: str) -> tuple[Array, ...]:
@@ -63,15 +63,14 @@ def read(path: pathlib.Path, weights: Mapping[str, np.ndarray], options: Options
         MARK: 2, "temporal_pos_emb/emb_var": 2, f"{block}/self_attention/query/w": 3,
         f"{block}/ff_layer/ffn_layer1/linear/kernel": 2, f"temporal_encoder/{_STACK}_0/layer_norm/scale": 1,
     }  # fmt: skip
-    (pixels_read, width), (frames, _), (_, num_heads, _), (_, mlp_dim), _ = shapes_of(inside, ranks, source)
+    (pixels_read, width), (stored, _), (_, num_heads, _), (_, mlp_dim), _ = shapes_of(inside, ranks, source)
     notes = tuple(f"left out: {', '.join(others)}" for _ in others[:1])
-    if options.size is None:
-        notes += (f"{source} does not say the clip: assumed to be {frames} frames of {_SIZE} pixels, see --size",)
+    frames, size, assumed = clip_of(options, _CLIP, source, stored)
     pixels, _ = statistics(options, *VIDEOPRISM.trained, source)
     config = video_vit(
         tubelet=1, patch=math.isqrt(pixels_read // 3), width=width, num_heads=num_heads, mlp_dim=mlp_dim,
-        depth=depth_of(inside, f"spatial_encoder/{_STACK}_*"), frames=frames, size=options.size or _SIZE, head=None,
+        depth=depth_of(inside, f"spatial_encoder/{_STACK}_*"), frames=frames, size=size, head=None,
         temporal_depth=depth_of(inside, f"temporal_encoder/{_STACK}_*"), gelu="exact", norm_epsilon=1e-6,
         **PRISM_FIELDS, **pixels,
     )  # fmt: skip
-    return Foreign(config, inside, _LAYOUT, (path,), None, notes)
+    return Foreign(config, inside, _LAYOUT, (path,), None, notes + assumed)
