@@ -12,9 +12,9 @@ ROOT = pathlib.Path(tubevit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Each may import from its own layer and from those before it.
 LAYERS = [
-    ["errors"], ["publish", "ranges", "private"], ["tubes", "storage"], ["windows", "writable"], ["data", "models"],
-    ["sharding"], ["checkpoint"], ["convert"], ["zoo"], ["transfer"], ["config"], ["recipes"], ["evaluation"],
-    ["training"], ["preflight"], ["visualize"], ["cli"],
+    ["errors"], ["publish", "ranges", "private", "code_hash"], ["tubes", "storage"], ["windows", "writable"],
+    ["data", "models"], ["sharding"], ["checkpoint"], ["convert"], ["zoo"], ["transfer"], ["config"], ["recipes"],
+    ["evaluation"], ["training"], ["preflight"], ["visualize"], ["cli"],
 ]  # fmt: skip
 TWIN = ROOT / "convert/tubevit_torch.py"  # is copied alone, and may be longer; `forward` is torch's `__call__`
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

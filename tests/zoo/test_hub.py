@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import pathlib
 import pickle
+import shutil
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.checkpoint.manifest import is_complete, write_manifest
 from tubevit.checkpoint.metadata import model_metadata
 from tubevit.checkpoint.paths import flatten
+from tubevit.code_hash import code_hash
 from tubevit.convert import convert
 from tubevit.convert.export import export_safetensors
 from tubevit.convert.foreign import Options
@@ -138,6 +140,17 @@ def test_those_of_others_are_converted_once(hub, foreign, vit, said, tmp_path):
     assert open_checkpoint(NAME).metadata["source"]["revision"] == second != commit
     assert convert_hub(NAME, tmp_path / "headless").config.heads == vit.config.heads
     assert Checkpoint(tmp_path / "headless").metadata["source"]["hub"] == REPO
+
+
+def test_another_converter_converts_again(hub, foreign, tmp_path):
+    """The folder of a conversion names the code that made it."""
+    converters = tmp_path / "convert"
+    shutil.copytree(pathlib.Path(tubevit.__file__).parent / "convert", converters)
+    commit, first = hub.add_folder(REPO, foreign), code_hash(converters)
+    assert open_checkpoint(NAME).folder.name == f"{commit}-{first[:12]}"
+    with open(converters / "timm.py", "a") as file:
+        file.write("# mended\n")
+    assert code_hash(converters) != first
 
 
 def test_a_half_removed_conversion_is_made_again(hub, foreign, vit, monkeypatch):

@@ -14,6 +14,7 @@ import optax
 
 import tubevit
 from tubevit import storage
+from tubevit.code_hash import code_hash
 from tubevit.config import load_config
 from tubevit.config.resolve import resolve
 from tubevit.data.sources.embedded import cache_folder
@@ -57,12 +58,10 @@ def remembered(compiler: Callable[..., dict]) -> Callable[..., dict]:
 
 def _key(config: str, overrides: Mapping[str, str], topology: Topology, parts: Sequence[str], effort: str) -> str:
     """Hash all that a result depends on."""
-    resolved, code = resolve(load_config(config, overrides), assume_missing=True), hashlib.sha256()
-    for file in sorted(pathlib.Path(tubevit.__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
+    resolved = resolve(load_config(config, overrides), assume_missing=True)
     versions = [compiler_version(topology), *(module.__version__ for module in (jax, jaxlib, flax, optax))]
     variables = sorted({**os.environ, **ENVIRONMENT}.items())
     flags = {key: value for key, value in variables if key.startswith(("JAX_", "LIBTPU_INIT_ARGS"))}
-    versions += [code.hexdigest(), str(flags)]
+    versions += [code_hash(pathlib.Path(tubevit.__file__).parent), str(flags)]
     settings = [resolved.config.to_json(sort_keys=True), repr(resolved.model), topology.name, list(parts), effort]
     return hashlib.sha256(json.dumps([*versions, *settings]).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Models on the Hugging Face Hub: fetch the files that are needed, refuse harmful ones, convert those of others once.
 
 Everything lies in `$TUBEVIT_CACHE/hub`, laid out by the client, and converted models in `$TUBEVIT_CACHE/converted`, by
-commit. A branch is looked up each time; without a network, the commit that it had last is taken.
+commit and code of the converters. A branch is looked up each time; without a network, the commit that it had last is
+taken.
 """
 
 import contextlib
@@ -16,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-import tubevit
+from tubevit import convert as convert_package
 from tubevit import publish
 from tubevit.checkpoint.checkpoint import METADATA_FILE, Checkpoint, only_by_name
 from tubevit.checkpoint.manifest import MANIFEST, is_complete, listed_files
+from tubevit.code_hash import code_hash
 from tubevit.convert import Conversion, convert
 from tubevit.convert.files import WEIGHTS, shards_of
 from tubevit.data.sources.embedded import cache_folder
@@ -198,7 +200,8 @@ def _as_saved(
 
 def _converted(name: HubName, commit: str) -> pathlib.Path:
     owner, repo = name.repo.split("/")
-    last = "-".join([commit, tubevit.__version__, *([urllib.parse.quote(name.path, "")] if name.path else [])])
+    code = code_hash(pathlib.Path(convert_package.__file__).parent)[:12]  # a changed converter converts again
+    last = "-".join([commit, code, *([urllib.parse.quote(name.path, "")] if name.path else [])])
     return cache_folder() / "converted" / owner / repo / last
 
 
