@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 import tubevit
 from tubevit.checkpoint.checkpoint import Checkpoint, steps
+from tubevit.checkpoint.manifest import write_manifest
 from tubevit.checkpoint.metadata import config_from_metadata, model_metadata
 from tubevit.data.labels import label_hash
 from tubevit.errors import UserError
@@ -213,6 +215,36 @@ def test_labels_are_checked_against_their_hash(model):
         config_from_metadata(values)
     del values["heads"]["motion"]["label_hash"]  # older checkpoints have none
     assert dict(config_from_metadata(values).heads)["motion"].labels == ("left", "up", "right")
+
+
+@pytest.mark.parametrize("change, field", [
+    (lambda values: values.update(sinks=4), "ModelConfig.sinks"),
+    (lambda values: values["heads"]["tags"].update(scale=2.0), "Head.scale"),
+    (lambda values: values.update(lora={"rank": 8, "dora": True}), "Lora.dora"),
+])  # fmt: skip
+def test_fields_of_a_later_version(saved, tmp_path, change, field):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    file = copy / "_CHECKPOINT_METADATA"
+    stored = json.loads(file.read_text())
+    change(stored["custom_metadata"]["model"])
+    stored["custom_metadata"]["versions"]["tubevit"] = "9.1.0"
+    file.write_text(json.dumps(stored))
+    write_manifest(copy)
+    text = f"{copy}, which tubevit 9.1.0 wrote, has {field}, unknown to tubevit {tubevit.__version__}: upgrade"
+    with pytest.raises(UserError, match=re.escape(text)):
+        open_checkpoint(copy).model
+    with pytest.raises(UserError, match=re.escape(text)):
+        tubevit.load_model(copy)
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:500], lambda text: text.replace('"width"', '"widht"')])
+def test_damaged_metadata_is_not_taken_for_that_of_others(saved, tmp_path, change):
+    """Whoever reads it first: `load_model` verifies all files before, others do not."""
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    file = copy / "_CHECKPOINT_METADATA"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(UserError, match=f"{copy} is damaged: _CHECKPOINT_METADATA: "):
+        open_checkpoint(copy).model
 
 
 def test_changed_labels_are_not_loaded(saved, tmp_path):

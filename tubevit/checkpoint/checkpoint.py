@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from tubevit import publish, storage
 from tubevit.checkpoint.adapter import Base
 from tubevit.checkpoint.manifest import verify, write_manifest
-from tubevit.checkpoint.metadata import config_from_metadata, model_metadata, versions
+from tubevit.checkpoint.metadata import check_known, config_from_metadata, model_metadata, versions
 from tubevit.checkpoint.paths import unflatten
 from tubevit.checkpoint.renamed import with_current_keys
 from tubevit.checkpoint.tracebacks import tracebacks_hidden
@@ -88,17 +88,25 @@ class Checkpoint:
     def metadata(self) -> dict:
         """The metadata: `model`, and for a checkpoint of a run `step` and `config`.
 
-        Raises UserError if the folder is a checkpoint of another program.
+        Raises UserError if the folder is damaged, or a checkpoint of another program.
         """
         values = self._stored.custom_metadata
         if not isinstance(values, dict) or "model" not in values:
+            self.verify()  # of a damaged file, Orbax returns no values
             raise UserError(f"{self.folder} is an Orbax checkpoint, but not of a TubeViT: its metadata names no model")
         return values | ({"config": with_current_keys(values["config"])} if "config" in values else {})
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        """The configuration of the model. Raises UserError if the labels of a head were changed."""
-        return config_from_metadata(self.metadata["model"])
+        """The configuration of the model.
+
+        Raises UserError if a later version wrote it, the labels of a head were changed, or the folder is damaged.
+        """
+        try:
+            return config_from_metadata(self.metadata["model"], self._written)
+        except Exception:
+            self.verify()  # a damaged file explains any error
+            raise
 
     @property
     def experiment(self) -> dict:
@@ -109,7 +117,14 @@ class Checkpoint:
     def base(self) -> Base | None:
         """The checkpoint whose parameters this one leaves out, because it holds an adapter of it."""
         values = self.metadata.get("adapter")
-        return None if values is None else Base(**{**values, "paths": tuple(values["paths"])})
+        if values is None:
+            return None
+        check_known(Base, values, self._written)
+        return Base(**{**values, "paths": tuple(values["paths"])})
+
+    @property
+    def _written(self) -> str:
+        return f"{self.name}, which tubevit {self.metadata.get('versions', {}).get('tubevit')} wrote,"
 
     @property
     def step(self) -> int | None:

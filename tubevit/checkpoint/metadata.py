@@ -25,12 +25,22 @@ def _label_hash(labels) -> dict[str, str]:
     return {"label_hash": label_hash(labels)} if labels else {}
 
 
-def config_from_metadata(values: Mapping) -> ModelConfig:
-    """Invert `model_metadata`; raises UserError if the labels of a head no longer match their hash."""
+def config_from_metadata(values: Mapping, source: str = "the model") -> ModelConfig:
+    """Invert `model_metadata`.
+
+    Args:
+        values: what `model_metadata` returned, in this version or an earlier one.
+        source: what was read and which version wrote it, for the error.
+
+    Raises UserError if a later version wrote fields that this one lacks, or the labels of a head no longer match their
+    hash.
+    """
     values = with_current_keys({"model": values})["model"]
+    check_known(ModelConfig, values, source)
     heads = []
     for name, stored in values["heads"].items():
         fields = {key: value for key, value in stored.items() if key != "label_hash"}
+        check_known(Head, fields, source)
         expected, found = stored.get("label_hash"), _label_hash(fields["labels"]).get("label_hash")
         if expected not in (None, found):
             raise UserError(
@@ -38,8 +48,19 @@ def config_from_metadata(values: Mapping) -> ModelConfig:
             )
         heads.append((name, Head(**fields)))
     tubes = TubeSet.from_text(values["tubes"], values["padding"])
-    lora = Lora(**values["lora"]) if values.get("lora") else None
+    lora = None
+    if values.get("lora"):
+        check_known(Lora, values["lora"], source)
+        lora = Lora(**values["lora"])
     return ModelConfig(**{**values, "tubes": tubes, "heads": tuple(heads), "lora": lora})
+
+
+def check_known(kind: type, values: Mapping, source: str) -> None:
+    """Raise UserError if stored values have fields that a dataclass does not have; `source` begins the message."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    new = [f"{kind.__name__}.{name}" for name in values if name not in known]
+    if new:
+        raise UserError(f"{source} has {', '.join(new)}, unknown to tubevit {tubevit.__version__}: upgrade tubevit")
 
 
 def versions() -> dict[str, str]:

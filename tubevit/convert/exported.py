@@ -40,7 +40,7 @@ def is_exported(values: Mapping) -> bool:
 def read(folder: pathlib.Path, values: Mapping, options: Options) -> Foreign:
     """Read a model from its folder and the content of its config.json; raises UserError if that is damaged."""
     try:
-        config = config_from_metadata(values["model"])
+        config = config_from_metadata(values["model"], f"{folder / CONFIG}, which tubevit {values['tubevit']} wrote,")
     except TubeViTError:
         raise
     except Exception as error:  # anything may stand there

@@ -97,7 +97,7 @@ def config_from_description(values: Mapping, source: str) -> ModelConfig:
     try:
         budget = None if values.get("budget") is None else values["budget"]["text"]
         tubes = str(TubeSet(tuple(Tube(**tube) for tube in values["tubes"])))
-        return config_from_metadata({**values, "tubes": tubes, "budget": budget})
+        return config_from_metadata({**values, "tubes": tubes, "budget": budget}, source)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} does not describe a model of --format {FORMAT}: {error!r}") from error
 
