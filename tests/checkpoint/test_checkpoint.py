@@ -232,7 +232,7 @@ def test_fields_of_a_later_version(saved, tmp_path, change, field):
     write_manifest(copy)
     text = f"{copy}, which tubevit 9.1.0 wrote, has {field}, unknown to tubevit {tubevit.__version__}: upgrade"
     with pytest.raises(UserError, match=re.escape(text)):
-        open_checkpoint(copy).model
+        open_checkpoint(copy).model  # noqa: B018
     with pytest.raises(UserError, match=re.escape(text)):
         tubevit.load_model(copy)
 
@@ -244,7 +244,7 @@ def test_damaged_metadata_is_not_taken_for_that_of_others(saved, tmp_path, chang
     file = copy / "_CHECKPOINT_METADATA"
     file.write_text(change(file.read_text()))
     with pytest.raises(UserError, match=f"{copy} is damaged: _CHECKPOINT_METADATA: "):
-        open_checkpoint(copy).model
+        open_checkpoint(copy).model  # noqa: B018
 
 
 def test_changed_labels_are_not_loaded(saved, tmp_path):

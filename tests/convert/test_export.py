@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -19,6 +20,7 @@ from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.cli import main
 from tubevit.convert import convert
 from tubevit.convert.export import PLATFORMS, export_jax, export_program, export_safetensors, load_exported
+from tubevit.convert.export_folder import new_folder
 from tubevit.convert.foreign import Options
 from tubevit.models.abstract import parameters
 
@@ -54,6 +56,21 @@ def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "motion"
     export_jax(model, folder, "motion")
     return folder
+
+
+def test_an_existing_folder_is_not_replaced(tmp_path):
+    """It may be a mount, or the only place where the user may write: nothing is written beside it."""
+    (tmp_path / "mount").mkdir()
+    inode = (tmp_path / "mount").stat().st_ino
+    with new_folder(tmp_path / "mount") as inside:
+        assert inside.parent == tmp_path / "mount" and os.listdir(tmp_path) == ["mount"]
+        (inside / "config.json").write_text("{}")
+    assert os.listdir(tmp_path / "mount") == ["config.json"] and (tmp_path / "mount").stat().st_ino == inode
+    (tmp_path / "other").mkdir()
+    with pytest.raises(KeyError), new_folder(tmp_path / "other") as inside:
+        (inside / "config.json").write_text("{}")
+        raise KeyError
+    assert os.listdir(tmp_path / "other") == []
 
 
 WITHOUT_JAX = """

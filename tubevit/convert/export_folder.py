@@ -101,12 +101,14 @@ def check_new_folder(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder that is renamed to `path` at the end, unless an error was raised."""
+    """Yield a temporary folder that becomes `path` at the end, unless an error was raised.
+
+    Nothing is written beside a folder that exists: it may be a mount, or stand where the user may not write.
+    """
     check_new_folder(path)
     path = pathlib.Path(path).absolute()
     try:
-        with publish.creating(path) as folder:
-            folder.mkdir()
+        with publish.replacing_all(path) as folder:
             yield folder
     except OSError as error:
         raise cannot_write(path, error) from error
