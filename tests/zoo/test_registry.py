@@ -12,15 +12,17 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import tubevit
+from tubevit.checkpoint.checkpoint import MARK
 from tubevit.checkpoint.manifest import is_complete, verify
 from tubevit.checkpoint.paths import flatten
-from tubevit.errors import RunError, UserError
+from tubevit.errors import RunError, StorageError, UserError
 from tubevit.models.abstract import parameters
 from tubevit.sharding.rules import put
 from tubevit.transfer.initialise import read_donor
 from tubevit.zoo import registry
 from tubevit.zoo.names import named_config, open_checkpoint
 from tubevit.zoo.registry import Release, find_release, read_index, write_index
+from tubevit.zoo.source import copy_to
 
 NAME = "tubevit_x@tag"
 
@@ -187,6 +189,24 @@ def test_copied_once_from_any_address(places, saved, model, said):
         tubevit.load_model(NAME)
     (found / "manifest.json").unlink()  # as if it had been cut off
     assert find_release(NAME) == found and is_complete(found) and len(said) == 2
+
+
+def test_a_complete_release_is_only_read(places, saved):
+    """The cache may belong to another user."""
+    folder, manifest = saved
+    write_index({NAME: entry(manifest, f"file://{folder}")})
+    found = find_release(NAME)
+    (found.parent / ".lock").unlink()
+    (found.parent / ".lock").mkdir()  # cannot be opened
+    assert find_release(NAME) == found
+
+
+def test_a_copy_that_stops_is_not_whole(saved, tmp_path):
+    """Neither the manifest nor the marker of a bucket is there before the parameters are."""
+    (tmp_path / "params").write_text("in the way")
+    with pytest.raises((OSError, StorageError)):
+        copy_to(saved[0], tmp_path.as_uri())
+    assert (saved[0] / MARK).exists() and not {MARK, "manifest.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_an_address_with_something_else(places, saved, tmp_path):

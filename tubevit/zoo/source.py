@@ -6,6 +6,7 @@ import logging
 import pathlib
 
 from tubevit import publish, storage
+from tubevit.checkpoint.checkpoint import MARK
 from tubevit.checkpoint.manifest import MANIFEST, is_complete, listed_files, verify
 from tubevit.data.sources.embedded import cache_folder
 from tubevit.errors import MadeMeanwhile, RunError
@@ -29,6 +30,8 @@ def fetch(release: Release) -> pathlib.PurePath:
         _check(release, storage.read_bytes(storage.join(folder, MANIFEST)))
         return folder
     folder = cache_folder() / "checkpoints" / f"{release.name}-{release.sha256[:12]}" / release.name
+    if is_complete(folder):  # a cache that others filled may be read-only
+        return folder
     with publish.locked(folder.parent / ".lock", keep=True):  # other processes on this machine wait
         if not is_complete(folder):
             _copy(release, folder)
@@ -63,7 +66,9 @@ def _copy(release: Release, folder: pathlib.Path) -> None:
 
 
 def copy_to(folder: pathlib.Path, address: str) -> None:
-    """Copy all files of a local folder to an address of fsspec, the manifest last; raises the errors of `upload`."""
-    files = storage.list_files(folder)
-    for file in sorted(files, key=MANIFEST.__eq__):
+    """Copy all files of a checkpoint to an address of fsspec; raises the errors of `upload`.
+
+    The manifest and the marker of a complete checkpoint are the last ones.
+    """
+    for file in sorted(storage.list_files(folder), key=lambda file: (file == MARK, file == MANIFEST)):
         storage.upload(folder / file, storage.join(address, file))
