@@ -209,6 +209,15 @@ def test_a_copy_that_stops_is_not_whole(saved, tmp_path):
     assert (saved[0] / MARK).exists() and not {MARK, "manifest.json"} & {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize("place", ["runs/mine/checkpoints/9", "checkpoints/9", "mine", "hub/mine/checkpoints/9"])
+def test_only_what_was_fetched_may_be_deleted(places, saved, place):
+    """Runs and models of the user may lie in the folder of the cache, and come from nowhere else."""
+    folder = shutil.copytree(saved[0], places[1] / place)
+    (folder / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(UserError, match=f"{folder} is damaged: .*; use a good copy or another step$"):
+        tubevit.load_model(folder)
+
+
 def test_an_address_with_something_else(places, saved, tmp_path):
     folder, manifest = saved
     copy = shutil.copytree(folder, tmp_path / "copy")

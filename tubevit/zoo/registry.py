@@ -15,6 +15,7 @@ from tubevit.errors import RunError, UserError, unknown
 from tubevit.zoo.hub_name import is_hub_name, parse_hub_name
 
 _NAME = re.compile(r"([a-z0-9_]+)@[a-z0-9_]+")
+_FETCHED = re.compile("hub/models--[^/]+|checkpoints/[^/]+@[^/]+")  # in the cache: from the Hub, or a release
 INPUT = ("frames", "fps", "size", "range")
 
 
@@ -147,12 +148,10 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 
 def cached_remedy(folder: pathlib.PurePath) -> dict[str, str]:
-    """Return the argument `remedy` of a Checkpoint whose folder may lie in the cache, from where it can be deleted."""
+    """Return the argument `remedy` of a Checkpoint that may have been fetched to the cache, where others may lie too."""
     cache = cache_folder()
-    if cache not in folder.parents:
-        return {}
-    mine = cache.joinpath(*folder.relative_to(cache).parts[:2])
-    return {"remedy": f"delete {mine}, and it is fetched again"}
+    fetched = _FETCHED.match(folder.relative_to(cache).as_posix()) if cache in folder.parents else None
+    return {"remedy": f"delete {cache / fetched[0]}, and it is fetched again"} if fetched else {}
 
 
 def find_release(name: str) -> pathlib.PurePath:
