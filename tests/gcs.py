@@ -29,6 +29,7 @@ logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # it logs 
 
 class _Handler(RequestHandler):
     lock = threading.Lock()
+    asked: list[str] = []
 
     def _query(self, key):
         return parse_qs(urlparse(self.path).query).get(key, [None])[0]
@@ -44,6 +45,7 @@ class _Handler(RequestHandler):
 
     def _serve(self, serve):
         with self.lock, contextlib.suppress(ConnectionError):  # clients leave once they know the status
+            self.asked.append(self.path)
             found = self._object()
             self.generation = int(found.get("generation", 0))
             wanted, refused = self._query("ifGenerationMatch"), self._query("ifGenerationNotMatch")
@@ -92,14 +94,18 @@ def _clients_use(address):
 
 @contextlib.contextmanager
 def emulator(*names):
-    """Serves empty buckets of these names from memory, to this process and those that it starts."""
-    storage = Storage(use_memory_fs=True)
+    """Serves empty buckets of these names from memory, to this process and those that it starts.
+
+    Yields the list of the paths that are asked for.
+    """
+    storage, asked = Storage(use_memory_fs=True), []
+    handler = type("Handler", (_Handler,), {"asked": asked})
     for name in names:
         buckets.create_bucket(name, storage)
-    server = ThreadingHTTPServer(("localhost", 0), partial(_Handler, storage))
+    server = ThreadingHTTPServer(("localhost", 0), partial(handler, storage))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with _clients_use(f"http://localhost:{server.server_port}"):
-        yield
+        yield asked
     server.shutdown()
     server.server_close()
 

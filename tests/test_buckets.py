@@ -155,6 +155,18 @@ def test_models(bucket, tiny):
         tubevit.load_model(f"{bucket}/models")
 
 
+def test_a_typing_error_in_a_full_folder(tiny):
+    """Only the most similar names are tried: each of them is a request, and its run is two more."""
+    with gcs.emulator("full") as asked:
+        for number in range(40):
+            storage.write_text(f"gs://full/runs/experiment_{number}/config.json", "{}")
+        tubevit.save_model(tiny(depth=1), "gs://full/runs/mine")
+        asked.clear()
+        with pytest.raises(UserError, match="did you mean 'gs://full/runs/mine'"):
+            tubevit.load_model("gs://full/runs/mien")
+        assert len(asked) < 40
+
+
 def test_no_such_bucket(bucket, tiny_config):
     with pytest.raises(UserError, match="cannot write workdir gs://no-such-bucket/run: there is no such bucket"):
         prepare_workdir("gs://no-such-bucket/run", tiny_config(), HEADS)

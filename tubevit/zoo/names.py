@@ -1,5 +1,6 @@
 """Names of checkpoints: a workdir, a folder, on disk or in a bucket, a released model, or one on the Hub."""
 
+import difflib
 import logging
 import os
 import pathlib
@@ -17,6 +18,7 @@ from tubevit.zoo.registry import cached_remedy, find_release, is_release, list_m
 
 logger = logging.getLogger(__name__)
 
+_TRIED = 6  # names beside an unknown one, the most similar ones: each takes several requests to a bucket
 _CONVERT = "tubevit convert SRC DST makes a checkpoint from the weights of another library"
 
 
@@ -69,8 +71,9 @@ def _find(name: str | os.PathLike, step: int | None):
             f"{name} is an architecture without parameters; name a checkpoint of it, such as "
             + " or ".join(["a workdir", *released])
         )
-    folder = os.path.dirname(os.fspath(name).rstrip("/"))
-    beside = [storage.join(folder, other) for other in storage.names(folder or ".")]
+    folder, base = os.path.split(os.fspath(name).rstrip("/"))
+    nearest = difflib.get_close_matches(base, storage.names(folder or "."), n=_TRIED, cutoff=0)
+    beside = [storage.join(folder, other) for other in nearest]
     candidates = [other for other in beside if is_whole(other) or steps(storage.join(other, RUN_FOLDER))]
     raise unknown("checkpoint", str(name), [*candidates, *list_models(pretrained=True)])
 
