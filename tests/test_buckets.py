@@ -13,6 +13,7 @@ from tests.data.clips import write_clip
 from tubevit import storage
 from tubevit.checkpoint.checkpoint import Checkpoint, steps
 from tubevit.checkpoint.run_checkpoints import Checkpoints
+from tubevit.convert import convert
 from tubevit.data.decode import decode_frames
 from tubevit.data.sources import open_source
 from tubevit.errors import RunError, UserError
@@ -153,6 +154,12 @@ def test_models(bucket, tiny):
         tubevit.load_model(f"{bucket}/models/mien")
     with pytest.raises(UserError, match="gs://bucket/models holds no checkpoint"):
         tubevit.load_model(f"{bucket}/models")
+
+
+def test_weights_of_another_library(bucket, tmp_path):
+    storage.write_text(f"{bucket}/vivit/config.json", '{"model_type": "vivit"}')
+    with pytest.raises(UserError, match="gs://bucket/vivit is neither a checkpoint nor .* a local disk: copy them"):
+        convert(f"{bucket}/vivit", tmp_path / "ours", open_checkpoint=open_checkpoint)
 
 
 def test_a_typing_error_in_a_full_folder(tiny):

@@ -380,6 +380,11 @@ def test_what_is_no_checkpoint_and_no_folder_of_others(folder, saved, tmp_path, 
             f"{name} is neither a checkpoint nor a folder of another library, which has a config.json with a model_type"
         )
         refused([str(tmp_path / name), str(tmp_path / "ours"), "--format", "timm"], text, tmp_path, capsys)
+    for name in ("no_config", "empty_config"):  # from Python as well
+        with pytest.raises(UserError, match=f"{name} is neither a checkpoint nor a folder of another library"):
+            convert(tmp_path / name, tmp_path / "ours")
+    with pytest.raises(UserError, match="missing.pth does not exist; expected a file or folder of weights"):
+        convert(tmp_path / "missing.pth", tmp_path / "ours")
     for given, text in (
         (folder, "holds no checkpoint; .*tubevit convert"),
         (folder / "model.safetensors", "is a file"),

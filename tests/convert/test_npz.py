@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -205,6 +206,16 @@ def test_other_statistics(tmp_path, images):
     shown = images[:1, :, :, :].astype(np.float32) / 127.5 - 1
     standardised = ((shown + 1) / 2 - np.float32([0.25, 0.5, 0.75])) / np.float32([0.125, 0.25, 0.5])
     np.testing.assert_allclose(other(shown), one(standardised), rtol=0, atol=1e-5)
+
+
+def test_bfloat16(tmp_path):
+    """NumPy stores its numbers without their type."""
+    half = {name: array.astype(ml_dtypes.bfloat16) for name, array in augreg().items()}
+    np.savez(tmp_path / "theirs.npz", **half)
+    assert np.load(tmp_path / "theirs.npz")["head/kernel"].dtype == "V2"
+    convert(tmp_path / "theirs.npz", tmp_path / "ours")
+    found = tubevit.load_model(tmp_path / "ours").heads["default"].kernel[...]
+    np.testing.assert_array_equal(found, half["head/kernel"].astype(np.float32))
 
 
 def test_representation_layers(tmp_path, images):

@@ -162,6 +162,15 @@ def test_a_half_removed_conversion_is_made_again(hub, foreign, vit, monkeypatch)
     same(vit, tubevit.load_model(NAME))
 
 
+def test_a_configuration_that_names_no_model(hub):
+    """As PyTorchModelHubMixin writes it."""
+    weights = {"model.safetensors": save({"a": np.zeros(3, np.float32)})}
+    hub.add(REPO, {"config.json": b'{"hidden_size": 24}', **weights})
+    text = f"^{NAME}: {REPO} is neither a checkpoint nor a folder of another library, which has a config.json with"
+    with pytest.raises(UserError, match=text):
+        tubevit.load_model(NAME)
+
+
 def test_a_file_of_several(hub, foreign, vit, tmp_path):
     tubevit.save_model(vit, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "a.safetensors", format="timm")

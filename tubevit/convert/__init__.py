@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tubevit import publish, storage, writable
-from tubevit.checkpoint.checkpoint import Checkpoint, save_model
+from tubevit.checkpoint.checkpoint import Checkpoint, is_whole, save_model
 from tubevit.checkpoint.paths import flatten, unflatten
 from tubevit.convert import (
     big_vision,
@@ -69,13 +69,19 @@ class Conversion:
     notes: tuple[str, ...]
 
 
+def _open_folder(path: str | os.PathLike) -> Checkpoint:
+    if not is_whole(path):
+        raise UserError(f"{path} holds no complete checkpoint")
+    return Checkpoint(path)
+
+
 def convert(
     src: str | os.PathLike,
     dst: str | os.PathLike,
     *,
     format: str | None = None,
     options: Options = DEFAULT_OPTIONS,
-    open_checkpoint: Callable[[str | os.PathLike], Checkpoint] = Checkpoint,
+    open_checkpoint: Callable[[str | os.PathLike], Checkpoint] = _open_folder,
     origin: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Convert weights of another library to a tubevit checkpoint, or a tubevit checkpoint to another library's files.
@@ -90,7 +96,7 @@ def convert(
         dst: a new folder, or a new file for timm's format.
         format: one of `FORMATS`, if `src` is a tubevit checkpoint.
         options: what the files do not say themselves.
-        open_checkpoint: function that opens a tubevit checkpoint by name.
+        open_checkpoint: function that opens a tubevit checkpoint by name; the default takes its folder.
         origin: where `src` was downloaded from, which is added to `source`.
 
     Raises:
@@ -211,9 +217,10 @@ def _open_own(src: str | os.PathLike, open_checkpoint: Callable[[str | os.PathLi
         return open_checkpoint(src)
     except UserError as error:
         if storage.exists(src):
-            raise UserError(
-                f"{src} is neither a checkpoint nor a folder of another library, which has a {CONFIG} with a model_type"
-            ) from error
+            expected = f"a folder of another library, which has a {CONFIG} with a model_type or an architecture"
+            if storage.is_remote(src):
+                expected = "weights of another library on a local disk: copy them there first"
+            raise UserError(f"{src} is neither a checkpoint nor {expected}") from error
         raise UserError(
             f"{src} does not exist; expected a file or folder of weights, or a checkpoint ({error})"
         ) from error

@@ -116,11 +116,16 @@ def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: _with_bfloat16(archive[name]) for name in archive.files}
     except Exception as error:  # NumPy parses whatever a damaged header holds
         if "allow_pickle" in str(error):
             raise UserError(f"{path} holds Python objects, which may be code; expected only arrays") from error
         raise damaged(path, error) from error
+
+
+def _with_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Return the numbers of a bfloat16 array, whose type NumPy writes as 2 bytes without a meaning."""
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
