@@ -122,5 +122,5 @@ def test_the_api_has_every_name():
     public = {name.removesuffix(".__init__") for name in modules if not re.search(r"\._|\.cli\b|__main__", name)}
     # What users do not import from: the command line is documented by its own help.
     assert public - {"tubevit", "tubevit.__init__"} - documented == {
-        "tubevit.private", "tubevit.publish", "tubevit.storage", "tubevit.writable",
+        "tubevit.code_hash", "tubevit.private", "tubevit.publish", "tubevit.storage", "tubevit.writable",
     }  # fmt: skip

@@ -102,8 +102,9 @@ class Checkpoint:
 
         Raises UserError if a later version wrote it, the labels of a head were changed, or the folder is damaged.
         """
+        values = self.metadata["model"]
         try:
-            return config_from_metadata(self.metadata["model"], self._written)
+            return config_from_metadata(values, self._written)
         except Exception:
             self.verify()  # a damaged file explains any error
             raise

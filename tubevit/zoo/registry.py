@@ -148,7 +148,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 
 def cached_remedy(folder: pathlib.PurePath) -> dict[str, str]:
-    """Return the argument `remedy` of a Checkpoint that may have been fetched to the cache, where others may lie too."""
+    """Return the argument `remedy` of a Checkpoint: that of its folder if it was fetched to the cache, or none."""
     cache = cache_folder()
     fetched = _FETCHED.match(folder.relative_to(cache).as_posix()) if cache in folder.parents else None
     return {"remedy": f"delete {cache / fetched[0]}, and it is fetched again"} if fetched else {}
