@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def only_fsdp(self) -> bool:
-        """Whether `fsdp` takes all devices: XLA then computes gradients in a piece per device, which may take longer."""
+        """Whether FSDP takes all devices: XLA then computes gradients in small pieces, which takes longer."""
         return self.mesh[1] > 1 and self.mesh[0] == self.mesh[2] == 1
 
     @property
