@@ -20,25 +20,21 @@ import pathlib
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for modules that need no installed packages
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for modules that need no installed packages
 
-from launch.manifests import clone, jobset, skypilot, to_yaml  # noqa: E402
+from launch.accelerators import RUNTIMES, accelerator_types  # noqa: E402
+from launch.commands import ROOT, STATUS, commands_of, describe, later, on_hosts  # noqa: E402
+from launch.manifests import jobset, skypilot, to_yaml  # noqa: E402
+from launch.processes import run_all  # noqa: E402
+from launch.queued import watch  # noqa: E402
 from tubevit.errors import UserError, unknown  # noqa: E402
 from tubevit.preflight.topology import accelerator_types as types_with_topology  # noqa: E402
 from tubevit.ranges import COUNT, WHOLE, Range  # noqa: E402
 
-RUNTIMES = {  # the TPU software version of each family
-    "v4": "tpu-ubuntu2204-base",
-    "v5p": "v2-alpha-tpuv5",
-    "v5litepod": "v2-alpha-tpuv5-lite",
-    "v6e": "v2-alpha-tpuv6e",
-}
 MANIFESTS = {"jobset": "kubectl", "skypilot": "sky"}  # described by a file instead of commands: the tools that take it
 ONLY = {  # the ways that know a flag; with others it would change nothing
     "--project": ("vm", "pod", "queued", "xpk"),
@@ -49,25 +45,6 @@ ONLY = {  # the ways that know a flag; with others it would change nothing
     "--create-cluster": ("xpk",),
     "--image": ("xpk", "jobset"),
 }
-SILENT = 10  # consecutive polls without an answer after which the resource is recreated
-FAILURES = 5  # failed attempts, or failed checks in a row, after which the loop gives up
-QUICK, LONG = 300.0, 3600.0  # seconds after which a question, or a command that changes something, has failed
-TIMED_OUT = 124  # the code of such a command, as that of `timeout`
-STATUS = "if [ -e tubevit/launch/host.sh ]; then bash tubevit/launch/host.sh status; else echo status: none; fi"
-LOG = "hostname; tail -n 100 tubevit/runs/launch/log"
-
-
-def accelerator_types() -> dict[str, int]:
-    """Return the number of hosts of each accelerator type.
-
-    v4 and v5p types count cores, 8 per host; v5litepod and v6e types count chips, 4 per host.
-    """
-    types = {f"{family}-{n}": n // 8 for family in ("v4", "v5p") for n in (8, 16, 32, 64)}
-    types |= {f"v4-{n}": n // 8 for n in range(128, 8192 + 1, 128)}
-    types |= {f"v5p-{n}": n // 8 for n in range(128, 12288 + 1, 128)}
-    for family in ("v5litepod", "v6e"):
-        types |= {f"{family}-{n}": 1 for n in (1, 4, 8)} | {f"{family}-{n}": n // 4 for n in (16, 32, 64, 128, 256)}
-    return types
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -156,90 +133,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def gcloud(args: argparse.Namespace, *words: str) -> list[str]:
-    """Build a gcloud command for this TPU or queued resource."""
-    group = "queued-resources" if args.how == "queued" else "tpu-vm"
-    project = [f"--project={args.project}"] if args.project else []
-    return ["gcloud", "compute", "tpus", group, *words, f"--zone={args.zone}", *project, "--quiet"]
-
-
-def create(args: argparse.Namespace) -> list[str]:
-    """Build the command that creates the TPU or the queued resource."""
-    flags = [f"--accelerator-type={args.type}"]
-    version = RUNTIMES[args.type.split("-")[0]]
-    if args.how != "queued":
-        flags += [f"--version={version}"]
-    elif args.slices == 1:
-        flags += [f"--runtime-version={version}", f"--node-id={args.name}"]
-    else:
-        flags += [f"--runtime-version={version}", f"--node-count={args.slices}", f"--node-prefix={args.name}"]
-    flags += ["--spot"] * args.spot + ["--reserved"] * args.reserved
-    return gcloud(args, "create", args.name, *flags, *args.create_flag)
-
-
-def on_hosts(args: argparse.Namespace, command: str, everywhere: bool = True) -> list[str]:
-    """Build the command that runs another command on all hosts, or on the first host."""
-    where = ["--node=all", "--worker=all"] if args.how == "queued" else ["--worker=all"]
-    return gcloud(args, "ssh", args.name, *(where if everywhere else ["--worker=0"]), f"--command={command}")
-
-
-def pack(args: argparse.Namespace) -> tuple[list[str], str]:
-    """Build the command that packs the checkout's last commit; return it with the path of the archive."""
-    archive = f"{tempfile.gettempdir()}/tubevit-{args.name}.tar.gz"
-    return ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"], archive
-
-
-def deploy(args: argparse.Namespace) -> list[list[str]]:
-    """Build the commands that copy the code to all hosts, set it up and start the run in the background."""
-    start = on_hosts(args, shlex.join(["bash", "tubevit/launch/host.sh", "start", *args.run]))
-    setup = "bash tubevit/launch/host.sh setup"
-    if args.clone:
-        return [on_hosts(args, f"{{ [ -e tubevit ] || {shlex.join(clone(args))}; }} && {setup}"), start]
-    command, archive = pack(args)
-    where = ["--node=all", "--worker=all"] if args.how == "queued" else ["--worker=all"]
-    copy = gcloud(args, "scp", archive, f"{args.name}:tubevit.tar.gz", *where)
-    unpack = "mkdir -p tubevit && tar -xzf tubevit.tar.gz -C tubevit"
-    return [command, copy, on_hosts(args, f"{unpack} && {setup}"), start]
-
-
-def delete(args: argparse.Namespace) -> list[str]:
-    """Build the command that deletes the TPU or the queued resource."""
-    return gcloud(args, "delete", args.name, *(["--force"] if args.how == "queued" else []))
-
-
-def xpk(args: argparse.Namespace) -> list[list[str]]:
-    """Build the commands that create a workload on GKE, and the cluster if requested.
-
-    A job is restarted as a whole, up to `--max-restarts` times, after preemption (75) or if a process was killed. A
-    failed process (1) is restarted by launch/restart.py in its container until that gives up, which ends the job. 0 and
-    2 end it.
-    """
-    place = [
-        f"--cluster={args.cluster}",
-        f"--tpu-type={args.type}",
-        f"--num-slices={args.slices}",
-        f"--zone={args.zone}",
-    ]
-    place += [f"--project={args.project}"] if args.project else []
-    commands = []
-    if args.create_cluster:
-        capacity = ["--spot" if args.spot else "--on-demand"]
-        commands += [["xpk", "cluster", "create", *place, *capacity, *args.create_flag]]
-    if args.image:
-        image = [f"--docker-image={args.image}"]
-    else:
-        command, archive = pack(args)
-        folder = archive.removesuffix(".tar.gz")
-        commands += [command, ["mkdir", "-p", folder], ["tar", "-xzf", archive, "-C", folder]]
-        image = ["--base-docker-image=python:3.12", f"--script-dir={folder}"]
-    # exec: xpk sends SIGTERM to the shell that it starts, which would not pass the signal on.
-    run = "exec " + shlex.join(["bash", "launch/host.sh", "run", *args.run])
-    restarts = [f"--max-restarts={args.max_restarts}", "--restart-on-exit-codes=75"]
-    restarts += ["--termination-grace-period-seconds=120"]  # for the last save
-    workload = ["xpk", "workload", "create", f"--workload={args.name}", *place, *image, *restarts, f"--command={run}"]
-    return [*commands, workload]
-
-
 def manifest(args: argparse.Namespace) -> str:
     """Build the YAML of a JobSet or of SkyPilot's task."""
     if args.how == "jobset":
@@ -258,120 +151,14 @@ def submit(args: argparse.Namespace) -> int:
         return run_all([command], cwd=ROOT)  # the folder that SkyPilot copies
 
 
-def run_all(commands: list[list[str]], **options) -> int:
-    """Run commands until one fails, and return an exit code; `options` are those of `subprocess.run`."""
-    for command in commands:
-        if code := subprocess.run(command, **options).returncode:
-            print(f"tpu.py: {shlex.join(command)} failed with exit code {code}", file=sys.stderr)
-            return 1
-    return 0
-
-
-def later(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Build the commands that are printed for later use."""
-    if args.how == "jobset":
-        pods = f"--selector=jobset.sigs.k8s.io/jobset-name={args.name},batch.kubernetes.io/job-completion-index=0"
-        return {
-            "log": ["kubectl", "logs", "--follow", pods],
-            "status": ["kubectl", "get", "jobset", args.name],
-            "delete": ["kubectl", "delete", "jobset", args.name],
-        }
-    if args.how == "skypilot":
-        name = f"--name={args.name}"
-        return {
-            "log": ["sky", "jobs", "logs", name],
-            "status": ["sky", "jobs", "queue"],
-            "delete": ["sky", "jobs", "cancel", name],
-        }
-    if args.how == "xpk":
-        place = [f"--cluster={args.cluster}", f"--zone={args.zone}"]
-        place += [f"--project={args.project}"] if args.project else []
-        return {
-            "list": ["xpk", "workload", "list", *place, f"--filter-by-job={args.name}"],
-            "delete": ["xpk", "workload", "delete", *place, f"--workload={args.name}"],
-        }
-    return {
-        "log": on_hosts(args, LOG + " -f", everywhere=False),
-        "status": on_hosts(args, STATUS),
-        "delete": delete(args),
-    }
-
-
-def execute(command: list[str], timeout: float = LONG) -> subprocess.CompletedProcess:
-    """Print and run a command, capture its output as text, and show its stderr; it fails after `timeout` seconds.
-
-    Bytes that are not UTF-8, as a log may have, are written as escapes.
-    """
-    print("$ " + shlex.join(command), flush=True)
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout)
-        code, out, err = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired as late:
-        code, out, err = TIMED_OUT, late.stdout or b"", late.stderr or b""
-        err += f"tpu.py: {command[0]} did not end within {timeout:g} s\n".encode()
-    out, err = (output.decode(errors="backslashreplace") for output in (out, err))
-    sys.stderr.write(err)
-    return subprocess.CompletedProcess(command, code, out, err)
-
-
-def status(args: argparse.Namespace) -> str:
-    """Return the state of the run: none, running, or an exit code; "" if not all hosts answer."""
-    said = re.findall(r"^status: (none|running|\d+)$", execute(on_hosts(args, STATUS), QUICK).stdout, re.MULTILINE)
-    codes = [word for word in said if word.isdecimal()]
-    if failed := [code for code in codes if code != "0"]:
-        return failed[0]  # the other hosts would wait for that host forever
-    if len(said) < accelerator_types()[args.type] * args.slices:
-        return ""
-    return "none" if "none" in said else "running" if "running" in said else "0"
-
-
-def watch(args: argparse.Namespace) -> int | None:
-    """Maintain a queued resource and its run until the run ends; return the run's exit code, or None after giving up.
-
-    The function keeps no state of its own, so it can be stopped and started again at any time.
-    """
-    silent = unanswered = failures = 0  # each answer resets the second count, a run in progress the third
-    while max(unanswered, failures) < FAILURES:
-        found = execute(gcloud(args, "describe", args.name, "--format=value(state.state)"), QUICK)
-        state = found.stdout.strip() if found.returncode == 0 else "NONE" if "NOT_FOUND" in found.stderr else ""
-        said = status(args) if state == "ACTIVE" else ""
-        silent = silent + 1 if state == "ACTIVE" and not said else 0
-        unanswered = 0 if state else unanswered + 1
-        print(f"tpu.py: {args.name} is {state or 'unknown'}, the run {said or 'unknown'}", flush=True)
-        failed = state == "FAILED"
-        if state == "NONE":
-            failed = execute(create(args)).returncode != 0
-        elif state in ("FAILED", "SUSPENDED") or silent >= SILENT:  # unavailable, preempted, or lost
-            failed |= execute(delete(args)).returncode != 0
-            silent = 0
-        elif said == "none":
-            failed = any(execute(command).returncode for command in deploy(args))
-        elif said == "running":
-            failures = 0
-        elif said:
-            print(execute(on_hosts(args, LOG, everywhere=said != "0"), QUICK).stdout)  # whichever host has failed
-            failed = execute(delete(args)).returncode != 0
-            if not failed:
-                return int(said)
-        failures += failed
-        time.sleep(args.poll)
-    print(f"tpu.py: giving up after {FAILURES} failures", file=sys.stderr)
-    return None
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print or run the commands, and return an exit code."""
+def main(arguments: list[str] | None = None, watch: Callable[[argparse.Namespace], int | None] = watch) -> int:
+    """Print or run the commands, and return an exit code; `watch` maintains a queued resource."""
     try:
         args = parse(sys.argv[1:] if arguments is None else arguments)
-        return show(args) if args.dry_run else launch(args)
+        return show(args) if args.dry_run else launch(args, watch)
     except UserError as error:
         print(f"tpu.py: {error}", file=sys.stderr)
         return 2
-
-
-def commands_of(args: argparse.Namespace) -> list[list[str]]:
-    """Build the commands that start a run in a way that has no manifest."""
-    return xpk(args) if args.how == "xpk" else [create(args), *deploy(args)][args.no_create :]
 
 
 def show(args: argparse.Namespace) -> int:
@@ -383,13 +170,13 @@ def show(args: argparse.Namespace) -> int:
     print("\n".join(shlex.join(command) for command in commands_of(args)))
     if args.how == "queued":
         print("# repeated until the run ends; a SUSPENDED or FAILED resource is deleted and created again as above:")
-        print(shlex.join(gcloud(args, "describe", args.name, "--format=value(state.state)")))
+        print(shlex.join(describe(args)))
         print(shlex.join(on_hosts(args, STATUS)))
     _print_later(args)
     return 0
 
 
-def launch(args: argparse.Namespace) -> int:
+def launch(args: argparse.Namespace, watch: Callable[[argparse.Namespace], int | None]) -> int:
     """Start the run, and return an exit code; print how to delete what it may have left in the cloud."""
     tools = [MANIFESTS[args.how]] if args.how in MANIFESTS else [command[0] for command in commands_of(args)]
     for tool in tools:  # all of them, before anything is created
