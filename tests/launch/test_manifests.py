@@ -14,7 +14,7 @@ import yaml
 from tests.scripts import script
 from tubevit.preflight.topology import accelerator_types
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 RUN = ["train", "--config", "k600:list=a b.csv,note=it's $HOME $(id)", "--workdir", "gs://b/run"]
 CALLS = {
     "jobset, image": "jobset --type v6e-16 --image registry/i:1",
