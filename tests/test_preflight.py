@@ -329,6 +329,13 @@ def test_suggest(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["topology"] == "v5e:2x2" and set(found["parts"]) == {*run.TRAIN, *run.REST}
 
+    def large_evaluation(*given):
+        found = compiler(*given)
+        return found | {"parts": found["parts"] | {"eval": part(20 * GIB)}}
+
+    with pytest.raises(RunError, match="eval needs 20.00 GiB .* the training step fits: lower the batch sizes of data"):
+        cli_preflight.run(argparse.Namespace(**given), large_evaluation)
+
 
 def test_cycles_are_for_tpus():
     with pytest.raises(UserError, match="--top-bytes"):

@@ -3,8 +3,10 @@
 import argparse
 import csv
 import json
+import os
 import re
 import shlex
+import threading
 import time
 
 import jax
@@ -184,15 +186,17 @@ def test_what_the_compiler_does_not_count(found):
     assert "model.attention=auto: the cycles of 3 kernels and of 0 loops are unknown, so that ms is too low" in text
 
 
-def test_an_interruption_ends_all_searches():
+def test_an_interruption_ends_all_searches(monkeypatch):
     """Ctrl-C, or an error of one generation of chips; what is being compiled is waited for."""
-    calls = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    calls, both = [], threading.Barrier(2, timeout=60)
 
     def interrupted(config, overrides, topology, parts, effort):
         calls.append(topology.chip.name)
+        both.wait()
         if topology.chip.name == "v5e":
             raise KeyboardInterrupt
-        time.sleep(1)
+        time.sleep(0.5)
         return compiler(config, overrides, topology, parts, effort)
 
     with pytest.raises(KeyboardInterrupt):
@@ -232,11 +236,14 @@ def test_what_was_compiled_is_remembered(monkeypatch, tmp_path):
         (CONFIG, own, find_topology("v5e:2x4"), ("train",)), (CONFIG, own, topology, ("train",), "low"),
     ):  # fmt: skip
         compiled(*given)
-    assert len(calls) == 4
-    assert len(list((tmp_path / "preflight").iterdir())) == 4
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # the compiler's process has it, too
+    compiled(CONFIG, own, topology, ("train",))
+    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION")
+    assert len(calls) == 5
+    assert len(list((tmp_path / "preflight").iterdir())) == 5
     for path in (tmp_path / "preflight").iterdir():
         path.write_bytes(path.read_bytes()[:9])
-    assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 5
+    assert compiled(CONFIG, own, topology, ("train",)) == first and len(calls) == 6
 
 
 def test_a_compile_that_took_too_long_is_not_tried_again(monkeypatch, tmp_path):

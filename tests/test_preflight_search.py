@@ -37,12 +37,12 @@ def random_candidates(rng):
 
 def compiler(rng):
     """A compiler as the search takes it to be, and the list of its calls: memory and time beyond the bounds."""
-    kinds = {"auto": rng.uniform(0.3, 1), "einsum": rng.uniform(0.2, 1)}
+    kinds, of_fsdp_alone = {"auto": rng.uniform(0.3, 1), "einsum": rng.uniform(0.2, 1)}, rng.uniform(0.3, 1)
     constant, more, calls = rng.uniform(0, 20), rng.uniform(1, 2), []
 
     def compiled(c):
         calls.append(c)
-        share = kinds[c.attention] * c.rows / (c.rows + constant)
+        share = kinds[c.attention] * c.rows / (c.rows + constant) * (of_fsdp_alone if c.only_fsdp else 1)
         return c.bounds.seconds / share if c.bounds.memory * more <= HBM else None
 
     return compiled, calls

@@ -5,7 +5,10 @@ import os
 import signal
 import time
 
-from tubevit.data.workers import start_worker
+import pytest
+
+from tubevit.data.workers import start_worker, with_clear_error
+from tubevit.errors import RunError
 
 
 def work(started):
@@ -26,3 +29,15 @@ def test_sigterm_to_a_worker_does_not_end_it_at_once():
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(60)
     assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("code, remedy", [(-7, "/dev/shm is full; enlarge it"), (-9, "was the memory full\\?")])
+def test_a_process_that_was_ended_by_the_system(code, remedy):
+    def batches():
+        yield 1
+        raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}.")
+
+    found = with_clear_error(batches())
+    assert next(found) == 1
+    with pytest.raises(RunError, match=remedy):
+        next(found)

@@ -35,9 +35,9 @@ def test_restarts_follow_the_exit_code(fake, tmp_path, codes):
 
 
 def test_a_long_run_resets_the_count_however_it_ends(tmp_path):
-    run = "echo >>runs; n=$(wc -l <runs); codes=(1 1 75 1 1 0); if [ $n = 3 ]; then sleep 2.5; fi; exit ${codes[n-1]}"
-    loop = [sys.executable, ROOT / "launch/restart.py", "--wait=0.01", "--limit=2", "--healthy=2", "--"]
-    done = subprocess.run([*loop, "bash", "-c", run], cwd=tmp_path, capture_output=True, text=True)
+    run = "echo >>runs; n=$(wc -l <runs); codes=(1 1 75 1 1 0); if [ $n = 3 ]; then sleep 1.2; fi; exit ${codes[n-1]}"
+    loop = [sys.executable, ROOT / "launch/restart.py", "--wait=0.01", "--limit=2", "--healthy=1", "--"]
+    done = subprocess.run([*loop, "bash", "-c", run], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert re.findall(r"\(restart (\d) of 2\)", done.stderr) == ["1", "2", "1", "2"]
 
