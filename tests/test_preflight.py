@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests import gcs
 from tests.scripts import ROOT, script
+from tubevit import storage
 from tubevit.cli import main
 from tubevit.cli import preflight as cli_preflight
 from tubevit.cli.logs import logging_installed
@@ -356,7 +358,12 @@ def test_a_compiler_that_crashes():
     def late(*args, timeout, **kwargs):
         raise subprocess.TimeoutExpired("worker", timeout)
 
-    for execute, text in ((crash, "failed on train: F0000 check failed: x"), (late, "took more than 1800 s")):
+    def failed(command, **kwargs):
+        pathlib.Path(command[-2]).write_text(json.dumps({"failed": "cannot reach gs://b"}))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    texts = "failed on train: F0000 check failed: x", "took more than 1800 s", "^cannot reach gs://b$"
+    for execute, text in zip((crash, late, failed), texts):
         for topology in ("v5e:2x2", "cuda:h100"):
             with pytest.raises(RunError, match=text):
                 run.compile_in_process("k600", {}, find_topology(topology), ["train"], execute=execute)
@@ -426,6 +433,10 @@ def test_programs_without_the_data(tmp_path, monkeypatch):
         "mine.csv line 2: the label is empty"
         in resolve(load_config("bootstrap:videos=mine.csv"), assume_missing=True).notes[-1]
     )
+    monkeypatch.setattr(storage, "TIMEOUT", 0.12)
+    with gcs.unreachable(accepts=False):
+        note = resolve(load_config("k600:videos=shards:gs://b/k600"), assume_missing=True).notes[-1]
+    assert "as the data cannot be opened: cannot reach gs://b/k600" in note
     with pytest.raises(UserError, match="must be a multiple of 8"):
         config.data.train.charades.batch_size = 12
         program.abstract_batch(resolve(config, assume_missing=True), mesh)

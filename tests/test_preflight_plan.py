@@ -20,14 +20,13 @@ from tubevit.cli import preflight as cli_preflight
 from tubevit.config import experiments_folder, load_config
 from tubevit.config.compare import changes_results
 from tubevit.config.resolve import resolve
-from tubevit.errors import RunError, UserError
+from tubevit.errors import RunError, TookTooLong, UserError
 from tubevit.preflight.bounds import bounds, sizes_of, work_of
 from tubevit.preflight.candidates import PARTS, accelerator_type, candidates, slices_of
 from tubevit.preflight.plan import plan
 from tubevit.preflight.plan_report import plan_report
 from tubevit.preflight.program import step_flops
 from tubevit.preflight.remembered import remembered
-from tubevit.preflight.run import TookTooLong
 from tubevit.preflight.topology import CHIPS, GIB, find_topology
 from tubevit.sharding.mesh import AXES, make_mesh, mesh_shape
 from tubevit.training.optimizer import make_optimizer
@@ -90,6 +89,8 @@ def test_keys_of_the_user_stay():
     resolved = resolve(load_config("k600", fixed), assume_missing=True)
     given, without = candidates(resolved, slices_of("v5e", 8), fixed)
     assert without.keys() == {"v5e:1x1"} and "2 does not divide" in without["v5e:1x1"]
+    _, without = candidates(resolved, slices_of("v5e", 256), fixed)
+    assert without["v5e:16x16"].endswith("do not divide over its 256 devices in 2 parts")
     assert [(c.mesh, c.grad_accum_steps, c.remat, c.attention) for c in given] == [
         ((2, 2, 1), 2, "full", "xla"), ((4, 2, 1), 2, "full", "xla"),
     ]  # fmt: skip
@@ -297,6 +298,20 @@ def test_a_compiler_that_always_fails(capsys):
     ):
         call(failing)
     assert "nothing fits" not in capsys.readouterr().out
+
+
+def test_steps_that_take_too_long_do_not_stop_the_search():
+    """Others may be smaller."""
+    slow = []
+
+    def half(config, overrides, topology, parts, effort):
+        if len(slow) < 4 and topology.chip.name == "v5e":
+            slow.append(topology.name)
+            raise TookTooLong("compiling took more than 1800 s")
+        return compiler(config, overrides, topology, parts, effort)
+
+    found = planned(compiler=half)["generations"]["v5e"]
+    assert len(found["failed"]) == 4 and found["front"]
 
 
 def test_a_mesh_of_the_experiment_s_file(tmp_path):

@@ -58,7 +58,7 @@ def test_files(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name, refused", [("class_of_a", True), ("lost+found", False), (".Trash-100", False)])
-def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, name, refused):
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, said, name, refused):
     """Its path is longer than the system allows, which stops root, too."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
@@ -69,6 +69,8 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, name, refused):
     if refused:
         with pytest.raises(UserError, match=f"cannot read .*/{name}: File name too long"):
             storage.list_files(tmp_path)
+        assert storage.list_files(tmp_path, skip_unreadable=True) == ["file"]
+        assert f"/{name}: File name too long; left out" in said[-1]
     else:
         assert storage.list_files(tmp_path) == ["file"]
 

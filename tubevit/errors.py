@@ -38,6 +38,10 @@ class RunError(TubeViTError):
     """A run failed for a reason outside the program. The command line prints its one line and exits with code 1."""
 
 
+class TookTooLong(RunError):
+    """A compile was stopped."""
+
+
 class StorageError(RunError):
     """A bucket is unreachable or refuses the request. Never raised for a missing file."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from tubevit.errors import DISK_ERRORS, MadeMeanwhile, TubeViTError
 
+TEMPORARY = ".tubevit-"  # begins the names of temporary folders
 _PATIENCE = 5.0  # seconds for which the removal of a temporary folder is tried again
 
 
@@ -52,8 +53,8 @@ def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a folder that no other process or thread uses; a killed process leaves it behind, named `.tubevit-*`."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=".tubevit-", dir=parent))
+    """Yield a folder that no other process or thread uses; a killed process leaves it behind, under its name."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
     try:
         yield folder
     finally:

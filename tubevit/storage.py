@@ -265,10 +265,11 @@ def names(folder: str | os.PathLike) -> list[str]:
     return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
 
-def list_files(folder: str | os.PathLike) -> list[str]:
+def list_files(folder: str | os.PathLike, skip_unreadable: bool = False) -> list[str]:
     """List all files below a folder, sorted relative paths with `/`; a bucket is listed once.
 
-    Links to folders are entered, unless they lead back to a folder that they are in: a warning names those.
+    Links to folders are entered, unless they lead back to a folder that they are in: a warning names those, and with
+    `skip_unreadable` the local folders that cannot be read.
 
     Raises:
         StorageError: the bucket is unreachable or refuses the request.
@@ -276,7 +277,7 @@ def list_files(folder: str | os.PathLike) -> list[str]:
             out, which belong to the system.
     """
     if not is_remote(folder):  # fsspec would not follow links to folders
-        return sorted(_files_below(os.fspath(folder)))
+        return sorted(_files_below(os.fspath(folder), skip_unreadable))
 
     def find(filesystem, inner):
         inner = inner.rstrip("/")
@@ -285,7 +286,7 @@ def list_files(folder: str | os.PathLike) -> list[str]:
     return operate(folder, find)
 
 
-def _files_below(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+def _files_below(folder: str, skip_unreadable: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the files of a local folder, as `list_files`; `above` are the real paths of the folders that hold it."""
     real = os.path.realpath(folder)
     if real in above:
@@ -298,10 +299,13 @@ def _files_below(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> 
     except OSError as error:
         if "/." in f"/{prefix}" or prefix.endswith("lost+found/"):
             return
+        if skip_unreadable:
+            logger.warning(f"cannot read {folder}: {error.strerror}; left out")
+            return
         kind = RunError if error.errno in DISK_ERRORS else UserError
         raise kind(f"cannot read {folder}: {error.strerror}; make it readable, or move it elsewhere") from error
     for entry in entries:
         if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*above, real))
+            yield from _files_below(entry.path, skip_unreadable, f"{prefix}{entry.name}/", (*above, real))
         else:
             yield prefix + entry.name

@@ -92,6 +92,13 @@ def test_fields_can_be_replaced(saved):
         tubevit.load_model(saved, frame=3)
 
 
+def test_the_attention_of_the_training_is_not_kept(tiny, tmp_path):
+    """It may suit other devices than these, such as cuDNN's, and changes no output."""
+    tubevit.save_model(tiny(attention="cudnn"), tmp_path / "of_a_gpu")
+    assert tubevit.load_model(tmp_path / "of_a_gpu").config.attention == "auto"
+    assert tubevit.load_model(tmp_path / "of_a_gpu", attention="xla").config.attention == "xla"
+
+
 def test_new_head_rest_kept(model, saved):
     loaded = tubevit.load_model(saved, num_classes=5)
     assert [(name, head.classes) for name, head in loaded.config.heads] == [("default", 5)]

@@ -228,7 +228,8 @@ class Checkpoint:
         stored = config = self.model
         if num_classes is not None or heads is not None:
             config = dataclasses.replace(config, heads=as_heads(num_classes, heads, config.tubes))
-        config = config.replace(**fields)
+        # Not what suited the devices of the training; it changes no output.
+        config = config.replace(**{"attention": "auto", **fields})
         wanted = dataclasses.replace(config, heads=stored.heads, frames=stored.frames, size=stored.size)
         params = self._read_merged(wanted)
         _check_times(params, config)

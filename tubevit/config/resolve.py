@@ -15,7 +15,7 @@ from tubevit.config.keys import InputPath
 from tubevit.data import sources
 from tubevit.data.sources import Source, default_head
 from tubevit.data.views import Views
-from tubevit.errors import UserError, unknown
+from tubevit.errors import StorageError, UserError, unknown
 from tubevit.models.config import Head, ModelConfig
 from tubevit.models.elastic import elastic_models
 from tubevit.models.variants import model_config
@@ -78,7 +78,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
         try:
             source = open_source(dataset.source, dataset.split, dataset.head, dataset.allow_overlap)
             head = Head(len(source.classes), source.modality, source.classes, source.multi_label)
-        except UserError as error:
+        except (UserError, StorageError) as error:
             if not assume_missing:
                 raise
             head = _assumed_head(dataset.source)

@@ -86,13 +86,18 @@ def save_arrays(arrays: Mapping, path: pathlib.Path) -> None:
     path.chmod(mode)  # safetensors makes it readable by its owner only
 
 
+def _is_kept(path: pathlib.Path) -> bool:
+    """Whether a file is no rest of an export that was killed."""
+    return not path.name.startswith(publish.TEMPORARY)
+
+
 def check_new_folder(path: str | os.PathLike) -> None:
     """Raise UserError unless a folder for an export can be made at `path`: new, or empty, on a local disk."""
     if storage.is_remote(path):
         raise UserError(f"export writes to a local folder; found {os.fspath(path)}: copy it to the bucket afterwards")
     path = pathlib.Path(path).absolute()
     try:
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(map(_is_kept, path.iterdir()))):
             raise UserError(f"{path} exists already; name a new folder or an empty one")
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -72,7 +72,7 @@ class Evaluation:
     """The result for one data set.
 
     Attributes:
-        record: what eval.json holds, see `evaluation_record`.
+        record: see `evaluation_record`; `evaluate_checkpoint` adds the rest of what eval.json holds.
         predictions: the predictions for its files.
         load: the loader of its files.
     """

@@ -199,7 +199,7 @@ def _matching(folder: pathlib.Path, pattern: tuple[str, ...]) -> list[pathlib.Pa
         found = sorted(glob.glob(os.path.join(*pattern), root_dir=folder))
         return [file for path in found for file in _in_folder(folder / path)]
     # `glob` would follow links that lead back as often as the system allows
-    parts = [path.split("/") for path in storage.list_files(folder) if not is_hidden(path)]
+    parts = [path.split("/") for path in storage.list_files(folder, True) if not is_hidden(path)]
     return [
         folder.joinpath(*p)
         for p in parts

@@ -13,10 +13,10 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
     """Return whether a parameter is frozen.
 
     If `freeze_below` s is above 0, the tokenizer, positions, class token and blocks 0 to s - 1 are frozen, and so is
-    the gate if it is on the output of one of these blocks. If s = L, the final normalisation (of tokens or of pooled
-    features) and the second encoder of a factorised encoder are frozen as well. Pooling, heads, added attention and
-    `tube_linear` layers are always trained. With an adapter, all that s = L freezes is frozen but the gate, and the
-    adapter is trained.
+    the gate if a frozen block follows it, which its gradient would pass through. If s = L, the final normalisation (of
+    tokens or of pooled features) and the second encoder of a factorised encoder are frozen as well. Pooling, heads,
+    added attention and `tube_linear` layers are always trained. With an adapter, all that s = L freezes is frozen but
+    the gate, and the adapter is trained.
 
     Args:
         path: path of the parameter, such as `encoder/norm/scale` or, for blocks, `encoder/blocks/<i>/...`.
@@ -28,7 +28,7 @@ def is_frozen(path: str, model: ModelConfig) -> bool:
     if parts[:2] == ["encoder", "blocks"]:
         return int(parts[2]) < s
     if parts[:2] == ["encoder", "gate"]:
-        return model.gate_layer is not None and model.gate_layer < model.freeze_below
+        return model.gate_layer is not None and model.gate_layer + 1 < model.freeze_below
     if parts[:2] in (["encoder", "norm"], ["encoder", "temporal"]) or parts[0] == "pooled_norm":
         return s == model.depth
     return bool(s) and parts[0] in _BELOW and "widen" not in parts

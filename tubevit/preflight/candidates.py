@@ -137,7 +137,8 @@ def candidates(
             ]  # fmt: skip
         if len(found) == before:
             listed = " and ".join(f"{size} of {name}" for name, size in batches.items())
-            without[topology.name] = f"the batches, {listed}, do not divide over its {devices} devices"
+            parts = f" in {plan.config.train.grad_accum_steps} parts" if PARTS in fixed else ""
+            without[topology.name] = f"the batches, {listed}, do not divide over its {devices} devices{parts}"
     return found, without
 
 

@@ -174,7 +174,7 @@ def _row(
     candidate: Candidate,
     seconds: float | None,
 ) -> dict:
-    """Return the figures of a candidate; without a compiled part, time and memory are lower bounds by arithmetic."""
+    """Return the figures of a candidate; without a compiled part, `seconds` is by `share_bound`."""
     part, bound = parts.get(candidate), candidate.bounds
     row = {
         "settings": str(candidate), "topology": candidate.topology,

@@ -18,8 +18,8 @@ from tubevit.code_hash import code_hash
 from tubevit.config import load_config
 from tubevit.config.resolve import resolve
 from tubevit.data.sources.embedded import cache_folder
+from tubevit.errors import TookTooLong
 from tubevit.preflight.devices import ENVIRONMENT, compiler_version
-from tubevit.preflight.run import TookTooLong
 from tubevit.preflight.topology import Topology
 
 _TOO_LONG = "took_too_long"

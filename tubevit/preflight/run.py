@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tubevit.config import check_trains, load_config
 from tubevit.config.derive import apply_recipe
-from tubevit.errors import RunError, UserError
+from tubevit.errors import RunError, TookTooLong, UserError
 from tubevit.preflight.bundles import DUMP_FLAGS
 from tubevit.preflight.devices import ENVIRONMENT, compiler_version
 from tubevit.preflight.report import completed
@@ -25,10 +25,6 @@ TRAIN, REST = ("train",), ("eval", "tokenizer", "encoder")
 FULL_EFFORT_LIMIT = 180  # seconds per process
 _TIMEOUT = 1800
 LOW_EFFORT = "compiled with low effort: cycles and bytes are far above those of training, which has full effort"
-
-
-class TookTooLong(RunError):
-    """A compile was stopped."""
 
 
 def notes_of(settings: ConfigDict) -> list[str]:
@@ -104,6 +100,8 @@ def _compile(
         result = json.loads(files[1].read_text())
     if "error" in result:
         raise UserError(result["error"])
+    if "failed" in result:
+        raise RunError(result["failed"])
     return result
 
 

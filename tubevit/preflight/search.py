@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from tubevit.errors import RunError
+from tubevit.errors import RunError, TookTooLong
 from tubevit.models.config import REMAT
 from tubevit.preflight.candidates import Candidate
 
@@ -59,8 +59,9 @@ def shares_of(seconds: Seconds) -> dict[tuple[str, int], float]:
     Meshes of FSDP alone are left out: they may reach less than others, and limit only themselves.
     """
     shares: dict[tuple[str, int], float] = {}
-    for c, found in ((c, found) for c, found in seconds.items() if not c.only_fsdp):
-        shares[c.attention, c.rows] = max(shares.get((c.attention, c.rows), 0.0), c.bounds.seconds / found)
+    for c, found in seconds.items():
+        if not c.only_fsdp:
+            shares[c.attention, c.rows] = max(shares.get((c.attention, c.rows), 0.0), c.bounds.seconds / found)
     return shares
 
 
@@ -113,7 +114,7 @@ def search(
         stop: whether to stop before the next one.
         tolerance: a candidate must be better by this share.
     """
-    found = Found()
+    found, failures = Found(), 0
     remaining = [c for c in candidates if c.bounds.memory <= memory]
     found.too_large = len(candidates) - len(remaining)
     while remaining:
@@ -140,7 +141,8 @@ def search(
             break
         except RunError as error:
             found.failed[candidate] = str(error)
-            if len(found.failed) == _FAILURES and not found.seconds and not found.misfits:
+            failures += not isinstance(error, TookTooLong)  # others may be smaller
+            if failures == _FAILURES and not found.seconds and not found.misfits:
                 break  # it is not the candidates
             continue
         if seconds is not None:

@@ -21,20 +21,22 @@ _GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
 def main(request_file: str, result_file: str, parent: str) -> None:
-    """Read the request, see `_run`; write {"parts": {part: figures}, ...} or {"error"}.
+    """Read the request, see `_run`; write {"parts": {part: figures}, ...}, {"error"}, or {"failed"} for a RunError.
 
     `parent` is the id of the process that waits for the result; this one ends with it.
     """
     from tubevit.data.workers import end_with_parent
 
     end_with_parent(int(parent))
-    from tubevit.errors import UserError
+    from tubevit.errors import RunError, UserError
 
     request = json.loads(pathlib.Path(request_file).read_text())
     try:
         result: dict = _run(**request)
     except UserError as error:
         result = {"error": str(error)}
+    except RunError as error:
+        result = {"failed": str(error)}
     result["memory_of_compiler"] = peak_memory()
     pathlib.Path(result_file).write_text(json.dumps(result))
 

@@ -251,7 +251,8 @@ class Run:
                     writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
                 evaluated = last or (step % config.eval.every == 0 and not stop)  # SIGTERM may leave too little time
-                # An evaluation takes long, and may fail: it must not cost a state that needs no scores.
+                # An evaluation takes long, and may fail: it must not cost a state that needs no scores. After the last
+                # step it comes first, as the run that resumes there would evaluate nothing.
                 scored = evaluated and (last or keep.keep_best is not None)
                 if save and not scored:
                     save_state(None)
@@ -267,7 +268,7 @@ class Run:
                 if evaluated:
                     writer.sync()
                     broken.check_evaluation(results)
-                if log or save:
+                if save:
                     broken.check_together()
                 if stop and not last:
                     raise Preempted(f"saved step {step} in {self.workdir}; the same command resumes the run")

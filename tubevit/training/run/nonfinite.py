@@ -25,7 +25,7 @@ class NonFiniteGuard:
         workdir: receives nonfinite_step_<n>.npz, process 0's part of the batch, before mixup.
         names: {data set: the paths of its files}.
         batch_of: loads the joint batch of a step again, including `file`.
-        skip: report such steps, which changed nothing (`train.skip_nonfinite`), instead of raising.
+        skip: report such steps, whose updates were left out (`train.skip_nonfinite`), instead of raising.
     """
 
     def __init__(
