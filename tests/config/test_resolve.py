@@ -53,13 +53,14 @@ def test_get_config_reads_and_prints_nothing(path, capfd):
 
 
 def test_keys_that_are_set_stay(finetuned):
-    """The derived keys do not depend on each other's overrides, but for the parts of a schedule on its steps."""
+    """The derived keys do not depend on each other's overrides, but for parts of a schedule and a model's optimiser."""
     plain = flatten(finetuned().config)
     changes = {"train.steps": "50", "optimizer.learning_rate": "0.5", "input.fps": "none", "model.name": "tubevit_ti8"}
     changed = flatten(finetuned(changes).config)
     expected = {"train.steps": 50, "optimizer.learning_rate": 0.5, "input.fps": None, "model.name": "tubevit_ti8"}
     expected |= {"optimizer.warmup_steps": 5, "optimizer.ema_decay": 0.8, "log.every": 1}
     expected |= {"eval.every": 10, "checkpoint.every": 10}
+    expected |= {"optimizer.name": "adamw", "optimizer.b2": 0.999, "optimizer.weight_decay": 0.05}
     assert plain["input.fps"] == 8.0 and plain["optimizer.warmup_steps"] == plain["train.steps"] // 10
     assert {key: value for key, value in changed.items() if value != plain[key]} == expected
 

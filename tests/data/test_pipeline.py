@@ -221,7 +221,7 @@ def test_nothing_but_broken_files_is_an_error(coloured, tmp_path):
     keys = tuple(str(tmp_path / f"{i}.png") for i in range(12))
     load = dataclasses.replace(coloured, source=dataclasses.replace(coloured.source, keys=keys))
     load.source.__dict__["modality"] = "image"  # told by the first file
-    with pytest.raises(RunError, match="20 files in a row cannot be decoded, the last: cannot read .*png"):
+    with pytest.raises(DecodeError, match="20 files in a row cannot be decoded, the last: cannot read .*png"):
         training_rows(load, 0)[0]
 
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -164,7 +165,15 @@ def test_nothing_is_created_without_all_tools(tpu, gcloud, monkeypatch, tmp_path
     assert capsys.readouterr().err == "tpu.py: git is not installed, see docs/tpu.md\n"
 
 
-def test_an_interrupt_of_the_set_up_says_how_to_delete_the_tpu(gcloud):
+@pytest.fixture
+def interruptible():
+    """Have child processes take SIGINT, which those of a job in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_the_set_up_says_how_to_delete_the_tpu(gcloud, interruptible):
     gcloud(setup="kill -INT $PPID; exec sleep 60")
     done = subprocess.run([sys.executable, ROOT / "launch/tpu.py", *POD], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Traceback" not in done.stderr

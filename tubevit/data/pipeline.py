@@ -16,7 +16,7 @@ from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW, Views, evenly_spaced
 from tubevit.data.warp import Frame, frame_size, sample_grids, square_map, use_one_opencv_thread
 from tubevit.data.workers import start_quiet_tracker, start_worker, with_clear_error
-from tubevit.errors import DecodeError, RunError
+from tubevit.errors import DecodeError
 from tubevit.tubes import Triple, TubeSet
 from tubevit.windows import PixelGrid, TubeBatch, WindowPlan, sample_arrays, whole_grid
 
@@ -163,8 +163,8 @@ def training_rows(loader: SampleLoader, seed: int) -> grain.MapDataset:
                 return row | {"broken": np.int32(broken), "dense": np.int32(dense)}
             except DecodeError as error:
                 attempts += 1
-                if attempts == ATTEMPTS:  # the data was there when the run began
-                    raise RunError(f"{ATTEMPTS} files in a row cannot be decoded, the last: {error}") from error
+                if attempts == ATTEMPTS:
+                    raise DecodeError(f"{ATTEMPTS} files in a row cannot be decoded, the last: {error}") from error
                 broken = index if broken < 0 else broken
                 index = int(rng.integers(len(loader.source)))
 

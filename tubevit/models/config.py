@@ -1,6 +1,7 @@
 """The configuration of a model: its sizes, tubes, options and heads."""
 
 import dataclasses
+import numbers
 from typing import Self
 
 import jax
@@ -58,7 +59,8 @@ class Head:
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
-        if self.classes not in COUNT:
+        whole = isinstance(self.classes, numbers.Integral) and not isinstance(self.classes, bool)
+        if not whole or self.classes < 1:
             raise UserError(f"a head needs at least 1 class; found {self.classes!r}")
         object.__setattr__(self, "classes", int(self.classes))
         if self.modality not in MODALITIES:

@@ -36,7 +36,7 @@ from tubevit.training.baseline import pixel_baseline, warn_if_worse
 from tubevit.training.begin import begin
 from tubevit.training.evaluation import make_evaluation
 from tubevit.training.optimizer import learning_rate_schedule, make_optimizer, with_average
-from tubevit.training.run.broken_files import BrokenFiles
+from tubevit.training.run.broken_files import BrokenFiles, lost_later
 from tubevit.training.run.lease import Lease
 from tubevit.training.run.nonfinite import NonFiniteGuard
 from tubevit.training.run.preemption import Preempted, preemption
@@ -251,8 +251,7 @@ class Run:
                     writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
                 evaluated = last or (step % config.eval.every == 0 and not stop)  # SIGTERM may leave too little time
-                # An evaluation takes long, and may fail: it must not cost a state that needs no scores. After the last
-                # step it comes first, as the run that resumes there would evaluate nothing.
+                # An evaluation may fail. It follows the save, unless that needs scores, or no run would evaluate again.
                 scored = evaluated and (last or keep.keep_best is not None)
                 if save and not scored:
                     save_state(None)
@@ -309,7 +308,7 @@ class Run:
         config = self.experiment.config
         loads = {name: (load, config.data.train[name].batch_size) for name, load in self.experiment.train.items()}
         loader = {"threads": config.loader.threads, "workers": config.loader.workers}
-        return self.parts.batches(loads, config.seed, first=step, shards=local_rows(self.mesh), **loader)
+        return lost_later(self.parts.batches(loads, config.seed, first=step, shards=local_rows(self.mesh), **loader))
 
     def _batch_of(self, step: int) -> dict:
         with contextlib.closing(self._batches_from(step - 1)) as batches:

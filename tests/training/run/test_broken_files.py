@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tubevit.errors import RunError
-from tubevit.training.run.broken_files import BrokenFiles
+from tubevit.errors import DecodeError, RunError
+from tubevit.training.run.broken_files import BrokenFiles, lost_later
 
 
 @pytest.fixture
@@ -35,3 +35,26 @@ def test_the_files_of_all_processes_count(broken):
 def test_a_file_that_two_processes_found_counts_once(broken):
     broken.check({"clips": {"broken": np.array([3])}})
     broken.check_together(lambda value: [value, {"clips": {"3": "3.mp4 is cut off"}}])
+
+
+def test_data_that_is_lost_is_no_bad_input():
+    """Only that of the first batch is; the batches are closed with the generator."""
+
+    def batches(count):
+        try:
+            yield from range(count)
+            raise DecodeError("20 files in a row cannot be decoded")
+        finally:
+            closed.append(count)
+
+    closed = []
+    with pytest.raises(DecodeError):
+        next(lost_later(batches(0)))
+    running = lost_later(batches(2))
+    assert [next(running), next(running)] == [0, 1]
+    with pytest.raises(RunError, match="20 files in a row"):
+        next(running)
+    running = lost_later(batches(3))
+    assert next(running) == 0
+    running.close()
+    assert closed == [0, 2, 3]

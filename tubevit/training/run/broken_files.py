@@ -1,10 +1,11 @@
 """Files that cannot be decoded in training and its evaluations: they are reported, and too many end the run."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 from tubevit.data.pipeline import SampleLoader
-from tubevit.errors import RunError
+from tubevit.errors import DecodeError, RunError
 from tubevit.sharding.hosts import gather, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -82,3 +83,13 @@ class BrokenFiles:
         shares = {f"train/{name}/dense": dense / seen for name, (dense, seen) in self._dense.items()}
         self._dense = {}
         return shares
+
+
+def lost_later(batches: Generator) -> Generator:
+    """Yield batches. A DecodeError after the first one becomes a RunError: the data was there when the run began."""
+    with contextlib.closing(batches):
+        yield next(batches)
+        try:
+            yield from batches
+        except DecodeError as error:
+            raise RunError(str(error)) from error
