@@ -54,3 +54,15 @@ def test_processes_that_mean_different_classes_of_one_name_disagree():
     assert SourceEntries(one)[:4] != SourceEntries(other)[:4]
     same = dataclasses.replace(one, labels=one.labels.copy())
     assert SourceEntries(one)[:4] == SourceEntries(same)[:4]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_brackets_of_templates_do_not_matter(multi_label):
+    """The Hub's models of Something-Something have them in their labels, the official label map has not."""
+    found = source(("Holding something", "Moving [part] of something"), [1, 0], multi_label).with_classes(
+        ("Moving [part] of [something]", "Approaching [something]", "Holding [something]")
+    )
+    expected = np.eye(3)[[0, 2]] if multi_label else np.array([0, 2])
+    np.testing.assert_array_equal(found.labels, expected)
+    with pytest.raises(UserError, match="unknown label 'Holding something'"):  # it could mean either
+        source(("Holding something",), [0], multi_label).with_classes(("[Holding] something", "Holding [something]"))

@@ -1,9 +1,11 @@
 import fractions
+import io
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.clips import CountedPath, indices, paint, set_rotation, write_audio, write_clip
 from tubevit import read_image, read_video
@@ -343,6 +345,32 @@ def test_images(tmp_path, suffix):
         assert np.abs(read[0].astype(int) - image).mean() < 8
     np.testing.assert_array_equal(decode_image(renamed.read_bytes()), read[0])
     assert read_image(renamed, size=32).shape == (1, 32, 32, 3)
+
+
+def picture(mode: str, suffix: str) -> tuple[bytes, np.ndarray]:
+    """An encoded picture in one of Pillow's modes, and what it shows as RGB."""
+    colours = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8), (61, 47))
+    if mode == "I;16":  # 16 bits of grey
+        grey = colours[..., 0]
+        file = cv2.imencode(".png", grey.astype(np.uint16) * 257)[1].tobytes()
+        return file, np.repeat(grey[..., None], 3, axis=2)
+    image = Image.fromarray(colours).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(colours[..., 1]))  # is dropped
+    file = io.BytesIO()
+    image.save(file, suffix, **({"quality": 100} if suffix == "JPEG" else {}))
+    return file.getvalue(), colours if mode == "RGBA" else np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "mode, suffix, most", [("I;16", "PNG", 0), ("RGBA", "PNG", 0), ("P", "PNG", 0), ("L", "PNG", 0), ("1", "PNG", 0),
+                           ("L", "JPEG", 1), ("CMYK", "JPEG", 3), ("LA", "PNG", 0), ("RGB", "TIFF", 0)],
+)  # fmt: skip
+def test_images_of_other_colours_than_8_bit_rgb(mode, suffix, most):
+    file, expected = picture(mode, suffix)
+    found = decode_image(file)
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= most
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + b"0" * 50, b"not an image", None])

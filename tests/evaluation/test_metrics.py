@@ -55,7 +55,9 @@ def test_by_class():
     several = rng.uniform(size=(300, 7)) < 0.2
     several[:, 2] = False
     each = average_precisions(shares, several.astype(np.float32))
-    assert np.isnan(each[2]) and each[4] == pytest.approx(average_precision_score(several[:, 4], shares[:, 4]))
+    ranked = np.where(several.any(axis=1), shares[:, 4], -1)  # Charades ranks files without any label last
+    assert np.isnan(each[2]) and each[4] == pytest.approx(average_precision_score(several[:, 4], ranked))
+    assert each[4] > average_precision_score(several[:, 4], shares[:, 4])
 
 
 @pytest.mark.parametrize("classes, there", [(2, False), (5, False), (6, True)])
@@ -71,7 +73,8 @@ def test_several_labels_against_scikit_learn():
     logits = (rng.normal(0, 2, (60, 7)) + labels).astype(np.float32)
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     result = score(p, labels)
-    each = [average_precision_score(labels[:, i], logits[:, i]) for i in range(7) if i != 3]
+    ranked = np.where(labels.any(axis=1, keepdims=True), logits, -1e9)  # as Charades' own evaluation
+    each = [average_precision_score(labels[:, i], ranked[:, i]) for i in range(7) if i != 3]
     assert result["map"] == pytest.approx(np.mean(each), abs=1e-12)
     assert result["loss"] == pytest.approx(-np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p)), rel=1e-9)
     assert result["top1"] is None and result["top5"] is None

@@ -13,6 +13,7 @@ from tubevit.data.augment import Augment
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.small_copy import small_copy
 from tubevit.data.sources import Source, default_head, open_source
+from tubevit.data.sources.imagenet import in_index_order
 from tubevit.errors import UserError, unknown
 from tubevit.models.config import ModelConfig
 
@@ -85,6 +86,7 @@ def open_eval(
     if head.modality not in ("any", source.modality):
         found = f"{source.name} holds {source.modality}s ({source.keys[0]})"
         raise UserError(f"{found}, head {dataset.head} takes {head.modality}s")
+    source = in_index_order(source, head.labels or tuple(map(str, range(head.classes))))
     if not head.labels and not all(name.isdecimal() for name in source.classes):
         raise UserError(
             f"{source.name} labels files by name, and head {dataset.head!r} has no class names, so that their order "

@@ -68,7 +68,7 @@ def decode_media(
     """
     if isinstance(media, np.ndarray):
         kind = media_kind(media)
-        return Decoded(kind, [media] if kind == "image" else _frames_of_pixels(media, frames, clip_position))
+        return Decoded(kind, [media] if kind == "image" else _frames_of_pixels(media, frames, fps, clip_position))
     with open_media(media) as (kind, file):
         if kind == "image":
             return Decoded(kind, [decode_image(media, file)])
@@ -111,7 +111,7 @@ def decode_frames(
         DecodeError: the file holds no video or no frame, is damaged inside the clip, or ends before half of it.
     """
     if isinstance(media, np.ndarray):
-        return _frames_of_pixels(media, frames, clip_position)
+        return _frames_of_pixels(media, frames, fps, clip_position)
     with open_video(media) as video:
         return _decode_clip(video, frames, fps, clip_position).frames
 
@@ -182,10 +182,12 @@ def _upright(name: str, frame: av.VideoFrame) -> Frame:
     return turned(to_rgb(frame), orientation)
 
 
-def _frames_of_pixels(clip: np.ndarray, frames: int | None, clip_position: float) -> list[Frame]:
-    """Return T consecutive frames of a decoded clip: its frame rate is not known."""
+def _frames_of_pixels(clip: np.ndarray, frames: int | None, fps: float | None, clip_position: float) -> list[Frame]:
+    """Return T frames of a decoded clip: spread over it without `fps`, else consecutive, as its own rate is unknown."""
     if frames is None:
         return list(clip)
+    if fps is None:
+        return [clip[int((i + min(clip_position, 0.99)) * len(clip) / frames)] for i in range(frames)]
     start = int(max(len(clip) - frames, 0) * clip_position)
     return [clip[min(start + i, len(clip) - 1)] for i in range(frames)]
 

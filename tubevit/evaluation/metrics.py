@@ -49,9 +49,14 @@ def _rank(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Compute the average precision of each class, (classes,), for labels (n, classes); NaN if it does not occur."""
+    """Compute the average precision of each class, (classes,), for labels (n, classes); NaN if it does not occur.
+
+    Files without any label are left out, as Charades' own evaluation ranks them last.
+    """
     from sklearn.metrics import average_precision_score
 
+    labelled = labels.any(axis=1)
+    probabilities, labels = probabilities[labelled], labels[labelled]
     return np.array(
         [average_precision_score(y, p) if y.any() else np.nan for y, p in zip(labels.T, probabilities.T, strict=True)]
     )

@@ -190,3 +190,15 @@ def test_in_a_bucket_one_listing_and_no_look_at_single_clips(monkeypatch):
     source = open_source("k400:memory://k/lists@memory://k/clips", "train")
     assert source.labels.tolist() == [0, 1] and source.keys[1] == "memory://k/clips/twotwotwo_2.mp4"
     assert len(calls) < 8 and not any(call.endswith(".mp4") for call in calls)
+
+
+def test_other_files_beside_the_lists(kinetics):
+    """Hidden files of a Mac and csv files in another encoding do not matter; blanks around an ID do not either."""
+    name = kinetics({"train.csv": HEADER + TRAIN.replace("a_000001_x1,", " a_000001_x1 ,")}, "a_000001_x1.mp4")
+    folder = pathlib.Path(name.partition(":")[2].partition("@")[0])
+    (folder / "._train.csv").write_bytes(b"\0\5\x16\7\xff")
+    (folder / "notes.csv").write_bytes("Straße,Größe\n".encode("latin-1"))
+    assert found(open_source(name, "train")) == {"a_000001_x1.mp4": "abseiling"}
+    (folder / "val.csv").write_bytes(HEADER.encode() + "Größe,b,0,10,val\n".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot read .*val.csv: 'utf-8' codec"):
+        open_source(name, "train")

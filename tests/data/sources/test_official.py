@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets
 
 from tubevit.data.sources import open_source
-from tubevit.data.sources.imagenet import validation_labels
+from tubevit.data.sources.imagenet import in_index_order, validation_labels
 from tubevit.data.sources.splits import held_out_beside, training_split
 from tubevit.errors import UserError
 
@@ -178,6 +178,7 @@ def test_ucf101(files, folders):
         ("classInd.txt", "1 Yoga\n1 Archery\n", "expected the index and name of a class, each once; found 1 Archery"),
         ("classInd.txt", "Yoga\n", "expected the index and name of a class, each once; found Yoga"),
         ("trainlist01.txt", "v_Yoga_g01_c01.avi 1\n", "line 1: expected Class/clip.avi; found v_Yoga"),
+        ("trainlist01.txt", "\nYoga/ \n", "line 2: expected Class/clip.avi; found Yoga/"),
         ("trainlist01.txt", "Yogi/v_Yoga_g01_c01.avi 1\n", "unknown label 'Yogi'; did you mean 'Yoga'"),
     ],
 )
@@ -193,6 +194,7 @@ HMDB51 = {
     "wave_test_split3.txt": "d.avi 2 \n",
     "brush_hair_test_split3.txt": "e.avi 2 \n",
     "README": "",
+    "._wave_test_split1.txt": "\0\5",  # of a Mac
 }
 
 
@@ -244,6 +246,12 @@ def test_flat_validation_images_are_labelled_by_number(files):
     assert val.notes == () and val.classes == tuple(wnids)  # the order of tensorflow_datasets
     assert list(found(val).values()) == ["n01751748", "n09193705", validation_labels()[-1]]
     assert np.bincount([wnids.index(label) for label in validation_labels()]).tolist() == [50] * 1000
+    for classes in (tuple(map(str, range(1000))), tuple(f"a name of class {i}" for i in range(1000))):
+        numbered = in_index_order(val, classes)
+        assert numbered.classes == classes and "in the order of their WordNet ids" in numbered.notes[-1]
+        np.testing.assert_array_equal(numbered.labels, val.labels)
+    for classes in (tuple(wnids), tuple(map(str, range(21843)))):  # by name; of another label set
+        assert in_index_order(val, classes) is val
     files({}, "val/ILSVRC2012_val_00050001.JPEG")
     with pytest.raises(UserError, match="ILSVRC2012_val_00050001.JPEG: expected .* to 00050000"):
         open_source(f"imagenet:{root}", "val")

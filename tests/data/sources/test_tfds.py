@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.data.clips import indices, write_clip
-from tubevit.data.decode import decode_clip, decode_image
+from tubevit.data.decode import decode_clip, decode_frames, decode_image, decode_media
 from tubevit.data.sources import tfds_source
 from tubevit.data.sources.tfds_source import open_tfds
 from tubevit.data.tfds_videos import write_tfds
@@ -102,6 +102,20 @@ def test_pixels(tmp_path, shape):
     pixels = source.media(0)
     assert pixels.shape == (*shape[:-1], 3) and pixels.dtype == np.uint8 and (pixels == 9).all()
     assert source.classes == ("b", "a") and source.modality == ("image" if len(shape) == 3 else "video")
+
+
+def test_frames_of_pixels():
+    """Spread over the video without a rate, like those of a file; else consecutive, as the rate is not stored."""
+    clip = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+
+    def shown(*arguments):
+        return [int(frame[0, 0, 0]) for frame in decode_frames(clip, *arguments)]
+
+    assert shown(4, None, 0.0) == [0, 3, 6, 9] and shown(4, None, 0.5) == [1, 4, 7, 10]
+    assert shown(4, None, 1.0) == [2, 5, 8, 11] and shown(24, None, 0.0) == [i // 2 for i in range(24)]
+    assert shown(4, 8.0, 0.5) == [4, 5, 6, 7] and shown(14, 8.0, 0.0) == [*range(12), 11, 11]
+    assert shown() == list(range(12))
+    assert decode_media(clip, 4, None, 0.0).frames[1][0, 0, 0] == 3
 
 
 def _third(source):

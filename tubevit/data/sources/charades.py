@@ -33,7 +33,7 @@ def open_charades(name: str, split: str) -> Source:
             for code in found:
                 if code not in codes:
                     raise UserError(f"{path} line {line}: {unknown('action', code, codes)}")
-            rows.append(listing.Row(cells["id"], tuple(codes[code] for code in found), part))
+            rows.append(listing.Row(cells["id"].strip(), tuple(codes[code] for code in found), part))
     clips = listing.Clips(folder)
     listed = listing.Listing(name, split, rows, list(codes.values()), CLASSES, multi_label=True)
     return listed.source(lambda row: clips.find(row.clip), clips.expected(".mp4"))

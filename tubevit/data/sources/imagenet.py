@@ -1,5 +1,6 @@
 """ImageNet-1k (ILSVRC 2012) as folders of JPEG files."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import re
@@ -39,6 +40,19 @@ def open_imagenet(name: str, split: str) -> Source:
         classes |= {row.labels[0] for part in _SPLITS if part != split for row in _rows(root, part)}
     listed = listing.Listing(name, split, rows, sorted(classes), CLASSES, what="images")
     return listed.source(lambda row: row.clip, lambda row: row.clip)
+
+
+def in_index_order(source: Source, classes: tuple[str, ...]) -> Source:
+    """Return a source of ImageNet-1k, whose classes are WordNet ids, with the 1,000 names that a model gives them.
+
+    Models of ImageNet-1k number its classes in the order of their ids, whatever their names (tench is 0, goldfish 1).
+    Other sources, and other numbers of classes, are returned as they are.
+    """
+    ids = all(re.fullmatch(r"n\d{8}", name) for name in source.classes)
+    if not ids or len(source.classes) != CLASSES or len(classes) != CLASSES or set(source.classes) & set(classes):
+        return source
+    note = f"{source.name}: the model's classes are taken to be those of ImageNet-1k in the order of their WordNet ids"
+    return dataclasses.replace(source, classes=classes, notes=(*source.notes, note))
 
 
 def validation_labels() -> list[str]:

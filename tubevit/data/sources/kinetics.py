@@ -8,7 +8,7 @@ from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
 from tubevit.data.sources.splits import SPLITS, canonical_split, find_split
-from tubevit.data.suffixes import suffix
+from tubevit.data.suffixes import is_hidden, suffix
 from tubevit.errors import SplitError, UserError, closest
 
 CLASSES = {"k400": 400, "k600": 600, "k700": 700}
@@ -75,15 +75,15 @@ def _lists(source: str) -> list[tuple[str, str]]:
     """Return the path and the text of each csv file of a list."""
     expected = f"a csv {_HEADER} or the folder that holds the official csv files"
     if storage.is_folder(source):
-        names = [file for file in storage.names(source) if suffix(file) == ".csv"]
+        names = [file for file in storage.names(source) if suffix(file) == ".csv" and not is_hidden(file)]
         paths = [storage.join(source, file) for file in names]
     elif storage.exists(source):
         paths = [source]
     else:
         raise UserError(f"{source} does not exist; expected {expected}")
+    if paths != [source]:  # the folder may hold other csv files, in any encoding
+        paths = [path for path in paths if "youtube_id" in listing.read_text(path, "replace").partition("\n")[0]]
     texts = [(path, listing.read_text(path)) for path in paths]
-    if paths != [source]:  # the folder may hold other csv files
-        texts = [(path, text) for path, text in texts if "youtube_id" in text.partition("\n")[0]]
     if not texts:
         raise UserError(f"{source} holds no list of Kinetics; expected {expected}")
     return texts
@@ -101,7 +101,7 @@ def _rows(path: str, text: str) -> Iterator[listing.Row]:
         except ValueError as error:
             raise UserError(f"{path} line {line}: expected times in seconds; found {error}") from error
         label = cells.get("label", "").strip()
-        yield listing.Row(f"{cells['youtube_id']}_{start:06d}_{end:06d}", (label,) if label else (), split)
+        yield listing.Row(f"{cells['youtube_id'].strip()}_{start:06d}_{end:06d}", (label,) if label else (), split)
 
 
 def _youtube_id(clip: str) -> str:

@@ -34,7 +34,8 @@ def parse_list_and_clips(name: str) -> tuple[str, str, str]:
     key, _, rest = name.partition(":")
     parts = rest.split("@")
     if len(parts) != 2 or not all(parts):
-        raise UserError(f"{name}: expected {key}:LIST@CLIPS_DIR, the official list (or its folder) and the clips")
+        raise UserError(f"{name}: expected {key}:LIST@CLIPS_DIR, the official list (or its folder) and the clips, "
+                        "whose paths hold no @")  # fmt: skip
     return key, parts[0], parts[1]
 
 

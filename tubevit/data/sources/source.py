@@ -129,7 +129,8 @@ class Source:
     def with_classes(self, classes: tuple[str, ...]) -> Self:
         """Return the same files, labelled by indices of `classes`.
 
-        Labels are matched by name, or by index if the classes are the same or the labels are integers.
+        Labels are matched by name, or by index if the classes are the same or the labels are integers. The brackets in
+        templates of Something-Something, such as `Holding [something]`, do not matter: some label maps lack them.
 
         Raises:
             UserError: a label is not in `classes`, or names several classes, of which it could mean any.
@@ -139,6 +140,10 @@ class Source:
         index = {name: i for i, name in enumerate(classes)}
         if all(name.isdecimal() for name in self.classes) and not set(self.classes) & set(classes):
             index = {str(i): i for i in range(len(classes))}  # integer labels are indices of any label set
+        plain = [tuple(map(_without_brackets, names)) for names in (self.classes, classes)]
+        if all(len(set(names)) == len(names) for names in plain):
+            by_plain = {name: i for i, name in enumerate(plain[1])}
+            index |= {own: by_plain[name] for own, name in zip(self.classes, plain[0]) if name in by_plain}
         counts = collections.Counter(classes) | collections.Counter(self.classes)
         indices = np.arange(len(self.classes))
         used = np.asarray(self.labels.any(axis=0)) if self.multi_label else np.isin(indices, self.labels)
@@ -158,3 +163,7 @@ class Source:
         else:
             labels = columns[self.labels].astype(np.int32)
         return dataclasses.replace(self, labels=labels, classes=classes)
+
+
+def _without_brackets(name: str) -> str:
+    return name.replace("[", "").replace("]", "")

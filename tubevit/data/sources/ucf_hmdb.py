@@ -6,6 +6,7 @@ from tubevit import storage
 from tubevit.data.sources import listing
 from tubevit.data.sources.source import Source
 from tubevit.data.sources.splits import find_split
+from tubevit.data.suffixes import is_hidden
 from tubevit.errors import UserError
 
 CLASSES = {"ucf101": 101, "hmdb51": 51}
@@ -38,7 +39,7 @@ def open_ucf101(name: str, split: str) -> Source:
         path, text = listing.read_official(source, f"{part}list0{number}.txt")
         for number_of_line, line in enumerate(text.splitlines(), 1):
             clip, separator, file = line.strip().partition("/")
-            if line.strip() and not separator:
+            if line.strip() and not (separator and file.strip()):
                 raise UserError(f"{path} line {number_of_line}: expected Class/clip.avi; found {line.strip()}")
             if line.strip():
                 rows.append(listing.Row(file.split()[0].removesuffix(".avi"), (clip,), part))
@@ -58,7 +59,7 @@ def open_hmdb51(name: str, split: str) -> Source:
     files = {}
     listing.require_folder(source, "the folder of CLASS_test_split1.txt")
     for file in storage.names(source):
-        if match := re.fullmatch(rf"(.+)_test_split{number}\.txt", file):
+        if (match := re.fullmatch(rf"(.+)_test_split{number}\.txt", file)) and not is_hidden(file):
             files[match[1]] = file
     if not files:
         raise UserError(f"{source}: expected the official lists CLASS_test_split{number}.txt in it; found none")
