@@ -224,7 +224,7 @@ def test_nothing_random_is_frozen(vit, small, tiny):
     ):
         with pytest.raises(UserError, match=f"frozen by train.freeze_below=2, but not in a checkpoint: .*{words}"):
             initialise(parameters(fresh), config, vit[1], **settings)
-    gated = config.replace(gate_layer=1)
+    gated = config.replace(gate_layer=0)  # a frozen block follows
     with pytest.raises(UserError, match="frozen by train.freeze_below=2, .*: encoder/gate; .* or train.freeze_below=0"):
         initialise(parameters(randomised_like(tiny, gated)), gated, vit[1], tubes=small[1])
     adapted = config.replace(freeze_below=0, lora=Lora())

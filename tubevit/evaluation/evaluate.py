@@ -149,9 +149,10 @@ def sum_over_processes(
     files = np.flatnonzero(seen)
     rows = np.concatenate([files[:, None], seen[files, None], total[files]], axis=1)
     counts = np.asarray(gather(np.array(len(files), np.int32)))
-    size = max(1, limit // (len(counts) * rows.itemsize * rows.shape[1]))
+    most = int(counts.max())
+    size = min(most, max(1, limit // (len(counts) * rows.itemsize * rows.shape[1])))
     sums, times = np.zeros_like(total), np.zeros_like(seen)
-    for begin in range(0, int(counts.max()), size):
+    for begin in range(0, most, size or 1):
         part = rows[begin : begin + size]
         part = np.concatenate([part, np.zeros((size - len(part), rows.shape[1]))])  # a file seen 0 times adds nothing
         for found in np.asarray(gather(part.view(np.uint8))).view(np.float64):  # JAX would round float64 to float32
