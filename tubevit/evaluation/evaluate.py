@@ -175,11 +175,8 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
     if not used.any():
         reason = load.reason(0, views)
         raise NothingDecoded(f"none of the {len(source)} files of {source.name} can be decoded: {reason}")
-    wrong = int((~np.isfinite(predictions.probabilities[used])).any(axis=1).sum())
-    if wrong:
-        raise RunError(
-            f"{name}: {wrong} of {int(used.sum())} predictions are not finite: the parameters may be damaged"
-        )
+    if reason := not_finite(predictions.probabilities[used]):
+        raise RunError(f"{name}: {reason}")
     return {
         "dataset": name, "source": source.name, "head": head, "clips_listed": source.listed,
         "clips_found": len(source), "clips_used": int(used.sum()), "views": str(views),
@@ -188,6 +185,14 @@ def evaluation_record(predictions: Predictions, load: SampleLoader, *, name: str
         "label_hash": source.label_hash, **score(predictions.probabilities[used], source.labels[used]),
         "seconds": round(seconds, 2),
     }  # fmt: skip
+
+
+def not_finite(outputs: np.ndarray, what: str = "predictions") -> str | None:
+    """Say how many of n outputs (n, ...) are not finite. None if all of them are."""
+    finite = np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
+    if finite.all():
+        return None
+    return f"{int((~finite).sum())} of {len(finite)} {what} are not finite: the parameters may be damaged"
 
 
 def broken_files(predictions: Predictions, load: SampleLoader) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from tubevit.data.stream import stream_clips
 from tubevit.data.suffixes import is_hidden, named_kind
 from tubevit.data.trained_range import out_of_range
 from tubevit.errors import DecodeError, UserError
+from tubevit.evaluation.evaluate import not_finite
 from tubevit.evaluation.token_grid import TokenGrid, token_grid
 from tubevit.models.config import Head
 from tubevit.models.tubevit import TubeViT
@@ -75,7 +76,8 @@ def predict(
         keep_tokens: return the tokens and their grid as well.
 
     Yields:
-        A prediction for each image, video or clip. If a file cannot be used, its last prediction holds the error.
+        A prediction for each image, video or clip. If a file cannot be used, or what the model computes for it is not
+        finite, its last prediction holds the error.
 
     Raises:
         UserError: the model has no such head, or none at all.
@@ -111,11 +113,14 @@ def _predictions(
             for number, clip in enumerate(_clips(model, file, every)):
                 pixels = clip.pixels(model.config.size, None if keep_pixels else model.config.tubes)
                 pooled, encoded = compute(model, pixels)
+                _require_finite(file, pooled)
+                if encoded is not None:
+                    _require_finite(file, encoded)
                 error = _refusal(model, file, clip.kind, head) if top else None
                 yield Prediction(
                     file, clip.kind, clip.start, clip.end,
                     features=np.array(pooled[0], np.float32),  # a copy: a view would keep JAX's array alive
-                    labels=_labels(model, pooled, clip.kind, head, top) if top and error is None else {},
+                    labels=_labels(model, pooled, file, clip.kind, head, top) if top and error is None else {},
                     pixels=pixels[0] if isinstance(pixels, np.ndarray) else None,
                     tokens=None if encoded is None else np.asarray(encoded[0], np.float32),
                     grid=None if encoded is None else token_grid(model.config, clip, encoded.shape[1]),
@@ -124,7 +129,7 @@ def _predictions(
                 )  # fmt: skip
                 if error is not None:
                     break
-        except UserError as error:  # damaged, or not what the model takes
+        except UserError as error:  # the file is damaged or not what the model takes, or the parameters are damaged
             yield Prediction(file, error=error)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # no file can be opened any more
@@ -151,13 +156,20 @@ def _refusal(model: TubeViT, file: str | os.PathLike, kind: str, wanted: str | N
     return None
 
 
+def _require_finite(file: str | os.PathLike, outputs: jax.Array) -> None:
+    if reason := not_finite(np.asarray(outputs, np.float32)):
+        raise UserError(f"{file}: {reason}")
+
+
 def _labels(
-    model: TubeViT, pooled: jax.Array, kind: str, wanted: str | None, top: int
+    model: TubeViT, pooled: jax.Array, file: str | os.PathLike, kind: str, wanted: str | None, top: int
 ) -> dict[str, list[tuple[str, float]]]:
     labels = {}
     for name, head in model.config.heads:
         if _takes(head, kind) and wanted in (None, name):
-            probabilities = np.asarray(head.probabilities(model.heads[name](pooled)[0]))
+            probabilities = head.probabilities(model.heads[name](pooled))
+            _require_finite(file, probabilities)
+            probabilities = np.asarray(probabilities[0])
             best = np.argsort(-probabilities, kind="stable")[:top]
             classes = distinct_names(head.labels) or range(head.classes)
             labels[name] = [(str(classes[i]), float(probabilities[i])) for i in best]

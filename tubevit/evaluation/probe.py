@@ -10,9 +10,9 @@ from tubevit.config.experiment import load_for
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import default_head, open_source
 from tubevit.data.sources.splits import training_split
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
 from tubevit.evaluation import pixels
-from tubevit.evaluation.evaluate import EvalSettings, Predictions, predict_source
+from tubevit.evaluation.evaluate import EvalSettings, Predictions, not_finite, predict_source
 from tubevit.models.config import ModelConfig
 
 INVERSE_PENALTY, ITERATIONS = 1.0, 1000
@@ -115,6 +115,7 @@ def probe_source(
 
     Raises:
         UserError: fewer than two classes of the training split can be decoded.
+        RunError: features are not finite.
     """
 
     if kind == "pixels":  # it sees whole squares of the frames, however large they are for the model
@@ -125,6 +126,9 @@ def probe_source(
         return predict_source(forward, params, load, batch_size, dataclasses.replace(settings, progress=progress))
 
     train, test = features(loads[0], "train"), features(loads[1], "held out")
+    for load, found in zip(loads, (train, test), strict=True):
+        if reason := not_finite(found.probabilities, "features"):
+            raise RunError(f"{load.source.name}: {reason}")
     source, used = loads[0].source, train.used
     if len(np.unique(source.labels[used])) < 2:
         raise UserError(f"{source.name}: a probe needs two classes or more; {used.sum()} training files can be decoded")

@@ -13,8 +13,8 @@ from tubevit.data.labels import distinct_names
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW
-from tubevit.errors import UserError
-from tubevit.evaluation.evaluate import Predictions, predict_source
+from tubevit.errors import RunError, UserError
+from tubevit.evaluation.evaluate import Predictions, not_finite, predict_source
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.predict import predict
 from tubevit.models.abstract import parameters
@@ -84,6 +84,7 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
 
     Raises:
         UserError: the files are missing, none can be decoded, or they do not fit the model.
+        RunError: predictions are not finite.
     """
     dataset = dataset_config(**values)
     load = open_eval(model.config, name, dataset, "tubes")
@@ -93,6 +94,8 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
     predictions = predict_source(forward, parameters(model), load, min(dataset.batch_size, len(load.source)))
     if not predictions.used.any():
         raise UserError(f"none of the {listed} files of {load.source.name} can be decoded: {load.reason(0)}")
+    if reason := not_finite(predictions.probabilities[predictions.used]):
+        raise RunError(f"{name}: {reason}")
     return Evaluated(name, dataset.head, dataclasses.replace(load, tubes=None), listed, predictions)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tubevit.errors import UserError
+from tubevit.errors import RunError, UserError
 from tubevit.models.tokenizer import is_interpolated, resize_trilinear
 from tubevit.models.tubevit import TubeViT
 from tubevit.visualize.style import ground, new_axes, show_image, size_text, tile
@@ -19,6 +19,7 @@ def tube_kernels(model: TubeViT, index: int) -> np.ndarray:
 
     Raises:
         UserError: there is no such tube.
+        RunError: the kernels are not finite.
     """
     config = model.config
     if not 0 <= index < len(config.tubes.tubes):
@@ -29,6 +30,8 @@ def tube_kernels(model: TubeViT, index: int) -> np.ndarray:
     else:
         kernel = model.tokenizer.tubes[str(index)].kernel[...]
     kernels = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
+    if not np.isfinite(kernels).all():
+        raise RunError(f"the kernels of tube {index} are not finite: the parameters may be damaged")
     norms = np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1)
     return kernels[np.argsort(-norms, kind="stable")]
 
