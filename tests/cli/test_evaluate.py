@@ -109,6 +109,36 @@ def test_a_saved_model(run, done, refused, tmp_path, digits_cache):
     tubevit.load_model(saved)
 
 
+def test_what_is_known_is_kept_when_a_later_data_set_fails(run, refused, tmp_path):
+    """Shown and written as if it had been the only one."""
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    (tmp_path / "bad.csv").write_text("path,label,split\nbad.png,3,test\n")
+    out = tmp_path / "out.json"
+    command = ["evaluate", "--workdir", run, "--config", TINY, "--out", out]
+    command.append(f"--config.data.eval.still_digits.source={tmp_path / 'bad.csv'}")
+    text = refused(command, "none of the 1 files", "bad.png")
+    assert text.startswith("moving_digits (motion): top1 ") and f"written to {out}" in text
+    (record,) = json.loads(out.read_text())
+    assert (record["dataset"], record["clips_used"]) == ("moving_digits", 8)
+    out.unlink()
+    (shown,) = json.loads(refused([*command, "--json"], "none of the 1 files"))
+    assert json.loads(out.read_text()) == [shown] and shown["top1"] == record["top1"]
+
+
+def test_an_experiment_without_evaluation_data(run, refused, tmp_path):
+    """The results of an earlier evaluation stay."""
+    (tmp_path / "eval.json").write_text("earlier")
+    (tmp_path / "empty.py").write_text(
+        "from tubevit.config import dataset_config, default_config\n\n\ndef get_config():\n"
+        "    config = default_config()\n"
+        "    config.data.train.a = dataset_config(source='moving_digits', head='motion')\n"
+        "    return config\n"
+    )
+    command = ["evaluate", "--workdir", run, "--config", tmp_path / "empty.py", "--out", tmp_path / "eval.json"]
+    refused(command, "names no evaluation data: add data.eval, or pass --data SOURCE")
+    assert (tmp_path / "eval.json").read_text() == "earlier"
+
+
 @pytest.mark.parametrize(
     "flags, parts",
     [

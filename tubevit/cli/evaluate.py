@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 
 from tubevit.budget import as_budget
 from tubevit.cli.budget_flag import add_budget
@@ -86,7 +87,7 @@ def data_options(args, **options):
 def run(args) -> None:
     """Run the verb."""
     from tubevit.config import load_config
-    from tubevit.evaluation import evaluate_checkpoint, write_evaluations
+    from tubevit.evaluation import Evaluation, evaluate_each
     from tubevit.sharding.hosts import is_main, run_on_all, run_on_main
     from tubevit.zoo.names import open_checkpoint
 
@@ -96,21 +97,35 @@ def run(args) -> None:
     options = data_options(args, config=config, probe=args.probe, int8=args.int8, budget=args.budget)
     checkpoint = run_on_all(lambda: open_checkpoint(args.workdir or args.checkpoint, args.step))
     out = run_on_main(lambda: _checked_out(args, checkpoint))
-    evaluations = evaluate_checkpoint(checkpoint, options, progress=True)
+    evaluations: list[Evaluation] = []
+    try:
+        for evaluation in evaluate_each(checkpoint, options, progress=True):
+            evaluations.append(evaluation)
+            if is_main() and not args.json:
+                print(describe_record(evaluation.record), flush=True)
+    finally:  # what is known is kept, even if the next data set fails
+        if is_main() and evaluations:
+            _keep(evaluations, out, args.json)
     records = [evaluation.record for evaluation in evaluations]
-    if is_main():
-        try:
-            written = write_evaluations(evaluations, out)
-        finally:  # the scores are shown even if they cannot be written
-            print(json.dumps(records, indent=2) if args.json else "\n".join(map(describe_record, records)), flush=True)
-        if not args.json:
-            print(f"written to {', '.join(written)}")
-        if args.probe == "pixels":
-            known = _beside(args, checkpoint, _EVAL)
-            for line in filter(None, (compared(record, known) for record in records)):
-                logger.warning(line)
+    if is_main() and args.probe == "pixels":
+        known = _beside(args, checkpoint, _EVAL)
+        for line in filter(None, (compared(record, known) for record in records)):
+            logger.warning(line)
     if failed := [record["failed"] for record in records if record["failed"]]:
         raise RunError(f"{'; '.join(failed)}: the score does not count (--max-broken raises the limit)")
+
+
+def _keep(evaluations: Sequence, out: str, as_json: bool) -> None:
+    """Write the records of evaluations; as JSON they are also printed, even if they cannot be written."""
+    from tubevit.evaluation import write_evaluations
+
+    try:
+        written = write_evaluations(evaluations, out)
+    finally:
+        if as_json:
+            print(json.dumps([evaluation.record for evaluation in evaluations], indent=2), flush=True)
+    if not as_json:
+        print(f"written to {', '.join(written)}")
 
 
 def _checked_out(args, checkpoint) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from jax.sharding import Mesh
@@ -120,9 +120,17 @@ class EvalOptions:
 def evaluate_checkpoint(
     checkpoint: Checkpoint | str | os.PathLike, options: EvalOptions = EvalOptions(), *, progress: bool = False
 ) -> list[Evaluation]:
-    """Evaluate a checkpoint, one result for each data set; all processes of a job call it together.
+    """Evaluate a checkpoint, one result for each data set; the arguments and errors are those of `evaluate_each`."""
+    return list(evaluate_each(checkpoint, options, progress=progress))
 
-    Where too many files are broken, the record has the reason under `failed`, see `failure`.
+
+def evaluate_each(
+    checkpoint: Checkpoint | str | os.PathLike, options: EvalOptions = EvalOptions(), *, progress: bool = False
+) -> Iterator[Evaluation]:
+    """Evaluate a checkpoint and yield the result for each data set as soon as it is known.
+
+    All processes of a job iterate together. Where too many files are broken, the record has the reason under
+    `failed`, see `failure`.
 
     Args:
         checkpoint: a checkpoint, or a name that `load_model` takes.
@@ -130,7 +138,8 @@ def evaluate_checkpoint(
         progress: show progress bars on stderr if that is a terminal.
 
     Raises:
-        UserError: the checkpoint is damaged, it names no data, or the data does not fit the model.
+        UserError: the checkpoint is damaged, it or the experiment names no data, or the data does not fit the model.
+        RunError: data cannot be reached, or predictions are not finite.
     """
     src = checkpoint
     checkpoint = src if isinstance(src, Checkpoint) else cast(Checkpoint, run_on_all(lambda: open_checkpoint(src)))
@@ -156,7 +165,6 @@ def evaluate_checkpoint(
     )
     opened = run_on_all(lambda: {name: open_loads(model, name, d, path) for name, d in datasets.items()})
     agree(lambda: _entries(options, datasets, opened))
-    evaluations = []
     for name, dataset in datasets.items():
         settings = dataclasses.replace(settings, progress=name if progress and is_main() else None)
         batch_size = options.batch_size or dataset.batch_size
@@ -180,8 +188,7 @@ def evaluate_checkpoint(
         origin = {"split": dataset.split, "checkpoint": str(checkpoint), "step": checkpoint.step, "failed": failed}
         origin |= {"published_top1": dataset.published_top1, "quantize": model.quantize}
         origin["budget"] = None if model.budget is None else str(model.budget)
-        evaluations.append(Evaluation(record | probe | origin, predictions, loads[-1]))
-    return evaluations
+        yield Evaluation(record | probe | origin, predictions, loads[-1])
 
 
 def inference_fields(int8: bool, budget: str | None) -> dict[str, Any]:
@@ -252,6 +259,8 @@ def _mesh(run: Mapping) -> Mesh:
 def _experiment(options: EvalOptions) -> ConfigDict:
     config = cast(ConfigDict, options.config)
     config = apply_recipe(allow_overlap(config) if options.allow_overlap else config)[0]
+    if not config.data.eval:
+        raise UserError("the experiment names no evaluation data: add data.eval, or pass --data SOURCE")
     for name, dataset in config.data.eval.items():
         if dataset.head is None and name in config.data.train:  # as in training
             dataset.head = config.data.train[name].head
