@@ -188,6 +188,8 @@ def describe_record(record: dict) -> str:
     scores = [f"{key} {100 * record[key]:.2f} %" for key in ("top1", "top5", "map") if record[key] is not None]
     if record["published_top1"] is not None:
         scores.insert(1, f"published top1 {100 * record['published_top1']:.1f} %")
+    if record["loss"] is not None:
+        scores.append(f"loss {record['loss']:.4f}")
     broken = f", {len(record['broken'])} broken" if record["broken"] else ""
     what, settings = record["head"], ""
     if "probe" in record:
@@ -198,7 +200,7 @@ def describe_record(record: dict) -> str:
     variant += f", budget {record['budget']}" if record["budget"] else ""
     failed = f"; FAILED: {record['failed']}" if record["failed"] else ""
     return (
-        f"{record['dataset']} ({what}): {', '.join(scores)}, loss {record['loss']:.4f}; "
+        f"{record['dataset']} ({what}): {', '.join(scores)}; "
         f"{record['clips_used']} of {record['clips_listed']} clips{broken}, "
         f"views {record['views']}{averaged}, split {record['split']}{variant}{settings}{failed}"
     )

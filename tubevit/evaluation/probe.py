@@ -17,6 +17,7 @@ from tubevit.models.config import ModelConfig
 
 INVERSE_PENALTY, ITERATIONS = 1.0, 1000
 NEIGHBOURS, TEMPERATURE = 20, 0.07
+_SHOWN = 5  # labels in a message
 PROBES = {
     "linear": "logistic regression on features with mean 0 and deviation 1 over the training split, "
     f"C = {INVERSE_PENALTY:g}, at most {ITERATIONS} iterations of L-BFGS",
@@ -55,6 +56,12 @@ def open_probe(
     if len(np.unique(train.labels)) < 2:
         raise UserError(f"{name}: a probe needs two classes or more in the training split of {dataset.source}")
     test = test.with_classes(train.classes)
+    if unseen := np.setdiff1d(test.labels, train.labels).tolist():
+        shown = ", ".join(repr(train.classes[i]) for i in unseen[:_SHOWN]) + (", ..." if len(unseen) > _SHOWN else "")
+        raise UserError(
+            f"{name}: a probe knows only labels of the training split of {dataset.source}; not there, but in its "
+            f"{dataset.split} split: {shown}; add files with them to the training split, or leave theirs out"
+        )
     if kind == "pixels":
         train, test = (pixels.load_small(part, model.frames, model.fps) for part in (pixels.some_files(train), test))
         return train, test
@@ -111,7 +118,9 @@ def probe_source(
         batch_size, settings: see `predict_source`.
 
     Returns:
-        The predictions for the held-out split, and what the record says of the probe.
+        The predictions for the held-out split, and what the record says of the probe. Its `loss` is None where a label
+        may have probability 0, which makes the cross-entropy infinite: with neighbours, and where none of the files
+        with a label of the held-out split was used to train.
 
     Raises:
         UserError: fewer than two classes of the training split can be decoded.
@@ -136,4 +145,6 @@ def probe_source(
         kind, train.probabilities[used], source.labels[used], test.probabilities, len(loads[1].source.classes)
     )
     about = {"probe": kind, "probe_settings": PROBES[kind], "train_clips_used": int(used.sum())}
+    if kind == "knn" or len(np.setdiff1d(loads[1].source.labels[test.used], source.labels[used])):
+        about["loss"] = None
     return Predictions(probabilities, test.used, test.views), about
