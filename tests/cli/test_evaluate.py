@@ -180,9 +180,12 @@ def test_a_model_is_compared_with_a_linear_one_of_pixels(tmp_path):
     assert "a: not compared" in compared(probe, str(path))
     for change, expected in (
         ({"top1": 0.5}, None), ({"top1": 0.4}, "the model has top1 0.400, less than the 0.500 of a linear model"),
-        ({"split": "test"}, "not compared"), ({"label_hash": "0b"}, "not compared"),
+        ({"split": "test"}, "not compared"), ({"label_hash": "0b"}, "is over other classes"),
+        ({"top1": None}, "has no top1"),
         ({"checkpoint": "run/checkpoints/6"}, "not compared"),
     ):  # fmt: skip
         path.write_text(json.dumps([probe | {"dataset": "b", "top1": 0.1}, probe | change]))
         line = compared(probe, str(path))
         assert line is None if expected is None else expected in line
+        if change.keys() <= {"top1", "label_hash"}:  # evaluating once more would change nothing
+            assert "evaluate without --probe first" not in str(line)

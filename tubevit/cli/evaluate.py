@@ -158,14 +158,14 @@ def _beside(args, checkpoint, file: str) -> str:
 
 
 def compared(record: dict, path: str) -> str | None:
-    """Say whether a model has less than the probe `pixels` on the same files.
+    """Say whether a model has less than the probe `pixels` on the same files and classes.
 
     Args:
         record: of the probe.
         path: the eval.json of the model.
 
     Returns:
-        A line; None if the model has as much.
+        A line, also if there is no score to compare with; None if the model has as much.
     """
     from tubevit import storage
     from tubevit.evaluation.pixels import worse
@@ -174,13 +174,19 @@ def compared(record: dict, path: str) -> str | None:
         known = json.loads(storage.read_bytes(path))
     except (FileNotFoundError, ValueError):
         known = []
-    keys = ("dataset", "source", "split", "label_hash", "checkpoint")
+    keys = ("dataset", "source", "split", "checkpoint")
     same = [each for each in known if isinstance(each, dict) and all(each.get(key) == record[key] for key in keys)]
+    not_compared = f"{record['dataset']}: not compared, as"
     if not same:
-        return f"{record['dataset']}: not compared, as {path} has no score of the model; evaluate without --probe first"
-    if same[0]["top1"] >= record["top1"]:
+        return f"{not_compared} {path} has no score of the model; evaluate without --probe first"
+    score = same[0]
+    if score.get("label_hash") != record["label_hash"]:
+        return f"{not_compared} the score of the model in {path} is over other classes, those of its head"
+    if score.get("top1") is None:
+        return f"{not_compared} the score of the model in {path} has no top1: its head takes several labels per file"
+    if score["top1"] >= record["top1"]:
         return None
-    return f"{record['dataset']}: {worse(same[0]['top1'], record['top1'])}"
+    return f"{record['dataset']}: {worse(score['top1'], record['top1'])}"
 
 
 def describe_record(record: dict) -> str:
