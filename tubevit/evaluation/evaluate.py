@@ -192,7 +192,7 @@ def not_finite(outputs: np.ndarray, what: str = "predictions") -> str | None:
     finite = np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
     if finite.all():
         return None
-    return f"{int((~finite).sum())} of {len(finite)} {what} are not finite: the parameters may be damaged"
+    return f"{int((~finite).sum())} of {len(outputs)} {what} are not finite: the parameters may be damaged"
 
 
 def broken_files(predictions: Predictions, load: SampleLoader) -> list[dict[str, str]]:
