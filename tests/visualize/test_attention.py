@@ -1,10 +1,14 @@
 import dataclasses
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.models import reference
+from tubevit.models.attention import Attention
 from tubevit.tubes import PRESETS, Tube, TubeSet, as_tube_set
 from tubevit.visualize import attention, layout
 from tubevit.windows import take_windows
@@ -38,6 +42,12 @@ def test_weights_are_softmax_of_queries_and_keys(tiny, fields):
             assert wanted.max() > 2 / wanted.shape[-1]  # not even
             np.testing.assert_allclose(layer[clip], wanted, rtol=0, atol=2e-5)
     np.testing.assert_allclose(tokens, model.encode(video), rtol=0, atol=2e-5)  # the layers had the right inputs
+
+
+def test_weights_of_all_heads_are_never_held_at_once(tiny):
+    layer = Attention(tiny(num_heads=3).config, jnp.float32, rngs=nnx.Rngs(0))
+    traced = str(jax.make_jaxpr(layer.weights)(jnp.zeros((2, 40, 24))))
+    assert "f32[2,40,40]" in traced and "[2,3,40,40]" not in traced
 
 
 GRID, SHAPE = (2, 2, 3), (6, 16, 24)  # 12 tokens of 3x8x8

@@ -55,8 +55,9 @@ def test_similarity_is_the_cosine_of_the_embeddings(tiny):
         assert similarity[i, j] == pytest.approx(cosine, abs=1e-6)
     assert similarity.shape == (176, 176) and centres.shape == (176, 3)
     np.testing.assert_array_equal(positions.position_similarity(tiny(budget="25%"))[0], similarity)
-    with pytest.raises(UserError, match="no position embedding"):
-        positions.position_similarity(tiny(position="none"))
+    for position in ("none", "rope"):  # the latter rotates queries and keys
+        with pytest.raises(UserError, match=f"no position embedding .*'{position}'"):
+            positions.position_similarity(tiny(position=position, tubes="4x8x8/4x8x8"))
 
 
 def test_similarity_figures(tiny):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -236,5 +237,15 @@ class Attention(nnx.Module):
         qkv = self._qkv(x, layout).astype(jnp.float32)
         half = qkv.shape[3] // 2
         parts = [layout.by_place(qkv[:, :, :, :half]), layout.by_frame(qkv[:, :, :, half:])] if self.split else [qkv]
-        scores = [jnp.einsum("bnhd,bmhd->bhnm", y[:, :, 0], y[:, :, 1]) * y.shape[-1] ** -0.5 for y in parts]
-        return [jax.nn.softmax(_capped(each, self.softcap), axis=-1).mean(axis=1) for each in scores]
+        return [self._mean_weights(each) for each in parts]
+
+    def _mean_weights(self, qkv: Float[Array, "B N 3 H d"]) -> Float[Array, "B N N"]:
+        """Average over the heads one by one: the weights of all heads of a long clip take gigabytes."""
+        batch, tokens, _, heads, width = qkv.shape
+
+        def add(total, head):
+            scores = jnp.einsum("bnd,bmd->bnm", *head) * width**-0.5
+            return total + jax.nn.softmax(_capped(scores, self.softcap), axis=-1), None
+
+        query, key = einops.rearrange(qkv[:, :, :2], "b n two h d -> two h b n d")
+        return jax.lax.scan(add, jnp.zeros((batch, tokens, tokens)), (query, key))[0] / heads

@@ -19,8 +19,8 @@ def position_similarity(model: TubeViT) -> tuple[np.ndarray, np.ndarray]:
         UserError: the model has no position embedding.
     """
     config = model.config
-    if config.position == "none":
-        raise UserError("the model has no position embedding (position='none')")
+    if config.position in ("none", "rope"):
+        raise UserError(f"the model has no position embedding (position={config.position!r})")
     tubes = config.tubes.with_budget(None)
     embedding = np.asarray(model.position(tubes, config.shape), np.float64)
     embedding /= np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), np.finfo(float).tiny)
