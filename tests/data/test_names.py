@@ -103,5 +103,5 @@ def test_evaluated_and_predicted(folder, tiny_run, tmp_path, capfdbinary):
     assert record["file"] == file and {each["label"] for each in record["top"]} == {NAME, "dog"}
     assert main(["predict", *flags, "--features", str(tmp_path / "x.npz"), file]) == 0
     assert np.load(tmp_path / "x.npz")["files"].tolist() == [file]
-    (shown,) = read_files(tubevit.load_model(saved), [file])  # of a report
+    (shown,), _ = read_files(tubevit.load_model(saved), [file])  # of a report
     assert shown.text.isprintable() and "caf\N{REPLACEMENT CHARACTER}.mp4" in shown.text

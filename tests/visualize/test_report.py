@@ -14,8 +14,10 @@ from PIL import Image
 import tubevit
 from tubevit.checkpoint.checkpoint import Checkpoint
 from tubevit.cli import main
+from tubevit.data.sources.embedded import embedded_folder
+from tubevit.errors import UserError
 from tubevit.visualize import style
-from tubevit.visualize.evaluated import evaluate_stored, read_files
+from tubevit.visualize.evaluated import MOST_SHOWN, evaluate_stored, read_files
 from tubevit.visualize.page import Animation, Picture, Section, write_page
 from tubevit.visualize.report import learned_on, sections
 from tubevit.zoo.names import open_checkpoint
@@ -108,17 +110,48 @@ def test_on_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
         share = float(jax.nn.softmax(logits).max())
         assert f"Attention on {path.name},  {head}: {model.labels[head][int(logits.argmax())]} ({share:.0%})" in page
     assert f"{clip.name}: the pixels that a tube reads" in page and "left out: What the tubes read" not in page
-    alone = sections(Checkpoint(tmp_path / "saved"), model, read_files(model, [image]))  # the tubes that serve images
+    alone = sections(Checkpoint(tmp_path / "saved"), model, read_files(model, [image])[0])  # tubes that serve images
     assert any(part.caption.startswith(f"{image.name}: the pixels that a tube reads") for part in alone)
     capsys.readouterr()
     assert main(["report", str(tiny_run), "nothing.mp4"]) == 2
     assert "nothing.mp4 does not exist" in capsys.readouterr().err
 
 
+def test_broken_files_of_ones_own(tiny_run, digits_cache, tmp_path, capsys):
+    """They are left out and named, on the page too; the exit code tells. Without any other file there is no page."""
+    image, broken, other = min((digits_cache / "images/test").iterdir()), tmp_path / "cut.mp4", tmp_path / "cut.png"
+    for path in (broken, other):
+        path.write_bytes(b"damaged")
+    model, out = tubevit.load_model(tiny_run), tmp_path / "out"
+    tubevit.save_model(model, tmp_path / "saved")
+    command = ["report", str(tmp_path / "saved"), "--out", str(out)]
+    assert main([*command, str(broken)]) == 2 and str(broken) in capsys.readouterr().err
+    assert main([*command, str(broken), str(other)]) == 2
+    assert "none of the 2 files can be read: " in capsys.readouterr().err and not out.exists()
+    assert main([*command, str(broken), str(image)]) == 2
+    shown, err = capsys.readouterr()
+    assert f"1 of 2 files are left out: {broken}" in err and f"left out: Your files: cannot read {broken}" in shown
+    page = (out / "index.html").read_text()
+    assert f"Attention on {image.name}" in page and f"cannot read {broken}" in page
+    with pytest.raises(UserError, match=f"at most {MOST_SHOWN} files; found {MOST_SHOWN + 1}"):
+        read_files(model, [image] * (MOST_SHOWN + 1))
+
+
+def test_evaluation_data_that_is_all_broken_is_a_failure(tiny_run, tmp_path, capsys, monkeypatch):
+    shutil.copytree(os.environ["TUBEVIT_CACHE"], tmp_path / "cache")
+    monkeypatch.setenv("TUBEVIT_CACHE", str(tmp_path / "cache"))
+    for clip in (embedded_folder() / "videos/test").iterdir():
+        clip.write_bytes(b"damaged")
+    assert main(["report", str(tiny_run), "--out", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert "moving_digits: none of the 8 files" in err and "left out: Evaluation data moving_digits: none of" in out
+    assert (tmp_path / "out" / "confusion_still_digits.png").exists()
+
+
 def test_a_name_that_is_no_utf8(tiny_run, digits_cache, tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff.png"
     shutil.copy(min((digits_cache / "images/test").iterdir()), name)
-    (file,) = read_files(tubevit.load_model(tiny_run), [os.fsdecode(name)])
+    (file,), _ = read_files(tubevit.load_model(tiny_run), [os.fsdecode(name)])
     assert file.name == "\N{REPLACEMENT CHARACTER}.png" and file.text.startswith(f"{file.name},  digit: ")
 
 

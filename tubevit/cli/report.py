@@ -24,13 +24,14 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Run the verb."""
-    from tubevit import writable
-    from tubevit.errors import RunError, cannot_write
+    from tubevit import storage, writable
+    from tubevit.cli.predict_output import check_complete
+    from tubevit.errors import NothingDecoded, RunError, cannot_write
     from tubevit.evaluation import find_files
     from tubevit.evaluation.checkpoint import max_broken_of
     from tubevit.evaluation.evaluate import failure
     from tubevit.visualize.evaluated import evaluate_stored, read_files
-    from tubevit.visualize.page import write_page
+    from tubevit.visualize.page import Section, write_page
     from tubevit.visualize.report import facts, sections
     from tubevit.visualize.style import plotting
     from tubevit.zoo.names import open_checkpoint
@@ -44,12 +45,20 @@ def run(args) -> None:
     model, failed = checkpoint.load_model(), []
 
     def evaluate(model, name, values):
-        found = evaluate_stored(model, name, values)
+        try:
+            found = evaluate_stored(model, name, values)
+        except NothingDecoded as error:
+            failed.append(f"{name}: {error}")
+            raise
         used = found.predictions.used
         failed.append(failure(name, int((~used).sum()), len(used), max_broken))
         return found
 
-    parts = sections(checkpoint, model, read_files(model, find_files(args.files)), evaluate)
+    paths = find_files(args.files)
+    files, broken = read_files(model, paths)
+    parts = sections(checkpoint, model, files, evaluate)
+    if broken:
+        parts.append(Section("Your files", storage.printable("; ".join(map(str, broken.values())))))
     try:
         page = write_page(out, f"What {title} sees", facts(checkpoint, model), parts)
     except OSError as error:
@@ -60,6 +69,7 @@ def run(args) -> None:
     print(f"written: {page}, and each picture beside it")
     if any(failed):
         raise RunError("; ".join(filter(None, failed)))
+    check_complete(list(broken), paths)
 
 
 def _title_and_folder(name: str, checkpoint) -> tuple[str, str]:

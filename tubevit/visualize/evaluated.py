@@ -13,7 +13,7 @@ from tubevit.data.labels import distinct_names
 from tubevit.data.pipeline import SampleLoader
 from tubevit.data.sources import Source
 from tubevit.data.views import ONE_VIEW
-from tubevit.errors import RunError, UserError
+from tubevit.errors import NothingDecoded, RunError, UserError
 from tubevit.evaluation.evaluate import Predictions, not_finite, predict_source
 from tubevit.evaluation.forward import make_forward
 from tubevit.evaluation.predict import predict
@@ -22,6 +22,7 @@ from tubevit.models.tubevit import TubeViT
 from tubevit.visualize.style import evenly
 
 MOST_FILES = 2000  # a report evaluates at most this many files of a data set
+MOST_SHOWN = 32  # of the user's own files, whose pixels and heat maps are held until the page is written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
         values: its entry in `data.eval` of the configuration of a run.
 
     Raises:
-        UserError: the files are missing, none can be decoded, or they do not fit the model.
+        NothingDecoded: none of the files can be decoded.
+        UserError: the files are missing, or they do not fit the model.
         RunError: predictions are not finite.
     """
     dataset = dataset_config(**values)
@@ -93,7 +95,7 @@ def evaluate_stored(model: TubeViT, name: str, values: Mapping) -> Evaluated:
     forward = make_forward(model.config, dataset.head)
     predictions = predict_source(forward, parameters(model), load, min(dataset.batch_size, len(load.source)))
     if not predictions.used.any():
-        raise UserError(f"none of the {listed} files of {load.source.name} can be decoded: {load.reason(0)}")
+        raise NothingDecoded(f"none of the {listed} files of {load.source.name} can be decoded: {load.reason(0)}")
     if reason := not_finite(predictions.probabilities[predictions.used]):
         raise RunError(f"{name}: {reason}")
     return Evaluated(name, dataset.head, dataclasses.replace(load, tubes=None), listed, predictions)
@@ -122,16 +124,37 @@ class OwnFile:
     text: str
 
 
-def read_files(model: TubeViT, paths: Iterable[str | os.PathLike]) -> list[OwnFile]:
-    """Read files and predict their labels; raises UserError if a file cannot be decoded."""
-    files = []
+def read_files(
+    model: TubeViT, paths: Iterable[str | os.PathLike]
+) -> tuple[list[OwnFile], dict[str | os.PathLike, UserError]]:
+    """Read files and predict their labels.
+
+    Returns:
+        The files that can be read, and the error of each other path.
+
+    Raises:
+        UserError: there are more than `MOST_SHOWN` paths, or none of them can be read.
+    """
+    paths = list(paths)
+    if len(paths) > MOST_SHOWN:
+        raise UserError(
+            f"a report shows at most {MOST_SHOWN} files; found {len(paths)}: name fewer, or predict their labels with "
+            "`tubevit predict`, which takes any number"
+        )
+    files, broken = [], {}
     for found in predict(model, paths, top=1 if model.config.heads else 0, keep_pixels=True):
         if found.pixels is None:
-            raise found.error  # pyright: ignore[reportGeneralTypeIssues]
+            assert found.error is not None
+            broken[found.file] = found.error
+            continue
         # Names need not be UTF-8, but a page is.
         name = storage.printable(os.path.basename(found.file))
         labels = [
             f"{head}: {storage.printable(label)} ({share:.0%})" for head, [(label, share)] in found.labels.items()
         ]
         files.append(OwnFile(name, found.pixels, ",  ".join([name, *labels])))
-    return files
+    if len(broken) == 1 and not files:
+        raise broken.popitem()[1]
+    if broken and not files:
+        raise NothingDecoded(f"none of the {len(paths)} files can be read: {next(iter(broken.values()))}")
+    return files, broken
