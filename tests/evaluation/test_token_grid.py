@@ -88,3 +88,12 @@ def test_images_class_tokens_and_a_token_per_frame():
     np.testing.assert_allclose(by_frame.centres[1:], grid.centres[1:].reshape(8, 16, 3).mean(axis=1))
     with pytest.raises(UserError, match="128 tokens, and the encoder returns 50"):
         token_grid(video, clip, 50)
+
+
+def test_a_budget_has_no_grid():
+    clip = Decoded("video", ramps(16, 64, 64)[0], 60.0, 1.0, 3.0, 1.0, 0.125)
+    for budget in ("50%", "50%:motion"):
+        model = config(tubes="2x8x8/2x16x16", budget=budget)
+        for count in (8, 64):  # 8 would pass for one token per frame
+            with pytest.raises(UserError, match=f"whole grids; found budget {budget}"):
+                token_grid(model, clip, count)

@@ -62,13 +62,14 @@ def run(args) -> None:
     from tubevit.cli.predict_output import check_complete, print_labels, usable, write_features, write_labels
     from tubevit.evaluation import find_files, inference_fields, predict
     from tubevit.evaluation.features import Features
+    from tubevit.evaluation.token_grid import check_whole
     from tubevit.evaluation.tokens import token_paths, write_tokens
     from tubevit.zoo.names import load_model
 
     _check_output(args)
     model = load_model(args.checkpoint, **inference_fields(args.int8, args.budget))
-    if args.tokens is not None and model.config.budget is not None:
-        raise UserError(f"--tokens needs whole grids; found budget {model.config.budget}: pass --budget 100%")
+    if args.tokens is not None:
+        check_whole(model.config)  # before the first file
     files = find_files(args.files)
     paths = {} if args.tokens is None else token_paths(args.tokens, files)
     labels = args.features is None and args.tokens is None
@@ -80,7 +81,9 @@ def run(args) -> None:
     if paths:
         predictions = write_tokens(predictions, paths, made_with)
     left_out: list = []
-    predictions = usable(predictions, files, left_out)
+    if len(files) == 1:
+        predictions = _of_one(predictions)
+    predictions = usable(predictions, (), left_out)  # from here on an error ends no iteration
     if args.features is not None:
         budget = str(model.config.budget or "")
         found = Features.collect(predictions, model.config.width, **made_with, budget=budget)
@@ -111,6 +114,14 @@ def _check_output(args) -> None:
         writable.check_file(path, "name another file")
     if args.tokens is not None:
         writable.check_folder(args.tokens)
+
+
+def _of_one(predictions: Iterable) -> Iterator:
+    """Pass on the predictions of a single file; raises its error if there is nothing before it."""
+    for number, found in enumerate(predictions):
+        if found.error is not None and number == 0:
+            raise found.error
+        yield found
 
 
 def _begun(predictions: Iterable) -> Iterator:

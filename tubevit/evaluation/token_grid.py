@@ -41,6 +41,13 @@ class TokenGrid:
     tubes: tuple[TubeTokens, ...]
 
 
+def check_whole(config: ModelConfig) -> None:
+    """Raise UserError if the encoder of a model takes only some of the tokens, which have no grid."""
+    if config.budget is not None:
+        remedy = "pass --budget 100%, or load_model(..., budget='100%')"
+        raise UserError(f"tokens need whole grids; found budget {config.budget}: {remedy}")
+
+
 def token_grid(config: ModelConfig, clip: Decoded, count: int) -> TokenGrid:
     """Locate the output tokens of the encoder for a clip or an image.
 
@@ -50,8 +57,9 @@ def token_grid(config: ModelConfig, clip: Decoded, count: int) -> TokenGrid:
         count: number of output tokens.
 
     Raises:
-        UserError: the number is neither that of the tubes nor that of a token per frame.
+        UserError: the model has a budget, or the number is neither that of the tubes nor that of a token per frame.
     """
+    check_whole(config)
     tubes = config.tubes.for_images() if clip.kind == "image" else config.tubes
     shape = (len(clip.frames), config.size, config.size)
     grids, centres, class_tokens = tubes.grid(shape), tubes.centres(shape), int(config.class_token)
