@@ -98,6 +98,8 @@ def test_checkpoints_and_experiments(done, tiny_run, tmp_path):
     run, copy = inspect(done, tiny_run, saved)
     assert {key: run[key] for key in run if key != "name"} == {key: copy[key] for key in copy if key != "name"}
     assert run["architecture"] == "tubevit_nano8" and run["input"] == "16x32x32"
+    bare, wide = (inspect(done, saved, "--num-classes", count)[0]["parameters"] for count in (0, 1000))
+    assert wide - bare == 1000 * (24 + 1) and bare == copy["parameters"] - (10 + 8) * (24 + 1)
     for path in experiments_folder().glob("*.py"):
         (row,) = inspect(done, "--config", path.stem)
         assert row["name"] == path.stem and row["tokens"] > 0

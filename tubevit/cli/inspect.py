@@ -32,7 +32,10 @@ def add_arguments(parser) -> None:
     add("--padding", help="padding of the tubes: valid or same")
     add("--frames", type=COUNT, help="number of frames of the clip")
     add("--size", type=COUNT, help="height and width of the clip in pixels")
-    add("--num-classes", type=WHOLE, help="number of classes of an architecture's head (default 600); 0 for none")
+    add(
+        "--num-classes", type=WHOLE,
+        help="replace the heads by one with so many classes, 0 by none (default: the model's own; 600 for architectures)",
+    )  # fmt: skip
     add("--json", action="store_true", help="print JSON")
 
 
@@ -55,20 +58,25 @@ def _model(name: str, args, changes: dict):
     from tubevit.models.variants import ARCHITECTURES
     from tubevit.zoo.names import named_config
 
-    classes = {"num_classes": 600 if args.num_classes is None else args.num_classes} if name in ARCHITECTURES else {}
-    return named_config(name, **classes, **changes)
+    default = 600 if name in ARCHITECTURES else None
+    return _with_classes(named_config(name, **changes), default if args.num_classes is None else args.num_classes)
 
 
 def _experiment_model(args, changes: dict):
     from tubevit.config import load_config
     from tubevit.config.resolve import resolve
-    from tubevit.models.variants import as_heads
 
     resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
     for note in resolved.notes:
         logger.info(note)
-    model = resolved.model.replace(**changes)
-    return model if args.num_classes is None else model.replace(heads=as_heads(args.num_classes, None, model.tubes))
+    return _with_classes(resolved.model.replace(**changes), args.num_classes)
+
+
+def _with_classes(model, classes: int | None):
+    """Replace the heads of a model by one with so many classes; None keeps them."""
+    from tubevit.models.variants import as_heads
+
+    return model if classes is None else model.replace(heads=as_heads(classes, None, model.tubes))
 
 
 def _sent(row: dict) -> list[str]:
