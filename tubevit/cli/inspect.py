@@ -34,7 +34,7 @@ def add_arguments(parser) -> None:
     add("--size", type=COUNT, help="height and width of the clip in pixels")
     add(
         "--num-classes", type=WHOLE,
-        help="replace the heads by one with so many classes, 0 by none (default: the model's own; 600 for architectures)",
+        help="replace the heads by one of so many classes, or by none for 0 (default: the model's own; else 600)",
     )  # fmt: skip
     add("--json", action="store_true", help="print JSON")
 
