@@ -131,19 +131,6 @@ def test_a_broken_file_among_others(tiny_run, bad_files, clip, image, capsys):
     assert "cut.png" in each[0] and "cut.mp4" in each[1] and "2 of 4 files are left out" in last
 
 
-def test_clips_of_a_single_damaged_video_are_kept(tiny_run, tmp_path, capsys):
-    """As they are if there are other files."""
-    cut = write_clip(tmp_path / "cut.mkv", range(0, 16000, 40), "mpeg4", stream={"g": "1"})
-    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 10])
-    command = ["predict", "--checkpoint", tiny_run, "--every", 1, cut]
-    for flags in (["--features", tmp_path / "x.npz"], ["--csv", tmp_path / "x.csv"]):
-        assert main(list(map(str, [*command, *flags]))) == 2
-        *_, error, last = capsys.readouterr().err.splitlines()
-        assert "cut.mkv" in error and f"1 of 1 files are left out: {cut}" in last
-    found, rows = np.load(tmp_path / "x.npz"), list(csv.DictReader(open(tmp_path / "x.csv")))
-    assert len(found["features"]) > 0 and found["start"].tolist() == sorted({float(row["start"]) for row in rows})
-
-
 def test_what_no_head_takes_among_others(tiny_run, clip, image, tmp_path, capsys):
     tubevit.save_model(tubevit.load_model(tiny_run, heads={"a": (3, "image")}), tmp_path / "images_only")
     assert main(["predict", "--checkpoint", str(tmp_path / "images_only"), str(clip), str(image)]) == 2

@@ -1,12 +1,15 @@
 """Results are not lost: what cannot be written is refused before the work, and scores are shown in any case."""
 
+import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import tubevit
 from tests import gcs
+from tests.data.clips import write_clip
 from tubevit import storage
 from tubevit.cli import main
 from tubevit.errors import UserError
@@ -140,6 +143,19 @@ def test_an_earlier_result_stays_if_the_computing_fails(tiny_run, data, refused,
     new = tmp_path / "new.npz"
     refused(["predict", "--checkpoint", tiny_run, "--features", new, data / "broken.mp4"], "broken.mp4")
     assert not new.exists()
+
+
+def test_clips_of_a_single_damaged_video_are_kept(tiny_run, tmp_path, capsys):
+    """As they are if there are other files."""
+    cut = write_clip(tmp_path / "cut.mkv", range(0, 16000, 40), "mpeg4", stream={"g": "1"})
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 10])
+    command = ["predict", "--checkpoint", tiny_run, "--every", 1, cut]
+    for flags in (["--features", tmp_path / "x.npz"], ["--csv", tmp_path / "x.csv"]):
+        assert main(list(map(str, [*command, *flags]))) == 2
+        *_, error, last = capsys.readouterr().err.splitlines()
+        assert "cut.mkv" in error and f"1 of 1 files are left out: {cut}" in last
+    found, rows = np.load(tmp_path / "x.npz"), list(csv.DictReader(open(tmp_path / "x.csv")))
+    assert len(found["features"]) > 0 and found["start"].tolist() == sorted({float(row["start"]) for row in rows})
 
 
 def test_too_many_broken_files_are_a_failure(tiny_run, data, capsys, tmp_path):

@@ -33,9 +33,10 @@ def add_arguments(parser) -> None:
     add("--frames", type=COUNT, help="number of frames of the clip")
     add("--size", type=COUNT, help="height and width of the clip in pixels")
     add(
-        "--num-classes", type=WHOLE,
-        help="replace the heads by one of so many classes, or by none for 0 (default: the model's own; else 600)",
-    )  # fmt: skip
+        "--num-classes",
+        type=WHOLE,
+        help="number of classes of a new head instead of the model's own ones (architectures: 600); 0 for none",
+    )
     add("--json", action="store_true", help="print JSON")
 
 
