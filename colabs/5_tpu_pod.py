@@ -38,7 +38,7 @@ if "google.colab" in sys.modules:
 experiment = "k600:model=tubevit_h16"  # ViT-H on Kinetics-600 and ImageNet
 topology = "v5litepod-256"  # the slice: gcloud's accelerator type
 changes = {"mesh.fsdp": "16"}  # keys of the configuration to change; this one shards the parameters over 16 chips
-data = "videos=shards:gs://BUCKET/k600,images=shards:gs://BUCKET/imagenet"  # for the hosts
+on_hosts = "k600:model=tubevit_h16,videos=shards:gs://BUCKET/k600,images=shards:gs://BUCKET/imagenet"  # with the data
 workdir = "gs://BUCKET/k600_h16"  # a bucket in the region of the slice
 zone = "us-west4-a"
 
@@ -83,8 +83,8 @@ else:
 #
 # `launch/tpu.py` creates the slice, copies the code, installs it on every host and starts the run. It is part of the
 # repository, but not of the package. `--dry-run` prints the commands and runs nothing. To launch, you need `gcloud`,
-# logged in, and a project with TPU quota. The hosts read the data from the bucket, so `data` is added to the
-# experiment here.
+# logged in, and a project with TPU quota. The hosts read the data from the bucket, so the experiment names
+# it here.
 
 # %%
 checkout = pathlib.Path(tubevit.__file__).parent.parent
@@ -97,7 +97,7 @@ if not (checkout / "launch/tpu.py").exists():
 def launch(how, *more):
     """Print the commands that would start the run."""
     flags_of_launch = ["--name", "my-run", "--zone", zone, "--type", topology, *more, "--dry-run"]
-    run = ["train", "--config", f"{experiment},{data}", "--workdir", workdir, *flags]
+    run = ["train", "--config", on_hosts, "--workdir", workdir, *flags]
     command = [sys.executable, str(checkout / "launch/tpu.py"), how, *flags_of_launch, "--", *run]
     print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

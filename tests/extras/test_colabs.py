@@ -128,9 +128,10 @@ def test_in_and_out(execute, hub, tiny_run, tmp_path):
 
 
 def test_tpu_pod(execute):
-    text, _, folder = execute("5_tpu_pod", experiment="quickstart", topology="v5litepod-8", changes={})
+    values = dict(experiment="quickstart", on_hosts="quickstart:seed=1", topology="v5litepod-8", changes={})
+    text, _, folder = execute("5_tpu_pod", **values)
     assert "v5litepod-8 is v5e:2x4: 8 chips" in text and "176 tokens" in text
-    wanted = "train --config quickstart --workdir gs://BUCKET/k600_h16"
+    wanted = "train --config quickstart:seed=1 --workdir gs://BUCKET/k600_h16"
     assert text.count(f"host.sh start {wanted}") == 2
     assert "tpu-vm create my-run" in text and "queued-resources create my-run" in text and "--spot" in text
     compiled = importlib.util.find_spec("libtpu") is not None
