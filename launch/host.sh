@@ -52,7 +52,8 @@ start)
   echo $! >$state/pid
   ;;
 status)
-  if [ -e $state/exit ]; then code=$(cat $state/exit); elif running; then code=running; else code=none; fi
+  # Looked for again: the run may have ended after the first look.
+  code=$(cat $state/exit 2>/dev/null || (running && echo running) || cat $state/exit 2>/dev/null || echo none)
   echo "status: $code"
   ;;
 *)
