@@ -81,9 +81,7 @@ def run(args) -> None:
     if paths:
         predictions = write_tokens(predictions, paths, made_with)
     left_out: list = []
-    if len(files) == 1:
-        predictions = _of_one(predictions)
-    predictions = usable(predictions, (), left_out)  # from here on an error ends no iteration
+    predictions = usable(predictions, files, left_out)
     if args.features is not None:
         budget = str(model.config.budget or "")
         found = Features.collect(predictions, model.config.width, **made_with, budget=budget)
@@ -114,14 +112,6 @@ def _check_output(args) -> None:
         writable.check_file(path, "name another file")
     if args.tokens is not None:
         writable.check_folder(args.tokens)
-
-
-def _of_one(predictions: Iterable) -> Iterator:
-    """Pass on the predictions of a single file; raises its error if there is nothing before it."""
-    for number, found in enumerate(predictions):
-        if found.error is not None and number == 0:
-            raise found.error
-        yield found
 
 
 def _begun(predictions: Iterable) -> Iterator:

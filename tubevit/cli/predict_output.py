@@ -38,15 +38,15 @@ def usable(predictions: Iterable[Prediction], files: Sequence, left_out: list) -
 
     Args:
         predictions: of `files`.
-        files: what was to be predicted. If it is a single one, its error is raised.
+        files: what was to be predicted. If it is a single one, an error before its first prediction is raised.
         left_out: receives the files with an error, see `check_complete`.
     """
-    for found in predictions:
+    for number, found in enumerate(predictions):
         for warning in found.warnings:
             logger.warning(f"tubevit: warning: {found.file} {warning}")
         if found.error is None:
             yield found
-        elif len(files) == 1:
+        elif len(files) == 1 and number == 0:
             raise found.error
         else:
             left_out.append(found.file)
