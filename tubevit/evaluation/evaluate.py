@@ -135,10 +135,10 @@ def sum_over_processes(
     gather: Callable = multihost_utils.process_allgather,
     limit: int = GATHERED,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum what each process knows of the files; every process calls it, and gets the same.
+    """Sum the predictions of all processes; every process calls it and gets the same result.
 
-    Only the rows of files that a process has seen are exchanged, `limit` bytes of all processes at a time: a device
-    receives them beside the training state.
+    A process sends only the rows of files that it has seen. All processes together send at most `limit` bytes at a
+    time, because a device receives them beside the training state.
 
     Args:
         total: (n, classes) float64, a row per file.

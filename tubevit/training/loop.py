@@ -251,7 +251,7 @@ class Run:
                     writer.write(step, averages | progress.report(step, averages["train/loss"]))
                     pending = []
                 evaluated = last or (step % config.eval.every == 0 and not stop)  # SIGTERM may leave too little time
-                # An evaluation may fail. It follows the save, unless that needs scores, or no run would evaluate again.
+                # The save comes before the evaluation, which may fail, unless it needs the scores or is the last.
                 scored = evaluated and (last or keep.keep_best is not None)
                 if save and not scored:
                     save_state(None)
