@@ -43,7 +43,7 @@ class BrokenFiles:
                 seen[1] += len(sub_batch["dense"])
 
     def check_together(self, gather: Callable[[dict], list[dict]] = gather) -> None:
-        """Check the files that all processes found, as each sees only its own rows; every process calls it after a save.
+        """Check the files that all processes found, as each sees its own rows only; all call it after a save.
 
         Raises RunError, in all processes, if too many files of a data set are broken.
         """
