@@ -79,9 +79,9 @@ def test_a_run_in_a_container(host, fake, tmp_path):
 
 
 def planned(*arguments):
-    """The commands that make would run."""
-    command = ["make", "--dry-run", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    """The commands that make would run; `make test` runs this as its child, and would pass its own flags on."""
+    command, env = ["make", "--dry-run", *arguments], {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
 
 
 def test_make_installs_and_cleans_what_it_is_told(tmp_path):
