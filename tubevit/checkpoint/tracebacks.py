@@ -1,5 +1,6 @@
 """Hide what Orbax logs when a checkpoint cannot be written."""
 
+import atexit
 import contextlib
 import logging
 import sys
@@ -34,6 +35,7 @@ class _WhileAnyIsOpen:
 
     def __init__(self, context: Callable[[], contextlib.AbstractContextManager]):
         self._context, self._lock, self._users, self._stack = context, threading.Lock(), 0, contextlib.ExitStack()
+        atexit.register(self._stack.close)  # for a user that never ends; later, modules are gone
 
     def __enter__(self) -> None:
         with self._lock:
