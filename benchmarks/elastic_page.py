@@ -49,18 +49,14 @@ def budget_table(rows: list[dict]) -> list[str]:
     if not rows:
         return NOT_MEASURED
     lines = [
-        "| tokens | GFLOPs | input | clips: elastic | alone, 1,000 steps | alone, 4,000 steps | images: elastic "
-        "| alone, 1,000 steps | alone, 4,000 steps |",
+        "| tokens | GFLOPs | input | clips: elastic | alone | difference | images: elastic | alone | difference |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for share in SHARES:
         budget, cells = f"{share}%:even", []
         for column in ("clips", "images"):
-            elastic = scores(rows, "elastic", budget, column)
-            cells.append(mean_and_range(elastic))
-            for variant in (f"alone_{share}", f"long_{share}"):
-                alone = scores(rows, variant, budget, column)
-                cells.append(f"{mean_and_range(alone)}; {difference(elastic, alone)}" if alone else "-")
+            elastic, alone = (scores(rows, each, budget, column) for each in ("elastic", f"alone_{share}"))
+            cells += [mean_and_range(elastic), mean_and_range(alone), difference(elastic, alone)]
         costs = next((row for row in rows if row["budget"] == budget), None)
         if costs:
             size = f"{int(costs['clip_bytes']) / 1e3:.1f} kB"
@@ -114,11 +110,9 @@ def plot(rows: list[dict]) -> None:
             found = [scores(rows, "elastic", f"{s}%:{rule if s < 100 else 'even'}", column) for s in SHARES]
             points = [(s, statistics.mean(each.values())) for s, each in zip(SHARES, found) if each]
             axes.plot(*zip(*points), "o-", color=colours[rule], label=f"elastic, {rule}", markersize=4)
-        for kind, marker, steps in (("alone", "s", "1,000"), ("long", "^", "4,000")):
-            alone = [(s, scores(rows, f"{kind}_{s}", f"{s}%:even", column)) for s in SHARES]
-            if points := [(s, statistics.mean(each.values())) for s, each in alone if each]:
-                style = dict(color="#1b222c", markersize=5, fillstyle="none")
-                axes.plot(*zip(*points), marker, label=f"a model for each, {steps} steps, even", **style)
+        alone = [(s, scores(rows, f"alone_{s}", f"{s}%:even", column)) for s in SHARES]
+        points = [(s, statistics.mean(each.values())) for s, each in alone if each]
+        axes.plot(*zip(*points), "s", color="#1b222c", markersize=5, fillstyle="none", label="a model for each, even")
         axes.set(title=title, xlabel="tokens, %", xticks=SHARES)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test top-1, %")

@@ -121,13 +121,16 @@ def test_bounds_are_below_what_was_compiled(config):
         assert slices > 1 or 0.6 < sent / float(row["sent_gb"]) < 1.1, row
 
 
-def test_work_of_elastic_training_is_that_of_the_largest_budget():
-    whole, half = (
-        resolve(load_config("k600", {"train.elastic": shares}), assume_missing=True) for shares in ("", "25%,50%")
-    )
-    work = [work_of(plan.config, plan.model) for plan in (whole, half)]
-    assert 0.4 < work[1].flops / work[0].flops < 0.5 and work[1].kept < work[0].kept
-    assert 0.4 < step_flops(half) / step_flops(whole) < 0.5
+def test_work_of_elastic_training_is_that_of_the_two_largest_budgets():
+    plans = [
+        resolve(load_config("k600", {"train.elastic": shares}), assume_missing=True)
+        for shares in ("", "25%", "50%", "25%,50%", "10%,25%,50%")
+    ]
+    whole, quarter, half, both, three = (work_of(plan.config, plan.model) for plan in plans)
+    assert 0.4 < half.flops / whole.flops < 0.5 and half.kept < whole.kept
+    assert both == three and both.flops == quarter.flops + half.flops and both.kept == half.kept
+    flops = list(map(step_flops, plans))
+    assert flops[3] == flops[4] == flops[1] + flops[2] and 0.4 < flops[2] / flops[0] < 0.5
 
 
 def test_the_front(found):

@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import jax
@@ -12,7 +13,7 @@ from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import graph_of
 from tubevit.models.elastic import elastic_models
 from tubevit.training.optimizer import make_optimizer
-from tubevit.training.step import chosen_by_step, initial_state, joint_loss, make_step
+from tubevit.training.step import chosen_by_step, initial_state, joint_loss, make_step, taught_loss, teaching
 
 CALM = {"model.dropout": "0", "model.stochastic_depth": "0", "train.mixup": "0"}  # nothing random
 VIDEO, IMAGE = "moving_digits", "still_digits"
@@ -144,15 +145,15 @@ def test_own_code_does_not_promote(tiny_config, changes):
 
 
 def test_elastic_steps(tiny_config):
-    """Each budget is compiled once, is as likely as the others, and follows from seed and step."""
-    setup = Setup(tiny_config({"train.elastic": "50%,100%"} | CALM))
+    """Each budget but the largest is compiled once, is as likely as the others, and follows from seed and step."""
+    setup = Setup(tiny_config({"train.elastic": "25%,50%,100%"} | CALM))
     models, made = elastic_models(setup.model, setup.config.train.elastic), []
 
     def make(model):
         made.append(model)
-        return make_step(graph_of(model), setup.optimizer, setup.config)
+        return make_step(graph_of(model), setup.optimizer, setup.config, **teaching(model, models))
 
-    step_of, state, losses = chosen_by_step(make, models, seed=0), setup.state(), []
+    step_of, state, losses = chosen_by_step(make, models[:-1], seed=0), setup.state(), []
     for number in range(1, 9):
         state, metrics = step_of(number)(state, setup.batches[0])
         losses.append(float(metrics.compute()["loss"]))
@@ -160,9 +161,45 @@ def test_elastic_steps(tiny_config):
         step._cache_size() == 1 for step in map(step_of, (1, 2, 8))
     )
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-    chosen, others = ([chosen_by_step(models.index, models, seed)(i) for i in range(1, 1001)] for seed in (0, 1))
+    chosen, others = ([chosen_by_step(models.index, models[:-1], seed)(i) for i in range(1, 1001)] for seed in (0, 1))
     assert [models.index(model) for model in made] == list(dict.fromkeys(chosen[:8]))
     assert abs(np.mean(chosen) - 0.5) < 0.08 and chosen != others  # 5 standard deviations
+    assert teaching(models[0], models[:1]) == {}  # the only budget of a run learns from the labels alone
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_largest_budget_teaches_the_others(calm, multi_label):
+    """Its loss is that of the labels; the other's is that of its probabilities, by hand, which have no gradient."""
+    heads = tuple((name, dataclasses.replace(head, multi_label=multi_label)) for name, head in calm.model.heads)
+    largest, other = (graph_of(calm.model.replace(budget=budget, heads=heads)) for budget in (None, "50%:even"))
+    batch = {name: dict(part) for name, part in jax.tree.map(jnp.asarray, calm.batches[0]).items()}
+    for name, head in ((VIDEO, "motion"), (IMAGE, "digit")) if multi_label else ():
+        batch[name]["label"] = jax.nn.one_hot(batch[name]["label"], dict(heads)[head].classes)
+    arguments = ({}, batch, calm.config, jax.random.key(0))
+
+    def loss(kind, *graphs, **teacher):
+        function = jax.value_and_grad(lambda params: kind(*graphs, params, *arguments, **teacher), has_aux=True)
+        return jax.jit(function)(calm.state()["params"])
+
+    (total, (losses, logits)), gradients = loss(taught_loss, largest, other)
+    (first, (own, fixed)), first_gradients = loss(joint_loss, largest)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), (losses, logits), (own, fixed))
+    (second, (_, taught)), second_gradients = loss(joint_loss, other, teacher=fixed)
+    assert float(total) == pytest.approx((float(first) + float(second)) / 2, rel=1e-5)
+    jax.tree.map(
+        lambda x, y, z: np.testing.assert_allclose(x, (y + z) / 2, rtol=1e-4, atol=1e-6),
+        gradients, first_gradients, second_gradients,
+    )  # fmt: skip
+    by_hand = 0.0
+    for name in batch:
+        x, y = (np.asarray(each[name], np.float64) for each in (fixed, taught))
+        if multi_label:
+            p, q = (1 / (1 + np.exp(-each)) for each in (x, y))
+            by_hand -= (p * np.log(q) + (1 - p) * np.log(1 - q)).mean()
+        else:
+            p, q = (np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in (x, y))
+            by_hand -= (p * np.log(q)).sum(axis=1).mean()
+    assert float(second) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_what_is_random_follows_from_the_step(random):

@@ -1,4 +1,7 @@
-"""Elastic training: each step draws a budget, and for each row of its batch the tokens that are kept."""
+"""Elastic training: each step draws a budget, and for each row of its batch the tokens that are kept.
+
+The largest budget is not drawn: each step computes it too, and it teaches the one that was drawn, see `taught_loss`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -30,9 +33,9 @@ def elastic_models(model: ModelConfig, elastic: str) -> list[ModelConfig]:
         raise UserError(f"train.elastic: {error}") from error
 
 
-def largest_model(model: ModelConfig, elastic: str) -> ModelConfig:
-    """Return the model of the steps with the most tokens: itself, or that of the largest budget of `train.elastic`."""
-    return elastic_models(model, elastic)[-1]
+def models_of_largest_step(model: ModelConfig, elastic: str) -> list[ModelConfig]:
+    """Return what the step with the most tokens computes: the model itself, or those of the two largest budgets."""
+    return elastic_models(model, elastic)[-2:]
 
 
 def draw(key: PRNGKeyArray, budget: Budget, grids: Sequence[Triple], rows: int) -> Int[Array, "rows n"]:

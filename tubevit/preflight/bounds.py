@@ -7,7 +7,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from tubevit.models.config import PRECISIONS, ModelConfig
-from tubevit.models.elastic import largest_model
+from tubevit.models.elastic import models_of_largest_step
 from tubevit.models.flops import activation_bytes, recomputed_flops, training_flops
 from tubevit.preflight.topology import Chip
 from tubevit.sharding.mesh import AXES
@@ -93,15 +93,19 @@ class Bounds:
 
 
 def work_of(config: ConfigDict, model: ModelConfig) -> Work:
-    """Count the work of a batch of a resolved configuration; with `train.elastic`, that of the largest budget."""
-    model = largest_model(model, config.train.elastic)
+    """Count the work of a batch of a resolved configuration.
+
+    With `train.elastic`, it is that of the step with the two largest budgets; what it keeps for their backward passes
+    is at least what the largest one needs.
+    """
+    models = models_of_largest_step(model, config.train.elastic)
     heads, flops, kept = dict(model.heads), 0, 0
     # Other settings keep at least what `names` does; what is counted for them need not be kept.
-    keeps = model if model.remat == "full" else model.replace(remat="names")
+    keeps = models[-1] if model.remat == "full" else models[-1].replace(remat="names")
     for dataset in config.data.train.values():
         shape = (1, *model.shape[1:]) if heads[dataset.head].modality == "image" else model.shape
-        per_clip = training_flops(model, shape, dataset.head) + recomputed_flops(model, shape)
-        flops += dataset.batch_size * per_clip
+        for each in models:
+            flops += dataset.batch_size * (training_flops(each, shape, dataset.head) + recomputed_flops(each, shape))
         kept += dataset.batch_size * activation_bytes(keeps, shape)
     return Work(flops, kept, jnp.dtype(PRECISIONS[model.precision]).itemsize)
 

@@ -14,13 +14,13 @@ from tubevit.data.views import Views
 from tubevit.evaluation.forward import make_forward
 from tubevit.models.abstract import abstract_parameters, graph_of
 from tubevit.models.config import Head, ModelConfig
-from tubevit.models.elastic import largest_model
+from tubevit.models.elastic import models_of_largest_step
 from tubevit.models.flops import training_flops
 from tubevit.models.lora import training_graph
 from tubevit.sharding.mesh import batch_sharding, batch_shards, check_batch, using
 from tubevit.sharding.rules import check_sharding, shardings
 from tubevit.training.optimizer import make_optimizer
-from tubevit.training.step import initial_state, make_step
+from tubevit.training.step import initial_state, make_step, teaching
 from tubevit.windows import TubeBatch, sample_arrays
 
 
@@ -68,14 +68,15 @@ def _abstract(tree, placed) -> dict:
 def train_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple]:
     """Return the training step and its abstract arguments (state, batch); raises UserError if they do not divide.
 
-    With `train.elastic`, it is the step of the largest budget.
+    With `train.elastic`, it is the step of the two largest budgets.
     """
     optimizer = make_optimizer(plan.config)
     state = jax.eval_shape(lambda: initial_state(plan.model, optimizer, plan.config.seed))
     check_sharding(abstract_parameters(plan.model), mesh)
     state = _abstract(state, shardings(state, mesh))
-    model = largest_model(plan.model, plan.config.train.elastic)
-    return make_step(training_graph(model), optimizer, plan.config, mesh), (state, abstract_batch(plan, mesh))
+    models = models_of_largest_step(plan.model, plan.config.train.elastic)
+    step = make_step(training_graph(models[0]), optimizer, plan.config, mesh, **teaching(models[0], models))
+    return step, (state, abstract_batch(plan, mesh))
 
 
 def eval_program(plan: Resolved, mesh: Mesh) -> tuple[Callable, tuple, int] | None:
@@ -131,10 +132,10 @@ def _sharded_parameters(model: ModelConfig, mesh: Mesh) -> dict:
 
 def step_flops(plan: Resolved) -> int:
     """Return the FLOPs of a training step, without recomputation, see `training_flops` and `train_program`."""
-    model = largest_model(plan.model, plan.config.train.elastic)
-    heads, total = dict(model.heads), 0
+    heads, total = dict(plan.model.heads), 0
     for dataset in plan.config.data.train.values():
         image = heads[dataset.head].modality == "image"
-        shape = (1, *model.shape[1:]) if image else model.shape
-        total += dataset.batch_size * training_flops(model, shape, dataset.head)
+        shape = (1, *plan.model.shape[1:]) if image else plan.model.shape
+        for model in models_of_largest_step(plan.model, plan.config.train.elastic):
+            total += dataset.batch_size * training_flops(model, shape, dataset.head)
     return total

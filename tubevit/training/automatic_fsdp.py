@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tubevit.errors import UserError
 from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
-from tubevit.models.elastic import largest_model
+from tubevit.models.elastic import elastic_models
 from tubevit.models.flops import activation_bytes
 from tubevit.sharding.hosts import run_on_main
 from tubevit.sharding.mesh import AXES, AnyMesh, batch_shards, is_automatic, make_mesh, mesh_shape
@@ -106,7 +106,7 @@ def choose_fsdp(config: ConfigDict, model: ModelConfig, devices: int, memory: in
 def estimate(config: ConfigDict, model: ModelConfig, state: dict, mesh: AnyMesh) -> Estimate:
     """Estimate the memory of a training step; `state` holds the shapes of the training state."""
     heads, activations, parts = dict(model.heads), 0, config.train.grad_accum_steps
-    model = largest_model(model, config.train.elastic)
+    model = elastic_models(model, config.train.elastic)[-1]  # what the others keep comes after it, and is smaller
     for dataset in config.data.train.values():
         shape = (1, *model.shape[1:]) if heads[dataset.head].modality == "image" else model.shape
         rows = math.ceil(dataset.batch_size / (batch_shards(mesh) * parts))

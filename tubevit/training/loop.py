@@ -45,7 +45,7 @@ from tubevit.training.run.progress import Progress
 from tubevit.training.run.replay import CorruptStep, Replay
 from tubevit.training.run.trackers import Tracker, make_tracker
 from tubevit.training.run.workdir import open_metrics, prepare_workdir, services
-from tubevit.training.step import average_metrics, chosen_by_step, make_step
+from tubevit.training.step import average_metrics, chosen_by_step, make_step, teaching
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def train(
         logger.info(expected_time(resolved))
     config, model, mesh = experiment.config, experiment.model, checked_mesh(experiment)
     heads = {name: dataclasses.asdict(head) for name, head in model.heads}
-    optimizer = make_optimizer(config)
+    optimizer, models = make_optimizer(config), elastic_models(model, config.train.elastic)
     # The workdir is touched once the configuration is known to be good.
     with Lease(workdir).acquire() as lease:
         run_on_main(lambda: prepare_workdir(workdir, config, heads, allow_change))
@@ -126,14 +126,13 @@ def train(
         state, start, base = begin(experiment, optimizer, workdir, mesh)
 
         def make(model: ModelConfig, mesh: Mesh, **kind) -> Callable:
-            return parts.make_step(training_graph(model), optimizer, config, mesh, **kind)
+            return parts.make_step(training_graph(model), optimizer, config, mesh, **kind, **teaching(model, models))
 
         def make_replay(model: ModelConfig) -> Replay:
             return Replay(config.train.replay, mesh, functools.partial(make, model, checked=True), parts.place)
 
-        models = elastic_models(model, config.train.elastic)
-        step_of = chosen_by_step(lambda model: make(model, mesh), models, config.seed)
-        replay_of = chosen_by_step(make_replay, models, config.seed)
+        step_of = chosen_by_step(lambda model: make(model, mesh), models[:-1] or models, config.seed)
+        replay_of = chosen_by_step(make_replay, models[:-1] or models, config.seed)
         run = Run(experiment, mesh, workdir, lease, step_of, replay_of, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
         warn_if_worse(baseline, results)

@@ -39,6 +39,11 @@ def classification_loss(logits: Target, target: Target, multi_label: bool) -> Fl
     return optax.softmax_cross_entropy(logits, target)
 
 
+def predictions(logits: Target, multi_label: bool) -> Target:
+    """Compute the probabilities that logits stand for, as targets for another model: no gradient goes through them."""
+    return jax.lax.stop_gradient(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits))
+
+
 def partners(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Return each sample's partner for mixup and CutMix by swapping neighbours.
 

@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from tubevit.models.abstract import initial_parameters
 from tubevit.models.config import ModelConfig
 from tubevit.models.freeze import join_frozen, split_frozen
-from tubevit.models.lora import add_adapter
+from tubevit.models.lora import add_adapter, training_graph
 from tubevit.models.placement import place
 from tubevit.models.tokenizer import normalise
 from tubevit.models.tubevit import TubeViT
 from tubevit.sharding.mesh import batch_sharding, using
 from tubevit.sharding.rules import shardings
-from tubevit.training.losses import classification_loss, mix, targets
+from tubevit.training.losses import classification_loss, mix, predictions, targets
 
 _MIX, _DROPOUT = 0, 1  # purposes of random keys
 _ELASTIC = 2  # and of random numbers on the host
@@ -45,7 +45,13 @@ def state_of(params: dict, model: ModelConfig, optimizer: optax.GradientTransfor
 
 
 def joint_loss(
-    graph: nnx.GraphDef, params: dict, frozen: dict, batch: Mapping, config: ConfigDict, key: Array
+    graph: nnx.GraphDef,
+    params: dict,
+    frozen: dict,
+    batch: Mapping,
+    config: ConfigDict,
+    key: Array,
+    teacher: Mapping[str, Array] | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
     """Compute the weighted sum of the losses of all data sets (paper appendix A), {name: loss} and {name: logits}.
 
@@ -55,6 +61,7 @@ def joint_loss(
         batch: {name: {"pixels", "label"}}, see `joint_batches`, without `file`, `broken` and `dense`.
         config: configuration of the experiment.
         key: random key of the step, from which the keys of data sets, purposes and layers are derived.
+        teacher: {name: logits} of another model for the same batch and key, which replace the labels.
     """
     model: TubeViT = nnx.merge(graph, join_frozen(params, frozen))
     heads = dict(model.config.heads)
@@ -69,9 +76,31 @@ def joint_loss(
     total, losses, logits = jnp.zeros((), jnp.float32), {}, {}
     for (name, target), logits[name] in zip(wanted, model.classify_together(inputs)):
         dataset = config.data.train[name]
-        losses[name] = classification_loss(logits[name], target, heads[dataset.head].multi_label).mean()
+        multi_label = heads[dataset.head].multi_label
+        target = target if teacher is None else predictions(teacher[name], multi_label)
+        losses[name] = classification_loss(logits[name], target, multi_label).mean()
         total += dataset.loss_weight * losses[name]
     return total, (losses, logits)
+
+
+def taught_loss(
+    largest: nnx.GraphDef, graph: nnx.GraphDef, *arguments
+) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
+    """Compute the mean of the losses of two budgets, and the losses and logits of the larger one; see `joint_loss`.
+
+    The larger one learns from the labels, and the other one from what it predicts for the same pixels: Yu and Huang
+    2019, "Universally Slimmable Networks", section 3, for tokens in place of channels.
+    """
+    loss, (losses, logits) = joint_loss(largest, *arguments)
+    taught, _ = joint_loss(graph, *arguments, logits)
+    return (loss + taught) / 2, (losses, logits)
+
+
+def teaching(model: ModelConfig, models: Sequence[ModelConfig]) -> dict[str, Callable]:
+    """Return the keyword arguments of `make_step` for one of the `elastic_models`, which the last of them teaches."""
+    if model == models[-1]:
+        return {}
+    return {"loss_function": functools.partial(taught_loss, training_graph(models[-1]))}
 
 
 def metrics_class(names) -> type[clu.metrics.Collection]:
@@ -96,7 +125,7 @@ def chosen_by_step(
 
     Args:
         make: makes what is needed of a model, such as its compiled step.
-        models: see `elastic_models`; with several, each is as likely as the others.
+        models: with several, each is as likely as the others.
         seed: seed of the run. The choice follows from it and from the number of the step alone.
     """
     made = functools.cache(make)
