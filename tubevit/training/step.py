@@ -85,15 +85,19 @@ def joint_loss(
 
 def taught_loss(
     largest: nnx.GraphDef, graph: nnx.GraphDef, *arguments
-) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
-    """Compute the mean of the losses of two budgets, and the losses and logits of the larger one; see `joint_loss`.
+) -> tuple[Array, tuple[dict[str, Array], dict[str, tuple[Array, Array]]]]:
+    """Compute the mean of the losses of two budgets, {name: loss} of the larger one, and {name: logits of both}.
 
-    The larger one learns from the labels, and the other one from what it predicts for the same pixels: Yu and Huang
-    2019, "Universally Slimmable Networks", section 3, for tokens in place of channels.
+    The larger one learns from the labels, and the other one from what it predicts for the same pixels: the in-place
+    distillation of Yu and Huang 2019, "Universally Slimmable Networks", for tokens instead of channels.
+
+    Args:
+        largest, graph: structure of the model with either budget, see `training_graph`.
+        arguments: the other arguments of `joint_loss`.
     """
     loss, (losses, logits) = joint_loss(largest, *arguments)
-    taught, _ = joint_loss(graph, *arguments, logits)
-    return (loss + taught) / 2, (losses, logits)
+    taught, (_, others) = joint_loss(graph, *arguments, logits)
+    return (loss + taught) / 2, (losses, {name: (logits[name], others[name]) for name in logits})
 
 
 def teaching(model: ModelConfig, models: Sequence[ModelConfig]) -> dict[str, Callable]:
