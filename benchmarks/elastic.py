@@ -5,9 +5,9 @@
     python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
 
 All are trained as experiments/quickstart.py says, with 4,000 steps. `alone_N` has N % of the tokens in every step,
-drawn at random. `elastic` has all tokens in every step, and learns one of the other budgets from what it predicts with
-all of them. It takes 62 % of the FLOPs of the four together. Each is a row of benchmarks/elastic.csv for each budget
-and rule of evaluation. Rows that are there are not repeated, and interrupted runs resume.
+drawn at random below 100 %. In every step of `elastic`, all tokens are trained on the labels, and one of the smaller
+budgets on the predictions of the first. Each model has a row of benchmarks/elastic.csv for each budget and rule of
+evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
 for which `motion` and `tube` are `even`. With --speed, the parts of a prediction are timed instead, which gives

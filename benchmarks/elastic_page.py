@@ -111,8 +111,10 @@ def plot(rows: list[dict]) -> None:
             points = [(s, statistics.mean(each.values())) for s, each in zip(SHARES, found) if each]
             axes.plot(*zip(*points), "o-", color=colours[rule], label=f"elastic, {rule}", markersize=4)
         alone = [(s, scores(rows, f"alone_{s}", f"{s}%:even", column)) for s in SHARES]
-        points = [(s, statistics.mean(each.values())) for s, each in alone if each]
-        axes.plot(*zip(*points), "s", color="#1b222c", markersize=5, fillstyle="none", label="a model for each, even")
+        if points := [(s, statistics.mean(each.values())) for s, each in alone if each]:
+            axes.plot(
+                *zip(*points), "s", color="#1b222c", markersize=5, fillstyle="none", label="a model for each, even"
+            )
         axes.set(title=title, xlabel="tokens, %", xticks=SHARES)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test top-1, %")

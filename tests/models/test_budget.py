@@ -105,6 +105,15 @@ def test_a_random_budget_draws_with_a_key_only(tiny):
     assert jax.jit(model.tokenize)(kept)[0].shape[1] == len(numbers[0]) + 1 == 53
 
 
+def test_a_smaller_budget_draws_a_part_of_a_larger_one(tiny):
+    """So what a budget is taught was predicted from its own tokens and others."""
+    model = tiny().config
+    grids = model.tubes.grid(model.shape)
+    less, more = (draw(jax.random.key(7), Budget(share, "random"), grids, 5) for share in (0.25, 0.6))
+    for few, many in zip(np.asarray(less), np.asarray(more)):
+        assert len(few) < len(many) and set(few) <= set(many)
+
+
 def test_models_of_a_run(tiny):
     model = tiny().config
     assert elastic_models(model, "") == [model]

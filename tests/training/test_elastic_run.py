@@ -4,17 +4,44 @@ import shutil
 
 import pytest
 
+from tubevit.config.resolve import resolve
+from tubevit.models.elastic import elastic_models
+from tubevit.models.lora import training_graph
+from tubevit.training.loop import Parts
+from tubevit.training.step import make_step, taught_loss
+
 SETTINGS = {
     "train.elastic": "25%,50%,100%", "train.grad_accum_steps": 2, "train.replay": 3, "input.path": "tubes",
-    "log.every": 9, "checkpoint.keep": 9,
+    "log.every": 9, "checkpoint.keep": 9, "mesh.data": 2,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(train_tiny, tmp_path_factory):
+def made():
+    """What was handed to `make_step` in `run`: (graph, keyword arguments)."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(train_tiny, tmp_path_factory, made):
+    def recorded(graph, *arguments, **kind):
+        made.append((graph, kind))
+        return make_step(graph, *arguments, **kind)
+
     workdir = tmp_path_factory.mktemp("runs") / "elastic"
-    train_tiny(workdir, **SETTINGS)
+    train_tiny(workdir, Parts(make_step=recorded), **SETTINGS)
     return workdir
+
+
+def test_the_largest_budget_teaches_in_every_step(run, made, tiny_config):
+    """In replayed ones as well; and it is not drawn itself."""
+    model = resolve(tiny_config({key: str(value) for key, value in SETTINGS.items()})).model
+    *smaller, largest = map(training_graph, elastic_models(model, SETTINGS["train.elastic"]))
+    for checked in (False, True):
+        graphs = [graph for graph, kind in made if kind.get("checked", False) == checked]
+        assert 1 <= len(graphs) <= 2 and all(graph in smaller for graph in graphs)
+    assert all(kind["loss_function"].func is taught_loss for _, kind in made)
+    assert all(kind["loss_function"].args == (largest,) for _, kind in made)
 
 
 def test_it_resumes_bit_for_bit(run, train_tiny, read_arrays, tmp_path, said):
@@ -32,8 +59,6 @@ def test_it_is_another_run_than_one_with_all_tokens(run, tiny_run, read_arrays):
 
 
 def test_evaluation_takes_all_tokens(tiny_config):
-    from tubevit.config.resolve import resolve
-
     assert not any("train.elastic" in note for note in resolve(tiny_config({"train.elastic": "50%,100%"})).notes)
     notes = resolve(tiny_config({"train.elastic": "25%,50%"})).notes
     assert "train.elastic: evaluation takes all tokens, a training step at most 50 %" in notes

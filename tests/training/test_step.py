@@ -11,7 +11,7 @@ from tubevit.config.experiment import open_experiment
 from tubevit.config.resolve import resolve
 from tubevit.data.joint import joint_batches
 from tubevit.models.abstract import graph_of
-from tubevit.models.elastic import elastic_models
+from tubevit.models.elastic import drawn_models, elastic_models
 from tubevit.training.optimizer import make_optimizer
 from tubevit.training.step import chosen_by_step, initial_state, joint_loss, make_step, taught_loss, teaching
 
@@ -153,7 +153,7 @@ def test_elastic_steps(tiny_config):
         made.append(model)
         return make_step(graph_of(model), setup.optimizer, setup.config, **teaching(model, models))
 
-    step_of, state, losses = chosen_by_step(make, models[:-1], seed=0), setup.state(), []
+    step_of, state, losses = chosen_by_step(make, drawn_models(models), seed=0), setup.state(), []
     for number in range(1, 9):
         state, metrics = step_of(number)(state, setup.batches[0])
         losses.append(float(metrics.compute()["loss"]))
@@ -161,10 +161,12 @@ def test_elastic_steps(tiny_config):
         step._cache_size() == 1 for step in map(step_of, (1, 2, 8))
     )
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-    chosen, others = ([chosen_by_step(models.index, models[:-1], seed)(i) for i in range(1, 1001)] for seed in (0, 1))
+    drawn = drawn_models(models)
+    chosen, others = ([chosen_by_step(drawn.index, drawn, seed)(i) for i in range(1, 1001)] for seed in (0, 1))
     assert [models.index(model) for model in made] == list(dict.fromkeys(chosen[:8]))
     assert abs(np.mean(chosen) - 0.5) < 0.08 and chosen != others  # 5 standard deviations
-    assert teaching(models[0], models[:1]) == {}  # the only budget of a run learns from the labels alone
+    alone = models[:1]  # the only budget of a run is trained on the labels
+    assert drawn_models(alone) == alone and teaching(models[0], alone) == {}
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

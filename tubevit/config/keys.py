@@ -89,9 +89,9 @@ class _Train:
     )  # fmt: skip
     lora: _Lora = _Lora()
     elastic: str = _key(
-        "", "budgets joined by commas, such as `25%,50%,75%,100%`: in each step, the model learns from the labels with "
-        "the largest of them, and from what it predicts so with one of the others, which is drawn at random; it then "
-        "takes any of these budgets; evaluation takes all tokens; empty trains with all tokens",
+        "", "budgets joined by commas, such as `25%,50%,75%,100%`: each step trains the largest on the labels, and "
+        "one of the others, drawn at random, on the predictions of the largest; the model then takes any of them; "
+        "evaluation takes all tokens; empty trains with all tokens",
     )  # fmt: skip
     grad_accum_steps: int = _key(1, "gradient accumulation steps; each batch is split into this many parts", COUNT)
     skip_nonfinite: bool = _key(

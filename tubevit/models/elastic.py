@@ -33,16 +33,21 @@ def elastic_models(model: ModelConfig, elastic: str) -> list[ModelConfig]:
         raise UserError(f"train.elastic: {error}") from error
 
 
+def drawn_models(models: Sequence[ModelConfig]) -> Sequence[ModelConfig]:
+    """Return those of the `elastic_models` of which each step draws one: all but the last, or the only one."""
+    return models[:-1] or models
+
+
 def models_of_largest_step(model: ModelConfig, elastic: str) -> list[ModelConfig]:
-    """Return what the step with the most tokens computes: the model itself, or those of the two largest budgets."""
+    """Return the models that the step with the most tokens computes: one, or those of the two largest budgets."""
     return elastic_models(model, elastic)[-2:]
 
 
 def draw(key: PRNGKeyArray, budget: Budget, grids: Sequence[Triple], rows: int) -> Int[Array, "rows n"]:
     """Draw the tokens that a budget keeps of each row: ascending indices into the tokens of all tubes.
 
-    All tokens are equally likely, but a quarter of the rows does without one of the tubes, as far as the others have
-    enough tokens.
+    A smaller budget draws a part of what a larger one draws with the same key. All tokens are equally likely, but a
+    quarter of the rows does without one of the tubes, as far as the others have enough tokens.
     """
     sizes = np.array(list(map(math.prod, grids)))
     of_tubes, of_tokens, of_rows = jax.random.split(jax.random.fold_in(key, _DRAW), 3)

@@ -24,7 +24,7 @@ from tubevit.data.joint import joint_batches
 from tubevit.errors import RunError
 from tubevit.models.abstract import abstract_parameters
 from tubevit.models.config import ModelConfig
-from tubevit.models.elastic import elastic_models
+from tubevit.models.elastic import drawn_models, elastic_models
 from tubevit.models.lora import training_graph, training_shapes
 from tubevit.recipes.finetune import expected_time
 from tubevit.sharding.agreement import SourceEntries, agree, mapping_entries
@@ -131,8 +131,8 @@ def train(
         def make_replay(model: ModelConfig) -> Replay:
             return Replay(config.train.replay, mesh, functools.partial(make, model, checked=True), parts.place)
 
-        step_of = chosen_by_step(lambda model: make(model, mesh), models[:-1] or models, config.seed)
-        replay_of = chosen_by_step(make_replay, models[:-1] or models, config.seed)
+        step_of = chosen_by_step(lambda model: make(model, mesh), drawn_models(models), config.seed)
+        replay_of = chosen_by_step(make_replay, drawn_models(models), config.seed)
         run = Run(experiment, mesh, workdir, lease, step_of, replay_of, parts, base)
         results = run.loop(state, start, Profile(workdir, profile))
         warn_if_worse(baseline, results)

@@ -40,7 +40,7 @@ def classification_loss(logits: Target, target: Target, multi_label: bool) -> Fl
 
 
 def predictions(logits: Target, multi_label: bool) -> Target:
-    """Compute the probabilities that logits stand for, as targets for another model: no gradient goes through them."""
+    """Convert logits to probabilities, as targets of another budget; no gradient goes through them."""
     return jax.lax.stop_gradient(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits))
 
 

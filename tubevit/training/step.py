@@ -167,9 +167,9 @@ def make_step(
         optimizer: see `make_optimizer`.
         config: configuration of the experiment.
         mesh: mesh of the state, see `shardings`, and of the batch, see `global_batch`; None uses one device.
-        loss_function: see `joint_loss`.
+        loss_function: see `joint_loss`, and `taught_loss` for elastic training.
         checked: compile (state, batch) -> (state, clu metrics, rows) for `Replay`, which keeps the old state. The rows
-            are {"logits", "gradients"}: of each row of the batch, the logits and the gradients of its pixels, which
+            are {"logits", "gradients"}: of each row of the batch, all logits and the gradients of its pixels, which
             show what a device computed before anything was summed over the batch. There are no gradients where the
             backward pass does not reach the tokenizer, whose parameters are then frozen.
     """
