@@ -327,6 +327,18 @@ def test_the_step_traces_on_a_mesh():
     assert program.step_flops(plan) == pytest.approx(20.6e9, rel=0.01)
 
 
+def test_the_elastic_step_computes_two_budgets():
+    """Its matrix products are those of the steps of either budget, but for the tokenizer, which both share."""
+
+    def lowered(elastic):
+        plan = resolve(load_config("quickstart", {"train.elastic": elastic}), assume_missing=True)
+        step, arguments = program.train_program(plan, make_mesh(plan.config.mesh))
+        return step.lower(*arguments).cost_analysis()["flops"]
+
+    one, other, both, three = map(lowered, ("100%", "50%", "50%,100%", "25%,50%,100%"))
+    assert both == three and 0.9 < both / (one + other) <= 1.0
+
+
 def test_table_of_experiments():
     """The csv has every row, every experiment is in it and fits, and the page shows it."""
     module = script("benchmarks/preflight.py")
