@@ -96,11 +96,11 @@ def taught_loss(
         arguments: the other arguments of `joint_loss`.
     """
     loss, (losses, logits) = joint_loss(largest, *arguments)
-    taught, (_, others) = joint_loss(graph, *arguments, logits)
+    taught, (_, others) = joint_loss(graph, *arguments, teacher=logits)
     return (loss + taught) / 2, (losses, {name: (logits[name], others[name]) for name in logits})
 
 
-def teaching(model: ModelConfig, models: Sequence[ModelConfig]) -> dict[str, Callable]:
+def teaching(model: ModelConfig, models: Sequence[ModelConfig]) -> dict[str, Any]:
     """Return the keyword arguments of `make_step` for one of the `elastic_models`, which the last of them teaches."""
     if model == models[-1]:
         return {}
