@@ -5,8 +5,8 @@
     python benchmarks/elastic_page.py       # writes the table and the figure (extra `plot`)
 
 All are trained as experiments/quickstart.py says, with 4,000 steps. `alone_N` has N % of the tokens in every step,
-drawn at random below 100 %. In every step of `elastic`, all tokens are trained on the labels, and one of the smaller
-budgets on the predictions of the first. Each model has a row of benchmarks/elastic.csv for each budget and rule of
+drawn at random below 100 %. Every step of `elastic` trains the model on the labels with all tokens, and on its own
+predictions with one of the smaller budgets. Each model has a row of benchmarks/elastic.csv for each budget and rule of
 evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,

@@ -106,7 +106,7 @@ def test_a_random_budget_draws_with_a_key_only(tiny):
 
 
 def test_a_smaller_budget_draws_a_part_of_a_larger_one(tiny):
-    """So what a budget is taught was predicted from its own tokens and others."""
+    """The teacher sees all tokens of the budget that it teaches."""
     model = tiny().config
     grids = model.tubes.grid(model.shape)
     less, more = (draw(jax.random.key(7), Budget(share, "random"), grids, 5) for share in (0.25, 0.6))

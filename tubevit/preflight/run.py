@@ -31,7 +31,7 @@ def notes_of(settings: ConfigDict) -> list[str]:
     """Say what the compiled step of an experiment leaves out."""
     notes = []
     if settings.train.elastic:
-        notes.append(f"train.elastic={settings.train.elastic}: the step is that with the two largest budgets")
+        notes.append(f"train.elastic={settings.train.elastic}: the step is the one with the two largest budgets")
     if settings.train.replay:
         notes.append("train.replay: a replayed step, which is not compiled, needs memory for another training state, "
                      "for two where several devices have mesh.data=1, and for the gradients of pixels")  # fmt: skip
