@@ -170,22 +170,23 @@ def test_elastic_steps(tiny_config):
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_the_largest_budget_teaches_the_others(calm, multi_label):
+def test_the_largest_budget_teaches_the_others(tiny_config, calm, multi_label):
     """Its loss is that of the labels; the other's is that of its probabilities, by hand, which have no gradient."""
+    config = tiny_config(CALM | {"train.mixup": "0.5", f"data.train.{IMAGE}.loss_weight": "0.25"})
     heads = tuple((name, dataclasses.replace(head, multi_label=multi_label)) for name, head in calm.model.heads)
     largest, other = (graph_of(calm.model.replace(budget=budget, heads=heads)) for budget in (None, "50%:even"))
     batch = {name: dict(part) for name, part in jax.tree.map(jnp.asarray, calm.batches[0]).items()}
     for name, head in ((VIDEO, "motion"), (IMAGE, "digit")) if multi_label else ():
         batch[name]["label"] = jax.nn.one_hot(batch[name]["label"], dict(heads)[head].classes)
-    arguments = ({}, batch, calm.config, jax.random.key(0))
+    arguments = ({}, batch, config, jax.random.key(0))
 
-    def loss(kind, *graphs, **teacher):
+    def compute(kind, *graphs, **teacher):
         function = jax.value_and_grad(lambda params: kind(*graphs, params, *arguments, **teacher), has_aux=True)
         return jax.jit(function)(calm.state()["params"])
 
-    (total, (losses, logits)), gradients = loss(taught_loss, largest, other)
-    (first, (own, fixed)), first_gradients = loss(joint_loss, largest)
-    (second, (_, taught)), second_gradients = loss(joint_loss, other, teacher=fixed)
+    (total, (losses, logits)), gradients = compute(taught_loss, largest, other)
+    (first, (own, fixed)), first_gradients = compute(joint_loss, largest)
+    (second, (_, taught)), second_gradients = compute(joint_loss, other, teacher=fixed)
     both = {name: (fixed[name], taught[name]) for name in batch}
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), (losses, logits), (own, both))
     assert float(total) == pytest.approx((float(first) + float(second)) / 2, rel=1e-5)
@@ -198,10 +199,11 @@ def test_the_largest_budget_teaches_the_others(calm, multi_label):
         x, y = (np.asarray(each[name], np.float64) for each in (fixed, taught))
         if multi_label:
             p, q = (1 / (1 + np.exp(-each)) for each in (x, y))
-            by_hand -= (p * np.log(q) + (1 - p) * np.log(1 - q)).mean()
+            loss = -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean()
         else:
             p, q = (np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in (x, y))
-            by_hand -= (p * np.log(q)).sum(axis=1).mean()
+            loss = -(p * np.log(q)).sum(axis=1).mean()
+        by_hand += {VIDEO: 1, IMAGE: 0.25}[name] * loss
     assert float(second) == pytest.approx(by_hand, rel=1e-5)
 
 
