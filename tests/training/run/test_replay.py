@@ -1,3 +1,4 @@
+import math
 import re
 import types
 
@@ -11,7 +12,7 @@ from tests import flips
 from tubevit.checkpoint.checkpoint import steps
 from tubevit.config import default_config
 from tubevit.errors import RunError
-from tubevit.sharding.mesh import global_batch, make_mesh
+from tubevit.sharding.mesh import AXES, global_batch, make_mesh
 from tubevit.sharding.reassign import reassigned, shifted_mesh
 from tubevit.sharding.rules import put
 from tubevit.training.loop import Parts
@@ -109,11 +110,15 @@ def product(x, kernel, code, mesh):
     return multiply(x, kernel)
 
 
+def mesh_of(shape):
+    settings = default_config().mesh
+    settings.update(dict(zip(AXES, shape)))
+    return make_mesh(settings, jax.devices()[: math.prod(shape)])
+
+
 @pytest.fixture(scope="module", params=[(8, 1, 1), (4, 2, 1)], ids=str)
 def machine(request):
-    settings = default_config().mesh
-    settings.update(dict(zip(("data", "fsdp", "tensor"), request.param)))
-    machine = Machine(make_mesh(settings))
+    machine = Machine(mesh_of(request.param))
     assert machine() == ""
     return machine
 
@@ -268,6 +273,37 @@ def test_the_same_values_on_other_devices(machine):
         rows = {shard.index[0].start or 0: shard.device for shard in moved["batch"]["x"].addressable_shards}
         assert [rows[part * 2] for part in range(8)] == list(owners)
         assert not (owners == machine.mesh.devices.reshape(-1)).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8), (2, 1, 1), (3, 1, 1)], ids=str)
+def test_what_moves_to_other_devices(shape):
+    """What is split along the axis that is shifted is sent; of what is not, each device reads its own replica."""
+    mesh = mesh_of(shape)
+    axis, size = next((name, size) for name, size in zip(AXES, shape) if size > 1)
+    values = np.arange(48).reshape(24, 2)
+    split, whole = (jax.device_put(values, NamedSharding(mesh, PartitionSpec(part))) for part in (axis, None))
+    for shift in range(1, size):
+        moved = reassigned({"split": split, "whole": whole}, mesh, shift)
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, values), moved)
+        for shard in moved["split"].addressable_shards:
+            (place,) = np.argwhere(mesh.devices == shard.device)
+            part = (place[AXES.index(axis)] + shift) % size
+            assert shard.index[0] == slice(part * 24 // size, (part + 1) * 24 // size)
+            np.testing.assert_array_equal(shard.data, values[shard.index])
+        pointers = [{shard.device: shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards}
+                    for leaf in (whole, moved["whole"])]  # fmt: skip
+        assert pointers[0] == pointers[1]
+
+
+@pytest.mark.parametrize(
+    "shape, when, found", [((1, 8, 1), None, [1]), ((2, 1, 1), 1, [1]), ((2, 1, 1), None, [0, 1])], ids=str
+)
+def test_culprits_of_other_meshes(shape, when, found):
+    """Without `data`, parts of the state move too; of two devices, one that is always wrong cannot be told from the other."""
+    machine = Machine(mesh_of(shape))
+    assert machine() == ""
+    text = machine(flip=("activation", 1, 5, 1 << 30), when=when)
+    assert named(text) == found and "computed other logits" in text
 
 
 def wrong_once(step):
