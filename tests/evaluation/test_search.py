@@ -128,6 +128,8 @@ def test_features_that_are_not_there(tmp_path):
         read_features(tmp_path / "nowhere.npz")
     with pytest.raises(UserError, match="cannot read .*: Is a directory"):
         read_features(tmp_path)
+    with pytest.raises(UserError, match="local file; found gs://b/x.npz: copy it"):
+        read_features("gs://b/x.npz")
 
 
 def test_fingerprints_are_those_of_the_features(tiny):
@@ -139,12 +141,23 @@ def test_fingerprints_are_those_of_the_features(tiny):
     assert len(fingerprint(model)) == 64
 
 
+@pytest.mark.parametrize("fps, expected", [(None, 8.0), (5.0, 5.0)])
+def test_queries_are_as_long_as_the_clips_of_the_features(tiny, tmp_path, fps, expected):
+    """With `--every`, clips of a model without a rate are as long as the interval; without it, they are whole files."""
+    model = tiny(depth=1, fps=fps)
+    tubevit.save_model(model, tmp_path / "made")
+    found = dict(vars(some_features(length=2.0)), model=str(tmp_path / "made"), fingerprint=fingerprint(model))
+    assert open_model(Features(**found), "x.npz").config.fps == expected
+    found["start"] = found["end"] = np.full(len(found["start"]), np.nan)
+    assert open_model(Features(**found), "x.npz").config.fps == fps
+
+
 def test_only_the_model_that_made_the_features(tiny, tmp_path, monkeypatch):
     """Under any name, and with other heads; by default under the name it had then."""
     monkeypatch.chdir(tmp_path)
-    model = tiny(depth=1)
+    model = tiny(depth=1, fps=8.0)
     tubevit.save_model(model, "runs_a")
-    tubevit.save_model(tiny(depth=1, seed=1), "runs_b")
+    tubevit.save_model(tiny(depth=1, fps=8.0, seed=1), "runs_b")
     found = Features(**vars(some_features()) | {"model": "runs_a", "fingerprint": fingerprint(model)})
     assert fingerprint(open_model(found, "x.npz")) == fingerprint(model)
     kept = model.config.replace(budget="25%:motion")

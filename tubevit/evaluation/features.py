@@ -7,6 +7,7 @@ from typing import IO, Self
 
 import numpy as np
 
+from tubevit import storage
 from tubevit.errors import UserError
 from tubevit.evaluation.predict import Prediction
 
@@ -73,8 +74,10 @@ def read_features(path: str | os.PathLike) -> Features:
     """Read what `Features.save` wrote.
 
     Raises:
-        UserError: the file is missing, empty, damaged or of an older version, or holds no features.
+        UserError: the file is missing, empty, in a bucket, damaged or of an older version, or holds no features.
     """
+    if storage.is_remote(path):
+        raise UserError(f"expected features in a local file; found {path}: copy it")
     arrays = _read_arrays(path)
     missing = [name for name in _KINDS if name not in arrays]
     if missing and set(missing) <= set(_MODEL):

@@ -34,6 +34,9 @@ class Moment:
 def open_model(features: Features, path: str | os.PathLike, name: str | None = None) -> TubeViT:
     """Load the model that made features, with the budget that it had.
 
+    If its clips have no rate of their own, it gets the one of the clips that the features are of, so that a query is
+    as long as they are.
+
     Args:
         features: as `read_features` read them from `path`.
         path: for messages.
@@ -55,6 +58,9 @@ def open_model(features: Features, path: str | os.PathLike, name: str | None = N
             f"{path} was made with {features.model} (fingerprint {made}), and {name or 'what it is now'} is another "
             f"model ({other}); name the one that made it with --checkpoint, or write the features again"
         )
+    seconds = features.end - features.start
+    if model.config.fps is None and not np.isnan(seconds).all():
+        model.config = model.config.replace(fps=model.config.frames / float(np.nanmedian(seconds)))
     return model
 
 
