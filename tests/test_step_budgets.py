@@ -1,10 +1,14 @@
 """The budgets of training steps and the script that writes them; tests/extras/test_step_budget.py compiles them."""
 
+import re
+
 import pytest
 
 from benchmarks import step_budgets as budgets
+from tests.scripts import ROOT
 from tests.test_preflight import part, result
 from tubevit.config import experiments_folder, load_config
+from tubevit.preflight.devices import compiler_version
 from tubevit.preflight.topology import find_topology
 
 # Of the same program as another experiment or one of its models, on embedded data or files, or without training.
@@ -14,7 +18,8 @@ ALIKE = {"k400", "k700", "moving_digits", "digits_bootstrap", "finetune", "claim
 
 def test_every_row_has_a_budget():
     keys = [budgets.key_of(*row) for row in budgets.ROWS]
-    assert list(budgets.read()) == keys
+    pinned = re.findall(r"^libtpu==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert len(pinned) == 2 and list(budgets.read()) == [(*key, f"libtpu {name}") for name in pinned for key in keys]
     for experiment, changes, topology in budgets.ROWS:
         load_config(experiment, {key: str(value) for key, value in changes.items()})
         find_topology(topology)
@@ -50,4 +55,12 @@ def test_updating_is_deliberate(tmp_path, monkeypatch, capsys):
     assert budgets.main(["--only", "quickstart"], compiler(2**33)) == 1
     assert "peak_mib" in capsys.readouterr().out.splitlines()[-1]
     (key,) = [key for key in map(lambda row: budgets.key_of(*row), budgets.ROWS) if key[0] == "quickstart"]
-    assert budgets.read() == {key: row}
+    assert budgets.read() == {(*key, compiler_version(find_topology("v5e:1x1"))): row}
+
+
+def test_a_step_that_does_not_fit_is_said(capsys):
+    def compiled(*arguments):
+        return result(train={"fits": False, "needed": 20 * 2**30, "message": "HBM is full"}) | {"memory_of_compiler": 1}
+
+    assert budgets.main(["--only", "quickstart"], compiled) == 1
+    assert "quickstart" in (line := capsys.readouterr().out) and "it needs 20,480 MiB; HBM is full" in line

@@ -299,7 +299,7 @@ def test_what_moves_to_other_devices(shape):
     "shape, when, found", [((1, 8, 1), None, [1]), ((2, 1, 1), 1, [1]), ((2, 1, 1), None, [0, 1])], ids=str
 )
 def test_culprits_of_other_meshes(shape, when, found):
-    """Without `data`, parts of the state move too; of two devices, one that is always wrong cannot be told from the other."""
+    """Without `data`, parts of the state move too; of two devices, one that is always wrong cannot be told."""
     machine = Machine(mesh_of(shape))
     assert machine() == ""
     text = machine(flip=("activation", 1, 5, 1 << 30), when=when)
