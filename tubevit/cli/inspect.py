@@ -68,7 +68,13 @@ def _experiment_model(args, changes: dict):
     from tubevit.config.resolve import resolve
 
     resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
-    for note in resolved.notes:
+    elastic = resolved.config.train.elastic
+    both = (
+        [f"train.elastic={elastic}: FLOPs are those of one budget; a step computes two of them"]
+        if "," in elastic
+        else []
+    )
+    for note in (*resolved.notes, *both):
         logger.info(note)
     return _with_classes(resolved.model.replace(**changes), args.num_classes)
 

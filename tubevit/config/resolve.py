@@ -98,7 +98,7 @@ def resolve(config: ConfigDict, *, assume_missing: bool = False) -> Resolved:
     if config.data.eval:
         Views.from_keys(config.eval).crop_share(model.size)  # an error before the first evaluation
     notes += _check_schedule(config, heads)
-    most = elastic_models(model, config.train.elastic)[-1].budget  # an error before anything is opened
+    most = elastic_models(model, config.train.elastic)[-1].budget
     if most is not None and config.data.eval:
         notes.append(f"train.elastic: evaluation takes all tokens, a training step at most {100 * most.share:g} %")
     config.input.path = str(input_path(model, config.input.path))
