@@ -30,7 +30,7 @@ LOW_EFFORT = "compiled with low effort: cycles and bytes are far above those of 
 def notes_of(settings: ConfigDict) -> list[str]:
     """Say what the compiled step of an experiment leaves out."""
     notes = []
-    if settings.train.elastic:
+    if "," in settings.train.elastic:
         notes.append(f"train.elastic={settings.train.elastic}: the step is the one with the two largest budgets")
     if settings.train.replay:
         notes.append("train.replay: a replayed step, which is not compiled, needs memory for another training state, "
