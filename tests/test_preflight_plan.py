@@ -96,13 +96,20 @@ def test_keys_of_the_user_stay():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", ["k600", "k600:model=tubevit_h16", "table6:row=last_8_gate"])
+def compiled_rows():
+    """Rows of the benchmark for TPUs, {experiment: rows}, without those of earlier recipes of the embedded data."""
+    rows = {}
+    with (ROOT / "benchmarks/preflight.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["xla_ms"] and not row["experiment"].startswith(("quickstart", "moving", "digits", "finetune")):
+                rows.setdefault(row["experiment"], []).append(row)
+    return rows
+
+
+@pytest.mark.parametrize("config", compiled_rows())
 def test_bounds_are_below_what_was_compiled(config):
     """Memory and time of every row of the benchmark for TPUs. The FLOPs agree, the bytes sent nearly."""
-    with (ROOT / "benchmarks/preflight.csv").open() as file:
-        rows = [r for r in csv.DictReader(file) if r["experiment"] == config and r["xla_ms"]]
-    assert rows
-    for row in rows:
+    for row in compiled_rows()[config]:
         overrides = dict(change.split("=") for change in row["changes"].split())
         resolved, topology = (
             resolve(load_config(config, overrides), assume_missing=True),
@@ -114,9 +121,10 @@ def test_bounds_are_below_what_was_compiled(config):
         work, parts = work_of(resolved.config, resolved.model), resolved.config.train.grad_accum_steps
         found = bounds(work, sizes_of(state, mesh), mesh, parts, topology.chip)
         seconds = max(float(row["step_ms_least"]), float(row["xla_ms"]) + float(row["kernel_ms"])) / 1e3
-        assert 0.15 * seconds < found.seconds < seconds, row
+        assert 0.185 * seconds < found.seconds < 0.625 * seconds, row  # docs/preflight.md has the range
         assert 0.45 * float(row["train_peak_gib"]) < found.memory / GIB < float(row["train_peak_gib"]), row
-        assert 0.97 < found.compute * topology.chip.flops / (float(row["tflops"]) * 1e12) < 1.001, row
+        least = 0.77 if "inflated_3d" in config else 0.97  # its attention, most of the step, is computed again
+        assert least < found.compute * topology.chip.flops / (float(row["tflops"]) * 1e12) < 1.001, row
         sent = found.network * topology.chip.network / 1e9
         assert slices > 1 or 0.6 < sent / float(row["sent_gb"]) < 1.1, row
 
