@@ -23,13 +23,23 @@ def made():
 
 
 @pytest.fixture(scope="module")
-def run(train_tiny, tmp_path_factory, made):
+def evaluated():
+    """The models that `run` evaluates."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(train_tiny, tmp_path_factory, made, evaluated):
     def recorded(graph, *arguments, **kind):
         made.append((graph, kind))
         return make_step(graph, *arguments, **kind)
 
+    def recorded_evaluation(experiment, mesh):
+        evaluated.append(experiment.model)
+        return lambda state: {}
+
     workdir = tmp_path_factory.mktemp("runs") / "elastic"
-    train_tiny(workdir, Parts(make_step=recorded), **SETTINGS)
+    train_tiny(workdir, Parts(make_step=recorded, make_evaluation=recorded_evaluation), **SETTINGS)
     return workdir
 
 
@@ -58,7 +68,8 @@ def test_it_is_another_run_than_one_with_all_tokens(run, tiny_run, read_arrays):
     assert read_arrays(run, 9) != read_arrays(tiny_run, 9)
 
 
-def test_evaluation_takes_all_tokens(tiny_config):
+def test_evaluation_takes_all_tokens(run, evaluated, tiny_config):
+    assert evaluated and all(model.budget is None for model in evaluated)
     assert not any("train.elastic" in note for note in resolve(tiny_config({"train.elastic": "50%,100%"})).notes)
     notes = resolve(tiny_config({"train.elastic": "25%,50%"})).notes
     assert "train.elastic: evaluation takes all tokens, a training step at most 50 %" in notes
