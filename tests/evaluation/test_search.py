@@ -147,6 +147,7 @@ def test_queries_are_as_long_as_the_clips_of_the_features(tiny, tmp_path, fps, e
     model = tiny(depth=1, fps=fps)
     tubevit.save_model(model, tmp_path / "made")
     found = dict(vars(some_features(length=2.0)), model=str(tmp_path / "made"), fingerprint=fingerprint(model))
+    found["end"] = found["end"] - np.resize([0, 0.8, 0.8], len(found["end"]))  # most videos end within a clip
     assert open_model(Features(**found), "x.npz").config.fps == expected
     found["start"] = found["end"] = np.full(len(found["start"]), np.nan)
     assert open_model(Features(**found), "x.npz").config.fps == fps

@@ -60,7 +60,8 @@ def open_model(features: Features, path: str | os.PathLike, name: str | None = N
         )
     seconds = features.end - features.start
     if model.config.fps is None and not np.isnan(seconds).all():
-        model.config = model.config.replace(fps=model.config.frames / float(np.nanmedian(seconds)))
+        longest = float(np.nanmax(seconds))  # the last clip of a video may be cut off at its end
+        model.config = model.config.replace(fps=model.config.frames / longest)
     return model
 
 
