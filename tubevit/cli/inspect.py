@@ -69,12 +69,8 @@ def _experiment_model(args, changes: dict):
 
     resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
     elastic = resolved.config.train.elastic
-    both = (
-        [f"train.elastic={elastic}: FLOPs are those of one budget; a step computes two of them"]
-        if "," in elastic
-        else []
-    )
-    for note in (*resolved.notes, *both):
+    notes = [f"train.elastic={elastic}: the FLOPs are not those of its steps, which `tubevit preflight` counts"]
+    for note in (*resolved.notes, *(notes if elastic else [])):
         logger.info(note)
     return _with_classes(resolved.model.replace(**changes), args.num_classes)
 

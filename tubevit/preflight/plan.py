@@ -115,7 +115,7 @@ class _Steps:
         self.config, self.fixed, self.compiler = config, fixed, compiler
         self.report, self.clock, self.end = report, clock, end
         self.parts: dict[Candidate, dict] = {}
-        self.longest = 0.0  # seconds of a compile, failed ones included
+        self.longest = 0.0  # seconds of a compile that succeeded
         self._core = threading.Semaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
     def late(self) -> bool:
@@ -138,8 +138,7 @@ class _Steps:
             except RunError as error:
                 self.report(f"  {candidate}: {error}")
                 raise
-            finally:
-                self.longest = max(self.longest, self.clock() - begun)
+            self.longest = max(self.longest, self.clock() - begun)
         part = self.parts[candidate] = found["parts"]["train"]
         if not part["fits"]:
             self.report(f"  {candidate}: does not fit")

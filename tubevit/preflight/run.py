@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from tubevit.budget import shares
 from tubevit.config import check_trains, load_config
 from tubevit.config.derive import apply_recipe
 from tubevit.errors import RunError, TookTooLong, UserError
@@ -30,7 +31,7 @@ LOW_EFFORT = "compiled with low effort: cycles and bytes are far above those of 
 def notes_of(settings: ConfigDict) -> list[str]:
     """Say what the compiled step of an experiment leaves out."""
     notes = []
-    if "," in settings.train.elastic:
+    if len(shares(settings.train.elastic)) > 1:
         notes.append(f"train.elastic={settings.train.elastic}: the step is the one with the two largest budgets")
     if settings.train.replay:
         notes.append("train.replay: a replayed step, which is not compiled, needs memory for another training state, "
