@@ -11,13 +11,14 @@ evaluation. Rows that are there are not repeated, and interrupted runs resume.
 
 Accuracies are top-1 of 80 classes (digit x motion) on 900 clips of `val` and of `test`, and of 10 digits on 450 images,
 for which `motion` and `tube` are `even`. With --speed, the parts of a prediction are timed instead, which gives
-benchmarks/elastic_speed.csv: clips of 16x64x64 in memory to windows on the host (`input`, one thread) and windows to
-features (`forward`, batches of 32).
+benchmarks/elastic_speed.csv: clips of 16x64x64 or images of 64x64 in memory to windows on the host (`input`, one
+thread) and windows to features (`forward`, batches of 32).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import statistics
 import sys
@@ -65,7 +66,8 @@ def measure(run: pathlib.Path, budget: str) -> dict:
     """Evaluate a run with a budget on clips and images of `val` and `test`, and count what a clip costs."""
     from tubevit.evaluation import EvalOptions, evaluate_checkpoint
 
-    found = costs(run, budget)
+    tokens, gflop, size = costs(run, budget)
+    found = {"tokens": tokens, "clip_gflop": gflop, "clip_bytes": size}
     for kind, source, head in (("clips", "moving_digits", "digit_motion"), ("images", "still_digits", "digit")):
         for split in SPLITS:
             options = EvalOptions(data=source, head=head, split=split, batch_size=50, budget=budget)
@@ -74,22 +76,20 @@ def measure(run: pathlib.Path, budget: str) -> dict:
     return found
 
 
-def costs(name: str | pathlib.Path, budget: str) -> dict:
-    """Count tokens, GFLOP of the forward pass and bytes sent to the device, of a clip."""
+def costs(name: str | pathlib.Path, budget: str, kind: str = "clip") -> tuple[int, float, int]:
+    """Count tokens, GFLOP of the forward pass and bytes sent to the device, of a `clip` or an `image`."""
     from tubevit.models.flops import count_flops, num_tokens
     from tubevit.zoo.describe import sent_bytes
     from tubevit.zoo.names import named_config
 
     model = named_config(name, budget=budget)
-    gflop = count_flops(model, model.shape).total / 1e9
-    return {
-        "tokens": num_tokens(model, model.shape), "clip_gflop": round(gflop, 4),
-        "clip_bytes": sent_bytes(model.tubes, model.shape)["clip"]["tubes"],
-    }  # fmt: skip
+    shape = model.shape if kind == "clip" else (1, *model.shape[1:])
+    gflop = count_flops(model, shape).total / 1e9
+    return num_tokens(model, shape), round(gflop, 4), sent_bytes(model.tubes, model.shape)[kind]["tubes"]
 
 
 def speed() -> list[dict]:
-    """Time input and forward pass of all budgets in turns; return medians as clips per second."""
+    """Time input and forward pass of all budgets in turns; return medians as clips or images per second."""
     import jax
     import numpy as np
     from flax import nnx
@@ -97,16 +97,19 @@ def speed() -> list[dict]:
     import tubevit
 
     base = tubevit.create_model("tubevit_nano8", num_classes=0)
-    clips = np.random.default_rng(0).integers(0, 256, (BATCH, *base.config.shape, 3), np.uint8)
+    pixels = {"clip": np.random.default_rng(0).integers(0, 256, (BATCH, *base.config.shape, 3), np.uint8)}
+    pixels["image"] = pixels["clip"][:, 0]
     graph, params, rest = nnx.split(base, nnx.Param, ...)
+    cases = [("clip", budget) for budget in budgets_of("elastic")]
+    cases += [("image", budget) for _, budget in cases if budget.rpartition(":")[2] in ("even", "random")]
     functions = {}
-    for budget in budgets_of("elastic"):
+    for kind, budget in cases:
         model = tubevit.create_model("tubevit_nano8", num_classes=0, budget=budget)
         own = nnx.graphdef(model)
         forward = jax.jit(lambda params, windows, own=own: nnx.merge(own, params, rest)(windows))
-        windows = tubevit.take_windows(clips, model.config.tubes)
-        functions[budget, "input"] = lambda tubes=model.config.tubes: tubevit.take_windows(clips, tubes)
-        functions[budget, "forward"] = lambda forward=forward, windows=windows: forward(params, windows)
+        take = functools.partial(tubevit.take_windows, pixels[kind], model.config.tubes)
+        functions[kind, budget, "input"] = take
+        functions[kind, budget, "forward"] = functools.partial(forward, params, take())
     seconds = {key: [] for key in functions}
     for _ in range(1 + TIMES):  # the first compiles
         for key, function in functions.items():
@@ -115,9 +118,10 @@ def speed() -> list[dict]:
             seconds[key].append(time.perf_counter() - start)
     per_second = {key: round(BATCH / statistics.median(times[1:])) for key, times in seconds.items()}
     return [
-        {"budget": budget, **costs("tubevit_nano8", budget)}
-        | {f"{part}_clips_per_s": per_second[budget, part] for part in ("input", "forward")}
-        for budget in budgets_of("elastic")
+        {"kind": kind, "budget": budget}
+        | dict(zip(("tokens", "gflop", "bytes"), costs("tubevit_nano8", budget, kind)))
+        | {f"{part}_per_s": per_second[kind, budget, part] for part in ("input", "forward")}
+        for kind, budget in cases
     ]
 
 

@@ -90,13 +90,14 @@ def speed_table(rows: list[dict]) -> list[str]:
     """Show what a budget saves on the host and in the forward pass."""
     if not rows:
         return NOT_MEASURED
-    names = ("input_clips_per_s", "forward_clips_per_s")
-    lines = ["| budget | tokens | GFLOPs | kB | input, clips/s | forward, clips/s |", "|---|---|---|---|---|---|"]
-    whole = next((row for row in rows if row["budget"].startswith("100%")), None)
+    names = ("input_per_s", "forward_per_s")
+    lines = ["| | budget | tokens | GFLOPs | kB | input, per s | forward, per s |", "|---|---|---|---|---|---|---|"]
+    whole = {row["kind"]: row for row in rows if row["budget"].startswith("100%")}
     for row in rows:
-        ratios = [f"{float(row[name]):.0f} ({float(row[name]) / float(whole[name]):.1f}x)" for name in names]
-        size = int(row["clip_bytes"]) / 1e3
-        lines.append(f"| {row['budget']} | {row['tokens']} | {row['clip_gflop']} | {size:.1f} | {' | '.join(ratios)} |")
+        rates = [(float(row[name]), float(whole[row["kind"]][name])) for name in names]
+        ratios = [f"{rate:.0f} ({rate / of_all:.1f}x)" for rate, of_all in rates]
+        cells = [row["kind"], row["budget"], row["tokens"], row["gflop"], f"{int(row['bytes']) / 1e3:.1f}", *ratios]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

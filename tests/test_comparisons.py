@@ -130,6 +130,19 @@ def test_elastic_models_and_budgets_share_seeds():
         assert elastic_page.page(text, elastic_page.read(elastic.CSV), elastic_page.read(elastic.SPEED)) == text
 
 
+def test_what_is_claimed_of_elastic_models():
+    """On the mean of the seeds, no budget costs a point; by motion, a quarter of the tokens is best on each seed."""
+    rows, seeds = elastic_page.read(elastic.CSV), {"0", "1", "2"}
+    for share in elastic.SHARES:
+        for column in ("clips", "images"):
+            names = "elastic", f"alone_{share}"
+            found, alone = (elastic_page.scores(rows, name, f"{share}%:even", column) for name in names)
+            assert found.keys() == alone.keys() == seeds
+            assert sum(found[seed] - alone[seed] for seed in seeds) / len(seeds) > -1
+    motion, random = (elastic_page.scores(rows, "elastic", f"25%:{rule}") for rule in ("motion", "random"))
+    assert motion.keys() == seeds and all(motion[seed] > random[seed] + 30 for seed in seeds)
+
+
 def test_pages_are_written_from_the_csv():
     for module, paths in ((page, page.PAGES), (peers, (peers.PAGE,))):
         for path in paths:
