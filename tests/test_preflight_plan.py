@@ -106,6 +106,10 @@ def compiled_rows():
     return rows
 
 
+def test_most_experiments_are_compiled_for_tpus():
+    assert len(compiled_rows()) >= 14 and {"k600:model=tubevit_h16", "bootstrap", "ssv2"} <= compiled_rows().keys()
+
+
 @pytest.mark.parametrize("config", compiled_rows())
 def test_bounds_are_below_what_was_compiled(config):
     """Memory and time of every row of the benchmark for TPUs. The FLOPs agree, the bytes sent nearly."""
@@ -127,6 +131,27 @@ def test_bounds_are_below_what_was_compiled(config):
         assert least < found.compute * topology.chip.flops / (float(row["tflops"]) * 1e12) < 1.001, row
         sent = found.network * topology.chip.network / 1e9
         assert slices > 1 or 0.6 < sent / float(row["sent_gb"]) < 1.1, row
+
+
+def test_the_plan_of_the_benchmark(found):
+    """Its rows are those of the plan, and the page shows them; the search of H ends by itself within 15 minutes."""
+    benchmark = script("benchmarks/plan.py")
+    rows = benchmark.rows_of(found, "1", "today")
+    for chip, generation in found["generations"].items():
+        own = [row for row in rows if row["chip"] == chip]
+        fronts = [(row["slice"], row["ms"]) for row in own if row["front"] == "yes"]
+        assert fronts == [(row["topology"], round(1e3 * row["seconds"], 1)) for row in generation["front"]]
+        assert len(own) == len(generation["front"]) + len(generation["compiled"])
+        (counts,) = {tuple(row[key] for key in benchmark.COUNTS) for row in own}
+        assert counts[0] == generation["candidates"] == sum(counts[1:])
+    rows = benchmark.read(benchmark.CSV)
+    assert benchmark.page(text := benchmark.PAGE.read_text(), rows) == text
+    resolved = resolve(load_config(benchmark.CONFIG, {"mesh.data": "-1"}), assume_missing=True)
+    given, _ = candidates(resolved, slices_of(benchmark.TOPOLOGY, benchmark.CHIPS), {})
+    for chip in ("v5e", "v6e"):
+        (counts,) = {(row["candidates"], row["open"]) for row in rows if row["chip"] == chip}
+        assert counts == (str(sum(c.chip == chip for c in given)), "0")
+    assert all(float(row["seconds"]) < 15 * 60 for row in rows)
 
 
 def test_work_of_elastic_training_is_that_of_the_two_largest_budgets():
