@@ -1,11 +1,8 @@
 """The budgets of training steps and the script that writes them; tests/extras/test_step_budget.py compiles them."""
 
-import re
-
 import pytest
 
 from benchmarks import step_budgets as budgets
-from tests.scripts import ROOT
 from tests.test_preflight import part, result
 from tubevit.config import experiments_folder, load_config
 from tubevit.preflight.devices import compiler_version
@@ -18,8 +15,9 @@ ALIKE = {"k400", "k700", "moving_digits", "digits_bootstrap", "finetune", "claim
 
 def test_every_row_has_a_budget():
     keys = [budgets.key_of(*row) for row in budgets.ROWS]
-    pinned = re.findall(r"^libtpu==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert len(pinned) == 2 and list(budgets.read()) == [(*key, f"libtpu {name}") for name in pinned for key in keys]
+    pinned = budgets.pinned_compilers()
+    assert len(pinned) == 2 and list(budgets.read()) == [(*key, name) for name in pinned for key in keys]
+    assert len(budgets.CSV.read_text().splitlines()) == 1 + len(budgets.read())  # none twice
     for experiment, changes, topology in budgets.ROWS:
         load_config(experiment, {key: str(value) for key, value in changes.items()})
         find_topology(topology)
@@ -58,9 +56,13 @@ def test_updating_is_deliberate(tmp_path, monkeypatch, capsys):
     assert budgets.read() == {(*key, compiler_version(find_topology("v5e:1x1"))): row}
 
 
-def test_a_step_that_does_not_fit_is_said(capsys):
+@pytest.mark.parametrize("needed, text", [(20 * 2**30, "20,480 MiB"), (None, "more memory than the chip has")])
+def test_a_step_that_does_not_fit_is_said(tmp_path, monkeypatch, capsys, needed, text):
     def compiled(*arguments):
-        return result(train={"fits": False, "needed": 20 * 2**30, "message": "HBM is full"}) | {"memory_of_compiler": 1}
+        return result(train={"fits": False, "needed": needed, "message": "HBM is full"}) | {"memory_of_compiler": 1}
 
-    assert budgets.main(["--only", "quickstart"], compiled) == 1
-    assert "quickstart" in (line := capsys.readouterr().out) and "it needs 20,480 MiB; HBM is full" in line
+    monkeypatch.setattr(budgets, "CSV", tmp_path / "step_budgets.csv")
+    for flags in ([], ["--update"]):
+        assert budgets.main(["--only", "quickstart", *flags], compiled) == 1
+        assert "quickstart" in (line := capsys.readouterr().out) and f"it needs {text} (HBM is full)" in line
+    assert not budgets.CSV.exists()
