@@ -1,6 +1,6 @@
 """Plan the run of H on all slices of v5e and v6e up to 256 chips; write benchmarks/plan.csv and docs/preflight.md.
 
-    TUBEVIT_CACHE=$(mktemp -d) python benchmarks/plan.py    # 10 minutes on 2 cores; without what was compiled before
+    TUBEVIT_CACHE=$(mktemp -d) python benchmarks/plan.py    # 11 to 14 minutes on 2 cores, nothing compiled before
     python benchmarks/plan.py --page                        # writes the page again from the csv
 
 All times are estimates, see docs/preflight.md. Nothing runs on a TPU. Columns: `front` whether the row is on the front
