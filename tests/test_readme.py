@@ -75,7 +75,7 @@ def run_commands(page, train_command):
             }
             arguments += [f"--config.{key}={value}" for key, value in changes.items()]
         elif arguments[0] == "train" and flags[-1].startswith("--config.train.elastic="):
-            arguments = [*train_command("runs/elastic"), flags[-1], "--config.train.steps=2"]
+            arguments = [*train_command("runs/elastic"), flags[-1], "--config.train.steps=1"]
         elif arguments[0] == "train":  # the same flags with the tiny experiment, whose run it resumes
             tiny = train_command("runs/mine")
             assert flags == ["--config", "--workdir", STEPS]

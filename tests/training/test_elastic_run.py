@@ -11,7 +11,7 @@ from tubevit.training.loop import Parts
 from tubevit.training.step import make_step, taught_loss
 
 SETTINGS = {
-    "train.elastic": "25%,50%,100%", "train.grad_accum_steps": 2, "train.replay": 3, "input.path": "tubes",
+    "train.elastic": "25%,50%,100%", "train.grad_accum_steps": 2, "train.replay": 9, "input.path": "tubes",
     "log.every": 9, "checkpoint.keep": 9, "mesh.data": 2,
 }  # fmt: skip
 
