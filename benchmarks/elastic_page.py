@@ -65,8 +65,8 @@ def budget_table(rows: list[dict]) -> list[str]:
     seeds = {variant: len({row["seed"] for row in rows if row["variant"] == variant}) for variant in VARIANTS}
     trained = {variant: count for variant, count in seeds.items() if count}
     counts = ", ".join(f"{count} of `{variant}`" for variant, count in trained.items())
-    if len(set(trained.values())) == 1:
-        counts = f"{trained['elastic']} of each model"
+    if len(set(seeds.values())) == 1:
+        counts = f"{seeds['elastic']} of each model"
     by_rule = {rule: scores(rows, "elastic", f"{SHARES[0]}%:{rule}") for rule in ("motion", "even", "random")}
     found = ", ".join(f"{mean_and_range(values)} with `{rule}`" for rule, values in by_rule.items() if values)
     text = f"Seeds: {counts}."

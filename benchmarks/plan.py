@@ -51,31 +51,26 @@ def rows_of(plan: Mapping, jax: str, date: str) -> list[dict]:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Return what the search did, and the front."""
+    """Return what the search did, and the steps that it compiled."""
     if not rows:
         return ["Not measured yet."]
     one, generations = rows[0], {row["chip"]: row for row in rows}.values()
     count, compiled, *left = (sum(int(row[key]) for row in generations) for key in COUNTS)
     bounded, large, failed, opened = (f"{number:,}" for number in left)
     lines = [
-        f"{count:,} candidates: {compiled} compiled, {bounded} left out by a bound, {large} too large by arithmetic, "
-        f"{failed} failed, {opened} left open; {one['seconds']} s on 2 cores ({one['compiler']}, jax {one['jax']}, "
-        f"{one['date']}). Meshes are data x fsdp x tensor.",
+        f"By `python benchmarks/plan.py` in {one['seconds']} s on 2 cores ({one['compiler']}, jax {one['jax']}, "
+        f"{one['date']}): of {count:,} candidates, {compiled} were compiled, {bounded} were left out by a bound, "
+        f"{large} were too large by arithmetic, {failed} failed, and {opened} were left open. "
+        "Meshes are data x fsdp x tensor.",
         "",
-        "| slice | mesh | accumulation | remat | attention | ms | hours | chip-hours |",
-        "|---|---|---|---|---|---|---|---|",
+        "| slice | on the front | mesh | accumulation | remat | attention | ms | hours | chip-hours |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        if row["front"] == "yes":
-            cells = [row[key] for key in ("mesh", "grad_accum_steps", "remat", "attention", "ms")]
-            times = [f"{float(row['hours']):.1f}", f"{float(row['chip_hours']):,.0f}"]
-            lines.append(f"| `{row['slice']}` | {' | '.join(cells + times)} |")
-    others = "; ".join(
-        f"`{row['slice']}` {row['mesh']}, {row['grad_accum_steps']}, {row['remat']}, {row['attention']}: {row['ms']} ms"
-        for row in rows
-        if row["front"] == "no"
-    )
-    return [*lines, "", f"Compiled as well, and not on the front: {others}."] if others else lines
+        cells = [row[key] for key in ("front", "mesh", "grad_accum_steps", "remat", "attention", "ms")]
+        times = [f"{float(row['hours']):.1f}", f"{float(row['chip_hours']):,.0f}"]
+        lines.append(f"| `{row['slice']}` | {' | '.join(cells + times)} |")
+    return lines
 
 
 def page(text: str, rows: list[dict]) -> str:

@@ -47,7 +47,7 @@ ROWS = [  # experiment, changes, topology
 
 
 def key_of(experiment: str, changes: Mapping, topology: str) -> tuple[str, str, str]:
-    """Return what identifies a row, but the compiler."""
+    """Return what identifies a row except the compiler."""
     return experiment, " ".join(f"{key}={value}" for key, value in changes.items()), topology
 
 
@@ -101,6 +101,8 @@ def main(arguments: list[str] | None = None, compiler: Callable = compile_in_pro
     parser.add_argument("--only", default="", help="compile only rows that contain this text")
     parser.add_argument("--update", action="store_true", help="write what is compiled into the csv")
     args = parser.parse_args(arguments)
+    if not any(args.only in " ".join(key_of(*entry)) for entry in ROWS):
+        parser.error(f"no row contains {args.only!r}; rows:\n" + "\n".join(" ".join(key_of(*entry)) for entry in ROWS))
     known, failed, above_any = read(), False, False
     for entry in ROWS:
         key = key_of(*entry)

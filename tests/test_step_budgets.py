@@ -57,7 +57,7 @@ def test_updating_is_deliberate(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("needed, text", [(20 * 2**30, "20,480 MiB"), (None, "more memory than the chip has")])
-def test_a_step_that_does_not_fit_is_said(tmp_path, monkeypatch, capsys, needed, text):
+def test_a_step_that_does_not_fit_is_reported(tmp_path, monkeypatch, capsys, needed, text):
     def compiled(*arguments):
         return result(train={"fits": False, "needed": needed, "message": "HBM is full"}) | {"memory_of_compiler": 1}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tubevit
+from tubevit.cli import main
 from tubevit.config import experiments_folder
 from tubevit.tubes import PRESETS
 from tubevit.windows import take_windows
@@ -106,6 +107,12 @@ def test_checkpoints_and_experiments(done, tiny_run, tmp_path):
     (changed,) = inspect(done, "--config", "quickstart", "--config.model.depth=1")
     (whole,) = inspect(done, "--config", "quickstart")
     assert changed["parameters"] < whole["parameters"]
+
+
+@pytest.mark.parametrize("elastic, said", [("", False), ("100%", False), ("50%,100%", True), ("50%", True)])
+def test_whose_flops_they_are(capsys, elastic, said):
+    assert main(["inspect", "--config", "quickstart", f"--config.train.elastic={elastic}"]) == 0
+    assert ("the FLOPs are those with all tokens" in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize(

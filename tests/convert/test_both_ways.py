@@ -334,7 +334,11 @@ def test_models_that_the_formats_cannot_hold(saved, tiny, tmp_path, capsys):
             [target, "--format", "hugging-face"],
             "closest is vivit, but the model has tubes .* instead of one without gaps; .*position='fixed' instead",
         ),
-        ("fast", [target, "--format", "hugging-face"], "softcap=50.0 instead of None; budget 50%: .*budget='100%'"),
+        (
+            "fast",
+            [target, "--format", "hugging-face"],
+            "softcap=50.0 instead of None; budget 50%: load it with .*budget='100%'",
+        ),
         ("fast", [timm, "--format", "timm"], "softcap=50.0 instead of None; budget 50%: "),
         ("video", [target, "--format", "hugging-face"], "videomae, .*softcap=50.0 .*; budget 50%:motion: "),
         ("tanh", [timm, "--format", "timm"], "exact GELU, this model the tanh"),

@@ -44,7 +44,7 @@ def run(train_tiny, tmp_path_factory, made, evaluated):
 
 
 def test_the_largest_budget_teaches_in_every_step(run, made, tiny_config):
-    """In replayed ones as well; and it is not drawn itself."""
+    """In replayed ones as well, here the last; and it is not drawn itself."""
     model = resolve(tiny_config({key: str(value) for key, value in SETTINGS.items()})).model
     *smaller, largest = map(training_graph, elastic_models(model, SETTINGS["train.elastic"]))
     for checked in (False, True):
@@ -55,7 +55,7 @@ def test_the_largest_budget_teaches_in_every_step(run, made, tiny_config):
 
 
 def test_it_resumes_bit_for_bit(run, train_tiny, read_arrays, tmp_path, said):
-    """With accumulation, mixtures of windows, dropout and replays, which must find nothing."""
+    """With accumulation, mixtures of windows, dropout and a replay, which must find nothing."""
     shutil.copytree(run, tmp_path / "run")
     for step in (6, 9):
         shutil.rmtree(tmp_path / f"run/checkpoints/{step}")

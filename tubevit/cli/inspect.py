@@ -64,14 +64,17 @@ def _model(name: str, args, changes: dict):
 
 
 def _experiment_model(args, changes: dict):
+    from tubevit.budget import shares
     from tubevit.config import load_config
     from tubevit.config.resolve import resolve
 
     resolved = resolve(load_config(args.config, args.config_overrides), assume_missing=True)
-    elastic = resolved.config.train.elastic
-    notes = [f"train.elastic={elastic}: the FLOPs are not those of its steps, which `tubevit preflight` counts"]
-    for note in (*resolved.notes, *(notes if elastic else [])):
+    for note in resolved.notes:
         logger.info(note)
+    elastic = resolved.config.train.elastic
+    if shares(elastic) not in ([], [1.0]):
+        counted = "`tubevit preflight` counts those of the step with the most tokens"
+        logger.info(f"train.elastic={elastic}: the FLOPs are those with all tokens; {counted}")
     return _with_classes(resolved.model.replace(**changes), args.num_classes)
 
 

@@ -120,7 +120,7 @@ def unlike(config: ModelConfig, **expected) -> list[str]:
         if getattr(config, key) != value
     ]
     if config.budget is not None:
-        problems.append(f"budget {config.budget}: save what load_model(..., budget='100%') loads")
+        problems.append(f"budget {config.budget}: load it with load_model(..., budget='100%'), and save that")
     if len(config.heads) > 1:
         problems.append(f"several heads ({', '.join(name for name, _ in config.heads)}): --headless leaves them out")
     return problems

@@ -34,8 +34,7 @@ class Moment:
 def open_model(features: Features, path: str | os.PathLike, name: str | None = None) -> TubeViT:
     """Load the model that made features, with the budget that it had.
 
-    If its clips have no rate of their own, it gets the one of the clips that the features are of, so that a query is
-    as long as they are.
+    A model without a rate gets that of the features' clips, so that a query is as long as they are.
 
     Args:
         features: as `read_features` read them from `path`.

@@ -43,11 +43,14 @@ class Found:
     open: list[Candidate] = dataclasses.field(default_factory=list)
 
 
-def front(seconds: Seconds) -> list[Candidate]:
-    """Return the candidates that no other one beats in seconds and in devices x seconds, the fastest first."""
+def front(seconds: Seconds, tolerance: float = TOLERANCE) -> list[Candidate]:
+    """Return the candidates that no other one beats in seconds and in devices x seconds, the fastest first.
+
+    A slower one must be better by more than `tolerance` in devices x seconds.
+    """
     best, result = math.inf, []
     for candidate in sorted(seconds, key=lambda c: (seconds[c], c.devices)):
-        if candidate.devices * seconds[candidate] < best:
+        if candidate.devices * seconds[candidate] * (1 + tolerance) < best:
             result.append(candidate)
             best = candidate.devices * seconds[candidate]
     return result
