@@ -113,6 +113,8 @@ def test_checkpoints_and_experiments(done, tiny_run, tmp_path):
 def test_whose_flops_they_are(capsys, elastic, said):
     assert main(["inspect", "--config", "quickstart", f"--config.train.elastic={elastic}"]) == 0
     assert ("the FLOPs are those with all tokens" in capsys.readouterr().err) == said
+    assert main(["inspect", "--config", "quickstart", f"--config.train.elastic={elastic}", "--budget", "50%"]) == 0
+    assert "the FLOPs are those" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _experiment_model(args, changes: dict):
     for note in resolved.notes:
         logger.info(note)
     elastic = resolved.config.train.elastic
-    if shares(elastic) not in ([], [1.0]):
+    if shares(elastic) not in ([], [1.0]) and resolved.model.replace(**changes).budget is None:
         counted = "`tubevit preflight` counts those of the step with the most tokens"
         logger.info(f"train.elastic={elastic}: the FLOPs are those with all tokens; {counted}")
     return _with_classes(resolved.model.replace(**changes), args.num_classes)
